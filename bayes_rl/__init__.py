@@ -1,0 +1,1 @@
+"""Bayesian reinforcement learning on PyTorch Lightning."""

@@ -1,0 +1,275 @@
+"""What happens around training: progress in frames, curves, stopping cleanly, the closing report, videos."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ProgressBar
+from tqdm.auto import tqdm
+
+from bayes_rl.datamodule import ReplayDataModule
+from bayes_rl.envs import EnvSettings
+from bayes_rl.games import Game, pictures
+from bayes_rl.types import check
+
+
+def _data(trainer: pl.Trainer) -> ReplayDataModule:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data, ReplayDataModule)
+    return data
+
+
+class FrameProgress(ProgressBar):
+    """One bar for the whole run, in environment frames: rate, time left, epsilon, latest return and score.
+
+    Args:
+        refresh_seconds: least time between two redraws, in seconds.
+    """
+
+    def __init__(self, refresh_seconds: float = 0.5) -> None:
+        super().__init__()
+        self.refresh_seconds = refresh_seconds
+        self._bar: Any = None
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        data = _data(trainer)
+        epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
+        total = epochs * data.frames_per_epoch if epochs else None
+        self._bar = tqdm(
+            total=total,
+            initial=min(data.stream.frames, total or data.stream.frames),
+            unit="frame",
+            unit_scale=True,
+            mininterval=self.refresh_seconds,
+            disable=not self._enabled,
+            dynamic_ncols=True,
+            file=sys.stdout,
+            desc=data.game,
+        )
+        self._drawn = time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        if time.monotonic() - self._drawn < self.refresh_seconds:
+            return
+        self._drawn = time.monotonic()
+        stream = _data(trainer).stream
+        status = {"epsilon": f"{stream.epsilon:.2f}"}
+        if stream.recent_returns:
+            status["return"] = f"{np.mean(stream.recent_returns):.1f}"
+        score = trainer.callback_metrics.get("val/return_mean")
+        if score is not None:
+            status["score"] = f"{float(score):.1f}"
+        self._bar.set_postfix(status, refresh=False)
+        self._bar.update(max(0, min(stream.frames, self._bar.total or stream.frames) - self._bar.n))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn != "fit" or self._bar is None:
+            return
+        scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        frames = _data(trainer).stream.frames
+        line = f"{frames:>10,} frames: score {scores['val/return_mean']:.1f} over {scores['val/games']:.0f} games"
+        self._bar.write(f"{line} (median {scores['val/return_median']:.1f}, IQM {scores['val/return_iqm']:.1f})")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class StreamMetrics(Callback):
+    """Logs what the stream knows: returns in training, epsilon, frames per second, replay size, step sizes."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._mark = (time.monotonic(), _data(trainer).stream.frames)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        if trainer.global_step % trainer.log_every_n_steps:
+            return
+        stream = _data(trainer).stream
+        now, frames = time.monotonic(), stream.frames
+        values = {
+            "time/fps": (frames - self._mark[1]) / max(now - self._mark[0], 1e-9),
+            "train/epsilon": stream.epsilon,
+            "train/episodes": float(stream.finished_episodes),
+            "train/agent_steps": float(stream.agent_steps),
+            "train/updates": float(stream.updates),
+        }
+        self._mark = (now, frames)
+        if stream.recent_returns:
+            values["train/return_mean"] = float(np.mean(stream.recent_returns))
+        for group in trainer.optimizers[0].param_groups:
+            values[f"lr/{group['name']}"] = group["lr"]
+        pl_module.log_dict(values)
+
+
+class GracefulStop(Callback):
+    """Ctrl+C and SIGTERM: finish the update, save `last.ckpt`, say where, and exit with 130 or 143.
+
+    A second signal leaves at once, with the previous checkpoint intact.
+    """
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._request)
+
+    def _request(self, number: int, frame: Any) -> None:
+        if self._signal is not None:
+            os._exit(128 + number)
+        self._signal = number
+        print("\nstopping after this step; once more to leave at once", flush=True)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        if self._signal is None:
+            return
+        directory = getattr(trainer.checkpoint_callback, "dirpath", None)
+        if directory is not None:
+            path = Path(directory) / "last.ckpt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            trainer.save_checkpoint(temporary)
+            os.replace(temporary, path)
+            print(f"saved {path}; go on with --ckpt_path last", flush=True)
+        raise SystemExit(128 + self._signal)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+class LearningCurve(Callback):
+    """Keeps every validation, and writes `metrics.npy` and `learning_curve.png` into the run's directory.
+
+    The history is part of the checkpoint, so a resumed run draws the whole curve.
+    """
+
+    def __init__(self) -> None:
+        self.history: list[dict[str, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = list(state_dict["history"])
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        row = {k[4:]: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        row["frames"] = float(_data(trainer).stream.frames)
+        self.history = [r for r in self.history if r["frames"] < row["frames"]] + [row]
+        if trainer.log_dir and trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+            write_curve(self.history, _data(trainer).game, Path(trainer.log_dir))
+
+
+def write_curve(history: list[dict[str, float]], game: str, directory: Path) -> None:
+    """Write `metrics.npy` (a structured float64 array, a row per validation) and `learning_curve.png`."""
+    from matplotlib.figure import Figure
+
+    directory.mkdir(parents=True, exist_ok=True)
+    columns = sorted(history[0])
+    table = np.array([tuple(row[c] for c in columns) for row in history], [(c, np.float64) for c in columns])
+    np.save(directory / "metrics.npy", table)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.fill_between(table["frames"], table["return_min"], table["return_max"], alpha=0.15, label="min to max")
+    axes.plot(table["frames"], table["return_mean"], marker="o", label="mean")
+    axes.plot(table["frames"], table["return_iqm"], linestyle="--", label="IQM")
+    axes.set(title=f"{game}: raw score of whole greedy games", xlabel="environment frames", ylabel="score")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(directory / "learning_curve.png", dpi=120)
+
+
+class VideoWriter(Callback):
+    """`predict`: writes every game as a GIF (mp4 with the `video` extra), and shows it if `--data.render human`."""
+
+    def on_predict_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        data = _data(trainer)
+        directory = Path(trainer.log_dir or trainer.default_root_dir) / "videos"
+        for game in outputs:
+            path = write_video(data.settings, game, directory, data.fps)
+            print(f"seed {game.seed}: score {game.score:g} in {game.frames:,} frames, {path}", flush=True)
+            if data.render == "human":
+                show(data.settings, game, data.fps)
+
+
+def write_video(settings: EnvSettings, game: Game, directory: Path, fps: int) -> Path:
+    """Write a whole game, one picture per agent step at `fps`; mp4 if moviepy is installed, else GIF."""
+    directory.mkdir(parents=True, exist_ok=True)
+    stem = directory / f"seed{game.seed}_score{game.score:g}"
+    try:
+        from moviepy import ImageSequenceClip
+    except ImportError:
+        from PIL import Image
+
+        frames = [Image.fromarray(p).quantize(32, dither=Image.Dither.NONE) for p in pictures(settings, game)]
+        path = stem.with_name(stem.name + ".gif")
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
+        return path
+    path = stem.with_name(stem.name + ".mp4")
+    clip = ImageSequenceClip(list(pictures(settings, game)), fps=fps)
+    clip.write_videofile(str(path), logger=None, audio=False)
+    return path
+
+
+def show(settings: EnvSettings, game: Game, fps: int) -> None:
+    """Show a game in a window at `fps` pictures per second (needs a display)."""
+    import matplotlib
+
+    check(
+        matplotlib.get_backend().lower() not in ("agg", "pdf", "svg", "ps"),
+        "data.render",
+        "human",
+        "needs a display; leave it out and open the video instead",
+    )
+    import matplotlib.pyplot as plt
+
+    image = None
+    for picture in pictures(settings, game):
+        image = image or plt.imshow(picture)
+        image.set_data(picture)
+        plt.axis("off")
+        plt.pause(1 / fps)
+    plt.close()
+
+
+def report(data: ReplayDataModule, scores: dict[str, float], files: dict[str, str]) -> str:
+    """The closing table: scores of the test games, then the files of the run, one per line."""
+    keys = ("games", "return_mean", "return_median", "return_iqm", "return_min", "return_max", "human_normalised")
+    names = ("games", "mean", "median", "IQM", "min", "max", "human-normalised")
+    rows = [(n, scores[f"test/{k}"]) for k, n in zip(keys, names, strict=True) if f"test/{k}" in scores]
+    title = f"{data.game}: raw scores of whole greedy games, sticky actions {data.settings.sticky_actions:g}"
+    lines = [title, *(f"  {name:<18}{value:>10.2f}" for name, value in rows)]
+    return "\n".join([*lines, *(f"{name:<20}{path}" for name, path in files.items())])
+
+
+def as_scores(metrics: Any) -> dict[str, float]:
+    """Metrics of `Trainer.test` as plain floats."""
+    return {k: float(v) for row in metrics for k, v in row.items() if isinstance(v, (int, float, torch.Tensor))}

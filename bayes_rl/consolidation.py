@@ -1,0 +1,77 @@
+"""Elastic Weight Consolidation (Kirkpatrick et al. 2017, arXiv:1612.00796)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad, vmap
+
+from bayes_rl.losses import quadratic_penalty
+from bayes_rl.types import check
+
+Parameters = dict[str, Tensor]
+Score = Callable[[Parameters, tuple[Tensor, ...]], Tensor]
+"""A log-likelihood of one sample (no batch axis) as a function of the parameters: a scalar."""
+
+
+def fisher_diagonal(score: Score, parameters: Parameters, samples: tuple[Tensor, ...], chunk_size: int) -> Parameters:
+    """Mean over samples of the squared **per-sample** gradient of `score`; does not depend on `chunk_size`.
+
+    Args:
+        score: log-likelihood of one sample, in nats.
+        parameters: name to tensor.
+        samples: tensors whose first axis counts the samples `[M, ...]`.
+        chunk_size: samples whose gradients are held at once; memory is `chunk_size` times the parameters.
+
+    Returns:
+        Name to tensor >= 0, shaped as `parameters`.
+    """
+    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    per_sample = vmap(grad(score), in_dims=(None, 0), randomness="error")
+    count = samples[0].shape[0]
+    for start in range(0, count, chunk_size):
+        chunk = tuple(s[start : start + chunk_size] for s in samples)
+        for name, g in per_sample(parameters, chunk).items():
+            total[name] += g.square().sum(0)
+    return {name: t / count for name, t in total.items()}
+
+
+class ElasticWeightConsolidation(nn.Module):
+    """Anchor and Fisher diagonal of the protected parameters, kept in buffers, keyed by parameter name.
+
+    Args:
+        parameters: the parameters to protect, by name. Log-variances of Bayesian layers do not belong here:
+            the penalty anchors means.
+        ewc_lambda: strength of the penalty, >= 0, in nats per squared unit of weight and unit of Fisher.
+    """
+
+    consolidations: Tensor
+
+    def __init__(self, parameters: Mapping[str, Tensor], ewc_lambda: float) -> None:
+        super().__init__()
+        check(ewc_lambda >= 0, "model.ewc_lambda", ewc_lambda, "must be zero or positive")
+        self.ewc_lambda = ewc_lambda
+        self._keys = {name: name.replace(".", "__") for name in parameters}
+        for name, key in self._keys.items():
+            self.register_buffer(f"anchor_{key}", torch.zeros_like(parameters[name]))
+            self.register_buffer(f"fisher_{key}", torch.zeros_like(parameters[name]))
+        self.register_buffer("consolidations", torch.zeros((), dtype=torch.int64))
+
+    def consolidate(self, parameters: Mapping[str, Tensor], fisher: Mapping[str, Tensor]) -> None:
+        """Move the anchor to `parameters` and replace the Fisher diagonal; both must name every protected tensor."""
+        for name, key in self._keys.items():
+            self.get_buffer(f"anchor_{key}").copy_(parameters[name].detach())
+            self.get_buffer(f"fisher_{key}").copy_(fisher[name].detach())
+        self.consolidations += 1
+
+    def penalty(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """(lambda / 2) sum_i F_i (w_i - w*_i)^2 over all protected tensors: a scalar >= 0, 0 before the first
+        consolidation (the Fisher is zero then).
+        """
+        parts = [
+            quadratic_penalty(parameters[name], self.get_buffer(f"anchor_{key}"), self.get_buffer(f"fisher_{key}"))
+            for name, key in self._keys.items()
+        ]
+        return self.ewc_lambda * torch.stack(parts).sum()

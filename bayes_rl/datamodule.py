@@ -1,0 +1,211 @@
+"""The data: environments, replay and stream for training; whole games by seed for everything else."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+
+from bayes_rl.envs import Envs, EnvSettings, game_name, make_envs
+from bayes_rl.games import GameLoader, Games
+from bayes_rl.replay import ReplayBuffer
+from bayes_rl.stream import EpsilonSchedule, ReplayStream
+from bayes_rl.types import check
+
+GAME_SEEDS = {"validate": 1_000_000, "test": 2_000_000, "predict": 3_000_000}
+"""First seed of the games of each stage: the stages never share a game, and no run sees another's seeds twice."""
+
+
+class ReplayDataModule(pl.LightningDataModule):
+    """Streams n-step transitions from an env-stepping replay; validation batches are whole games.
+
+    Args:
+        env: any Gymnasium id with discrete actions, or the short name of a bundled Atari game (`breakout`).
+        num_envs: environments stepped together.
+        frame_stack: newest screens per observation.
+        frame_skip: environment frames per agent step.
+        sticky_actions: probability that the previous action is repeated, in [0, 1) (Machado et al. 2018: 0.25).
+        crop: [top, bottom, left, right] of the 210 x 160 Atari screen to keep, in pixels; null keeps all.
+        max_episode_frames: frames after which a game is truncated.
+        full_action_space: all 18 Atari actions instead of the game's own.
+        auto_fire: press FIRE at the start of a game and after each lost life (Atari games that have FIRE).
+        life_loss: what a lost life is to the learner: none, discount (of 0) or penalty (a reward of -1).
+        reward_clip: training rewards are clipped to +- this; null leaves them raw. Scores are always raw.
+        replay_capacity: transitions kept, over all environments.
+        min_replay_size: transitions collected at random before the first update.
+        batch_size: transitions per minibatch.
+        n_step: agent steps of the n-step return.
+        gamma: discount per agent step, in [0, 1].
+        updates_per_step: updates per agent step; 0.25 is one per four steps.
+        frames_per_epoch: environment frames per epoch; an epoch ends with a validation and a checkpoint.
+        epsilon_start: probability of a random action after the random prefill.
+        epsilon_end: the same at the end of its decay.
+        epsilon_decay_frames: frames of the linear decay.
+        eval_games: whole games per validation, test and predict.
+        eval_idle_frames: a validation game without a reward for so many frames ends there; 0 never ends one.
+        refill_replay: on resuming, collect a new replay instead of requiring the old one.
+        render: predict only: null writes videos, human opens a window as well.
+        fps: pictures per second of videos and of the window.
+        seed: of every episode and minibatch; the command line hands it --seed_everything.
+
+    Raises:
+        ConfigError: naming the setting that cannot work.
+    """
+
+    stream: ReplayStream
+
+    def __init__(
+        self,
+        env: str = "breakout",
+        num_envs: int = 8,
+        frame_stack: int = 4,
+        frame_skip: int = 4,
+        sticky_actions: float = 0.25,
+        crop: tuple[int, int, int, int] | None = None,
+        max_episode_frames: int = 108_000,
+        full_action_space: bool = False,
+        auto_fire: bool = False,
+        life_loss: str = "discount",
+        reward_clip: float | None = 1.0,
+        replay_capacity: int = 100_000,
+        min_replay_size: int = 5_000,
+        batch_size: int = 32,
+        n_step: int = 4,
+        gamma: float = 0.99,
+        updates_per_step: float = 0.25,
+        frames_per_epoch: int = 100_000,
+        epsilon_start: float = 1.0,
+        epsilon_end: float = 0.01,
+        epsilon_decay_frames: int = 100_000,
+        eval_games: int = 20,
+        eval_idle_frames: int = 10_000,
+        refill_replay: bool = False,
+        render: str | None = None,
+        fps: int = 15,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.settings = EnvSettings(
+            env, frame_skip, sticky_actions, crop, max_episode_frames, full_action_space, auto_fire
+        )
+        self.epsilon = EpsilonSchedule(epsilon_start, epsilon_end, epsilon_decay_frames)
+        self.refill_replay, self.seed = refill_replay, seed
+        self.frame_stack, self.num_envs, self.batch_size = frame_stack, num_envs, batch_size
+        self.min_replay_size, self.updates_per_step = min_replay_size, updates_per_step
+        self.frames_per_epoch = frames_per_epoch
+        self.eval_games, self.eval_idle_frames = eval_games, eval_idle_frames
+        self.render, self.fps = render, fps
+        check(batch_size >= 1, "data.batch_size", batch_size, "must be a positive number of transitions")
+        check(
+            replay_capacity >= batch_size, "data.batch_size", batch_size, f"exceeds the replay of {replay_capacity} slots"
+        )
+        limit = f"must lie between 1 and the replay's capacity, {replay_capacity}"
+        check(1 <= min_replay_size <= replay_capacity, "data.min_replay_size", min_replay_size, limit)
+        check(updates_per_step > 0, "data.updates_per_step", updates_per_step, "must be positive")
+        check(eval_games >= 1, "data.eval_games", eval_games, "must be at least 1 game")
+        check(eval_idle_frames >= 0, "data.eval_idle_frames", eval_idle_frames, "must be zero or more frames")
+        check(render in (None, "human"), "data.render", render, "must be null or 'human'")
+        check(fps >= 1, "data.fps", fps, "must be at least 1 picture per second")
+        self.batches_per_epoch = int(frames_per_epoch / frame_skip * updates_per_step)
+        rule = f"makes an epoch of no update at {updates_per_step} updates per step and {frame_skip} frames per step"
+        check(self.batches_per_epoch >= 1, "data.frames_per_epoch", frames_per_epoch, rule)
+        # A small ring finds bad settings and the shapes before anything is written.
+        probe = make_envs(self.settings, num_envs)
+        self._replay(probe)
+        self.num_actions, self.pixel_scale = probe.num_actions, probe.pixel_scale
+        channels, *rest = probe.screen_shape
+        self.observation_shape = (frame_stack * channels, *rest)
+        probe.close()
+
+    @property
+    def game(self) -> str:
+        """Short name of the game, or the Gymnasium id."""
+        return game_name(self.settings.env)
+
+    def _replay(self, envs: Envs, directory: Path | None = None) -> ReplayBuffer:
+        options = self.hparams
+        steps_per_epoch = -(-self.frames_per_epoch // (self.settings.frame_skip * envs.num_envs))
+        return ReplayBuffer(
+            options.replay_capacity,
+            envs.num_envs,
+            envs.screen_shape,
+            envs.screen_dtype,
+            frame_stack=self.frame_stack,
+            n_step=options.n_step,
+            gamma=options.gamma,
+            life_loss=options.life_loss,
+            reward_clip=options.reward_clip,
+            # A quarter more than the steps of an epoch, for the final screens of its episodes.
+            slack=steps_per_epoch + steps_per_epoch // 4,
+            directory=directory,
+        )
+
+    def setup(self, stage: str) -> None:
+        """Build environments, replay and stream before training; nothing is needed for playing games."""
+        if stage != "fit" or self.trainer is None:
+            return
+        trainer = self.trainer
+        envs = make_envs(self.settings, self.num_envs)
+        directory = Path(trainer.log_dir) / "replay" / f"rank{trainer.global_rank}" if trainer.log_dir else None
+        self._check_disk(envs, directory)
+        self.stream = ReplayStream(
+            envs,
+            self._replay(envs, directory),
+            trainer.lightning_module.act,
+            self.epsilon,
+            batch_size=self.batch_size,
+            updates_per_step=self.updates_per_step,
+            batches_per_epoch=max(1, self.batches_per_epoch // trainer.world_size),
+            min_replay_size=self.min_replay_size // trainer.world_size,
+            frame_skip=self.settings.frame_skip,
+            seed=self.seed,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            refill_replay=self.refill_replay,
+        )
+
+    def _check_disk(self, envs: Envs, directory: Path | None) -> None:
+        if directory is None:
+            return
+        capacity = self.hparams.replay_capacity
+        screen = int(np.prod(envs.screen_shape)) * envs.screen_dtype.itemsize
+        parent = next(p for p in [directory, *directory.absolute().parents] if p.exists())
+        need, free = capacity * screen, shutil.disk_usage(parent).free
+        check(need < free, "data.replay_capacity", capacity, f"needs {need >> 20} MiB of disk, {free >> 20} MiB are free")
+
+    def train_dataloader(self) -> ReplayStream:
+        """The stream itself: no DataLoader, because a worker process would act with a stale copy of the policy."""
+        return self.stream
+
+    def games(self, stage: str, count: int | None = None) -> Games:
+        """The games of a stage (`validate`, `test` or `predict`), split over ranks."""
+        count = count or self.eval_games
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        first = GAME_SEEDS[stage] + 1000 * self.seed
+        seeds = list(range(first, first + count))[rank::world_size]
+        return Games(self.settings, seeds, self.frame_stack, self.eval_idle_frames)
+
+    def _loader(self, stage: str) -> GameLoader:
+        quick = self.trainer is not None and getattr(self.trainer, "fast_dev_run", False)
+        return GameLoader(self.games(stage, 1 if quick else None))
+
+    def val_dataloader(self) -> GameLoader:
+        """One batch: the validation games."""
+        return self._loader("validate")
+
+    def test_dataloader(self) -> GameLoader:
+        """One batch: the test games."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> GameLoader:
+        """One batch: the games to be shown."""
+        return self._loader("predict")
+
+    def teardown(self, stage: str) -> None:
+        """Close the training environments."""
+        if stage == "fit" and hasattr(self, "stream"):
+            self.stream.finish_step()
+            self.stream.envs.close()

@@ -1,0 +1,132 @@
+"""Whole games for evaluation, each named by its seed, and their pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from bayes_rl.envs import AtariEnvs, EnvSettings, atari_games, make_envs, make_single
+from bayes_rl.stream import ObservationStack
+from bayes_rl.types import Policy, check
+
+
+@dataclass
+class Game:
+    """One finished game.
+
+    Attributes:
+        seed: that names it.
+        score: raw, undiscounted return.
+        frames: length in environment frames.
+        actions: every action, so that (seed, actions) is the game.
+    """
+
+    seed: int
+    score: float = 0.0
+    frames: int = 0
+    actions: list[int] = field(default_factory=list)
+
+
+class Games:
+    """A set of games given by their seeds: one validation batch.
+
+    Args:
+        settings: what to play.
+        seeds: one per game.
+        frame_stack: screens per observation.
+        idle_frames: a game without any reward for so long ends where it stands (a stuck greedy policy would
+            otherwise play to the frame limit); 0 never ends one.
+        parallel: games played at once.
+    """
+
+    def __init__(
+        self, settings: EnvSettings, seeds: list[int], frame_stack: int, idle_frames: int, parallel: int = 10
+    ) -> None:
+        self.settings, self.seeds, self.frame_stack, self.idle_frames = settings, seeds, frame_stack, idle_frames
+        self.parallel = min(parallel, len(seeds))
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def play(self, policy: Policy) -> list[Game]:
+        """Play every game to its end, greedily, and return them in the order of `seeds`."""
+        envs = make_envs(self.settings, self.parallel)
+        stack = ObservationStack(self.parallel, self.frame_stack, envs.screen_shape, envs.screen_dtype)
+        games = [Game(seed) for seed in self.seeds]
+        waiting = list(range(len(games)))
+        playing = np.full(self.parallel, -1)  # index into `games`, or -1
+        rewarded_at = np.zeros(self.parallel, np.int64)
+        free = np.ones(self.parallel, bool)
+        while True:
+            for slot in np.flatnonzero(free):
+                playing[slot] = waiting.pop(0) if waiting else -1
+            # Slots without a game are kept legal by a reset too.
+            seeds = np.array([games[g].seed if g >= 0 else 0 for g in playing[free]], np.int64)
+            if free.any():
+                stack.begin(envs.reset(seeds, free)[0], free)
+                rewarded_at[free] = 0
+            if (playing < 0).all():
+                break
+            executed = envs.send(policy(stack.observations()).numpy())
+            step = envs.recv()
+            stack.push(step.screens)
+            for slot in np.flatnonzero(playing >= 0):
+                game = games[playing[slot]]
+                game.score += float(step.rewards[slot])
+                game.frames += self.settings.frame_skip
+                game.actions.append(int(executed[slot]))
+                if step.rewards[slot] != 0:
+                    rewarded_at[slot] = game.frames
+            lengths = np.array([games[g].frames if g >= 0 else 0 for g in playing])
+            idle = (lengths - rewarded_at >= self.idle_frames) & (self.idle_frames > 0)
+            free = step.terminated | step.truncated | (idle & (playing >= 0))
+        envs.close()
+        return games
+
+
+class GameLoader:
+    """A loader of one batch, which is a set of games."""
+
+    def __init__(self, games: Games) -> None:
+        self.games = games
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Games]:
+        yield self.games
+
+
+def pictures(settings: EnvSettings, game: Game) -> Iterator[NDArray[np.uint8]]:
+    """RGB pictures `[H, W, 3]` of a game, one per agent step, by playing (seed, actions) again."""
+    if settings.env in atari_games():
+        envs = AtariEnvs(settings, 1, rgb=True)
+        yield envs.reset(np.array([game.seed]), np.ones(1, bool))[0][0].transpose(1, 2, 0)
+        for action in game.actions:
+            yield envs.step(np.array([action])).screens[0].transpose(1, 2, 0)
+        envs.close()
+        return
+    try:
+        env = make_single(settings, render_mode="rgb_array")
+        env.reset(seed=game.seed)
+        yield _rgb(env.render())
+    except gym.error.DependencyNotInstalled as error:
+        check(False, "data.env", settings.env, f"cannot be drawn here: {error}")
+    for action in game.actions:
+        env.step(action)
+        yield _rgb(env.render())
+    env.close()
+
+
+def _rgb(picture: Any) -> NDArray[np.uint8]:
+    """Rendered pictures as uint8, small ones (MinAtar's 10 x 10) enlarged to at least 160 pixels."""
+    array = np.asarray(picture)
+    if array.dtype != np.uint8:
+        array = (array * 255).astype(np.uint8)
+    factor = -(-160 // array.shape[0])
+    return array.repeat(factor, 0).repeat(factor, 1)

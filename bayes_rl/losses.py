@@ -1,0 +1,94 @@
+"""All mathematics of the objective, as pure functions: tensors in, tensor out. Read this first.
+
+    loss = nll + (temperature / num_data) * kl + ewc_penalty      (the critic's negative ELBO, and EWC)
+         + actor_loss                                             (gradients kept apart by `detach`)
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _same_shape(**tensors: Tensor) -> None:
+    # `[B]` against `[B, 1]` would broadcast to `[B, B]` without a word.
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"shapes must be equal, got {shapes}")
+
+
+def expected_value(action_probs: Tensor, q_values: Tensor) -> Tensor:
+    """Q(s, a) = <a, Q(s, .)> for a point a of the action simplex: two `[..., A]` to `[...]`."""
+    _same_shape(action_probs=action_probs, q_values=q_values)
+    return (action_probs * q_values).sum(-1)
+
+
+def td_target(reward: Tensor, discount: Tensor, next_action_probs: Tensor, next_q_values: Tensor) -> Tensor:
+    """Bootstrapped n-step target r^(n) + discount * <mu'(s'), Q'(s', .)>; no gradient flows through it.
+
+    Args:
+        reward: `[B]`, discounted n-step sum.
+        discount: `[B]`, gamma^k, 0 where the episode terminated.
+        next_action_probs: `[B, A]`, the target actor at s_{t+k}.
+        next_q_values: `[B, A]`, the target critic at s_{t+k}.
+
+    Returns:
+        `[B]` float32.
+
+    Raises:
+        ValueError: if shapes do not agree.
+    """
+    bootstrap = expected_value(next_action_probs, next_q_values)
+    _same_shape(reward=reward, discount=discount, bootstrap=bootstrap)
+    return (reward + discount * bootstrap).detach()
+
+
+def gaussian_nll(q: Tensor, td_target: Tensor, noise_std: float) -> Tensor:
+    """-log N(td_target | q, noise_std^2) in nats, `[B]`: half the squared TD error over the noise variance,
+    with its normalising constant, because a bare squared error is not a likelihood.
+    """
+    _same_shape(q=q, td_target=td_target)
+    return 0.5 * ((td_target - q) / noise_std).square() + math.log(noise_std) + 0.5 * math.log(2 * math.pi)
+
+
+def dpg_loss(action_logits: Tensor, q_values: Tensor) -> Tensor:
+    """Deterministic policy gradient on the simplex: minus the mean over the batch of <softmax(logits), Q>.
+
+    Its gradient is the exact all-action gradient sum_a grad mu_a Q_a; `q_values` `[B, A]` are constants.
+    """
+    return -expected_value(action_logits.softmax(-1), q_values.detach()).mean()
+
+
+def cross_entropy_loss(action_logits: Tensor, q_values: Tensor, policy_temperature: float) -> Tensor:
+    """Fit the actor to softmax(Q / policy_temperature) by cross-entropy; scalar, mean over the batch, in nats.
+
+    Unlike `dpg_loss` its gradient has no factor mu_a, so a saturated actor still learns. `q_values` `[B, A]`
+    are constants, in return units, as is `policy_temperature`.
+    """
+    _same_shape(action_logits=action_logits, q_values=q_values)
+    return F.cross_entropy(action_logits, (q_values.detach() / policy_temperature).softmax(-1))
+
+
+def entropy(action_logits: Tensor) -> Tensor:
+    """Entropy of softmax(logits) in nats, mean over the leading axes: a scalar in [0, log A]."""
+    log_probs = action_logits.log_softmax(-1)
+    return -(log_probs.exp() * log_probs).sum(-1).mean()
+
+
+def negative_elbo(nll: Tensor, kl: Tensor, num_data: int, temperature: float) -> Tensor:
+    """Per-datum negative ELBO: mean nll + (temperature / num_data) KL(q || p), in nats.
+
+    `nll` is a mean over the batch, `kl` a sum over all weights; with `temperature` 1 and `num_data` = N this is
+    -ELBO / N exactly (Blundell et al. 2015, arXiv:1505.05424, written per datum).
+    """
+    return nll + (temperature / num_data) * kl
+
+
+def quadratic_penalty(parameter: Tensor, anchor: Tensor, fisher: Tensor) -> Tensor:
+    """Half of sum_i F_i (w_i - w*_i)^2: the EWC term of one tensor, before lambda. A scalar >= 0."""
+    _same_shape(parameter=parameter, anchor=anchor, fisher=fisher)
+    return 0.5 * (fisher * (parameter - anchor).square()).sum()
+
+

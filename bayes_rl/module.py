@@ -1,0 +1,328 @@
+"""The agent: a LightningModule that owns the variational actor-critic and the ELBO + EWC loss."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections import deque
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from bayes_rl import losses
+from bayes_rl.bayes import bayesian_layers, kl_divergence
+from bayes_rl.consolidation import ElasticWeightConsolidation, fisher_diagonal
+from bayes_rl.games import Game, Games
+from bayes_rl.metrics import EpisodeReturns, human_normalised_score
+from bayes_rl.networks import Twin, TwinOutput
+from bayes_rl.types import Batch, Transition, check, check_choice
+
+FISHER_CHUNK = 16  # per-sample gradients held at once
+
+
+class VariationalActorCritic(pl.LightningModule):
+    """Twin DDPG on the action simplex with Bayesian heads, an ELBO and Elastic Weight Consolidation.
+
+    Args:
+        encoder: pseudo_resnet (the original's), nature, impala, minatar (10 x 10 planes) or mlp (vectors).
+        hidden_dim: features of the encoder's projection.
+        shared_trunk: one encoder for both pairs, trained by the critics; false gives each of the four its own.
+        prior_precision: 1 / variance of the Gaussian prior of each Bayesian weight, > 0.
+        init_log_var: initial log-variance of each Bayesian weight (natural logarithm), within +-11.
+        temperature: T of the ELBO, weight of KL / N; 1 is the true ELBO, 0 plain maximum likelihood.
+        noise_std: standard deviation of the Gaussian likelihood of a return, in clipped return units, > 0.
+        target: bootstrap from the `other` pair (the original) or from a moving average of both (`ema`).
+        tau: weight of the newest parameters in the moving average, per update, in (0, 1].
+        actor_loss: `dpg`, the exact policy gradient, or `cross_entropy` to softmax(Q / policy_temperature).
+        policy_temperature: of that softmax, in clipped return units, > 0.
+        entropy_weight: weight of the actors' entropy in their loss, in return units per nat, >= 0.
+        update_pairs: improve `both` pairs each update, or one at `random` (the original).
+        ewc_lambda: strength of the EWC penalty, >= 0; 0 switches it off.
+        consolidate_every: updates between registrations of the Fisher and its anchor; 0 never registers.
+        fisher_batches: latest minibatches the Fisher is averaged over.
+        actor_lr: Adam step size of the actors' heads (and own trunks).
+        critic_lr: Adam step size of the critics and of a shared trunk.
+        adam_eps: Adam's denominator offset.
+        weight_decay: decoupled weight decay of deterministic matrices and kernels, per unit of step size.
+        game: short name of the game, for human-normalised scores; set from the data by the command line.
+        observation_shape: of one observation, channels first; set from the data by the command line.
+        num_actions: A; set from the data by the command line.
+        pixel_scale: divisor of integer observations; set from the data by the command line.
+
+    Raises:
+        ConfigError: naming the setting that cannot work.
+    """
+
+    def __init__(
+        self,
+        encoder: str = "nature",
+        hidden_dim: int = 512,
+        shared_trunk: bool = True,
+        prior_precision: float = 10.0,
+        init_log_var: float = -9.0,
+        temperature: float = 1.0,
+        noise_std: float = 1.0,
+        target: str = "ema",
+        tau: float = 0.005,
+        actor_loss: str = "cross_entropy",
+        policy_temperature: float = 0.02,
+        entropy_weight: float = 0.0,
+        update_pairs: str = "both",
+        ewc_lambda: float = 0.0,
+        consolidate_every: int = 0,
+        fisher_batches: int = 8,
+        actor_lr: float = 2.5e-4,
+        critic_lr: float = 2.5e-4,
+        adam_eps: float = 1e-5,
+        weight_decay: float = 0.0,
+        game: str = "",
+        observation_shape: tuple[int, ...] = (4, 84, 84),
+        num_actions: int = 4,
+        pixel_scale: float = 255.0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        # Inside the command line Lightning stores the parsed configuration; make sure every value is there.
+        self.hparams.update(observation_shape=list(observation_shape), num_actions=num_actions)
+        check_choice("model.target", target, ("other", "ema"))
+        check_choice("model.actor_loss", actor_loss, ("dpg", "cross_entropy"))
+        check_choice("model.update_pairs", update_pairs, ("both", "random"))
+        for key, value in {"temperature": temperature, "entropy_weight": entropy_weight}.items():
+            check(value >= 0, f"model.{key}", value, "must be zero or positive")
+        positive = {"noise_std": noise_std, "policy_temperature": policy_temperature, "tau": tau}
+        for key, value in (positive | {"actor_lr": actor_lr, "critic_lr": critic_lr}).items():
+            check(value > 0, f"model.{key}", value, "must be positive")
+        check(tau <= 1, "model.tau", tau, "must be at most 1")
+        check(consolidate_every >= 0, "model.consolidate_every", consolidate_every, "must be zero or more updates")
+        check(fisher_batches >= 1, "model.fisher_batches", fisher_batches, "must be at least 1 minibatch")
+        self.twin = Twin(
+            encoder,
+            tuple(observation_shape),
+            num_actions,
+            hidden_dim,
+            shared_trunk,
+            prior_precision,
+            init_log_var,
+            pixel_scale,
+        )
+        self.target_twin = copy.deepcopy(self.twin).requires_grad_(False) if target == "ema" else None
+        self.ewc = ElasticWeightConsolidation(self._protected(), ewc_lambda) if ewc_lambda > 0 else None
+        self._fisher_samples: deque[Transition] = deque(maxlen=fisher_batches)
+        self.returns = EpisodeReturns()
+        self.frames = 0  # environment frames seen, the axis of every curve
+
+    # ------------------------------------------------------------------ acting
+    @torch.no_grad()
+    def act(self, observations: Tensor) -> Tensor:
+        """Greedy actions `[E]` int64 on the CPU, from the mean weights and the mean of both actors."""
+        precision = self.trainer.precision_plugin.forward_context() if self._trainer else contextlib.nullcontext()
+        with precision:
+            output = self.twin(observations.to(self.device))
+        return output.mean_action_probs().argmax(-1).cpu()
+
+    # ------------------------------------------------------------------ learning
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One update: the critics' negative ELBO and EWC penalty, plus the actors' loss."""
+        transition = batch.transition
+        targets = self._targets(transition)
+        output: TwinOutput = self.twin(transition.observation, weights="sample")
+        pairs = [0, 1] if self.hparams.update_pairs == "both" else [int(torch.randint(2, ()))]
+        nll = self._nll(output, transition, targets, pairs)
+        kl = kl_divergence(self.twin.networks(pairs))
+        ewc_penalty = self._ewc_penalty(transition)
+        actor_loss = self._actor_loss(output, pairs)
+        elbo_loss = losses.negative_elbo(nll, kl, batch.num_data, self.hparams.temperature)
+        self.frames = batch.frames
+        self._log_training(batch, output, targets, nll=nll, kl=kl, ewc_penalty=ewc_penalty, actor_loss=actor_loss)
+        return elbo_loss + ewc_penalty + actor_loss
+
+    @torch.no_grad()
+    def _targets(self, transition: Transition) -> Tensor:
+        """TD targets `[2, B]`, one for each pair, from mean weights."""
+        if self.target_twin is not None:
+            next_output: TwinOutput = self.target_twin(transition.next_observation)
+            probs = next_output.mean_action_probs()
+            q_values = next_output.q_values.mean(0)
+            td_target = losses.td_target(transition.reward, transition.discount, probs, q_values)
+            return td_target.expand(2, -1)
+        next_output = self.twin(transition.next_observation)
+        probs, q_values = next_output.action_logits.softmax(-1), next_output.q_values
+        # Pair 0 learns from pair 1 and the other way round.
+        return torch.stack(
+            [losses.td_target(transition.reward, transition.discount, probs[i], q_values[i]) for i in (1, 0)]
+        )
+
+    def _nll(self, output: TwinOutput, transition: Transition, targets: Tensor, pairs: list[int]) -> Tensor:
+        """-log likelihood of the targets in nats: summed over the `pairs` that learn, mean over the batch."""
+        action = transition.action.expand(2, -1).unsqueeze(-1)
+        q = output.q_values.gather(-1, action).squeeze(-1)
+        nll = losses.gaussian_nll(q, targets, self.hparams.noise_std)
+        return nll[pairs].sum(0).mean()
+
+    def _actor_loss(self, output: TwinOutput, pairs: list[int]) -> Tensor:
+        """The actors climb the mean of both critics; a scalar, summed over the `pairs` that learn."""
+        q_values = output.q_values.mean(0)
+        total = torch.zeros((), device=q_values.device)
+        for i in pairs:
+            logits = output.action_logits[i]
+            if self.hparams.actor_loss == "dpg":
+                total = total + losses.dpg_loss(logits, q_values)
+            else:
+                total = total + losses.cross_entropy_loss(logits, q_values, self.hparams.policy_temperature)
+            if self.hparams.entropy_weight:
+                total = total - self.hparams.entropy_weight * losses.entropy(logits)
+        return total
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.target_twin is not None:
+            with torch.no_grad():
+                torch._foreach_lerp_(
+                    list(self.target_twin.parameters()), list(self.twin.parameters()), self.hparams.tau
+                )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One Adam with the actors' and the critics' step sizes as parameter groups."""
+        groups: dict[tuple[str, bool], list[Tensor]] = {}
+        for name, parameter in self.twin.named_parameters():
+            own_actor_trunk = name.startswith(("trunks.0", "trunks.1")) and not self.twin.shared_trunk
+            owner = "actor" if name.startswith("actors") or own_actor_trunk else "critic"
+            decayed = parameter.ndim > 1 and not name.endswith(("weight_mu", "weight_log_var"))
+            groups.setdefault((owner, decayed), []).append(parameter)
+        rates = {"actor": self.hparams.actor_lr, "critic": self.hparams.critic_lr}
+        return torch.optim.AdamW(
+            [
+                {"params": p, "lr": rates[owner], "weight_decay": self.hparams.weight_decay * decayed, "name": owner}
+                for (owner, decayed), p in groups.items()
+            ],
+            eps=self.hparams.adam_eps,
+            fused=True,
+        )
+
+    # ------------------------------------------------------------------ consolidation
+    def _protected(self) -> dict[str, Tensor]:
+        """What EWC anchors: the critics' means of Bayesian weights and all their deterministic weights."""
+        trunks = ("trunks.0",) if self.twin.shared_trunk else ("trunks.2", "trunks.3")
+        return {
+            name: parameter
+            for name, parameter in self.twin.named_parameters()
+            if name.startswith(("critics", *trunks)) and not name.endswith("weight_log_var")
+        }
+
+    def _ewc_penalty(self, transition: Transition) -> Tensor:
+        if self.ewc is None:
+            return torch.zeros((), device=self.device)
+        self._fisher_samples.append(transition)
+        every = self.hparams.consolidate_every
+        if every and self.global_step and self.global_step % every == 0:
+            self.consolidate()
+        return self.ewc.penalty(self._protected())
+
+    def consolidate(self) -> None:
+        """Register the critics' Fisher diagonal on the latest minibatches, and anchor the present weights."""
+        if self.ewc is None or not self._fisher_samples:
+            return
+        protected = {name: p.detach() for name, p in self._protected().items()}
+        rest = {name: p.detach() for name, p in self.twin.named_parameters() if name not in protected}
+        observation = torch.cat([t.observation for t in self._fisher_samples])
+        action = torch.cat([t.action for t in self._fisher_samples])
+        fisher = {name: torch.zeros_like(p) for name, p in protected.items()}
+        for pair in range(2):
+
+            def score(parameters: dict[str, Tensor], sample: tuple[Tensor, ...], pair: int = pair) -> Tensor:
+                # For y ~ N(Q, noise_std^2) the expected squared score is (dQ / noise_std)^2: no y need be drawn.
+                state, chosen = sample
+                output = functional_call(self.twin, {**rest, **parameters}, (state[None],))
+                return output.q_values[pair, 0].gather(0, chosen[None]).squeeze(0) / self.hparams.noise_std
+
+            with torch.autocast(self.device.type, enabled=False):
+                part = fisher_diagonal(score, protected, (observation, action), FISHER_CHUNK)
+            fisher = {name: f + part[name] for name, f in fisher.items()}
+        self.ewc.consolidate(protected, fisher)
+
+    # ------------------------------------------------------------------ games
+    def validation_step(self, games: Games, batch_idx: int) -> list[Game]:
+        """Play the games greedily, by the mean weights."""
+        played = games.play(self.act)
+        self.returns.update(
+            torch.tensor([g.score for g in played], device=self.device),
+            torch.tensor([float(g.frames) for g in played], device=self.device),
+        )
+        return played
+
+    def test_step(self, games: Games, batch_idx: int) -> list[Game]:
+        """As validation, on other seeds."""
+        return self.validation_step(games, batch_idx)
+
+    def predict_step(self, games: Games, batch_idx: int) -> list[Game]:
+        """Play the games and hand them on; a callback writes them as video."""
+        return games.play(self.act)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_games("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_games("test")
+
+    def _log_games(self, stage: Literal["val", "test"]) -> None:
+        scores = self.returns.compute()
+        normalised = human_normalised_score(self.hparams.game, float(scores["return_mean"]))
+        if normalised is not None:
+            scores["human_normalised"] = torch.tensor(normalised)
+        self.returns.reset()
+        self.log_dict({f"{stage}/{key}": value for key, value in scores.items()})
+        self.log("step", float(self.frames))
+
+    # ------------------------------------------------------------------ logging and state
+    def _log_training(self, batch: Batch, output: TwinOutput, targets: Tensor, **parts: Tensor) -> None:
+        """Everything `docs/metrics.md` lists under training; computed only when it will be written."""
+        if (self.global_step + 1) % self.trainer.log_every_n_steps:
+            return
+        with torch.no_grad():
+            nll, kl, temperature = parts["nll"], parts["kl"], self.hparams.temperature
+            q_values = output.q_values.mean(0)
+            q = q_values.gather(-1, batch.transition.action.unsqueeze(-1)).squeeze(-1)
+            log_var = torch.cat([layer.log_var().flatten() for layer in bayesian_layers(self.twin)])
+            probs = output.mean_action_probs()
+            values = {
+                **{f"train/{name}": value for name, value in parts.items()},
+                "train/elbo_loss": losses.negative_elbo(nll, kl, batch.num_data, temperature),
+                "train/num_data": float(batch.num_data),
+                "train/temperature": float(temperature),
+                "train/kl_to_nll": temperature * kl / batch.num_data / nll.abs(),
+                "train/ewc_to_nll": parts["ewc_penalty"] / nll.abs(),
+                "train/q": q.mean(),
+                "train/q_max": q_values.max(-1).values.mean(),
+                "train/td_error": (targets.mean(0) - q).abs().mean(),
+                "train/twin_gap": (output.q_values[0] - output.q_values[1]).abs().mean(),
+                "train/actor_agrees": (probs.argmax(-1) == q_values.argmax(-1)).float().mean(),
+                "train/policy_entropy": losses.entropy(output.action_logits),
+                "posterior/std_mean": (0.5 * log_var).exp().mean(),
+                "posterior/log_var_min": log_var.min(),
+                "posterior/log_var_max": log_var.max(),
+            }
+        self.log_dict(values)
+        self.log("step", float(batch.frames))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["frames"] = self.frames
+        checkpoint["torch_rng"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            checkpoint["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        checkpoint["fisher_samples"] = [tuple(t) for t in self._fisher_samples]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.frames = checkpoint["frames"]
+        self._fisher_samples.extend(Transition(*t) for t in checkpoint["fisher_samples"])
+        self._rng = checkpoint
+
+    def on_train_start(self) -> None:
+        # Now, not when loading: what Lightning does in between draws random numbers of its own.
+        state = self.__dict__.pop("_rng", None)
+        if state is not None:
+            torch.set_rng_state(state["torch_rng"].cpu())
+            if self.device.type == "cuda" and "cuda_rng" in state:
+                torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)

@@ -1,0 +1,223 @@
+"""Replay memory: every screen is stored once; stacks and n-step returns are made on reading."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bayes_rl.types import ConfigError, Transition, check, check_choice
+
+TERMINATED, TRUNCATED, LIFE_LOST, LAST_SCREEN = 1, 2, 4, 8
+LIFE_LOSS = ("none", "discount", "penalty")
+
+
+class ReplayBuffer:
+    """One ring of slots per environment. A slot holds a screen and the step taken from it.
+
+    An episode of T steps takes T + 1 slots: the extra one, marked `LAST_SCREEN`, keeps its final screen, which a
+    truncated episode bootstraps from. Rings have `slack` more slots than can be sampled, so that what a
+    checkpoint refers to survives the writes of one more epoch.
+
+    Args:
+        capacity: transitions kept in all, over all environments.
+        num_envs: E, rings.
+        screen_shape: of one screen.
+        screen_dtype: of one screen.
+        frame_stack: screens per observation, oldest first, zeros before an episode's start.
+        n_step: n of the return; may be changed between samples.
+        gamma: discount per agent step, in [0, 1].
+        life_loss: what a lost life is to the learner: nothing, a discount of 0, or a reward of -1 (also at the
+            episode's end, as in the original system's Space Invaders).
+        reward_clip: rewards are clipped to +- this on reading; None leaves them raw.
+        slack: additional slots per ring.
+        directory: where memory-mapped files live; None keeps everything in memory.
+
+    Raises:
+        ConfigError: naming the setting that cannot work.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        num_envs: int,
+        screen_shape: tuple[int, ...],
+        screen_dtype: np.dtype[Any],
+        *,
+        frame_stack: int = 4,
+        n_step: int = 4,
+        gamma: float = 0.99,
+        life_loss: str = "none",
+        reward_clip: float | None = 1.0,
+        slack: int = 0,
+        directory: Path | None = None,
+    ) -> None:
+        check(capacity >= 1, "data.replay_capacity", capacity, "must be a positive number of transitions")
+        check(1 <= frame_stack <= 255, "data.frame_stack", frame_stack, "must lie between 1 and 255 screens")
+        check(n_step >= 1, "data.n_step", n_step, "must be at least 1 step")
+        check(0 <= gamma <= 1, "data.gamma", gamma, "must lie in [0, 1]")
+        check_choice("data.life_loss", life_loss, LIFE_LOSS)
+        check(reward_clip is None or reward_clip > 0, "data.reward_clip", reward_clip, "must be positive, or null")
+        ring = capacity // num_envs
+        limit = f"must be smaller than one environment's share of the replay, {ring} = {capacity} / {num_envs} slots"
+        check(n_step + frame_stack <= ring, "data.n_step", n_step, limit)
+        self.capacity, self.num_envs, self.ring = capacity, num_envs, ring
+        self.screen_shape, self.frame_stack = tuple(screen_shape), frame_stack
+        self.n_step, self.gamma = n_step, gamma
+        self.life_loss, self.reward_clip = life_loss, reward_clip
+        self.slots = ring + slack
+        self.directory = directory
+        total = num_envs * self.slots
+        self._screens = self._array("screens", (total, int(np.prod(screen_shape))), screen_dtype)
+        self._actions = self._array("actions", (total,), np.dtype(np.int16))
+        self._rewards = self._array("rewards", (total,), np.dtype(np.float32))
+        self._flags = self._array("flags", (total,), np.dtype(np.uint8))
+        self._ages = self._array("ages", (total,), np.dtype(np.uint8))  # steps since reset, saturating
+        self._disk_written = self._array("written", (num_envs,), np.dtype(np.int64))
+        self.written = np.zeros(num_envs, np.int64)  # slots ever written, per ring
+        self._age = np.zeros(num_envs, np.int64)
+        self._base = np.arange(num_envs) * self.slots
+
+    def _array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        if self.directory is None:
+            return np.zeros(shape, dtype)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / f"{name}.{dtype.name}"
+        size = int(np.prod(shape)) * dtype.itemsize
+        keep = path.exists() and path.stat().st_size == size
+        return np.memmap(path, dtype, "r+" if keep else "w+", shape=shape)
+
+    def __len__(self) -> int:
+        """Slots inside the window that can be sampled from, all rings together."""
+        return int(np.minimum(self.written, self.ring).sum())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays at full size."""
+        return sum(a.nbytes for a in (self._screens, self._actions, self._rewards, self._flags, self._ages))
+
+    def _write(self, envs: NDArray[np.int64], screens: NDArray[Any], flags: NDArray[Any]) -> NDArray[np.int64]:
+        slot = self._base[envs] + self.written[envs] % self.slots
+        self._screens[slot] = screens.reshape(len(envs), -1)
+        self._flags[slot] = flags
+        self._ages[slot] = np.minimum(self._age[envs], 255)
+        self.written[envs] += 1
+        return slot
+
+    def add(
+        self,
+        screens: NDArray[Any],
+        actions: NDArray[np.int64],
+        rewards: NDArray[np.float32],
+        terminated: NDArray[np.bool_],
+        truncated: NDArray[np.bool_],
+        life_lost: NDArray[np.bool_],
+        next_screens: NDArray[Any],
+    ) -> None:
+        """Append one step of every environment, all `[E]`; `next_screens` is kept where the episode ended."""
+        envs = np.arange(self.num_envs)
+        flags = terminated * TERMINATED + truncated * TRUNCATED + life_lost * LIFE_LOST
+        slot = self._write(envs, screens, flags)
+        self._actions[slot] = actions
+        self._rewards[slot] = rewards
+        self._age += 1
+        ended = np.flatnonzero(terminated | truncated)
+        if len(ended):
+            self._write(ended, next_screens[ended], np.full(len(ended), LAST_SCREEN))
+            self._age[ended] = 0
+
+    def _window(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First slot number that can be sampled, and how many, per ring: whole stacks and whole n-step windows."""
+        oldest = np.maximum(self.written - self.ring, 0)
+        low = oldest + np.where(oldest > 0, self.frame_stack - 1, 0)
+        return low, np.maximum(self.written - self.n_step - low, 0)
+
+    @property
+    def sampleable(self) -> int:
+        """Slots that `sample` chooses among (a few of them, the last screens, are drawn again)."""
+        return int(self._window()[1].sum())
+
+    def sample(self, batch_size: int, rng: np.random.Generator) -> Transition:
+        """Draw `batch_size` transitions uniformly, with replacement, from those stored."""
+        low, count = self._window()
+        ends = np.cumsum(count)
+        if ends[-1] == 0:
+            raise RuntimeError("nothing to sample: the replay holds no complete n-step window yet")
+        env = np.empty(batch_size, np.int64)
+        number = np.empty(batch_size, np.int64)
+        missing = np.arange(batch_size)
+        while len(missing):
+            u = rng.integers(0, ends[-1], len(missing))
+            e = np.searchsorted(ends, u, side="right")
+            env[missing], number[missing] = e, low[e] + u - (ends[e] - count[e])
+            flags = self._flags[self._slot(env[missing], number[missing])]
+            missing = missing[(flags & LAST_SCREEN) > 0]  # no step was taken from there
+        return self.transitions(env, number)
+
+    def _slot(self, env: NDArray[np.int64], number: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self._base[env] + number % self.slots
+
+    def transitions(self, env: NDArray[np.int64], number: NDArray[np.int64]) -> Transition:
+        """The n-step transitions that start at slot `number` `[B]` of ring `env` `[B]`."""
+        steps = np.arange(self.n_step)
+        window = self._slot(env[:, None], number[:, None] + steps)
+        flags = self._flags[window]
+        reward = np.asarray(self._rewards[window], np.float64)
+        if self.reward_clip is not None:
+            reward = reward.clip(-self.reward_clip, self.reward_clip)
+        if self.life_loss == "penalty":
+            reward = reward - ((flags & (LIFE_LOST | TERMINATED)) > 0)
+        absorbing = (flags & (TERMINATED | (LIFE_LOST if self.life_loss == "discount" else 0))) > 0
+        ends = absorbing | ((flags & TRUNCATED) > 0)
+        taken = np.cumsum(ends, 1) - ends == 0  # steps up to and including the first end
+        k = taken.sum(1)
+        n_step_return = (reward * taken * self.gamma**steps).sum(1)
+        discount = self.gamma**k * ~absorbing[np.arange(len(k)), k - 1]
+        return Transition(
+            self._observations(env, number),
+            torch.from_numpy(self._actions[self._slot(env, number)].astype(np.int64)),
+            torch.from_numpy(n_step_return.astype(np.float32)),
+            torch.from_numpy(discount.astype(np.float32)),
+            self._observations(env, number + k),
+        )
+
+    def _observations(self, env: NDArray[np.int64], number: NDArray[np.int64]) -> Tensor:
+        """Stacks `[B, frame_stack * C, ...]` that end at slot `number`, zeros before the episode's start."""
+        back = np.arange(self.frame_stack - 1, -1, -1)
+        stack = self._screens[self._slot(env[:, None], number[:, None] - back)]
+        missing = self._ages[self._slot(env, number)][:, None] < back
+        if missing.any():
+            stack[missing] = 0
+        channels, *rest = self.screen_shape
+        return torch.from_numpy(np.ascontiguousarray(stack)).view(len(env), self.frame_stack * channels, *rest)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Positions in the rings; the slots themselves stay in `directory`, flushed to disk here."""
+        self._disk_written[:] = self.written
+        for array in (self._screens, self._actions, self._rewards, self._flags, self._ages, self._disk_written):
+            if isinstance(array, np.memmap):
+                array.flush()
+        return {
+            "written": torch.from_numpy(self.written.copy()),
+            "age": torch.from_numpy(self._age.copy()),
+            "geometry": [self.num_envs, self.slots, *self.screen_shape],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to `state`. Refuses when the files no longer (or do not) hold what it refers to."""
+        written = state["written"].numpy()
+        where = str(self.directory)
+        remedy = "; resume from checkpoints/last.ckpt, or collect again with --data.refill_replay true"
+        if state["geometry"] != [self.num_envs, self.slots, *self.screen_shape]:
+            raise ConfigError("ckpt_path", where, f"replay of another shape, {state['geometry']}{remedy}")
+        ahead = self._disk_written - written
+        if (ahead < 0).any():
+            raise ConfigError("ckpt_path", where, f"the replay that this checkpoint refers to is not there{remedy}")
+        if (ahead > self.slots - self.ring).any():
+            raise ConfigError("ckpt_path", where, f"the replay has moved on since this checkpoint{remedy}")
+        self.written[:] = written
+        self._age[:] = state["age"].numpy()

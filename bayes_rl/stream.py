@@ -1,0 +1,256 @@
+"""The training stream: act -> step -> store -> sample. It owns the counters and the exploration schedule."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset
+
+from bayes_rl.envs import Envs, episode_seed
+from bayes_rl.replay import ReplayBuffer
+from bayes_rl.types import Batch, Policy, check
+
+EXPLORE, SAMPLE = 0x45, 0x53  # domains of the counter-based generators below
+
+
+@dataclass(frozen=True)
+class EpsilonSchedule:
+    """Linear in frames from `start` to `end` over `decay_frames`, then constant; probabilities in [0, 1]."""
+
+    start: float
+    end: float
+    decay_frames: int
+
+    def __post_init__(self) -> None:
+        for key, value in (("start", self.start), ("end", self.end)):
+            check(0 <= value <= 1, f"data.epsilon_{key}", value, "must be a probability in [0, 1]")
+        check(self.decay_frames >= 0, "data.epsilon_decay_frames", self.decay_frames, "must be zero or more frames")
+
+    def __call__(self, frames: int) -> float:
+        """Epsilon after `frames` environment frames of learning."""
+        progress = min(1.0, frames / self.decay_frames) if self.decay_frames else 1.0
+        return self.start + progress * (self.end - self.start)
+
+
+class ObservationStack:
+    """The last `frame_stack` screens of E environments: `[E, frame_stack * C, ...]`, zeros before a start."""
+
+    def __init__(self, num_envs: int, frame_stack: int, screen_shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.array = np.zeros((num_envs, frame_stack, *screen_shape), dtype)
+
+    def begin(self, screens: NDArray[Any], mask: NDArray[np.bool_]) -> None:
+        """New episodes where `mask` `[E]` is set."""
+        self.array[mask] = 0
+        self.array[mask, -1] = screens[mask]
+
+    def push(self, screens: NDArray[Any]) -> None:
+        """One more screen for every environment."""
+        self.array[:, :-1] = self.array[:, 1:].copy()
+        self.array[:, -1] = screens
+
+    def observations(self) -> torch.Tensor:
+        """`[E, frame_stack * C, ...]`, sharing memory with the stack."""
+        envs, depth, channels, *rest = self.array.shape
+        return torch.from_numpy(self.array).view(envs, depth * channels, *rest)
+
+
+class ReplayStream(IterableDataset[Batch]):
+    """Finite epochs of minibatches from an ever-growing experience.
+
+    Environments step while the learner works: actions are sent before minibatches are handed out and the results
+    fetched after. The order is fixed, so a run is a function of its seed. All randomness is drawn from generators
+    keyed by (seed, rank, domain, counter): there is no generator state to save.
+
+    Args:
+        envs: not yet reset.
+        replay: empty, or restored by `load_state_dict`.
+        policy: greedy behaviour.
+        epsilon: exploration.
+        batch_size: transitions per minibatch.
+        updates_per_step: minibatches per agent step (0.25: one per four steps), > 0.
+        batches_per_epoch: length of one pass.
+        min_replay_size: transitions collected uniformly at random before the first minibatch.
+        frame_skip: frames per agent step.
+        seed: of the run.
+        rank: of this process; part of every seed.
+        world_size: processes; frames are counted over all of them.
+        refill_replay: collect a new replay when a state is loaded, instead of requiring the old one.
+    """
+
+    def __init__(
+        self,
+        envs: Envs,
+        replay: ReplayBuffer,
+        policy: Policy,
+        epsilon: EpsilonSchedule,
+        *,
+        batch_size: int,
+        updates_per_step: float,
+        batches_per_epoch: int,
+        min_replay_size: int,
+        frame_skip: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        refill_replay: bool = False,
+    ) -> None:
+        self.envs, self.replay, self.policy, self.epsilon_schedule = envs, replay, policy, epsilon
+        self.batch_size, self.updates_per_step = batch_size, updates_per_step
+        self.batches_per_epoch, self.min_replay_size = batches_per_epoch, min_replay_size
+        self.frame_skip, self.seed, self.rank, self.world_size = frame_skip, seed, rank, world_size
+        self.refill_replay = refill_replay
+        count = envs.num_envs
+        self.stack = ObservationStack(count, replay.frame_stack, envs.screen_shape, envs.screen_dtype)
+        self.vector_steps = 0  # steps of all environments together, prefill included
+        self.learning_steps = 0  # the same, since the prefill
+        self.updates = 0  # minibatches handed out
+        self.episodes = np.zeros(count, np.int64)
+        self.lives = np.zeros(count, np.int64)
+        self.actions_since_reset: list[list[int]] = [[] for _ in range(count)]
+        self.episode_return = np.zeros(count)
+        self.recent_returns: deque[float] = deque(maxlen=100)
+        self.finished_episodes = 0
+        self._in_flight: NDArray[np.int64] | None = None
+        self._started = False
+
+    @property
+    def agent_steps(self) -> int:
+        """Actions taken, over all environments and ranks."""
+        return self.vector_steps * self.envs.num_envs * self.world_size
+
+    @property
+    def frames(self) -> int:
+        """Environment frames, over all environments and ranks."""
+        return self.agent_steps * self.frame_skip
+
+    @property
+    def epsilon(self) -> float:
+        """Probability of a uniformly random action now; 1 during the prefill."""
+        learning = self.learning_steps * self.envs.num_envs * self.world_size * self.frame_skip
+        return self.epsilon_schedule(learning) if self.learning_steps else 1.0
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._prefill()
+        # From counters alone, so that an epoch interrupted in its middle goes on where it was.
+        epoch_end = (self.updates // self.batches_per_epoch + 1) * self.batches_per_epoch
+        while self.updates < epoch_end:
+            while self.updates >= int(self.learning_steps * self.envs.num_envs * self.updates_per_step):
+                self.learning_steps += 1
+                self._advance()
+            rng = np.random.default_rng([self.seed, self.rank, SAMPLE, self.updates])
+            self.updates += 1
+            yield Batch(self.replay.sample(self.batch_size, rng), len(self.replay) * self.world_size, self.frames)
+
+    def _prefill(self) -> None:
+        while len(self.replay) < self.min_replay_size or self.replay.sampleable < 1:
+            self._advance()
+
+    def _advance(self) -> None:
+        """Fetch the step under way, store it, then act and send the next one."""
+        self.finish_step()
+        if not self._started:
+            self._reset(np.ones(self.envs.num_envs, bool))
+            self._started = True
+        actions = self._explore()
+        self._in_flight = self.envs.send(actions)
+        for history, action in zip(self.actions_since_reset, self._in_flight.tolist(), strict=True):
+            history.append(action)
+        self.vector_steps += 1
+
+    def _explore(self) -> NDArray[np.int64]:
+        rng = np.random.default_rng([self.seed, self.rank, EXPLORE, self.vector_steps])
+        count, epsilon = self.envs.num_envs, self.epsilon
+        random_actions = rng.integers(0, self.envs.num_actions, count)
+        explore = rng.random(count) < epsilon
+        if explore.all():
+            return random_actions
+        greedy = self.policy(self.stack.observations()).numpy()
+        return np.where(explore, random_actions, greedy)
+
+    def finish_step(self) -> None:
+        """Wait for the step under way, if any, and store it."""
+        if self._in_flight is None:
+            return
+        step = self.envs.recv()
+        life_lost = step.lives < self.lives
+        self.replay.add(
+            self.stack.array[:, -1],
+            self._in_flight,
+            step.rewards,
+            step.terminated,
+            step.truncated,
+            life_lost,
+            step.screens,
+        )
+        self._in_flight = None
+        self.lives = step.lives
+        self.stack.push(step.screens)
+        self.episode_return += step.rewards
+        ended = step.terminated | step.truncated
+        if ended.any():
+            self.recent_returns.extend(self.episode_return[ended].tolist())
+            self.finished_episodes += int(ended.sum())
+            self._reset(ended)
+
+    def _seeds(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+        chosen = np.flatnonzero(mask)
+        return np.array([episode_seed(self.seed, self.rank, e, int(self.episodes[e])) for e in chosen], np.int64)
+
+    def _reset(self, mask: NDArray[np.bool_]) -> None:
+        self.episodes[mask] += 1
+        screens, lives = self.envs.reset(self._seeds(mask), mask)
+        self.lives = np.where(mask, lives, self.lives)
+        self.stack.begin(screens, mask)
+        self.episode_return[mask] = 0
+        for e in np.flatnonzero(mask):
+            self.actions_since_reset[e] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, and environments as (episode number, actions since reset): tensors and primitives only."""
+        self.finish_step()
+        histories = [torch.tensor(a, dtype=torch.int16) for a in self.actions_since_reset]
+        return {
+            "vector_steps": self.vector_steps,
+            "learning_steps": self.learning_steps,
+            "updates": self.updates,
+            "finished_episodes": self.finished_episodes,
+            "episodes": torch.from_numpy(self.episodes.copy()),
+            "lives": torch.from_numpy(self.lives.copy()),
+            "episode_return": torch.from_numpy(self.episode_return.copy()),
+            "recent_returns": list(self.recent_returns),
+            "actions_since_reset": histories,
+            "stack": torch.from_numpy(self.stack.array.copy()),
+            "replay": self.replay.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Rebuild counters and environments; the replay too unless it is to be collected again."""
+        for key in ("vector_steps", "learning_steps", "updates", "finished_episodes"):
+            setattr(self, key, state[key])
+        self.episodes[:] = state["episodes"].numpy()
+        self.lives = state["lives"].numpy().copy()
+        self.episode_return[:] = state["episode_return"].numpy()
+        self.recent_returns.extend(state["recent_returns"])
+        self.actions_since_reset = [a.tolist() for a in state["actions_since_reset"]]
+        if self.refill_replay:
+            self._started = False
+            return
+        self.replay.load_state_dict(state["replay"])
+        self._started = self.vector_steps > 0
+        if self._started:
+            self.stack.array[:] = state["stack"].numpy()
+            screens = self.envs.restore(self._seeds(np.ones(self.envs.num_envs, bool)), self.actions_since_reset)
+            if not np.array_equal(screens, self.stack.array[:, -1]):
+                raise RuntimeError(
+                    "the environments could not be rebuilt from their seeds and actions: "
+                    "was ale-py or gymnasium updated since the checkpoint? --data.refill_replay true starts new games"
+                )

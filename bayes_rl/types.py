@@ -1,0 +1,73 @@
+"""Words shared by every room: what flows between the environment, the replay and the learner."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Transition(NamedTuple):
+    """A minibatch of n-step transitions.
+
+    Attributes:
+        observation: s_t, `[B, *observation_shape]`, uint8 (pixels) or float32 (vectors).
+        action: a_t as executed, `[B]` int64.
+        reward: r^(n) = sum_{i<k} gamma^i r_{t+i}, `[B]` float32; k <= n stops at an episode's end.
+        discount: gamma^k, `[B]` float32; 0 if the episode terminated, kept if it was truncated.
+        next_observation: s_{t+k}, shaped as `observation`.
+    """
+
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    discount: Tensor
+    next_observation: Tensor
+
+
+class Batch(NamedTuple):
+    """One element of the training stream.
+
+    Attributes:
+        transition: the minibatch.
+        num_data: N of the ELBO: transitions the posterior is conditioned on (those in the replay).
+        frames: environment frames collected so far, over all ranks.
+    """
+
+    transition: Transition
+    num_data: int
+    frames: int
+
+
+class Policy(Protocol):
+    """Greedy behaviour: observations `[E, *observation_shape]` to actions `[E]` int64 on the CPU."""
+
+    def __call__(self, observations: Tensor) -> Tensor: ...
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work. Its text is one line that names the key, the value and a way out."""
+
+    def __init__(self, key: str, value: object, problem: str) -> None:
+        super().__init__(f"--{key}: {value!r} {problem}")
+        self.key = key
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word closest to `word`, as `"; nearest: 'x'"`, or an empty string if none is close."""
+    close = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.5)
+    return f"; nearest: {close[0]!r}" if close else ""
+
+
+def check(condition: bool, key: str, value: object, problem: str) -> None:
+    """Raise `ConfigError(key, value, problem)` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(key, value, problem)
+
+
+def check_choice(key: str, value: str, known: Iterable[str]) -> None:
+    """Raise `ConfigError` naming the nearest valid word unless `value` is one of `known`."""
+    known = list(known)
+    check(value in known, key, value, f"is not one of {', '.join(known)}{nearest(str(value), known)}")

@@ -1,0 +1,182 @@
+"""Command line: `python cli.py fit|validate|test|predict --config configs/NAME.yaml` (or `bayes-rl`)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from bayes_rl import callbacks
+from bayes_rl.datamodule import ReplayDataModule
+from bayes_rl.module import VariationalActorCritic
+from bayes_rl.types import ConfigError, nearest
+
+LINKED = ("game", "observation_shape", "num_actions", "pixel_scale")
+"""Model arguments that the data decides."""
+
+
+class BayesCLI(LightningCLI):
+    """LightningCLI whose runs live in `runs/NAME/version_K`, whose model takes its shapes from the data, and whose
+    `fit` ends with a report.
+    """
+
+    model: VariationalActorCritic
+    datamodule: ReplayDataModule
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str, default="", help="Name of the run, a directory below runs/.")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.set_defaults({"trainer.num_sanity_val_steps": 0, "trainer.log_every_n_steps": 100})
+
+    def _options(self) -> Any:
+        return self.config[self.config.subcommand]
+
+    def _run_directory(self) -> Path:
+        options = self._options()
+        config = options.config[0] if options.get("config") else None
+        name = options.name or (Path(str(config)).stem if config else options.data.env.replace("/", "-"))
+        return Path(options.trainer.default_root_dir or "runs") / name
+
+    def _parse_ckpt_path(self) -> None:
+        """Find the checkpoint, and take the model's options from it; contradicting ones are an error."""
+        options = self._options()
+        path = options.get("ckpt_path")
+        if path is None:
+            return
+        if path in ("last", "best"):
+            found = sorted(
+                self._run_directory().glob(f"version_*/checkpoints/{path}*.ckpt"), key=lambda p: p.stat().st_mtime
+            )
+            if not found:
+                raise ConfigError("ckpt_path", path, f"finds no checkpoint below {self._run_directory()}")
+            path = str(found[-1])
+        if not Path(path).is_file():
+            folder = Path(path).parent
+            known = [str(p) for p in (folder.glob("*.ckpt") if folder.is_dir() else Path("runs").glob("*/*/*/*.ckpt"))]
+            raise ConfigError("ckpt_path", path, f"does not exist{nearest(path, known)}")
+        options.ckpt_path = path
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            saved = checkpoint["hyper_parameters"]
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError("ckpt_path", path, f"is not a checkpoint of this program ({reason})") from None
+        defaults = self._parser(self.config.subcommand).get_defaults().model
+        for key, value in options.model.items():
+            if key in LINKED or key not in saved or value == saved[key]:
+                continue
+            if value != defaults[key]:
+                raise ConfigError(f"model.{key}", value, f"contradicts the checkpoint, which has {saved[key]!r}; drop it")
+            options.model[key] = saved[key]
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run's directory; give the model its shapes."""
+        options = self._options()
+        data = ReplayDataModule(**options.data.clone().as_dict())
+        options.model.game = data.game
+        options.model.observation_shape = data.observation_shape
+        options.model.num_actions = data.num_actions
+        options.model.pixel_scale = data.pixel_scale
+        if "weights_only" in options:
+            options.weights_only = True  # a checkpoint from elsewhere executes nothing
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        options = self._options()
+        directory = self._run_directory()
+        if options.get("ckpt_path"):
+            # A resumed run goes on in its own directory: RUN/checkpoints/x.ckpt.
+            run = Path(options.ckpt_path).absolute().parents[1]
+        else:
+            versions = [int(p.name[8:]) for p in directory.glob("version_*") if p.name[8:].isdigit()]
+            run = directory / f"version_{max(versions, default=-1) + 1}"
+        if not self._get(self.config_init, "trainer.logger") and options.trainer.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(str(run.parent), name="", version=run.name)
+        extra = [
+            ModelCheckpoint(
+                dirpath=run / "checkpoints",
+                filename="best",
+                monitor="val/return_mean",
+                mode="max",
+                save_last=True,
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            ),
+            callbacks.StreamMetrics(),
+            callbacks.LearningCurve(),
+            callbacks.VideoWriter(),
+            callbacks.GracefulStop(),
+        ]
+        if options.trainer.enable_progress_bar is not False:
+            extra.append(callbacks.FrameProgress())
+        self.trainer_defaults["callbacks"] = extra
+        return super().instantiate_trainer(**kwargs)
+
+    def after_fit(self) -> None:
+        """Play the test games with the best checkpoint, and say where everything is."""
+        trainer = self.trainer
+        if getattr(trainer, "fast_dev_run", False) or trainer.log_dir is None:
+            return
+        best = trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
+        metrics = trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
+        run = Path(os.path.relpath(trainer.log_dir))
+        game = self.datamodule.games("predict", 1).play(self.model.act)[0]
+        video = callbacks.write_video(self.datamodule.settings, game, run / "videos", self.datamodule.fps)
+        files = {
+            "checkpoint": os.path.relpath(best),
+            "learning curve": str(run / "learning_curve.png"),
+            "metrics": str(run / "metrics.npy"),
+            "video": str(video),
+            "TensorBoard": f"{os.path.relpath(sys.executable)} -m tensorboard.main --logdir {run}",
+        }
+        print(callbacks.report(self.datamodule, callbacks.as_scores(metrics), files))
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Writes `config.yaml` beside a new run, and never over an existing one."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage == "fit" and trainer.log_dir and not (Path(trainer.log_dir) / "config.yaml").exists():
+            super().setup(trainer, pl_module, stage)
+
+
+def _quiet() -> None:
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+
+
+def run(args: ArgsType = None) -> BayesCLI:
+    """Parse `args` (default: the command line) and run the subcommand.
+
+    Raises:
+        ConfigError: bad input, as one line that names the key.
+    """
+    _quiet()
+    return BayesCLI(
+        VariationalActorCritic,
+        ReplayDataModule,
+        args=args,
+        seed_everything_default=1,
+        save_config_callback=_SaveConfig,
+        auto_configure_optimizers=False,
+        parser_kwargs={"exit_on_error": False},
+    )
+
+
+def main() -> None:
+    """Entry point: bad input prints one line and exits with 2."""
+    try:
+        run()
+    except (ConfigError, ArgumentError) as error:
+        print(f"bayes-rl: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
