@@ -74,7 +74,9 @@ class BayesCLI(LightningCLI):
             if key in LINKED or key not in saved or value == saved[key]:
                 continue
             if value != defaults[key]:
-                raise ConfigError(f"model.{key}", value, f"contradicts the checkpoint, which has {saved[key]!r}; drop it")
+                raise ConfigError(
+                    f"model.{key}", value, f"contradicts the checkpoint, which has {saved[key]!r}; drop it"
+                )
             options.model[key] = saved[key]
 
     def before_instantiate_classes(self) -> None:

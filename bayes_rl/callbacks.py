@@ -208,9 +208,7 @@ def write_curve(history: list[dict[str, float]], game: str, directory: Path) -> 
 class VideoWriter(Callback):
     """`predict`: writes every game as a GIF (mp4 with the `video` extra), and shows it if `--data.render human`."""
 
-    def on_predict_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
-    ) -> None:
+    def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
         data = _data(trainer)
         directory = Path(trainer.log_dir or trainer.default_root_dir) / "videos"
         for game in outputs:

@@ -100,7 +100,10 @@ class ReplayDataModule(pl.LightningDataModule):
         self.render, self.fps = render, fps
         check(batch_size >= 1, "data.batch_size", batch_size, "must be a positive number of transitions")
         check(
-            replay_capacity >= batch_size, "data.batch_size", batch_size, f"exceeds the replay of {replay_capacity} slots"
+            replay_capacity >= batch_size,
+            "data.batch_size",
+            batch_size,
+            f"exceeds the replay of {replay_capacity} slots",
         )
         limit = f"must lie between 1 and the replay's capacity, {replay_capacity}"
         check(1 <= min_replay_size <= replay_capacity, "data.min_replay_size", min_replay_size, limit)
@@ -174,7 +177,9 @@ class ReplayDataModule(pl.LightningDataModule):
         screen = int(np.prod(envs.screen_shape)) * envs.screen_dtype.itemsize
         parent = next(p for p in [directory, *directory.absolute().parents] if p.exists())
         need, free = capacity * screen, shutil.disk_usage(parent).free
-        check(need < free, "data.replay_capacity", capacity, f"needs {need >> 20} MiB of disk, {free >> 20} MiB are free")
+        check(
+            need < free, "data.replay_capacity", capacity, f"needs {need >> 20} MiB of disk, {free >> 20} MiB are free"
+        )
 
     def train_dataloader(self) -> ReplayStream:
         """The stream itself: no DataLoader, because a worker process would act with a stale copy of the policy."""

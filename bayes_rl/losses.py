@@ -1,7 +1,7 @@
 """All mathematics of the objective, as pure functions: tensors in, tensor out. Read this first.
 
-    loss = nll + (temperature / num_data) * kl + ewc_penalty      (the critic's negative ELBO, and EWC)
-         + actor_loss                                             (gradients kept apart by `detach`)
+loss = nll + (temperature / num_data) * kl + ewc_penalty      (the critic's negative ELBO, and EWC)
+     + actor_loss                                             (gradients kept apart by `detach`)
 """
 
 from __future__ import annotations
@@ -90,5 +90,3 @@ def quadratic_penalty(parameter: Tensor, anchor: Tensor, fisher: Tensor) -> Tens
     """Half of sum_i F_i (w_i - w*_i)^2: the EWC term of one tensor, before lambda. A scalar >= 0."""
     _same_shape(parameter=parameter, anchor=anchor, fisher=fisher)
     return 0.5 * (fisher * (parameter - anchor).square()).sum()
-
-

@@ -104,9 +104,7 @@ class PseudoResNet(Encoder):
 
     def __init__(self, shape: tuple[int, ...], hidden_dim: int, prior_precision: float, init_log_var: float) -> None:
         super().__init__()
-        self.block1 = nn.Sequential(
-            nn.Conv2d(shape[0], 64, 8, 2), nn.GroupNorm(1, 64), nn.ReLU(), nn.MaxPool2d(2)
-        )
+        self.block1 = nn.Sequential(nn.Conv2d(shape[0], 64, 8, 2), nn.GroupNorm(1, 64), nn.ReLU(), nn.MaxPool2d(2))
         self.block2 = nn.Sequential(nn.Conv2d(64, 256, 3), nn.GroupNorm(1, 256))
         self.block3 = nn.Sequential(nn.Conv2d(256, 1024, 3), nn.GroupNorm(1, 1024), nn.MaxPool2d(4))
         self.pool = nn.MaxPool2d(4)
@@ -134,7 +132,9 @@ def build_encoder(
     check_choice("model.encoder", encoder, ENCODERS)
     check(hidden_dim > 0, "model.hidden_dim", hidden_dim, "must be a positive number of features")
     if encoder != "mlp" and len(observation_shape) != 3:
-        raise ConfigError("model.encoder", encoder, f"needs images, got shape {list(observation_shape)}; nearest: 'mlp'")
+        raise ConfigError(
+            "model.encoder", encoder, f"needs images, got shape {list(observation_shape)}; nearest: 'mlp'"
+        )
     return ENCODERS[encoder](tuple(observation_shape), hidden_dim, prior_precision, init_log_var)
 
 

@@ -1,0 +1,39 @@
+# The project's verbs. `make fit CONFIG=configs/space_invaders.yaml`, `make fit ARGS="--trainer.max_epochs 1"`.
+PYTHON ?= python3
+VENV := .venv
+CONFIG ?= configs/quickstart.yaml
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: fit test test-slow check tensorboard clean
+
+fit: $(VENV)/.fit  ## train a configuration and report
+	$(VENV)/bin/python cli.py fit --config $(CONFIG) $(ARGS)
+
+test: $(VENV)/.dev check  ## style, types and all quick tests
+	$(VENV)/bin/python -m pytest -q
+
+test-slow: $(VENV)/.dev  ## the tests that take minutes
+	$(VENV)/bin/python -m pytest -q -m slow
+
+check: $(VENV)/.dev
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+	$(VENV)/bin/python -m mypy
+
+tensorboard: $(VENV)/.fit  ## watch all runs
+	$(VENV)/bin/python -m tensorboard.main --logdir runs
+
+clean:  ## remove the virtual environment and caches, never runs
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("bayes_rl needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.fit: setup.cfg constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[minatar]'
+	@touch $@
+
+$(VENV)/.dev: setup.cfg constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.fit
