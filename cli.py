@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentError
+from pytorch_lightning import seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -79,16 +82,21 @@ class BayesCLI(LightningCLI):
                 )
             options.model[key] = saved[key]
 
+    def _set_seed(self) -> None:
+        """Seed everything, silently: an error found later should be the only line."""
+        seed_everything(self._options().seed_everything, workers=True, verbose=False)
+
     def before_instantiate_classes(self) -> None:
-        """Choose the run's directory; give the model its shapes."""
+        """Give the model its shapes, which the data decides."""
         options = self._options()
         data = ReplayDataModule(**options.data.clone().as_dict())
         options.model.game = data.game
         options.model.observation_shape = data.observation_shape
         options.model.num_actions = data.num_actions
         options.model.pixel_scale = data.pixel_scale
-        if "weights_only" in options:
-            options.weights_only = True  # a checkpoint from elsewhere executes nothing
+        options.weights_only = True  # a checkpoint from elsewhere executes nothing
+        if "verbose" in options:
+            options.verbose = False  # our own table is printed instead
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         options = self._options()
@@ -127,7 +135,8 @@ class BayesCLI(LightningCLI):
         if getattr(trainer, "fast_dev_run", False) or trainer.log_dir is None:
             return
         best = trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
-        metrics = trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
+        trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
+        scores = callbacks.as_scores(trainer.callback_metrics, "test")
         run = Path(os.path.relpath(trainer.log_dir))
         game = self.datamodule.games("predict", 1).play(self.model.act)[0]
         video = callbacks.write_video(self.datamodule.settings, game, run / "videos", self.datamodule.fps)
@@ -138,7 +147,20 @@ class BayesCLI(LightningCLI):
             "video": str(video),
             "TensorBoard": f"{os.path.relpath(sys.executable)} -m tensorboard.main --logdir {run}",
         }
-        print(callbacks.report(self.datamodule, callbacks.as_scores(metrics), files))
+        print(callbacks.report(self.datamodule, scores, files))
+
+
+    def after_validate(self) -> None:
+        """Print the scores."""
+        self._print_scores("val")
+
+    def after_test(self) -> None:
+        """Print the scores."""
+        self._print_scores("test")
+
+    def _print_scores(self, stage: str) -> None:
+        scores = callbacks.as_scores(self.trainer.callback_metrics, stage)
+        print(callbacks.report(self.datamodule, scores, {"checkpoint": str(self._options().ckpt_path)}))
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -150,7 +172,19 @@ class _SaveConfig(SaveConfigCallback):
 
 
 def _quiet() -> None:
+    """Silence an advertisement, and a deprecation inside Lightning that its users can do nothing about."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", module="pytorch_lightning.*")
+
+
+def _one_line(error: Exception, parser: LightningArgumentParser | None) -> str:
+    """An error of the parser as one line, with the nearest valid option where one was not recognised."""
+    text = " ".join(str(error).split())
+    unknown = re.search(r"unrecognized arguments: --(\S+?)(?:[= ]|$)", text) or re.search(r'Key "?([\w.]+)"? ', text)
+    if parser is None or unknown is None:
+        return text
+    known = [name.removeprefix("--") for action in parser._actions for name in action.option_strings]
+    return text + nearest(unknown[1], known)
 
 
 def run(args: ArgsType = None) -> BayesCLI:
@@ -167,7 +201,7 @@ def run(args: ArgsType = None) -> BayesCLI:
         seed_everything_default=1,
         save_config_callback=_SaveConfig,
         auto_configure_optimizers=False,
-        parser_kwargs={"exit_on_error": False},
+        parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
     )
 
 
@@ -176,7 +210,8 @@ def main() -> None:
     try:
         run()
     except (ConfigError, ArgumentError) as error:
-        print(f"bayes-rl: error: {error}", file=sys.stderr)
+        parser = getattr(error, "parser", None)
+        print(f"bayes-rl: error: {_one_line(error, parser)}", file=sys.stderr)
         sys.exit(2)
 
 

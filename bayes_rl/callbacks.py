@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback, ProgressBar
 from tqdm.auto import tqdm
 
@@ -49,7 +48,8 @@ class FrameProgress(ProgressBar):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = _data(trainer)
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
-        total = epochs * data.frames_per_epoch if epochs else None
+        prefill = data.min_replay_size * data.settings.frame_skip
+        total = prefill + epochs * data.frames_per_epoch if epochs else None
         self._bar = tqdm(
             total=total,
             initial=min(data.stream.frames, total or data.stream.frames),
@@ -259,15 +259,15 @@ def show(settings: EnvSettings, game: Game, fps: int) -> None:
 
 
 def report(data: ReplayDataModule, scores: dict[str, float], files: dict[str, str]) -> str:
-    """The closing table: scores of the test games, then the files of the run, one per line."""
+    """The closing table: `scores` of whole games, then the files of the run, one per line."""
     keys = ("games", "return_mean", "return_median", "return_iqm", "return_min", "return_max", "human_normalised")
     names = ("games", "mean", "median", "IQM", "min", "max", "human-normalised")
-    rows = [(n, scores[f"test/{k}"]) for k, n in zip(keys, names, strict=True) if f"test/{k}" in scores]
+    rows = [(name, scores[key]) for key, name in zip(keys, names, strict=True) if key in scores]
     title = f"{data.game}: raw scores of whole greedy games, sticky actions {data.settings.sticky_actions:g}"
     lines = [title, *(f"  {name:<18}{value:>10.2f}" for name, value in rows)]
-    return "\n".join([*lines, *(f"{name:<20}{path}" for name, path in files.items())])
+    return "\n".join([*lines, *(f"{name:<16}{path}" for name, path in files.items())])
 
 
-def as_scores(metrics: Any) -> dict[str, float]:
-    """Metrics of `Trainer.test` as plain floats."""
-    return {k: float(v) for row in metrics for k, v in row.items() if isinstance(v, (int, float, torch.Tensor))}
+def as_scores(metrics: Any, stage: str) -> dict[str, float]:
+    """The metrics of a stage (`val`, `test`) as plain floats, without its prefix."""
+    return {k.removeprefix(f"{stage}/"): float(v) for k, v in metrics.items() if k.startswith(f"{stage}/")}

@@ -1,0 +1,677 @@
+"""The agent as a LightningModule: targets, gradient routing, optimizer, acting, precision, checkpoints, learning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from bayes_rl import losses
+from bayes_rl.bayes import kl_divergence
+from bayes_rl.module import VariationalActorCritic
+from bayes_rl.types import Batch, ConfigError, Transition
+
+# Lightning 2.6.6 asks torch's pytree in a way that torch 2.13 calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+
+ACTIONS = 3
+FEATURES = 4
+# A head whose input is zero draws with the layer's variance floor of 1e-8: a standard deviation of 1e-4.
+FLOOR_STD = 1e-4
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(7)
+
+
+# ------------------------------------------------------------------ helpers
+class Stream:
+    """A finite stream of given batches (a bare list means several loaders to Lightning)."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class EachUpdate(pl.Callback):
+    """Calls a function after every update."""
+
+    def __init__(self, call: Callable[[pl.Trainer, VariationalActorCritic], None]) -> None:
+        self.call = call
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *args: Any) -> None:
+        self.call(trainer, module)
+
+
+def make_trainer(*callbacks: pl.Callback, log_every: int = 10**6, **settings: Any) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=log_every,
+        limit_val_batches=0,
+        callbacks=list(callbacks),
+        **settings,
+    )
+
+
+def fit(module: VariationalActorCritic, batches: list[Batch], *callbacks: pl.Callback, **settings: Any) -> pl.Trainer:
+    trainer = make_trainer(*callbacks, **settings)
+    trainer.fit(module, Stream(batches), Stream([]))
+    return trainer
+
+
+def make_module(**settings: Any) -> VariationalActorCritic:
+    defaults = {"encoder": "mlp", "hidden_dim": 8, "observation_shape": (FEATURES,), "num_actions": ACTIONS}
+    return VariationalActorCritic(**{**defaults, **settings})
+
+
+def make_batch(size: int = 6, discount: float = 0.9, num_data: int = 1000, **fields: Tensor) -> Batch:
+    values = {
+        "observation": torch.randn(size, FEATURES),
+        "action": torch.randint(ACTIONS, (size,)),
+        "reward": torch.randn(size),
+        "discount": torch.full((size,), discount),
+        "next_observation": torch.randn(size, FEATURES),
+    }
+    return Batch(Transition(**{**values, **fields}), num_data=num_data, frames=4)
+
+
+def step(module: VariationalActorCritic, batch: Batch, seed: int = 0) -> Tensor:
+    """The loss of one update under fixed noise, with gradients in the parameters, without an optimizer."""
+    trainer = make_trainer()
+    module.trainer = trainer
+    module.zero_grad()
+    torch.manual_seed(seed)
+    loss = module.training_step(batch, 0)
+    loss.backward()
+    return loss.detach()
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    """Gradients by name, zero where there is none."""
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in module.named_parameters()
+        if p.requires_grad
+    }
+
+
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def of_actors(named: dict[str, Tensor], shared_trunk: bool) -> dict[str, Tensor]:
+    own = () if shared_trunk else ("trunks.0.", "trunks.1.")
+    return {name: value for name, value in named.items() if name.removeprefix("twin.").startswith(("actors.", *own))}
+
+
+def of_critics(named: dict[str, Tensor], shared_trunk: bool) -> dict[str, Tensor]:
+    own = ("trunks.0.",) if shared_trunk else ("trunks.2.", "trunks.3.")
+    return {name: value for name, value in named.items() if name.removeprefix("twin.").startswith(("critics.", *own))}
+
+
+@torch.no_grad()
+def make_constant(twin: nn.Module, logits: Tensor, q_values: Tensor) -> None:
+    """Make a twin answer `logits` and `q_values`, both `[2, A]`, for every observation: zero features, given biases."""
+    for parameter in twin.trunks.parameters():
+        parameter.zero_()
+    for heads, biases in ((twin.actors, logits), (twin.critics, q_values)):
+        for head, bias in zip(heads, biases, strict=True):
+            head.bias.copy_(bias)
+
+
+LOGITS = torch.tensor([[1.0, 0.0, -1.0], [-2.0, 0.5, 0.5]])
+Q_VALUES = torch.tensor([[1.0, -2.0, 5.0], [-3.0, 0.5, 2.0]])
+
+
+def critic_bias_gradients(module: VariationalActorCritic, batch: Batch) -> Tensor:
+    """`[2, A]`: gradients of the loss with respect to the critics' biases (neither KL nor actor loss reach them)."""
+    step(module, batch)
+    return torch.stack([critic.bias.grad for critic in module.twin.critics])
+
+
+def expected_bias_gradients(batch: Batch, targets: Tensor, noise_std: float) -> Tensor:
+    """The same by hand: mean over the batch of (Q_i(a) - target_i) / noise^2 at the executed action."""
+    t = batch.transition
+    expected = torch.zeros(2, ACTIONS)
+    for pair in range(2):
+        for b, action in enumerate(t.action.tolist()):
+            expected[pair, action] += (Q_VALUES[pair, action] - targets[pair, b]) / noise_std**2 / len(t.action)
+    return expected
+
+
+# ------------------------------------------------------------------ targets
+NOISE = 0.5
+TOLERANCE = 6 * FLOOR_STD / NOISE**2  # six standard deviations of one draw; the mean over a batch is closer
+
+
+@pytest.mark.parametrize("shared_trunk", [True, False])
+def test_targets_of_other_cross_the_pairs(shared_trunk: bool) -> None:
+    module = make_module(target="other", noise_std=NOISE, shared_trunk=shared_trunk)
+    make_constant(module.twin, LOGITS, Q_VALUES)
+    batch = make_batch()
+    probs = LOGITS.softmax(-1)
+    bootstrap = [(probs[other] * Q_VALUES[other]).sum() for other in (1, 0)]
+    t = batch.transition
+    targets = torch.stack([t.reward + t.discount * b for b in bootstrap])
+    expected = expected_bias_gradients(batch, targets, NOISE)
+    torch.testing.assert_close(critic_bias_gradients(module, batch), expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("shared_trunk", [True, False])
+def test_targets_of_ema_come_from_the_moving_average_of_both(shared_trunk: bool) -> None:
+    module = make_module(target="ema", noise_std=NOISE, shared_trunk=shared_trunk)
+    make_constant(module.twin, LOGITS, Q_VALUES)
+    averaged_logits, averaged_q = torch.randn(2, ACTIONS), 3 * torch.randn(2, ACTIONS)
+    make_constant(module.target_twin, averaged_logits, averaged_q)
+    batch = make_batch()
+    bootstrap = (averaged_logits.softmax(-1).mean(0) * averaged_q.mean(0)).sum()
+    target = batch.transition.reward + batch.transition.discount * bootstrap
+    expected = expected_bias_gradients(batch, torch.stack([target, target]), NOISE)
+    torch.testing.assert_close(critic_bias_gradients(module, batch), expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("target", ["other", "ema"])
+def test_targets_come_from_mean_weights_and_carry_no_gradient(target: str) -> None:
+    """Defect 6: with a discount the loss gradient equals that of the same step on constant targets."""
+    module = make_module(target=target, shared_trunk=False)
+    batch = make_batch()
+    loss = step(module, batch)
+    with_bootstrap = gradients(module.twin)
+
+    t = batch.transition
+    with torch.no_grad():
+        source = module.twin if target == "other" else module.target_twin
+        output = source(t.next_observation)
+    if target == "other":
+        # One constant cannot serve both pairs: compare pair by pair below.
+        probs, q = output.action_logits.softmax(-1), output.q_values
+        bootstraps = [(probs[1] * q[1]).sum(-1), (probs[0] * q[0]).sum(-1)]
+    else:
+        bootstraps = [(output.mean_action_probs() * output.q_values.mean(0)).sum(-1)] * 2
+    for pair, bootstrap in enumerate(bootstraps):
+        constant = t._replace(reward=t.reward + t.discount * bootstrap, discount=torch.zeros_like(t.discount))
+        step(module, batch._replace(transition=constant))
+        own = (f"trunks.{pair + 2}.", f"critics.{pair}.")
+        for name, gradient in gradients(module.twin).items():
+            if name.startswith(own):
+                torch.testing.assert_close(gradient, with_bootstrap[name])
+    assert torch.isfinite(loss)
+    if module.target_twin is not None:
+        assert not any(p.requires_grad or p.grad is not None for p in module.target_twin.parameters())
+
+
+@pytest.mark.parametrize("target", ["other", "ema"])
+def test_a_terminal_transition_ignores_the_next_observation(target: str) -> None:
+    """Defect 4: the original bootstraps across episode ends."""
+    module = make_module(target=target)
+    for discount, same in ((0.0, True), (0.9, False)):
+        batch = make_batch(discount=discount)
+        elsewhere = batch.transition._replace(next_observation=100 * torch.randn(6, FEATURES))
+        losses_of = [step(module, batch), step(module, batch._replace(transition=elsewhere))]
+        assert torch.equal(*losses_of) == same
+
+
+def test_the_executed_action_reaches_the_critic() -> None:
+    """Defect 3: the error of a transition trains the value of its stored action and of no other."""
+    module = make_module(target="other", noise_std=NOISE)
+    make_constant(module.twin, LOGITS, Q_VALUES)
+    for action in range(ACTIONS):
+        batch = make_batch(action=torch.full((6,), action), discount=0.0, reward=torch.full((6,), 20.0))
+        touched = critic_bias_gradients(module, batch) != 0
+        assert touched.tolist() == [[a == action for a in range(ACTIONS)]] * 2
+
+
+@pytest.mark.parametrize("value", [-40.0, 40.0])
+def test_returns_outside_the_unit_interval_reach_the_critic(value: float) -> None:
+    """Defect 2: neither Q nor the targets are squashed or clipped."""
+    module = make_module(target="other", noise_std=NOISE)
+    make_constant(module.twin, LOGITS, Q_VALUES)
+    batch = make_batch(discount=0.0, reward=torch.full((6,), value))
+    expected = expected_bias_gradients(batch, torch.full((2, 6), value), NOISE)
+    tolerance = TOLERANCE + 6 * 2**-22 * 160  # rounding of a float32 sum of gradients of size 160
+    torch.testing.assert_close(critic_bias_gradients(module, batch), expected, rtol=0, atol=tolerance)
+
+
+# ------------------------------------------------------------------ the objective
+def test_the_kl_enters_the_loss_divided_by_the_number_of_data() -> None:
+    """Defect 1: between two N under the same noise, the loss differs by T KL (1/N - 1/M), summed over layers."""
+    module = make_module(temperature=0.7, shared_trunk=False)
+    batch = make_batch()
+    kl = kl_divergence(module.twin).item()
+    few, many = step(module, batch._replace(num_data=100)), step(module, batch._replace(num_data=10_000))
+    expected = 0.7 * kl * (1 / 100 - 1 / 10_000)
+    assert (few - many).item() == pytest.approx(expected, rel=1e-4)  # float32 losses of size 10
+
+
+def test_temperature_zero_leaves_out_the_kl() -> None:
+    module = make_module(temperature=0.0)
+    batch = make_batch()
+    assert torch.equal(step(module, batch._replace(num_data=1)), step(module, batch._replace(num_data=10**6)))
+
+
+@pytest.mark.parametrize("actor_loss", ["dpg", "cross_entropy"])
+def test_the_loss_is_the_sum_of_its_named_parts(actor_loss: str) -> None:
+    """Constant networks: -log N(target | Q) of both pairs, KL / N, and both actors' losses, by hand."""
+    module = make_module(target="other", noise_std=NOISE, actor_loss=actor_loss, entropy_weight=0.3)
+    make_constant(module.twin, LOGITS, Q_VALUES)
+    batch = make_batch(discount=0.0)
+    t = batch.transition
+    q = Q_VALUES[:, t.action]
+    nll = -torch.distributions.Normal(q, NOISE).log_prob(t.reward.expand(2, -1)).mean(1).sum()
+    mean_q = Q_VALUES.mean(0)
+    if actor_loss == "dpg":
+        actor = -sum(LOGITS[i].softmax(-1) @ mean_q for i in range(2))
+    else:
+        goal = (mean_q / module.hparams.policy_temperature).softmax(-1)
+        actor = -sum(goal @ LOGITS[i].log_softmax(-1) for i in range(2))
+    entropy = sum(torch.distributions.Categorical(logits=LOGITS[i]).entropy() for i in range(2))
+    expected = nll + kl_divergence(module.twin).detach() / batch.num_data + actor - 0.3 * entropy
+    # The slope of the nll in Q is at most |Q - r| / noise^2 < 40; noise of 1e-4 in each of 12 draws.
+    torch.testing.assert_close(step(module, batch), expected, rtol=1e-5, atol=6 * 40 * FLOOR_STD)
+
+
+@pytest.mark.parametrize("shared_trunk", [True, False])
+@pytest.mark.parametrize("actor_loss", ["dpg", "cross_entropy"])
+def test_in_the_summed_loss_each_part_trains_its_own_networks(shared_trunk: bool, actor_loss: str) -> None:
+    """The reward moves only critic gradients; the entropy weight, a matter of the actors, only actor gradients."""
+    settings = {"shared_trunk": shared_trunk, "actor_loss": actor_loss}
+    torch.manual_seed(8)
+    module = make_module(**settings, entropy_weight=0.1)
+    torch.manual_seed(8)
+    twin_sister = make_module(**settings, entropy_weight=0.9)
+    batch = make_batch()
+    richer = batch._replace(transition=batch.transition._replace(reward=batch.transition.reward + 5))
+    results = []
+    for agent, data in ((module, batch), (module, richer), (twin_sister, batch)):
+        step(agent, data)
+        results.append(gradients(agent.twin))
+    base, rewarded, spread = results
+    actors, critics = of_actors(base, shared_trunk), of_critics(base, shared_trunk)
+    assert len(actors) + len(critics) == len(base)
+    assert equal(actors, rewarded)
+    assert not equal(critics, rewarded)
+    assert equal(critics, spread)
+    assert not equal(actors, spread)
+
+
+def test_actor_gradient_is_the_exact_policy_gradient_on_the_mean_of_both_critics() -> None:
+    module = make_module(actor_loss="dpg", temperature=0.0)
+    make_constant(module.twin, LOGITS, Q_VALUES)
+    step(module, make_batch())
+    mu, mean_q = LOGITS.softmax(-1), Q_VALUES.mean(0)
+    expected = -mu * (mean_q - (mu * mean_q).sum(-1, keepdim=True))
+    ours = torch.stack([actor.bias.grad for actor in module.twin.actors])
+    torch.testing.assert_close(ours, expected, rtol=0, atol=6 * 5 * FLOOR_STD)
+
+
+# ------------------------------------------------------------------ updates
+@pytest.mark.parametrize("tau", [0.005, 0.3, 1.0])
+def test_the_moving_average_is_a_lerp_towards_the_newest_parameters(tau: float) -> None:
+    module = make_module(tau=tau, critic_lr=1e-2, actor_lr=1e-2)
+    expected = {name: p.clone() for name, p in module.target_twin.named_parameters()}
+    checks = []
+
+    def follow(trainer: pl.Trainer, agent: VariationalActorCritic) -> None:
+        for name, new in agent.twin.named_parameters():
+            expected[name] = (1 - tau) * expected[name] + tau * new.detach()
+        for name, average in agent.target_twin.named_parameters():
+            torch.testing.assert_close(average.detach(), expected[name])
+            checks.append(name)
+
+    fit(module, [make_batch() for _ in range(4)], EachUpdate(follow))
+    assert len(checks) == 4 * len(expected)
+    assert module.hparams.target == "ema"
+
+
+def test_the_moving_average_starts_as_a_copy_and_other_has_none() -> None:
+    module = make_module(target="ema")
+    assert equal(dict(module.twin.named_parameters()), dict(module.target_twin.named_parameters()))
+    assert make_module(target="other").target_twin is None
+
+
+@pytest.mark.parametrize("shared_trunk", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"weight_decay": 0.1}, {"ewc_lambda": 1.0, "consolidate_every": 3}])
+def test_update_pairs_random_leaves_the_other_pair_bitwise_unchanged(
+    shared_trunk: bool, settings: dict[str, float]
+) -> None:
+    """Each update improves one pair; neither Adam's momentum, weight decay nor EWC may move the other."""
+    module = make_module(update_pairs="random", target="other", shared_trunk=shared_trunk, **settings)
+    own = [{"actors.0.", "critics.0."}, {"actors.1.", "critics.1."}]
+    if not shared_trunk:
+        own[0] |= {"trunks.0.", "trunks.2."}
+        own[1] |= {"trunks.1.", "trunks.3."}
+    before = {name: p.detach().clone() for name, p in module.twin.named_parameters()}
+    chosen = []
+
+    def compare(trainer: pl.Trainer, agent: VariationalActorCritic) -> None:
+        now = {name: p.detach().clone() for name, p in agent.twin.named_parameters()}
+        changed = {name for name, value in now.items() if not torch.equal(value, before[name])}
+        chosen.append([pair for pair in range(2) if any(n.startswith(tuple(own[pair])) for n in changed)])
+        before.update(now)
+
+    fit(module, [make_batch() for _ in range(16)], EachUpdate(compare))
+    assert all(len(pairs) == 1 for pairs in chosen), f"pairs changed by each update: {chosen}"
+    assert {pair for pairs in chosen for pair in pairs} == {0, 1}  # both get their turn
+
+
+def test_update_pairs_both_changes_both_pairs() -> None:
+    module = make_module(update_pairs="both", shared_trunk=False)
+    before = {name: p.detach().clone() for name, p in module.twin.named_parameters()}
+    fit(module, [make_batch()])
+    unchanged = {name for name, p in module.twin.named_parameters() if torch.equal(p, before[name])}
+    assert unchanged == set()
+
+
+# ------------------------------------------------------------------ optimizer
+@pytest.mark.parametrize("shared_trunk", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"target": "other"}, {"ewc_lambda": 1.0}])
+def test_every_trainable_parameter_is_in_the_optimizer_exactly_once(
+    shared_trunk: bool, settings: dict[str, Any]
+) -> None:
+    module = make_module(shared_trunk=shared_trunk, **settings)
+    optimized = [id(p) for group in module.configure_optimizers().param_groups for p in group["params"]]
+    assert len(optimized) == len(set(optimized))
+    assert set(optimized) == {id(p) for p in module.parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("encoder", ["mlp", "minatar", "pseudo_resnet"])
+@pytest.mark.parametrize("shared_trunk", [True, False])
+def test_learning_rates_and_decay_are_as_configured(encoder: str, shared_trunk: bool) -> None:
+    shape = {"mlp": (FEATURES,), "minatar": (2, 8, 8), "pseudo_resnet": (1, 44, 44)}[encoder]
+    module = make_module(
+        encoder=encoder,
+        observation_shape=shape,
+        shared_trunk=shared_trunk,
+        actor_lr=0.001,
+        critic_lr=0.02,
+        weight_decay=0.3,
+        adam_eps=1e-3,
+    )
+    names = {id(p): name for name, p in module.twin.named_parameters()}
+    named = dict(module.twin.named_parameters())
+    actors = of_actors(named, shared_trunk)
+    for group in module.configure_optimizers().param_groups:
+        assert group["eps"] == 1e-3
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            assert group["lr"] == (0.001 if name in actors else 0.02), name
+            bayesian = name.endswith(("weight_mu", "weight_log_var"))  # the prior is their decay
+            assert group["weight_decay"] == (0.3 if parameter.ndim > 1 and not bayesian else 0.0), name
+
+
+# ------------------------------------------------------------------ acting
+@pytest.mark.parametrize(
+    ("probs", "action"),
+    [
+        # Either actor alone prefers 0 or 2; their mean prefers 1.
+        ([[0.50, 0.45, 0.05], [0.01, 0.44, 0.55]], 1),
+        # The mean of logits (a product of policies) would prefer 2.
+        ([[0.90, 0.05, 0.05], [1e-6, 0.30, 0.70]], 0),
+    ],
+)
+def test_greedy_action_is_the_argmax_of_the_mean_of_both_policies(probs: list[list[float]], action: int) -> None:
+    module = make_module()
+    make_constant(module.twin, torch.tensor(probs).log(), Q_VALUES)
+    actions = module.act(torch.randn(5, FEATURES))
+    assert actions.tolist() == [action] * 5
+    assert actions.dtype == torch.int64
+    assert actions.device.type == "cpu"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_acting_draws_no_random_numbers_and_leaves_no_graph(training: bool) -> None:
+    module = make_module(init_log_var=2.0).train(training)  # a wide posterior: draws would change actions
+    observations = torch.randn(64, FEATURES)
+    state = torch.get_rng_state()
+    first = module.act(observations)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    assert torch.equal(module.act(observations), first)
+    assert torch.equal(torch.cat([module.act(o[None]) for o in observations]), first)
+    assert module.training == training
+    assert len(first.unique()) > 1
+
+
+# ------------------------------------------------------------------ precision
+def test_a_bf16_mixed_update_keeps_heads_and_kl_in_float32() -> None:
+    seen: dict[str, set[torch.dtype]] = {"heads": set(), "trunk": set(), "kl": set()}
+    module = make_module(hidden_dim=16, shared_trunk=False)
+
+    def heads(_: nn.Module, args: Any, output: Any) -> None:
+        seen["heads"] |= {output.action_logits.dtype, output.q_values.dtype}
+        seen["kl"].add(kl_divergence(module.twin).dtype)  # inside Lightning's autocast
+
+    module.twin.register_forward_hook(heads)
+    for layer in module.twin.trunks.modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(lambda _, args, output: seen["trunk"].add(output.dtype))
+    before = {name: p.detach().clone() for name, p in module.twin.named_parameters()}
+    trainer = fit(module, [make_batch() for _ in range(3)], precision="bf16-mixed", log_every=1)
+    assert seen == {"heads": {torch.float32}, "trunk": {torch.bfloat16}, "kl": {torch.float32}}
+    assert all(p.dtype == torch.float32 for p in module.parameters())
+    assert all(torch.isfinite(value) for value in trainer.callback_metrics.values())
+    assert not any(torch.equal(p, before[name]) for name, p in module.twin.named_parameters())
+
+
+def test_the_logged_kl_of_a_bf16_mixed_update_is_exact() -> None:
+    module = make_module(hidden_dim=16)
+    before = kl_divergence(module.twin).item()
+    trainer = fit(module, [make_batch()], precision="bf16-mixed", log_every=1)
+    assert trainer.callback_metrics["train/kl"].item() == before
+
+
+# ------------------------------------------------------------------ logging
+def test_the_logged_loss_parts_are_logged_apart_with_the_frames_as_the_axis() -> None:
+    module = make_module(ewc_lambda=1.0)
+    batch = make_batch(num_data=321)._replace(frames=8888)
+    logged = fit(module, [batch], log_every=1).callback_metrics
+    for part in ("nll", "kl", "num_data", "temperature", "ewc_penalty", "kl_to_nll", "actor_loss", "elbo_loss"):
+        assert f"train/{part}" in logged
+    assert logged["step"].item() == 8888.0
+    assert logged["train/num_data"].item() == 321.0
+    expected = losses.negative_elbo(logged["train/nll"], logged["train/kl"], 321, 1.0)
+    torch.testing.assert_close(logged["train/elbo_loss"], expected)
+    assert module.frames == 8888
+
+
+# ------------------------------------------------------------------ checkpoints
+CHECKPOINTED = [
+    {"target": "ema"},
+    {"target": "other", "shared_trunk": False, "ewc_lambda": 1.0, "consolidate_every": 2},
+    {"encoder": "minatar", "observation_shape": (2, 8, 8), "pixel_scale": 1.0, "hidden_dim": 5, "game": "breakout"},
+]
+
+
+@pytest.mark.parametrize("settings", CHECKPOINTED, ids=["ema", "other-ewc", "minatar"])
+def test_a_checkpoint_alone_gives_the_same_agent(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Tensors and primitives only: `weights_only=True` loads it, and the module needs nothing else."""
+    module = make_module(**settings)
+    shape = tuple(module.hparams.observation_shape)
+    images = len(shape) == 3
+
+    def observations(size: int) -> Tensor:
+        return torch.randint(0, 2, (size, *shape), dtype=torch.uint8) if images else torch.randn(size, *shape)
+
+    batches = [make_batch(observation=observations(6), next_observation=observations(6)) for _ in range(5)]
+    trainer = fit(module, batches)
+    path = tmp_path / "agent.ckpt"
+    trainer.save_checkpoint(path)
+
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["frames"] == 4
+    loaded = VariationalActorCritic.load_from_checkpoint(path, weights_only=True)
+    assert dict(loaded.hparams) == dict(module.hparams)
+    assert loaded.frames == module.frames
+    assert equal(module.state_dict(), loaded.state_dict())
+    assert module.state_dict().keys() == loaded.state_dict().keys()
+    probe = observations(50)
+    assert torch.equal(loaded.act(probe), module.act(probe))
+    assert torch.equal(loaded.twin(probe).q_values, module.twin(probe).q_values)
+
+
+def test_a_resumed_fit_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    """The weights' noise, Adam's moments, the moving average, Fisher samples and anchors all continue."""
+    settings = {"ewc_lambda": 1.0, "consolidate_every": 3, "fisher_batches": 4, "update_pairs": "random"}
+    batches = [make_batch() for _ in range(10)]
+
+    class Epoch(Stream):
+        """Five batches an epoch, in order; resuming, Lightning opens the finished epoch once more and reads none."""
+
+        def __init__(self, start: int) -> None:
+            super().__init__(batches[start:])
+
+        def __iter__(self) -> Iterator[Batch]:
+            for _ in range(5):
+                yield self.batches.pop(0)
+
+        def __len__(self) -> int:
+            return 5
+
+    def run(epochs: int, start: int, ckpt_path: Path | None = None) -> tuple[VariationalActorCritic, pl.Trainer]:
+        torch.manual_seed(11)
+        module = make_module(**settings)
+        trainer = make_trainer(SaveAtTheEnd())
+        trainer.fit_loop.max_epochs = epochs
+        trainer.fit(module, Epoch(start), Stream([]), ckpt_path=ckpt_path)
+        return module, trainer
+
+    class SaveAtTheEnd(pl.Callback):
+        """Saves where Lightning's own ModelCheckpoint does."""
+
+        def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+            trainer.save_checkpoint(tmp_path / f"epoch_{trainer.current_epoch}.ckpt")
+
+    whole, _ = run(2, 0)
+    run(1, 0)
+    torch.manual_seed(999)
+    resumed, trainer = run(2, 5, tmp_path / "epoch_0.ckpt")
+    assert trainer.global_step == 10
+    assert equal(whole.state_dict(), resumed.state_dict())
+
+
+# ------------------------------------------------------------------ bad settings
+NAN = float("nan")
+BAD = [
+    ("encoder", "natura"),
+    ("hidden_dim", 0),
+    ("hidden_dim", -8),
+    ("prior_precision", 0.0),
+    ("prior_precision", -1.0),
+    ("init_log_var", 12.0),
+    ("init_log_var", -11.5),
+    ("temperature", -0.1),
+    ("temperature", NAN),
+    ("noise_std", 0.0),
+    ("noise_std", -1.0),
+    ("noise_std", NAN),
+    ("target", "emma"),
+    ("tau", 0.0),
+    ("tau", -0.1),
+    ("tau", 1.5),
+    ("actor_loss", "dgp"),
+    ("policy_temperature", 0.0),
+    ("entropy_weight", -0.01),
+    ("update_pairs", "one"),
+    ("ewc_lambda", -1.0),
+    ("ewc_lambda", NAN),
+    ("consolidate_every", -1),
+    ("fisher_batches", 0),
+    ("actor_lr", 0.0),
+    ("actor_lr", -1e-3),
+    ("critic_lr", 0.0),
+    ("critic_lr", NAN),
+    ("adam_eps", -1e-8),
+    ("weight_decay", -0.1),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), BAD, ids=[f"{key}={value}" for key, value in BAD])
+def test_a_bad_setting_gives_a_config_error_that_names_it(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as raised:
+        make_module(**{key: value})
+    text = str(raised.value)
+    assert raised.value.key == f"model.{key}"
+    assert repr(value) in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "meant"),
+    [("target", "emma", "ema"), ("actor_loss", "dgp", "dpg"), ("update_pairs", "bth", "both")],
+)
+def test_a_misspelt_choice_names_the_nearest(key: str, value: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"nearest: '{meant}'"):
+        make_module(**{key: value})
+
+
+# ------------------------------------------------------------------ learning, on problems with known values
+COMBINATIONS = [(target, actor_loss) for target in ("other", "ema") for actor_loss in ("dpg", "cross_entropy")]
+
+
+def learner(target: str, actor_loss: str, **settings: Any) -> VariationalActorCritic:
+    return make_module(
+        hidden_dim=16,
+        target=target,
+        actor_loss=actor_loss,
+        tau=0.1,
+        noise_std=0.3,
+        actor_lr=1e-2,
+        critic_lr=1e-2,
+        **settings,
+    )
+
+
+@pytest.mark.parametrize(("target", "actor_loss"), COMBINATIONS)
+@pytest.mark.parametrize("shared_trunk", [True, False])
+def test_a_bandit_is_solved(target: str, actor_loss: str, shared_trunk: bool) -> None:
+    """One state, terminal rewards [0, 1, 0]: Q is the reward of each action, and the best action is 1."""
+    rewards = torch.tensor([0.0, 1.0, 0.0])
+    action = torch.arange(ACTIONS).repeat(4)
+    state = torch.ones(len(action), FEATURES)
+    fields = {"observation": state, "next_observation": state, "action": action, "reward": rewards[action]}
+    batch = make_batch(len(action), discount=0.0, num_data=10**6, **fields)
+    module = learner(target, actor_loss, shared_trunk=shared_trunk)
+    fit(module, [batch] * 250)
+    q_values = module.twin(state[:1]).q_values[:, 0].detach()
+    assert (q_values - rewards).abs().max() < 0.05
+    assert module.act(state[:1]).tolist() == [1]
+
+
+@pytest.mark.parametrize(("target", "actor_loss"), COMBINATIONS)
+def test_values_are_carried_back_through_a_chain(target: str, actor_loss: str) -> None:
+    """Two states. In s0 action 0 ends with 0.5 and action 1 leads to s1 with discount 0.9; in s1 action 0 ends with
+    2 and action 1 with -1. So Q(s1) = [2, -1] and Q(s0) = [0.5, 0.9 * 2]: the smaller reward now is a trap.
+    """
+    s0, s1 = torch.tensor([1.0, -1.0]), torch.tensor([-1.0, 1.0])
+    table = [(s0, 0, 0.5, 0.0, s0), (s0, 1, 0.0, 0.9, s1), (s1, 0, 2.0, 0.0, s1), (s1, 1, -1.0, 0.0, s1)] * 3
+    columns = list(zip(*table, strict=True))
+    transition = Transition(
+        torch.stack(columns[0]),
+        torch.tensor(columns[1]),
+        torch.tensor(columns[2]),
+        torch.tensor(columns[3]),
+        torch.stack(columns[4]),
+    )
+    module = learner(target, actor_loss, observation_shape=(2,), num_actions=2)
+    fit(module, [Batch(transition, 10**6, 4)] * 400)
+    states = torch.stack([s0, s1])
+    q_values = module.twin(states).q_values.mean(0).detach()
+    assert (q_values - torch.tensor([[0.5, 1.8], [2.0, -1.0]])).abs().max() < 0.1
+    assert module.act(states).tolist() == [1, 0]
