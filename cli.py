@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentError
-from pytorch_lightning import seed_everything
+from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -24,6 +24,9 @@ from bayes_rl.types import ConfigError, nearest
 
 LINKED = ("game", "observation_shape", "num_actions", "pixel_scale")
 """Model arguments that the data decides."""
+
+EXACT = {"exit_on_error": False, "allow_abbrev": False}
+"""Options of the parser: an error is raised for `main` to word, and no option may be shortened."""
 
 
 class BayesCLI(LightningCLI):
@@ -149,7 +152,6 @@ class BayesCLI(LightningCLI):
         }
         print(callbacks.report(self.datamodule, scores, files))
 
-
     def after_validate(self) -> None:
         """Print the scores."""
         self._print_scores("val")
@@ -177,14 +179,16 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", module="pytorch_lightning.*")
 
 
-def _one_line(error: Exception, parser: LightningArgumentParser | None) -> str:
-    """An error of the parser as one line, with the nearest valid option where one was not recognised."""
+def _one_line(error: Exception, known: list[str]) -> str:
+    """An error of the parser as one line, with the nearest valid name where one was not recognised."""
     text = " ".join(str(error).split())
-    unknown = re.search(r"unrecognized arguments: --(\S+?)(?:[= ]|$)", text) or re.search(r'Key "?([\w.]+)"? ', text)
-    if parser is None or unknown is None:
-        return text
-    known = [name.removeprefix("--") for action in parser._actions for name in action.option_strings]
-    return text + nearest(unknown[1], known)
+    text = text.replace("Problems parsing config:", "--config: is not a YAML mapping of options:")
+    if missing := re.search(r"File does not exist: '(.+?)'", text):
+        path = Path(os.path.relpath(missing[1]))
+        folder = path.parent if path.parent.is_dir() else Path("configs")
+        return f"--config: '{path}' does not exist{nearest(str(path), [str(p) for p in folder.glob('*.yaml')])}"
+    unknown = re.search(r"unrecognized arguments: (?:--)?(\S+)", text) or re.search(r"not accept option '(\S+?)'", text)
+    return text + nearest(unknown[1].split("=")[0], known) if unknown else text
 
 
 def run(args: ArgsType = None) -> BayesCLI:
@@ -192,6 +196,7 @@ def run(args: ArgsType = None) -> BayesCLI:
 
     Raises:
         ConfigError: bad input, as one line that names the key.
+        ArgumentError: an option or file that the parser refuses.
     """
     _quiet()
     return BayesCLI(
@@ -201,8 +206,18 @@ def run(args: ArgsType = None) -> BayesCLI:
         seed_everything_default=1,
         save_config_callback=_SaveConfig,
         auto_configure_optimizers=False,
-        parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
+        parser_kwargs={**EXACT, "fit": EXACT, "validate": EXACT, "test": EXACT, "predict": EXACT},
     )
+
+
+def option_names() -> list[str]:
+    """Every option of `fit`, as `data.env`."""
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.add_lightning_class_args(VariationalActorCritic, "model")
+    parser.add_lightning_class_args(ReplayDataModule, "data")
+    names = [name for action in parser._actions for name in action.option_strings]
+    return [name.removeprefix("--") for name in [*names, "config", "ckpt_path", "name", "seed_everything"]]
 
 
 def main() -> None:
@@ -210,8 +225,8 @@ def main() -> None:
     try:
         run()
     except (ConfigError, ArgumentError) as error:
-        parser = getattr(error, "parser", None)
-        print(f"bayes-rl: error: {_one_line(error, parser)}", file=sys.stderr)
+        text = str(error) if isinstance(error, ConfigError) else _one_line(error, option_names())
+        print(f"bayes-rl: error: {text}", file=sys.stderr)
         sys.exit(2)
 
 

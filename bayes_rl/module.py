@@ -9,18 +9,29 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from bayes_rl import losses
 from bayes_rl.bayes import bayesian_layers, kl_divergence
-from bayes_rl.consolidation import ElasticWeightConsolidation, fisher_diagonal
+from bayes_rl.consolidation import ElasticWeightConsolidation, Score, fisher_diagonal
 from bayes_rl.games import Game, Games
 from bayes_rl.metrics import EpisodeReturns, human_normalised_score
 from bayes_rl.networks import Twin, TwinOutput
 from bayes_rl.types import Batch, Transition, check, check_choice
 
 FISHER_CHUNK = 16  # per-sample gradients held at once
+
+
+class _SingleCritic(nn.Module):
+    """One critic of the twin as a module of its own, for `functional_call`."""
+
+    def __init__(self, twin: Twin, pair: int) -> None:
+        super().__init__()
+        self.twin, self.pair = twin, pair
+
+    def forward(self, observation: Tensor) -> Tensor:
+        return self.twin.critic(self.pair, observation)
 
 
 class VariationalActorCritic(pl.LightningModule):
@@ -203,13 +214,13 @@ class VariationalActorCritic(pl.LightningModule):
         )
 
     # ------------------------------------------------------------------ consolidation
-    def _protected(self) -> dict[str, Tensor]:
+    def _protected(self, pairs: tuple[int, ...] = (0, 1)) -> dict[str, Tensor]:
         """What EWC anchors: the critics' means of Bayesian weights and all their deterministic weights."""
-        trunks = ("trunks.0",) if self.twin.shared_trunk else ("trunks.2", "trunks.3")
+        prefixes = tuple(prefix for pair in pairs for prefix in self.twin.critic_prefixes(pair))
         return {
             name: parameter
             for name, parameter in self.twin.named_parameters()
-            if name.startswith(("critics", *trunks)) and not name.endswith("weight_log_var")
+            if name.startswith(prefixes) and not name.endswith("weight_log_var")
         }
 
     def _ewc_penalty(self, transition: Transition) -> Tensor:
@@ -221,27 +232,38 @@ class VariationalActorCritic(pl.LightningModule):
             self.consolidate()
         return self.ewc.penalty(self._protected())
 
+    @torch.no_grad()
     def consolidate(self) -> None:
         """Register the critics' Fisher diagonal on the latest minibatches, and anchor the present weights."""
         if self.ewc is None or not self._fisher_samples:
             return
-        protected = {name: p.detach() for name, p in self._protected().items()}
-        rest = {name: p.detach() for name, p in self.twin.named_parameters() if name not in protected}
         observation = torch.cat([t.observation for t in self._fisher_samples])
         action = torch.cat([t.action for t in self._fisher_samples])
+        protected = self._protected()
         fisher = {name: torch.zeros_like(p) for name, p in protected.items()}
         for pair in range(2):
-
-            def score(parameters: dict[str, Tensor], sample: tuple[Tensor, ...], pair: int = pair) -> Tensor:
-                # For y ~ N(Q, noise_std^2) the expected squared score is (dQ / noise_std)^2: no y need be drawn.
-                state, chosen = sample
-                output = functional_call(self.twin, {**rest, **parameters}, (state[None],))
-                return output.q_values[pair, 0].gather(0, chosen[None]).squeeze(0) / self.hparams.noise_std
-
             with torch.autocast(self.device.type, enabled=False):
-                part = fisher_diagonal(score, protected, (observation, action), FISHER_CHUNK)
-            fisher = {name: f + part[name] for name, f in fisher.items()}
+                part = fisher_diagonal(
+                    self._critic_score(pair), self._protected((pair,)), (observation, action), FISHER_CHUNK
+                )
+            for name, value in part.items():
+                fisher[name] += value
         self.ewc.consolidate(protected, fisher)
+
+    def _critic_score(self, pair: int) -> Score:
+        """Q_pair(s, a) / noise_std: its squared gradient is the Fisher diagonal of N(y | Q_pair(s, a), noise_std^2).
+
+        The expectation over y is taken exactly, since E[(d log p / dw)^2] = (dQ / dw)^2 / noise_std^2.
+        """
+        critic = _SingleCritic(self.twin, pair)
+
+        def score(parameters: dict[str, Tensor], sample: tuple[Tensor, ...]) -> Tensor:
+            state, action = sample
+            named = {f"twin.{name}": p for name, p in parameters.items()}
+            q_values = functional_call(critic, named, (state[None],))[0]
+            return q_values.gather(0, action[None]).squeeze(0) / self.hparams.noise_std
+
+        return score
 
     # ------------------------------------------------------------------ games
     def validation_step(self, games: Games, batch_idx: int) -> list[Game]:

@@ -200,6 +200,15 @@ class Twin(nn.Module):
         trunks = [self.trunks[0]] if self.shared_trunk else [self.trunks[i + j] for i in pairs for j in (0, 2)]
         return nn.ModuleList([*trunks, *(head[i] for i in pairs for head in (self.actors, self.critics))])
 
+    def critic_prefixes(self, pair: int) -> tuple[str, str]:
+        """Names of critic `pair`'s trunk and head, as prefixes of parameter names."""
+        return f"trunks.{0 if self.shared_trunk else 2 + pair}.", f"critics.{pair}."
+
+    def critic(self, pair: int, observation: Tensor) -> Tensor:
+        """Q(s, .) of one critic alone, from mean weights: `[B, A]` float32."""
+        trunk = self.trunks[0 if self.shared_trunk else 2 + pair]
+        return self.critics[pair](trunk(self.prepare(observation)))
+
     def prepare(self, observation: Tensor) -> Tensor:
         """Observation as the encoders take it: float32, pixels scaled to [0, 1], channels last in memory."""
         if observation.dtype == torch.uint8:

@@ -111,7 +111,7 @@ class Recorder:
         while True:
             total += rules.gamma ** (t - start) * _learner_reward(episode, t, rules)
             last = episode.over and t == len(episode.actions) - 1
-            dead = last and episode.terminated or rules.life_loss == "discount" and episode.life_lost[t]
+            dead = (last and episode.terminated) or (rules.life_loss == "discount" and episode.life_lost[t])
             t += 1
             if dead or last or t - start == rules.n_step:
                 break

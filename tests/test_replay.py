@@ -119,7 +119,7 @@ def replay_of(rules: Rules, num_envs: int, ring: int, slack: int = 0, directory:
     )
 
 
-def assert_agrees(replay: Seen, recorder: Recorder, rules: Rules, slots: list[tuple[int, int]], got: Transition) -> None:
+def assert_agrees(recorder: Recorder, rules: Rules, slots: list[tuple[int, int]], got: Transition) -> None:
     """Every transition of a sample is the one that the definition gives for its slot."""
     wanted = [recorder.expected(e, m, rules) for e, m in slots]
     np.testing.assert_array_equal(got.observation.numpy(), np.stack([w.observation for w in wanted]))
@@ -310,7 +310,7 @@ def test_every_sampleable_slot_agrees_with_the_oracle(
         oldest = len(recorder.slots[env]) - ring
         assert min(recorder.needed(env, number, rules)) >= oldest, "reaches over what is overwritten"
         assert max(recorder.needed(env, number, rules)) < len(recorder.slots[env]), "reaches beyond what is written"
-    assert_agrees(replay, recorder, rules, slots, got)
+    assert_agrees(recorder, rules, slots, got)
 
 
 def test_long_stacks_and_long_episodes_agree_with_the_oracle() -> None:
@@ -322,7 +322,7 @@ def test_long_stacks_and_long_episodes_agree_with_the_oracle() -> None:
     slots, got = every_slot(replay)
     keep = list(range(0, len(slots), 7))
     picked = Transition(*(x[keep] for x in got))
-    assert_agrees(replay, recorder, rules, [slots[i] for i in keep], picked)
+    assert_agrees(recorder, rules, [slots[i] for i in keep], picked)
 
 
 def test_vectors_and_pictures_of_several_planes_are_stacked_along_the_first_axis() -> None:
@@ -347,7 +347,7 @@ def test_n_step_and_gamma_may_change_between_samples() -> None:
         replay.n_step, replay.gamma = n_step, gamma
         slots, got = every_slot(replay)
         assert set(slots) == {(e, m) for e in range(2) for m in recorder.chosen(e, 30, rules)}
-        assert_agrees(replay, recorder, rules, slots, got)
+        assert_agrees(recorder, rules, slots, got)
 
 
 def test_types_of_a_minibatch() -> None:
@@ -373,7 +373,7 @@ def test_sampling_is_uniform_over_all_slots_of_all_environments(steps: int) -> N
     draws = 400 * len(wanted)
     replay.sample(draws, np.random.default_rng(11))
     env, number = replay.asked
-    counts = {slot: 0 for slot in wanted}
+    counts = dict.fromkeys(wanted, 0)
     for slot in zip(env.tolist(), number.tolist(), strict=True):
         assert slot in counts, "a last screen, or a slot outside the window"
         counts[slot] += 1
@@ -424,7 +424,8 @@ def test_a_million_frames_take_at_most_7_3_gib() -> None:
     envs = make_envs(data.settings, 8)
     replay = data._replay(envs)
     envs.close()
-    assert replay.capacity == 10_000 and replay.slots * 8 >= 10_000 + 2_500 / 4
+    assert replay.capacity == 10_000
+    assert replay.slots * 8 >= 10_000 + 2_500 / 4
     assert 100 * replay.nbytes <= 7.3 * 2**30
 
 
@@ -489,7 +490,8 @@ def test_a_saved_ring_is_found_again(tmp_path: Path) -> None:
     again.load_state_dict(state)
     assert len(again) == len(replay) == 40
     found, after = every_slot(again)
-    assert found == slots and all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+    assert found == slots
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
     play([again], 30, 7, 2, start=fresh)  # and goes on as the original would have
     reference = replay_of(RULES, 2, 20, 10)
     play([reference], 90, 0, 2)
@@ -508,7 +510,7 @@ def test_a_loaded_ring_knows_how_old_the_running_episode_is(tmp_path: Path) -> N
     for t in range(2, 8):
         add([again, recorder], [(t, 0, 0.0, "")], [t + 1])
     slots, got = every_slot(again)
-    assert_agrees(again, recorder, rules, slots, got)
+    assert_agrees(recorder, rules, slots, got)
 
 
 def test_slots_written_after_a_checkpoint_do_not_touch_what_it_refers_to(tmp_path: Path) -> None:
@@ -521,7 +523,8 @@ def test_slots_written_after_a_checkpoint_do_not_touch_what_it_refers_to(tmp_pat
     again = replay_of(RULES, 1, 20, 10, tmp_path)
     again.load_state_dict(state)
     found, after = every_slot(again)
-    assert found == slots and all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+    assert found == slots
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
 
 
 def test_a_ring_that_has_moved_on_is_refused(tmp_path: Path) -> None:
@@ -530,7 +533,7 @@ def test_a_ring_that_has_moved_on_is_refused(tmp_path: Path) -> None:
     state = through_a_file(replay.state_dict())
     play([replay], 11, 1, 1, p_end=0.0, start=fresh)
     replay.state_dict()
-    with pytest.raises(ConfigError, match="moved on.*--data.refill_replay true"):
+    with pytest.raises(ConfigError, match=r"moved on.*--data.refill_replay true"):
         replay_of(RULES, 1, 20, 10, tmp_path).load_state_dict(state)
 
 
@@ -556,7 +559,7 @@ def test_a_ring_rewritten_from_an_older_checkpoint_is_refused_to_the_newer_one(t
     again = replay_of(RULES, 1, 20, 10, tmp_path)
     again.load_state_dict(older)
     play([again], 5, 2, 1, p_end=0.0, start=fresh)
-    with pytest.raises(ConfigError, match="--data.refill_replay true"):
+    with pytest.raises(ConfigError, match=r"--data.refill_replay true"):
         replay_of(RULES, 1, 20, 10, tmp_path).load_state_dict(newer)
 
 
@@ -576,13 +579,39 @@ def test_going_back_twice_does_not_hide_what_was_overwritten(tmp_path: Path) -> 
         replay_of(RULES, 1, 20, 10, tmp_path).load_state_dict(oldest)
 
 
+def test_a_ring_begun_anew_in_an_old_directory_is_found_again(tmp_path: Path) -> None:
+    """What --data.refill_replay true does: the old files are used, what they held counts for nothing."""
+    old = replay_of(RULES, 1, 20, 10, tmp_path)
+    fresh = play([old], 90, 0, 1)
+    old.state_dict()
+    replay = replay_of(RULES, 1, 20, 10, tmp_path)
+    play([replay], 40, 1, 1, start=fresh)
+    state = through_a_file(replay.state_dict())
+    slots, before = copy_of_window(replay)
+    again = replay_of(RULES, 1, 20, 10, tmp_path)
+    again.load_state_dict(state)
+    found, after = every_slot(again)
+    assert found == slots
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+def test_a_ring_begun_anew_is_refused_to_the_old_checkpoint(tmp_path: Path) -> None:
+    """Refilled and killed before anything was saved: the old files hold a mixture of both now."""
+    old = replay_of(RULES, 1, 20, 10, tmp_path)
+    fresh = play([old], 90, 0, 1)
+    state = through_a_file(old.state_dict())
+    play([replay_of(RULES, 1, 20, 10, tmp_path)], 15, 1, 1, start=fresh)
+    with pytest.raises(ConfigError, match=r"--data.refill_replay true"):
+        replay_of(RULES, 1, 20, 10, tmp_path).load_state_dict(state)
+
+
 @pytest.mark.parametrize("on_disk", [True, False])
 def test_a_ring_that_is_missing_is_refused(tmp_path: Path, on_disk: bool) -> None:
     replay = replay_of(RULES, 1, 20, 10, tmp_path / "here")
     play([replay], 60, 0, 1)
     state = through_a_file(replay.state_dict())
     elsewhere = tmp_path / "elsewhere" if on_disk else None
-    with pytest.raises(ConfigError, match="not there.*--data.refill_replay true"):
+    with pytest.raises(ConfigError, match=r"not there.*--data.refill_replay true"):
         replay_of(RULES, 1, 20, 10, elsewhere).load_state_dict(state)
 
 
@@ -610,4 +639,5 @@ def test_a_refused_shape_does_not_turn_the_stored_screens_into_silent_zeros(tmp_
     except ConfigError:
         return
     found, after = every_slot(again)
-    assert found == slots and all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+    assert found == slots
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))

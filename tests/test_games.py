@@ -1,0 +1,208 @@
+"""Whole games: named by their seeds, scored raw, and drawn again from (seed, actions)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import astuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bayes_rl.datamodule import ReplayDataModule
+from bayes_rl.envs import EnvSettings, make_envs
+from bayes_rl.games import Game, GameLoader, Games, pictures
+
+INVADERS = EnvSettings("space_invaders", sticky_actions=0.25, max_episode_frames=1600)
+FIRED = EnvSettings("breakout", sticky_actions=0.25, max_episode_frames=600, auto_fire=True)
+MINATAR = EnvSettings("MinAtar/Breakout-v1", frame_skip=1, sticky_actions=0.1)
+CARTPOLE = EnvSettings("CartPole-v1", frame_skip=1, sticky_actions=0.0)
+
+
+def hashed(num_actions: int) -> Callable[[Tensor], Tensor]:
+    """A deterministic policy that depends on each observation alone, so that who plays beside it does not matter."""
+
+    def policy(observations: Tensor) -> Tensor:
+        flat = (observations.flatten(1).double() * 1000).round().to(torch.int64)
+        return (flat * torch.arange(1, flat.shape[1] + 1)).sum(1) % num_actions
+
+    return policy
+
+
+def noop(observations: Tensor) -> Tensor:
+    return torch.zeros(len(observations), dtype=torch.int64)
+
+
+def replayed(settings: EnvSettings, game: Game) -> tuple[list[float], bool]:
+    """Rewards of (seed, actions) played again by hand, and whether the game ended by itself at its last step."""
+    envs = make_envs(settings, 1)
+    envs.reset(np.array([game.seed]), np.ones(1, bool))
+    rewards, over = [], False
+    for action in game.actions:
+        assert not over, "the game had ended before its last action"
+        step = envs.step(np.array([action]))
+        rewards.append(float(step.rewards[0]))
+        over = bool((step.terminated | step.truncated)[0])
+    envs.close()
+    return rewards, over
+
+
+@pytest.mark.parametrize("settings", [MINATAR, CARTPOLE], ids=lambda s: s.env)
+def test_games_are_named_by_their_seeds_however_many_are_played_at_once(settings: EnvSettings) -> None:
+    seeds = [4, 8, 15, 16, 23, 42, 108]
+    policy = hashed(2)
+    wanted = Games(settings, seeds, 3, 0, parallel=1).play(policy)
+    assert [g.seed for g in wanted] == seeds
+    assert len({astuple(g)[1:3] for g in wanted}) > 1
+    for parallel in (2, 3, 10):
+        assert Games(settings, seeds, 3, 0, parallel=parallel).play(policy) == wanted
+    again = Games(settings, seeds[::-1], 3, 0, parallel=4).play(policy)
+    assert again[::-1] == wanted
+
+
+def test_atari_games_are_named_by_their_seeds_however_many_are_played_at_once() -> None:
+    seeds = [5, 6, 7]
+    alone = Games(FIRED, seeds, 4, 0, parallel=1).play(hashed(4))
+    assert Games(FIRED, seeds, 4, 0, parallel=2).play(hashed(4)) == alone
+    assert len({tuple(g.actions) for g in alone}) > 1
+
+
+def test_scores_are_raw_and_the_recorded_actions_are_the_game() -> None:
+    """Space Invaders pays 5 to 30 points for each: never a clipped 1."""
+    for game in Games(INVADERS, [0, 1], 4, 0).play(hashed(6)):
+        rewards, over = replayed(INVADERS, game)
+        assert over
+        assert sum(rewards) == game.score >= 5 * np.count_nonzero(rewards) > 0
+        assert game.frames == 4 * len(game.actions)
+
+
+def test_recorded_actions_are_those_that_auto_fire_played() -> None:
+    """A policy that never fires still loses lives, because FIRE is pressed for it; the record says so."""
+    settings = EnvSettings("breakout", sticky_actions=0.0, max_episode_frames=1200, auto_fire=True)
+    (game,) = Games(settings, [1], 4, 0).play(noop)
+    assert set(game.actions) == {0, 1}
+    rewards, over = replayed(settings, game)
+    assert (sum(rewards), over) == (game.score, True)
+
+
+def test_gymnasium_games_end_at_their_end() -> None:
+    for game in Games(CARTPOLE, [1, 2, 3, 4], 1, 0, parallel=2).play(noop):
+        assert game.score == game.frames == len(game.actions) < 15  # pushed left only, the pole falls
+        assert replayed(CARTPOLE, game) == ([1.0] * len(game.actions), True)
+
+
+def test_a_game_without_rewards_ends_after_the_idle_frames() -> None:
+    """Breakout stands still until FIRE: each game ends at 100 frames, also those begun after an unfinished one."""
+    settings = EnvSettings("breakout", sticky_actions=0.25)
+    games = Games(settings, [1, 2, 3], 4, 100, parallel=2).play(noop)
+    assert [(g.score, g.frames, len(g.actions)) for g in games] == [(0.0, 100, 25)] * 3
+
+
+def test_a_reward_sets_the_idle_frames_back() -> None:
+    """CartPole pays each frame: an idle limit of 2 frames never ends it. Elsewhere the longest wait is the limit."""
+    assert Games(CARTPOLE, [1, 2], 1, 2).play(noop) == Games(CARTPOLE, [1, 2], 1, 0).play(noop)
+    settings, limit = EnvSettings("MinAtar/Asterix-v1", frame_skip=1, sticky_actions=0.1), 30
+    causes = set()
+    for game in Games(settings, list(range(12)), 1, limit, parallel=5).play(hashed(5)):
+        rewards, over = replayed(settings, game)
+        paid = [-1, *np.flatnonzero(rewards), len(rewards) - 1 + over]
+        waits = np.diff(paid)
+        assert max(waits[:-1], default=0) <= limit
+        assert over or waits[-1] == limit
+        assert game.score == sum(rewards)
+        causes.add((over, game.score > 0))
+    assert (False, True) in causes, "no game was cut after it had been rewarded"
+
+
+def test_an_idle_limit_of_zero_ends_nothing() -> None:
+    settings = EnvSettings("breakout", sticky_actions=0.0, max_episode_frames=400)
+    (game,) = Games(settings, [1], 4, 0).play(noop)
+    assert game.frames == 400
+
+
+def test_the_policy_sees_what_it_sees_in_training() -> None:
+    """Stacks of the right shape and type, zero before the start of each game."""
+    shapes, starts = set(), 0
+
+    def policy(observations: Tensor) -> Tensor:
+        nonlocal starts
+        shapes.add((tuple(observations.shape), observations.dtype))
+        for stack in observations.view(2, 3, 4):
+            blank = (stack == 0).all(1).tolist()
+            assert blank in ([True, True, False], [True, False, False], [False] * 3)
+            starts += blank[0] and blank[1]
+        return noop(observations)
+
+    Games(CARTPOLE, [1, 2, 3, 4], 3, 0, parallel=2).play(policy)
+    assert shapes == {((2, 12), torch.float32)}
+    assert starts >= 4
+
+
+def test_no_seeds_are_no_games() -> None:
+    """A process that got none of the games, because there are more processes than games."""
+    games = Games(CARTPOLE, [], 1, 0)
+    assert len(games) == 0
+    assert games.play(noop) == []
+
+
+def test_a_loader_hands_out_one_set_of_games() -> None:
+    games = Games(CARTPOLE, [1, 2], 1, 0)
+    loader = GameLoader(games)
+    assert len(loader) == 1
+    assert list(loader) == [games] == list(loader)
+    assert len(games) == 2
+
+
+def test_stages_and_runs_never_share_a_game() -> None:
+    seeds: list[int] = []
+    for seed in (0, 1, 2):
+        data = ReplayDataModule(
+            env="CartPole-v1", frame_skip=1, num_envs=1, seed=seed, replay_capacity=100, min_replay_size=10
+        )
+        for stage in ("validate", "test", "predict"):
+            seeds += data.games(stage).seeds
+    assert len(set(seeds)) == len(seeds) == 3 * 3 * 20
+
+
+def test_pictures_of_an_atari_game_are_in_colour_one_per_step_and_one_before() -> None:
+    (game,) = Games(EnvSettings("breakout", max_episode_frames=160, auto_fire=True), [3], 4, 0).play(hashed(4))
+    settings = EnvSettings("breakout", max_episode_frames=160, auto_fire=True)
+    drawn = list(pictures(settings, game))
+    assert len(drawn) == len(game.actions) + 1
+    assert all(p.shape == (210, 160, 3) and p.dtype == np.uint8 for p in drawn)
+    assert len({p.tobytes() for p in drawn}) > len(drawn) // 2, "pictures overwrite each other"
+    assert any((p[..., 0] != p[..., 2]).any() for p in drawn)
+    # They are the game itself: grey and small, they are what the agent saw.
+    envs = make_envs(settings, 1)
+    seen = [envs.reset(np.array([game.seed]), np.ones(1, bool))[0][0, 0].copy()]
+    seen += [envs.step(np.array([a])).screens[0, 0].copy() for a in game.actions]
+    envs.close()
+    for picture, screen in zip(drawn, seen, strict=True):
+        grey = torch.from_numpy(picture.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32))
+        small = torch.nn.functional.interpolate(grey[None, None], (84, 84), mode="area")[0, 0].numpy()
+        assert np.abs(small - screen).mean() < 3
+
+
+def test_pictures_of_a_cropped_game_show_the_whole_screen() -> None:
+    settings = EnvSettings("space_invaders", crop=(13, 197, 15, 135), max_episode_frames=40)
+    (game,) = Games(settings, [3], 4, 0).play(hashed(6))
+    drawn = list(pictures(settings, game))
+    assert len(drawn) == 11
+    assert drawn[0].shape == (210, 160, 3)
+
+
+def test_pictures_of_a_small_game_are_enlarged() -> None:
+    (game,) = Games(MINATAR, [3], 1, 0).play(hashed(3))
+    drawn = list(pictures(MINATAR, game))
+    assert len(drawn) == len(game.actions) + 1
+    assert all(p.shape == (160, 160, 3) and p.dtype == np.uint8 for p in drawn)
+    assert len({p.tobytes() for p in drawn}) > 1
+    # Each of the 10 x 10 cells is one colour; what moves is where the agent saw it.
+    assert all((p.reshape(10, 16, 10, 16, 3) == p[::16, ::16].reshape(10, 1, 10, 1, 3)).all() for p in drawn)
+    envs = make_envs(MINATAR, 1)
+    seen = [envs.reset(np.array([game.seed]), np.ones(1, bool))[0][0].copy()]
+    seen += [envs.step(np.array([a])).screens[0].copy() for a in game.actions]
+    envs.close()
+    for picture, planes in zip(drawn, seen, strict=True):
+        assert np.array_equal(picture[::16, ::16].any(-1), planes.any(0))
