@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import ale_py
 import gymnasium as gym
 import numpy as np
-import torch
 from ale_py import roms
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
 from bayes_rl.types import check, nearest
+from bayes_rl.wrappers import SIDE, FrameSkip, FreshStart, Screen
 
 gym.register_envs(ale_py)
 with contextlib.suppress(ImportError):  # MinAtar is an extra
@@ -25,7 +25,7 @@ with contextlib.suppress(ImportError):  # MinAtar is an extra
 
     _register_minatar()
 
-ATARI_ROWS, ATARI_COLUMNS, SIDE = 210, 160, 84
+ATARI_ROWS, ATARI_COLUMNS = 210, 160
 FIRE = 1
 BoolArray = NDArray[np.bool_]
 
@@ -213,68 +213,16 @@ class AtariEnvs(Envs):
         self._envs.close()
 
 
-class _Skip(gym.Wrapper[Any, Any, Any, Any]):
-    """Repeat each action `frame_skip` times and sum the rewards."""
-
-    def __init__(self, env: gym.Env[Any, Any], frame_skip: int) -> None:
-        super().__init__(env)
-        self.frame_skip = frame_skip
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        total = 0.0
-        for _ in range(self.frame_skip):
-            observation, reward, terminated, truncated, info = self.env.step(action)
-            total += float(reward)
-            if terminated or truncated:
-                break
-        return observation, total, terminated, truncated, info
-
-
-class _FreshStart(gym.Wrapper[Any, Any, Any, Any]):
-    """MinAtar keeps its last (sticky) action across resets; forget it, so that the seed alone names an episode."""
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        self.env.unwrapped.game.last_action = 0  # type: ignore[attr-defined]
-        return self.env.reset(seed=seed, options=options)
-
-
-class _Screen(gym.ObservationWrapper[Any, Any, Any]):
-    """Planes and pictures to channels first uint8 (pictures grey, 84 x 84), everything else to a float32 vector."""
-
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        space = env.observation_space
-        image = isinstance(space, gym.spaces.Box) and len(space.shape) == 3
-        self.planes = image and space.dtype == np.bool_
-        self.picture = image and space.dtype == np.uint8
-        super().__init__(env if self.planes or self.picture else gym.wrappers.FlattenObservation(env))
-        if self.planes:
-            rows, columns, channels = space.shape  # type: ignore[misc]
-            self.observation_space = gym.spaces.Box(0, 1, (channels, rows, columns), np.uint8)
-        elif self.picture:
-            self.observation_space = gym.spaces.Box(0, 255, (1, SIDE, SIDE), np.uint8)
-        else:
-            flat = self.env.observation_space
-            self.observation_space = gym.spaces.Box(-np.inf, np.inf, flat.shape, np.float32)
-
-    def observation(self, observation: Any) -> NDArray[Any]:
-        if self.planes:
-            return observation.transpose(2, 0, 1).astype(np.uint8)
-        if self.picture:
-            grey = torch.from_numpy(observation.astype(np.float32)).mean(-1)[None, None]
-            return torch.nn.functional.interpolate(grey, (SIDE, SIDE), mode="area")[0].to(torch.uint8).numpy()
-        return observation.astype(np.float32)
-
-
 def make_single(settings: EnvSettings, render_mode: str | None = None) -> gym.Env[Any, Any]:
     """One Gymnasium environment (not Atari) with skip, sticky actions and screens as the agent sees them."""
     minatar = settings.env.startswith("MinAtar/")
     kwargs: dict[str, Any] = {"sticky_action_prob": settings.sticky_actions} if minatar else {}
     env = gym.make(settings.env, render_mode=render_mode, disable_env_checker=True, **kwargs)
     if minatar:
-        env = gym.wrappers.TimeLimit(_FreshStart(env), settings.max_episode_frames)
+        env = gym.wrappers.TimeLimit(FreshStart(env), settings.max_episode_frames)
     elif settings.sticky_actions > 0:
         env = gym.wrappers.StickyAction(env, settings.sticky_actions)
-    return _Screen(_Skip(env, settings.frame_skip) if settings.frame_skip > 1 else env)
+    return Screen(FrameSkip(env, settings.frame_skip) if settings.frame_skip > 1 else env)
 
 
 class GymnasiumEnvs(Envs):

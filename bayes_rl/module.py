@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bayes_rl import losses
-from bayes_rl.bayes import bayesian_layers, kl_divergence
+from bayes_rl.bayes import kl_divergence
 from bayes_rl.consolidation import ElasticWeightConsolidation, Score, fisher_diagonal
+from bayes_rl.diagnostics import training_values
 from bayes_rl.games import Game, Games
 from bayes_rl.metrics import EpisodeReturns, human_normalised_score
 from bayes_rl.networks import Twin, TwinOutput
@@ -30,8 +31,8 @@ class _SingleCritic(nn.Module):
         super().__init__()
         self.twin, self.pair = twin, pair
 
-    def forward(self, observation: Tensor) -> Tensor:
-        return self.twin.critic(self.pair, observation)
+    def forward(self, prepared: Tensor) -> Tensor:
+        return self.twin.critic(self.pair, prepared)
 
 
 class VariationalActorCritic(pl.LightningModule):
@@ -101,7 +102,8 @@ class VariationalActorCritic(pl.LightningModule):
         check_choice("model.target", target, ("other", "ema"))
         check_choice("model.actor_loss", actor_loss, ("dpg", "cross_entropy"))
         check_choice("model.update_pairs", update_pairs, ("both", "random"))
-        for key, value in {"temperature": temperature, "entropy_weight": entropy_weight}.items():
+        not_negative = {"temperature": temperature, "entropy_weight": entropy_weight, "ewc_lambda": ewc_lambda}
+        for key, value in (not_negative | {"adam_eps": adam_eps, "weight_decay": weight_decay}).items():
             check(value >= 0, f"model.{key}", value, "must be zero or positive")
         positive = {"noise_std": noise_std, "policy_temperature": policy_temperature, "tau": tau}
         for key, value in (positive | {"actor_lr": actor_lr, "critic_lr": critic_lr}).items():
@@ -122,6 +124,7 @@ class VariationalActorCritic(pl.LightningModule):
         self.target_twin = copy.deepcopy(self.twin).requires_grad_(False) if target == "ema" else None
         self.ewc = ElasticWeightConsolidation(self._protected(), ewc_lambda) if ewc_lambda > 0 else None
         self._fisher_samples: deque[Transition] = deque(maxlen=fisher_batches)
+        self._learning: set[int] = set()  # pairs with a loss since the last optimizer step
         self.returns = EpisodeReturns()
         self.frames = 0  # environment frames seen, the axis of every curve
 
@@ -141,6 +144,7 @@ class VariationalActorCritic(pl.LightningModule):
         targets = self._targets(transition)
         output: TwinOutput = self.twin(transition.observation, weights="sample")
         pairs = [0, 1] if self.hparams.update_pairs == "both" else [int(torch.randint(2, ()))]
+        self._learning |= set(pairs)
         nll = self._nll(output, transition, targets, pairs)
         kl = kl_divergence(self.twin.networks(pairs))
         ewc_penalty = self._ewc_penalty(transition)
@@ -186,6 +190,14 @@ class VariationalActorCritic(pl.LightningModule):
             if self.hparams.entropy_weight:
                 total = total - self.hparams.entropy_weight * losses.entropy(logits)
         return total
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep the pair that rests as it is: a gradient of zero would still move it, by Adam's momentum and decay."""
+        learning = {id(p) for p in self.twin.networks(sorted(self._learning)).parameters()}
+        for parameter in self.twin.parameters():
+            if id(parameter) not in learning:
+                parameter.grad = None
+        self._learning.clear()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -237,7 +249,7 @@ class VariationalActorCritic(pl.LightningModule):
         """Register the critics' Fisher diagonal on the latest minibatches, and anchor the present weights."""
         if self.ewc is None or not self._fisher_samples:
             return
-        observation = torch.cat([t.observation for t in self._fisher_samples])
+        observation = self.twin.prepare(torch.cat([t.observation for t in self._fisher_samples]))
         action = torch.cat([t.action for t in self._fisher_samples])
         protected = self._protected()
         fisher = {name: torch.zeros_like(p) for name, p in protected.items()}
@@ -303,30 +315,7 @@ class VariationalActorCritic(pl.LightningModule):
         """Everything `docs/metrics.md` lists under training; computed only when it will be written."""
         if (self.global_step + 1) % self.trainer.log_every_n_steps:
             return
-        with torch.no_grad():
-            nll, kl, temperature = parts["nll"], parts["kl"], self.hparams.temperature
-            q_values = output.q_values.mean(0)
-            q = q_values.gather(-1, batch.transition.action.unsqueeze(-1)).squeeze(-1)
-            log_var = torch.cat([layer.log_var().flatten() for layer in bayesian_layers(self.twin)])
-            probs = output.mean_action_probs()
-            values = {
-                **{f"train/{name}": value for name, value in parts.items()},
-                "train/elbo_loss": losses.negative_elbo(nll, kl, batch.num_data, temperature),
-                "train/num_data": float(batch.num_data),
-                "train/temperature": float(temperature),
-                "train/kl_to_nll": temperature * kl / batch.num_data / nll.abs(),
-                "train/ewc_to_nll": parts["ewc_penalty"] / nll.abs(),
-                "train/q": q.mean(),
-                "train/q_max": q_values.max(-1).values.mean(),
-                "train/td_error": (targets.mean(0) - q).abs().mean(),
-                "train/twin_gap": (output.q_values[0] - output.q_values[1]).abs().mean(),
-                "train/actor_agrees": (probs.argmax(-1) == q_values.argmax(-1)).float().mean(),
-                "train/policy_entropy": losses.entropy(output.action_logits),
-                "posterior/std_mean": (0.5 * log_var).exp().mean(),
-                "posterior/log_var_min": log_var.min(),
-                "posterior/log_var_max": log_var.max(),
-            }
-        self.log_dict(values)
+        self.log_dict(training_values(self.twin, batch, output, targets, self.hparams.temperature, parts))
         self.log("step", float(batch.frames))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -204,10 +204,10 @@ class Twin(nn.Module):
         """Names of critic `pair`'s trunk and head, as prefixes of parameter names."""
         return f"trunks.{0 if self.shared_trunk else 2 + pair}.", f"critics.{pair}."
 
-    def critic(self, pair: int, observation: Tensor) -> Tensor:
-        """Q(s, .) of one critic alone, from mean weights: `[B, A]` float32."""
+    def critic(self, pair: int, prepared: Tensor) -> Tensor:
+        """Q(s, .) of one critic alone, from mean weights and an observation out of `prepare`: `[B, A]` float32."""
         trunk = self.trunks[0 if self.shared_trunk else 2 + pair]
-        return self.critics[pair](trunk(self.prepare(observation)))
+        return self.critics[pair](trunk(prepared))
 
     def prepare(self, observation: Tensor) -> Tensor:
         """Observation as the encoders take it: float32, pixels scaled to [0, 1], channels last in memory."""
