@@ -215,6 +215,9 @@ class VariationalActorCritic(pl.LightningModule):
             owner = "actor" if name.startswith("actors") or own_actor_trunk else "critic"
             decayed = parameter.ndim > 1 and not name.endswith(("weight_mu", "weight_log_var"))
             groups.setdefault((owner, decayed), []).append(parameter)
+        # Lightning refuses to clip the gradients of a fused optimizer under mixed precision.
+        trainer = self._trainer
+        clipped_amp = trainer is not None and trainer.gradient_clip_val and "mixed" in str(trainer.precision)
         rates = {"actor": self.hparams.actor_lr, "critic": self.hparams.critic_lr}
         return torch.optim.AdamW(
             [
@@ -222,7 +225,7 @@ class VariationalActorCritic(pl.LightningModule):
                 for (owner, decayed), p in groups.items()
             ],
             eps=self.hparams.adam_eps,
-            fused=True,
+            fused=not clipped_amp,
         )
 
     # ------------------------------------------------------------------ consolidation
