@@ -191,6 +191,17 @@ def _one_line(error: Exception, known: list[str]) -> str:
     return text + nearest(unknown[1].split("=")[0], known) if unknown else text
 
 
+def _share_cores() -> None:
+    """Leave half of the cores to the emulator's threads, unless OMP_NUM_THREADS says otherwise.
+
+    The learner's threads wait for each other by spinning: one that shares its core with an emulator, or with
+    another run, holds all of them up. On two cores one learner thread is nearly as fast alone, and five times
+    faster in company.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+
+
 def run(args: ArgsType = None) -> BayesCLI:
     """Parse `args` (default: the command line) and run the subcommand.
 
@@ -199,6 +210,7 @@ def run(args: ArgsType = None) -> BayesCLI:
         ArgumentError: an option or file that the parser refuses.
     """
     _quiet()
+    _share_cores()
     return BayesCLI(
         VariationalActorCritic,
         ReplayDataModule,

@@ -210,12 +210,14 @@ class Twin(nn.Module):
         return self.critics[pair](trunk(prepared))
 
     def prepare(self, observation: Tensor) -> Tensor:
-        """Observation as the encoders take it: float32, pixels scaled to [0, 1], channels last in memory."""
+        """Observation as the encoders take it: floating, pixels scaled to [0, 1], channels last in memory."""
         if observation.dtype == torch.uint8:
-            observation = observation.to(torch.float32).mul_(1.0 / self.pixel_scale)
-        if observation.ndim == 4:
-            observation = observation.contiguous(memory_format=torch.channels_last)
-        return observation
+            device = observation.device.type
+            # Under autocast straight to its type: every pixel value is exact in bfloat16.
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+            layout = torch.channels_last if observation.ndim == 4 else torch.contiguous_format
+            return observation.to(dtype, memory_format=layout).mul_(1.0 / self.pixel_scale)
+        return observation.contiguous(memory_format=torch.channels_last) if observation.ndim == 4 else observation
 
     def forward(self, observation: Tensor, weights: Weights = "mean") -> TwinOutput:
         """Evaluate both pairs on `[B, *observation_shape]`; with a shared trunk the actors' gradient stops there."""

@@ -145,16 +145,16 @@ class ReplayStream(IterableDataset[Batch]):
         while self.updates < epoch_end:
             while self.updates >= int(self.learning_steps * self.envs.num_envs * self.updates_per_step):
                 self.learning_steps += 1
-                self._advance()
+                self.step_environments()
             rng = np.random.default_rng([self.seed, self.rank, SAMPLE, self.updates])
             self.updates += 1
             yield Batch(self.replay.sample(self.batch_size, rng), len(self.replay) * self.world_size, self.frames)
 
     def _prefill(self) -> None:
         while len(self.replay) < self.min_replay_size or self.replay.sampleable < 1:
-            self._advance()
+            self.step_environments()
 
-    def _advance(self) -> None:
+    def step_environments(self) -> None:
         """Fetch the step under way, store it, then act and send the next one."""
         self.finish_step()
         if not self._started:

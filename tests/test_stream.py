@@ -49,7 +49,7 @@ class ScriptedEnvs(Envs):
         return np.stack([np.arange(self.num_envs) + 1, self.episode, self.time], 1).astype(np.uint8)
 
     def _lives(self) -> NDArray[np.int64]:
-        return np.maximum(self.first_lives - self.time // 2, 0)
+        return np.maximum(self.first_lives - (self.time + 1) // 2, 0)
 
     def reset(self, seeds: NDArray[np.int64], mask: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         assert self.pending is None, "reset during a step"
@@ -262,14 +262,14 @@ def test_the_action_that_was_really_played_is_stored() -> None:
 
 
 def test_a_lost_life_is_stored_with_the_step_that_lost_it_and_a_new_game_loses_none() -> None:
-    """Lives fall at every second step; they jump up again at a reset, and never does that count as a loss."""
+    """Lives fall at every second step, the first one included; that they are back at a reset is no loss or gain."""
     envs = ScriptedEnvs(1, lengths=(5,), lives=3)
     replay = ring(envs, kind=LoggingReplay)
     assert isinstance(replay, LoggingReplay)
     replay.log = envs.log
     take(stream_of(envs, replay), 60)
     lost = {(int(c[0][0, 2]), bool(c[5][0])) for name, c in envs.log if name == "add"}
-    assert lost == {(0, False), (1, True), (2, False), (3, True), (4, False)}
+    assert lost == {(0, True), (1, False), (2, True), (3, False), (4, True)}
 
 
 def test_a_finished_game_is_counted_once_with_its_own_return() -> None:
