@@ -103,7 +103,7 @@ class StreamMetrics(Callback):
         self._mark = (time.monotonic(), _data(trainer).stream.frames)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        if trainer.global_step % trainer.log_every_n_steps:
+        if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         stream = _data(trainer).stream
         now, frames = time.monotonic(), stream.frames

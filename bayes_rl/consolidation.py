@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, vmap
+from torch.func import functional_call, grad, vmap
 
 from bayes_rl.losses import quadratic_penalty
+from bayes_rl.networks import Twin
 from bayes_rl.types import check
 
 Parameters = dict[str, Tensor]
@@ -36,6 +37,34 @@ def fisher_diagonal(score: Score, parameters: Parameters, samples: tuple[Tensor,
         for name, g in per_sample(parameters, chunk).items():
             total[name] += g.square().sum(0)
     return {name: t / count for name, t in total.items()}
+
+
+class _SingleCritic(nn.Module):
+    """One critic of the twin as a module of its own, for `functional_call`."""
+
+    def __init__(self, twin: Twin, pair: int) -> None:
+        super().__init__()
+        self.twin, self.pair = twin, pair
+
+    def forward(self, prepared: Tensor) -> Tensor:
+        return self.twin.critic(self.pair, prepared)
+
+
+def critic_score(twin: Twin, pair: int, noise_std: float) -> Score:
+    """Q_pair(s, a) / noise_std: its squared gradient is the Fisher diagonal of N(y | Q_pair(s, a), noise_std^2).
+
+    The expectation over y is taken exactly, since E[(d log p / dw)^2] = (dQ / dw)^2 / noise_std^2. A sample is
+    (prepared observation, action), without a batch axis.
+    """
+    critic = _SingleCritic(twin, pair)
+
+    def score(parameters: Parameters, sample: tuple[Tensor, ...]) -> Tensor:
+        state, action = sample
+        named = {f"twin.{name}": p for name, p in parameters.items()}
+        q_values = functional_call(critic, named, (state[None],))[0]
+        return q_values.gather(0, action[None]).squeeze(0) / noise_std
+
+    return score
 
 
 class ElasticWeightConsolidation(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -55,6 +56,7 @@ class ReplayDataModule(pl.LightningDataModule):
     """
 
     stream: ReplayStream
+    hparams: Any  # attribute access to the arguments of `__init__`
 
     def __init__(
         self,
@@ -151,13 +153,14 @@ class ReplayDataModule(pl.LightningDataModule):
         if stage != "fit" or self.trainer is None:
             return
         trainer = self.trainer
+        agent: Any = trainer.lightning_module
         envs = make_envs(self.settings, self.num_envs)
         directory = Path(trainer.log_dir) / "replay" / f"rank{trainer.global_rank}" if trainer.log_dir else None
         self._check_disk(envs, directory)
         self.stream = ReplayStream(
             envs,
             self._replay(envs, directory),
-            trainer.lightning_module.act,
+            agent.act,
             self.epsilon,
             batch_size=self.batch_size,
             updates_per_step=self.updates_per_step,

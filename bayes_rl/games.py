@@ -55,6 +55,8 @@ class Games:
 
     def play(self, policy: Policy) -> list[Game]:
         """Play every game to its end, greedily, and return them in the order of `seeds`."""
+        if not self.seeds:
+            return []
         envs = make_envs(self.settings, self.parallel)
         stack = ObservationStack(self.parallel, self.frame_stack, envs.screen_shape, envs.screen_dtype)
         games = [Game(seed) for seed in self.seeds]

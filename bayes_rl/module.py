@@ -9,30 +9,18 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from bayes_rl import losses
 from bayes_rl.bayes import kl_divergence
-from bayes_rl.consolidation import ElasticWeightConsolidation, Score, fisher_diagonal
+from bayes_rl.consolidation import ElasticWeightConsolidation, critic_score, fisher_diagonal
 from bayes_rl.diagnostics import training_values
 from bayes_rl.games import Game, Games
 from bayes_rl.metrics import EpisodeReturns, human_normalised_score
-from bayes_rl.networks import Twin, TwinOutput
+from bayes_rl.networks import Twin, TwinOutput, parameter_groups
 from bayes_rl.types import Batch, Transition, check, check_choice
 
 FISHER_CHUNK = 16  # per-sample gradients held at once
-
-
-class _SingleCritic(nn.Module):
-    """One critic of the twin as a module of its own, for `functional_call`."""
-
-    def __init__(self, twin: Twin, pair: int) -> None:
-        super().__init__()
-        self.twin, self.pair = twin, pair
-
-    def forward(self, prepared: Tensor) -> Tensor:
-        return self.twin.critic(self.pair, prepared)
 
 
 class VariationalActorCritic(pl.LightningModule):
@@ -67,6 +55,8 @@ class VariationalActorCritic(pl.LightningModule):
     Raises:
         ConfigError: naming the setting that cannot work.
     """
+
+    hparams: Any  # attribute access to the arguments of `__init__`
 
     def __init__(
         self,
@@ -209,24 +199,12 @@ class VariationalActorCritic(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One Adam with the actors' and the critics' step sizes as parameter groups."""
-        groups: dict[tuple[str, bool], list[Tensor]] = {}
-        for name, parameter in self.twin.named_parameters():
-            own_actor_trunk = name.startswith(("trunks.0", "trunks.1")) and not self.twin.shared_trunk
-            owner = "actor" if name.startswith("actors") or own_actor_trunk else "critic"
-            decayed = parameter.ndim > 1 and not name.endswith(("weight_mu", "weight_log_var"))
-            groups.setdefault((owner, decayed), []).append(parameter)
         # Lightning refuses to clip the gradients of a fused optimizer under mixed precision.
         trainer = self._trainer
         clipped_amp = trainer is not None and trainer.gradient_clip_val and "mixed" in str(trainer.precision)
         rates = {"actor": self.hparams.actor_lr, "critic": self.hparams.critic_lr}
-        return torch.optim.AdamW(
-            [
-                {"params": p, "lr": rates[owner], "weight_decay": self.hparams.weight_decay * decayed, "name": owner}
-                for (owner, decayed), p in groups.items()
-            ],
-            eps=self.hparams.adam_eps,
-            fused=not clipped_amp,
-        )
+        groups = parameter_groups(self.twin, rates, self.hparams.weight_decay)
+        return torch.optim.AdamW(groups, eps=self.hparams.adam_eps, fused=not clipped_amp)
 
     # ------------------------------------------------------------------ consolidation
     def _protected(self, pairs: tuple[int, ...] = (0, 1)) -> dict[str, Tensor]:
@@ -259,40 +237,27 @@ class VariationalActorCritic(pl.LightningModule):
         for pair in range(2):
             with torch.autocast(self.device.type, enabled=False):
                 part = fisher_diagonal(
-                    self._critic_score(pair), self._protected((pair,)), (observation, action), FISHER_CHUNK
+                    critic_score(self.twin, pair, self.hparams.noise_std),
+                    self._protected((pair,)),
+                    (observation, action),
+                    FISHER_CHUNK,
                 )
             for name, value in part.items():
                 fisher[name] += value
         self.ewc.consolidate(protected, fisher)
 
-    def _critic_score(self, pair: int) -> Score:
-        """Q_pair(s, a) / noise_std: its squared gradient is the Fisher diagonal of N(y | Q_pair(s, a), noise_std^2).
-
-        The expectation over y is taken exactly, since E[(d log p / dw)^2] = (dQ / dw)^2 / noise_std^2.
-        """
-        critic = _SingleCritic(self.twin, pair)
-
-        def score(parameters: dict[str, Tensor], sample: tuple[Tensor, ...]) -> Tensor:
-            state, action = sample
-            named = {f"twin.{name}": p for name, p in parameters.items()}
-            q_values = functional_call(critic, named, (state[None],))[0]
-            return q_values.gather(0, action[None]).squeeze(0) / self.hparams.noise_std
-
-        return score
-
     # ------------------------------------------------------------------ games
-    def validation_step(self, games: Games, batch_idx: int) -> list[Game]:
+    def validation_step(self, games: Games, batch_idx: int) -> None:
         """Play the games greedily, by the mean weights."""
         played = games.play(self.act)
         self.returns.update(
             torch.tensor([g.score for g in played], device=self.device),
             torch.tensor([float(g.frames) for g in played], device=self.device),
         )
-        return played
 
-    def test_step(self, games: Games, batch_idx: int) -> list[Game]:
+    def test_step(self, games: Games, batch_idx: int) -> None:
         """As validation, on other seeds."""
-        return self.validation_step(games, batch_idx)
+        self.validation_step(games, batch_idx)
 
     def predict_step(self, games: Games, batch_idx: int) -> list[Game]:
         """Play the games and hand them on; a callback writes them as video."""
@@ -316,7 +281,7 @@ class VariationalActorCritic(pl.LightningModule):
     # ------------------------------------------------------------------ logging and state
     def _log_training(self, batch: Batch, output: TwinOutput, targets: Tensor, **parts: Tensor) -> None:
         """Everything `docs/metrics.md` lists under training; computed only when it will be written."""
-        if (self.global_step + 1) % self.trainer.log_every_n_steps:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         self.log_dict(training_values(self.twin, batch, output, targets, self.hparams.temperature, parts))
         self.log("step", float(batch.frames))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -193,7 +193,7 @@ class Twin(nn.Module):
             nn.ModuleList(BayesLinear(width, num_actions, prior_precision, init_log_var) for _ in range(2))
             for _ in range(2)
         )
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def networks(self, pairs: list[int]) -> nn.ModuleList:
         """Trunks and heads of the given pairs (0, 1), for sums over their layers."""
@@ -234,3 +234,23 @@ class Twin(nn.Module):
             logits = [head(f.float(), weights) for head, f in zip(self.actors, actor_features, strict=True)]
             q_values = [head(f.float(), weights) for head, f in zip(self.critics, critic_features, strict=True)]
         return TwinOutput(torch.stack(logits), torch.stack(q_values))
+
+
+def parameter_groups(twin: Twin, rates: dict[str, float], weight_decay: float) -> list[dict[str, Any]]:
+    """Optimizer groups, called `actor` or `critic` and decayed or not; every parameter is in exactly one.
+
+    Args:
+        twin: whose parameters; a shared trunk belongs to the critics.
+        rates: step sizes of `actor` and `critic`.
+        weight_decay: of deterministic matrices and kernels; Bayesian weights have their prior.
+    """
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in twin.named_parameters():
+        own_actor_trunk = name.startswith(("trunks.0", "trunks.1")) and not twin.shared_trunk
+        owner = "actor" if name.startswith("actors") or own_actor_trunk else "critic"
+        decayed = parameter.ndim > 1 and not name.endswith(("weight_mu", "weight_log_var"))
+        groups.setdefault((owner, decayed), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rates[owner], "weight_decay": weight_decay * decayed, "name": owner}
+        for (owner, decayed), parameters in groups.items()
+    ]

@@ -64,20 +64,24 @@ class ReplayBuffer:
         check(reward_clip is None or reward_clip > 0, "data.reward_clip", reward_clip, "must be positive, or null")
         ring = capacity // num_envs
         limit = f"must be smaller than one environment's share of the replay, {ring} = {capacity} / {num_envs} slots"
-        check(n_step + frame_stack <= ring, "data.n_step", n_step, limit)
+        check(n_step + frame_stack < ring, "data.n_step", n_step, limit)
         self.capacity, self.num_envs, self.ring = capacity, num_envs, ring
         self.screen_shape, self.frame_stack = tuple(screen_shape), frame_stack
         self.n_step, self.gamma = n_step, gamma
         self.life_loss, self.reward_clip = life_loss, reward_clip
         self.slots = ring + slack
         self.directory = directory
+        self._kept = True
         total = num_envs * self.slots
         self._screens = self._array("screens", (total, int(np.prod(screen_shape))), screen_dtype)
         self._actions = self._array("actions", (total,), np.dtype(np.int16))
         self._rewards = self._array("rewards", (total,), np.dtype(np.float32))
         self._flags = self._array("flags", (total,), np.dtype(np.uint8))
         self._ages = self._array("ages", (total,), np.dtype(np.uint8))  # steps since reset, saturating
-        self._disk_written = self._array("written", (num_envs,), np.dtype(np.int64))
+        # Slots of the running history, and the most ever written: going back does not undo an overwriting.
+        self._disk = self._array("written", (2, num_envs), np.dtype(np.int64))
+        if not self._kept:
+            self._disk[:] = 0  # some file was made anew: none of them means anything
         self.written = np.zeros(num_envs, np.int64)  # slots ever written, per ring
         self._age = np.zeros(num_envs, np.int64)
         self._base = np.arange(num_envs) * self.slots
@@ -89,6 +93,7 @@ class ReplayBuffer:
         path = self.directory / f"{name}.{dtype.name}"
         size = int(np.prod(shape)) * dtype.itemsize
         keep = path.exists() and path.stat().st_size == size
+        self._kept &= keep
         return np.memmap(path, dtype, "r+" if keep else "w+", shape=shape)
 
     def __len__(self) -> int:
@@ -101,11 +106,15 @@ class ReplayBuffer:
         return sum(a.nbytes for a in (self._screens, self._actions, self._rewards, self._flags, self._ages))
 
     def _write(self, envs: NDArray[np.int64], screens: NDArray[Any], flags: NDArray[Any]) -> NDArray[np.int64]:
+        if not self.written.any():
+            self._disk[:] = 0  # a new history in old files
         slot = self._base[envs] + self.written[envs] % self.slots
         self._screens[slot] = screens.reshape(len(envs), -1)
         self._flags[slot] = flags
         self._ages[slot] = np.minimum(self._age[envs], 255)
         self.written[envs] += 1
+        self._disk[0] = self.written
+        np.maximum(self._disk[1], self.written, out=self._disk[1])
         return slot
 
     def add(
@@ -173,8 +182,8 @@ class ReplayBuffer:
             reward = reward - ((flags & (LIFE_LOST | TERMINATED)) > 0)
         absorbing = (flags & (TERMINATED | (LIFE_LOST if self.life_loss == "discount" else 0))) > 0
         ends = absorbing | ((flags & TRUNCATED) > 0)
-        taken = np.cumsum(ends, 1) - ends == 0  # steps up to and including the first end
-        k = taken.sum(1)
+        taken: NDArray[np.bool_] = np.cumsum(ends, 1) - ends == 0  # steps up to and including the first end
+        k: NDArray[np.int64] = taken.sum(1)
         n_step_return = (reward * taken * self.gamma**steps).sum(1)
         discount = self.gamma**k * ~absorbing[np.arange(len(k)), k - 1]
         return Transition(
@@ -197,8 +206,7 @@ class ReplayBuffer:
 
     def state_dict(self) -> dict[str, Any]:
         """Positions in the rings; the slots themselves stay in `directory`, flushed to disk here."""
-        self._disk_written[:] = self.written
-        for array in (self._screens, self._actions, self._rewards, self._flags, self._ages, self._disk_written):
+        for array in (self._screens, self._actions, self._rewards, self._flags, self._ages, self._disk):
             if isinstance(array, np.memmap):
                 array.flush()
         return {
@@ -214,10 +222,10 @@ class ReplayBuffer:
         remedy = "; resume from checkpoints/last.ckpt, or collect again with --data.refill_replay true"
         if state["geometry"] != [self.num_envs, self.slots, *self.screen_shape]:
             raise ConfigError("ckpt_path", where, f"replay of another shape, {state['geometry']}{remedy}")
-        ahead = self._disk_written - written
-        if (ahead < 0).any():
+        end, most = self._disk
+        if (end < written).any():
             raise ConfigError("ckpt_path", where, f"the replay that this checkpoint refers to is not there{remedy}")
-        if (ahead > self.slots - self.ring).any():
+        if (most - written > self.slots - self.ring).any():
             raise ConfigError("ckpt_path", where, f"the replay has moved on since this checkpoint{remedy}")
-        self.written[:] = written
+        self.written[:] = self._disk[0] = written
         self._age[:] = state["age"].numpy()

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
-from bayes_rl.envs import Envs, episode_seed
+from bayes_rl.envs import UNSEEDED, Envs, History, episode_seed
 from bayes_rl.replay import ReplayBuffer
 from bayes_rl.types import Batch, Policy, check
 
@@ -112,7 +112,8 @@ class ReplayStream(IterableDataset[Batch]):
         self.updates = 0  # minibatches handed out
         self.episodes = np.zeros(count, np.int64)
         self.lives = np.zeros(count, np.int64)
-        self.actions_since_reset: list[list[int]] = [[] for _ in range(count)]
+        self.histories = [History() for _ in range(count)]
+        self.seeded_episode = np.zeros(count, np.int64)  # the episode of the last seeded reset
         self.episode_return = np.zeros(count)
         self.recent_returns: deque[float] = deque(maxlen=100)
         self.finished_episodes = 0
@@ -151,7 +152,8 @@ class ReplayStream(IterableDataset[Batch]):
             yield Batch(self.replay.sample(self.batch_size, rng), len(self.replay) * self.world_size, self.frames)
 
     def _prefill(self) -> None:
-        while len(self.replay) < self.min_replay_size or self.replay.sampleable < 1:
+        size = min(self.min_replay_size, self.replay.ring * self.replay.num_envs)
+        while len(self.replay) < size or self.replay.sampleable < 1:
             self.step_environments()
 
     def step_environments(self) -> None:
@@ -161,10 +163,13 @@ class ReplayStream(IterableDataset[Batch]):
             self._reset(np.ones(self.envs.num_envs, bool))
             self._started = True
         actions = self._explore()
-        self._in_flight = self.envs.send(actions)
-        for history, action in zip(self.actions_since_reset, self._in_flight.tolist(), strict=True):
-            history.append(action)
+        self._send(actions)
         self.vector_steps += 1
+
+    def _send(self, actions: NDArray[np.int64]) -> None:
+        self._in_flight = self.envs.send(actions)
+        for history, action in zip(self.histories, self._in_flight.tolist(), strict=True):
+            history.actions.append(action)
 
     def _explore(self) -> NDArray[np.int64]:
         rng = np.random.default_rng([self.seed, self.rank, EXPLORE, self.vector_steps])
@@ -201,23 +206,29 @@ class ReplayStream(IterableDataset[Batch]):
             self.finished_episodes += int(ended.sum())
             self._reset(ended)
 
-    def _seeds(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-        chosen = np.flatnonzero(mask)
-        return np.array([episode_seed(self.seed, self.rank, e, int(self.episodes[e])) for e in chosen], np.int64)
+    def _seeds(self) -> NDArray[np.int64]:
+        """The seed of every environment's last seeded reset, `[E]`."""
+        episodes = enumerate(self.seeded_episode.tolist())
+        return np.array([episode_seed(self.seed, self.rank, env, episode) for env, episode in episodes], np.int64)
 
     def _reset(self, mask: NDArray[np.bool_]) -> None:
         self.episodes[mask] += 1
-        screens, lives = self.envs.reset(self._seeds(mask), mask)
+        steps = np.array([len(h.actions) for h in self.histories])
+        seeded = mask & ((steps >= self.envs.steps_per_seed) | (self.seeded_episode == 0))
+        self.seeded_episode[seeded] = self.episodes[seeded]
+        for e in np.flatnonzero(mask):
+            if seeded[e]:
+                self.histories[e] = History()
+            else:
+                self.histories[e].resets.append(len(self.histories[e].actions))
+        seeds = np.where(seeded, self._seeds(), UNSEEDED)
+        screens, lives = self.envs.reset(seeds[mask], mask)
         self.lives = np.where(mask, lives, self.lives)
         self.stack.begin(screens, mask)
         self.episode_return[mask] = 0
-        for e in np.flatnonzero(mask):
-            self.actions_since_reset[e] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, and environments as (episode number, actions since reset): tensors and primitives only."""
-        self.finish_step()
-        histories = [torch.tensor(a, dtype=torch.int16) for a in self.actions_since_reset]
+        """Counters, and environments as (seed, what was done since): tensors and primitives only."""
         return {
             "vector_steps": self.vector_steps,
             "learning_steps": self.learning_steps,
@@ -227,7 +238,10 @@ class ReplayStream(IterableDataset[Batch]):
             "lives": torch.from_numpy(self.lives.copy()),
             "episode_return": torch.from_numpy(self.episode_return.copy()),
             "recent_returns": list(self.recent_returns),
-            "actions_since_reset": histories,
+            "seeded_episode": torch.from_numpy(self.seeded_episode.copy()),
+            "actions": [torch.tensor(h.actions, dtype=torch.int16) for h in self.histories],
+            "resets": [torch.tensor(h.resets, dtype=torch.int32) for h in self.histories],
+            "in_flight": self._in_flight is not None,  # then the last action of each history is under way
             "stack": torch.from_numpy(self.stack.array.copy()),
             "replay": self.replay.state_dict(),
         }
@@ -240,17 +254,23 @@ class ReplayStream(IterableDataset[Batch]):
         self.lives = state["lives"].numpy().copy()
         self.episode_return[:] = state["episode_return"].numpy()
         self.recent_returns.extend(state["recent_returns"])
-        self.actions_since_reset = [a.tolist() for a in state["actions_since_reset"]]
+        self.seeded_episode[:] = state["seeded_episode"].numpy()
+        pairs = zip(state["actions"], state["resets"], strict=True)
+        self.histories = [History(actions.tolist(), resets.tolist()) for actions, resets in pairs]
         if self.refill_replay:
             self._started = False
+            self.seeded_episode[:] = 0
             return
         self.replay.load_state_dict(state["replay"])
         self._started = self.vector_steps > 0
         if self._started:
             self.stack.array[:] = state["stack"].numpy()
-            screens = self.envs.restore(self._seeds(np.ones(self.envs.num_envs, bool)), self.actions_since_reset)
+            under_way = [h.actions.pop() for h in self.histories] if state["in_flight"] else None
+            screens = self.envs.restore(self._seeds(), self.histories)
             if not np.array_equal(screens, self.stack.array[:, -1]):
                 raise RuntimeError(
                     "the environments could not be rebuilt from their seeds and actions: "
                     "was ale-py or gymnasium updated since the checkpoint? --data.refill_replay true starts new games"
                 )
+            if under_way is not None:
+                self._send(np.array(under_way, np.int64))

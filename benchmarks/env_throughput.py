@@ -39,8 +39,8 @@ def bare(game: str, num_envs: int) -> Callable[[], None]:
         use_fire_reset=False,
     )  # fmt: skip
     envs.reset(seed=0)
-    rng = np.random.default_rng(0)
-    return lambda: envs.step(rng.integers(0, envs.single_action_space.n, num_envs)) and None
+    rng, actions = np.random.default_rng(0), len(envs.ale.get_action_set())
+    return lambda: envs.step(rng.integers(0, actions, num_envs)) and None
 
 
 def layer(game: str, num_envs: int) -> Callable[[], None]:

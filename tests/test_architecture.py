@@ -18,6 +18,10 @@ RANKS = {
     "losses": 1,
     "envs": 1,
     "metrics": 1,
+    "wrappers": 0,
+    "vector": 0,
+    "atari": 1,
+    "diagnostics": 3,
     "replay": 2,
     "networks": 2,
     "consolidation": 2,
@@ -30,6 +34,8 @@ RANKS = {
 }
 # Within a rank nothing imports its neighbour, but for these pairs (importer, imported).
 ALLOWED_WITHIN_A_RANK = {
+    ("envs", "atari"),  # one door for all kinds of environment
+    ("consolidation", "networks"),  # the Fisher is that of one critic
     ("games", "stream"),  # whole games are stacked as the stream stacks them
     ("callbacks", "datamodule"),  # callbacks read the data module's counters
 }

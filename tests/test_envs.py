@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from bayes_rl.envs import (
     FIRE,
+    UNSEEDED,
     AtariEnvs,
     Envs,
     EnvSettings,
     GymnasiumEnvs,
+    History,
     Step,
     check_env,
     episode_seed,
@@ -441,7 +443,7 @@ def test_restore_rebuilds_exactly(settings: EnvSettings, steps: int) -> None:
 
     rebuilt = make_envs(settings, 3)
     until_reset(rebuilt, [1, 2, 3], 5)  # whatever happened before does not matter
-    screens = rebuilt.restore(np.array(seeds), histories)
+    screens = rebuilt.restore(np.array(seeds), [History(h) for h in histories])
     assert np.array_equal(screens, newest)
     for actions in script(original, 40, 5):
         assert np.array_equal(original.send(actions), rebuilt.send(actions))
@@ -460,7 +462,7 @@ def test_restore_rebuilds_exactly(settings: EnvSettings, steps: int) -> None:
 def test_restore_of_new_episodes_is_a_reset(settings: EnvSettings) -> None:
     a, b = make_envs(settings, 2), make_envs(settings, 2)
     screens = a.reset(np.array([4, 5]), everyone(a))[0].copy()
-    assert np.array_equal(b.restore(np.array([4, 5]), [[], []]), screens)
+    assert np.array_equal(b.restore(np.array([4, 5]), [History(), History()]), screens)
     a.close()
     b.close()
 
@@ -770,3 +772,36 @@ def test_results_are_not_overwritten_by_the_next_step() -> None:
                 assert all(np.array_equal(x, y) for x, y in zip(step[1:], kept[1:], strict=True))
                 break
         envs.close()
+
+
+@pytest.mark.parametrize("settings", [EnvSettings("breakout"), EnvSettings("CartPole-v1", frame_skip=1)], ids=short)
+def test_restore_rebuilds_games_that_began_without_a_seed_of_their_own(settings: EnvSettings) -> None:
+    """One seeded reset, then several games whose chance goes on from there: seed and history still name the state."""
+    original = make_envs(settings, 2)
+    seeds = np.array([11, 12])
+    newest = original.reset(seeds, everyone(original))[0].copy()
+    histories = [History(), History()]
+    for actions in script(original, 700, 3):
+        played = original.send(actions)
+        step = copied(original.recv())
+        newest = step.screens.copy()
+        over = ended(step)
+        for e in range(2):
+            histories[e].actions.append(int(played[e]))
+            if over[e]:
+                histories[e].resets.append(len(histories[e].actions))
+        if over.any():
+            newest[over] = original.reset(np.full(over.sum(), UNSEEDED), over)[0][over]
+    assert all(len(h.resets) >= 2 for h in histories)
+
+    rebuilt = make_envs(settings, 2)
+    assert np.array_equal(rebuilt.restore(seeds, histories), newest)
+    for actions in script(original, 100, 5):
+        original.send(actions), rebuilt.send(actions)
+        a, b = copied(original.recv()), copied(rebuilt.recv())
+        assert equal(a, b)
+        if ended(a).any():
+            again = np.full(ended(a).sum(), UNSEEDED)
+            original.reset(again, ended(a)), rebuilt.reset(again, ended(a))
+    original.close()
+    rebuilt.close()

@@ -258,7 +258,7 @@ def test_the_action_that_was_really_played_is_stored() -> None:
     stream = stream_of(SwappingEnvs(2))
     actions = torch.cat([b.transition.action for b in take(stream, 20)])
     assert (actions == 4).all()
-    assert all(a == 4 for history in stream.actions_since_reset for a in history)
+    assert all(a == 4 for history in stream.histories for a in history.actions)
 
 
 def test_a_lost_life_is_stored_with_the_step_that_lost_it_and_a_new_game_loses_none() -> None:
@@ -521,7 +521,7 @@ def test_a_resumed_stream_goes_on_bit_for_bit(
     resumed = build()
     resumed.load_state_dict(state)
     assert same(take(resumed, 60), wanted)
-    assert resumed.actions_since_reset == stream.actions_since_reset
+    assert resumed.histories == stream.histories
     assert resumed.episodes.tolist() == stream.episodes.tolist()
     resumed.finish_step()
     assert list(resumed.recent_returns) == list(stream.recent_returns)
