@@ -10,12 +10,16 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+# Inside Lightning 2.6.6; its users can do nothing about it.
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
 import torch
 from jsonargparse import ArgumentError
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from bayes_rl import callbacks
 from bayes_rl.datamodule import ReplayDataModule
@@ -130,7 +134,13 @@ class BayesCLI(LightningCLI):
         if options.trainer.enable_progress_bar is not False:
             extra.append(callbacks.FrameProgress())
         self.trainer_defaults["callbacks"] = extra
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:
+            text = " ".join(str(error).split())
+            named = re.search(r"`(\w+)=", text)
+            key = named[1] if named and named[1] in options.trainer else ""
+            raise ConfigError(f"trainer.{key}".rstrip("."), options.trainer.get(key), f"is refused: {text}") from None
 
     def after_fit(self) -> None:
         """Play the test games with the best checkpoint, and say where everything is."""
@@ -142,12 +152,15 @@ class BayesCLI(LightningCLI):
         scores = callbacks.as_scores(trainer.callback_metrics, "test")
         run = Path(os.path.relpath(trainer.log_dir))
         game = self.datamodule.games("predict", 1).play(self.model.act)[0]
-        video = callbacks.write_video(self.datamodule.settings, game, run / "videos", self.datamodule.fps)
+        try:
+            video = str(callbacks.write_video(self.datamodule.settings, game, run / "videos", self.datamodule.fps))
+        except ConfigError as error:  # the package that draws this environment is not installed
+            video = f"none ({error})"
         files = {
             "checkpoint": os.path.relpath(best),
             "learning curve": str(run / "learning_curve.png"),
             "metrics": str(run / "metrics.npy"),
-            "video": str(video),
+            "video": video,
             "TensorBoard": f"{os.path.relpath(sys.executable)} -m tensorboard.main --logdir {run}",
         }
         print(callbacks.report(self.datamodule, scores, files))
@@ -176,13 +189,21 @@ class _SaveConfig(SaveConfigCallback):
 def _quiet() -> None:
     """Silence an advertisement, and a deprecation inside Lightning that its users can do nothing about."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+    # A resumed run goes on in its own directory.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", module="pytorch_lightning.*")
+
+
+def _config_names() -> str:
+    """The configuration files on the command line, as typed."""
+    words = [word.removeprefix("--config=") for word in sys.argv[1:]]
+    return ", ".join(repr(word) for word in words if Path(word).is_file())
 
 
 def _one_line(error: Exception, known: list[str]) -> str:
     """An error of the parser as one line, with the nearest valid name where one was not recognised."""
     text = " ".join(str(error).split())
-    text = text.replace("Problems parsing config:", "--config: is not a YAML mapping of options:")
+    text = text.replace("Problems parsing config:", f"--config: {_config_names()} is no YAML mapping of options:")
     if missing := re.search(r"File does not exist: '(.+?)'", text):
         path = Path(os.path.relpath(missing[1]))
         folder = path.parent if path.parent.is_dir() else Path("configs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,33 @@ from bayes_rl.envs import Envs, EnvSettings, game_name, make_envs
 from bayes_rl.games import GameLoader, Games
 from bayes_rl.replay import ReplayBuffer
 from bayes_rl.stream import EpsilonSchedule, ReplayStream
-from bayes_rl.types import check
+from bayes_rl.types import Batch, check
 
 GAME_SEEDS = {"validate": 1_000_000, "test": 2_000_000, "predict": 3_000_000}
 """First seed of the games of each stage: the stages never share a game, and no run sees another's seeds twice."""
+
+
+class StreamLoader:
+    """The stream as Lightning's training loader.
+
+    Its state is the data module's: Lightning restores that of loaders in the middle of an epoch only. An empty one
+    tells Lightning that stopping there is safe.
+    """
+
+    def __init__(self, stream: ReplayStream) -> None:
+        self.stream = stream
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.stream)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
 
 
 class ReplayDataModule(pl.LightningDataModule):
@@ -100,6 +124,7 @@ class ReplayDataModule(pl.LightningDataModule):
         self.frames_per_epoch = frames_per_epoch
         self.eval_games, self.eval_idle_frames = eval_games, eval_idle_frames
         self.render, self.fps = render, fps
+        check(replay_capacity >= 1, "data.replay_capacity", replay_capacity, "must be a positive number of transitions")
         check(batch_size >= 1, "data.batch_size", batch_size, "must be a positive number of transitions")
         check(
             replay_capacity >= batch_size,
@@ -184,9 +209,18 @@ class ReplayDataModule(pl.LightningDataModule):
             need < free, "data.replay_capacity", capacity, f"needs {need >> 20} MiB of disk, {free >> 20} MiB are free"
         )
 
-    def train_dataloader(self) -> ReplayStream:
-        """The stream itself: no DataLoader, because a worker process would act with a stale copy of the policy."""
-        return self.stream
+    def train_dataloader(self) -> StreamLoader:
+        """The stream: no DataLoader, because a worker process would act with a stale copy of the policy."""
+        return StreamLoader(self.stream)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, environments and the replay's positions; part of every checkpoint."""
+        return {"stream": self.stream.state_dict()} if hasattr(self, "stream") else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint was made; games by a trained agent need none of it."""
+        if self.trainer is not None and self.trainer.state.fn == "fit" and "stream" in state_dict:
+            self.stream.load_state_dict(state_dict["stream"])
 
     def games(self, stage: str, count: int | None = None) -> Games:
         """The games of a stage (`validate`, `test` or `predict`), split over ranks."""

@@ -87,8 +87,6 @@ class VariationalActorCritic(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        # Inside the command line Lightning stores the parsed configuration; make sure every value is there.
-        self.hparams.update(observation_shape=list(observation_shape), num_actions=num_actions)
         check_choice("model.target", target, ("other", "ema"))
         check_choice("model.actor_loss", actor_loss, ("dpg", "cross_entropy"))
         check_choice("model.update_pairs", update_pairs, ("both", "random"))
@@ -255,9 +253,7 @@ class VariationalActorCritic(pl.LightningModule):
             torch.tensor([float(g.frames) for g in played], device=self.device),
         )
 
-    def test_step(self, games: Games, batch_idx: int) -> None:
-        """As validation, on other seeds."""
-        self.validation_step(games, batch_idx)
+    test_step = validation_step  # on other seeds
 
     def predict_step(self, games: Games, batch_idx: int) -> list[Game]:
         """Play the games and hand them on; a callback writes them as video."""

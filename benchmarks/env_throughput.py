@@ -1,6 +1,6 @@
 """How much of the bare emulator's speed is left after bookkeeping and replay writes.
 
-    python benchmarks/env_throughput.py [--game breakout] [--num_envs 8] [--steps 400] [--rounds 7]
+    python benchmarks/env_throughput.py [--game breakout] [--num_envs 8] [--steps 1000] [--rounds 7]
 
 Bare `AtariVectorEnv.step` and this project's step layer (act at random, step, store, reset by seed) take turns in
 one process; the ratio of each round and the median are printed and written to `docs/results/env_throughput.json`.
@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--game", default="breakout", help="short name of an Atari game")
     parser.add_argument("--num_envs", type=int, default=8, help="environments stepped together")
-    parser.add_argument("--steps", type=int, default=400, help="vector steps per measurement")
+    parser.add_argument("--steps", type=int, default=1000, help="vector steps per measurement")
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each, in turn")
     parser.add_argument("--output", type=Path, default=Path("docs/results/env_throughput.json"))
     options = parser.parse_args()

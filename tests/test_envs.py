@@ -15,8 +15,8 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from bayes_rl.atari import FIRE
 from bayes_rl.envs import (
-    FIRE,
     UNSEEDED,
     AtariEnvs,
     Envs,

@@ -1,0 +1,293 @@
+"""The product as a user holds it: the real command line, from the first fit to a resumed run."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import cli
+from bayes_rl.module import VariationalActorCritic
+
+ROOT = Path(cli.__file__).parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+TINY = [
+    "--config",
+    str(ROOT / "configs/cartpole.yaml"),
+    "--trainer.max_epochs=2",
+    "--trainer.log_every_n_steps=10",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--data.frames_per_epoch=800",
+    "--data.min_replay_size=100",
+    "--data.replay_capacity=2000",
+    "--data.eval_games=3",
+    "--model.hidden_dim=16",
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> cli.BayesCLI:
+    """What `python cli.py ARGUMENTS` does, in this process."""
+    monkeypatch.setattr(sys, "argv", ["cli.py", *arguments])
+    return cli.run()
+
+
+def error_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The single line that a refused command prints; asserts exit code 2, no traceback, and nothing written."""
+    monkeypatch.setattr(sys, "argv", ["cli.py", *arguments])
+    before = sorted(Path.cwd().rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err + printed.out
+    lines = (printed.out + printed.err).strip().splitlines()
+    assert len(lines) == 1, lines
+    assert sorted(Path.cwd().rglob("*")) == before
+    return lines[0]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def curves(directory: Path) -> dict[str, list[tuple[int, float]]]:
+    """TensorBoard's scalars: tag to (step, value), in order of step."""
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0}).Reload()
+    return {t: sorted((e.step, e.value) for e in events.Scalars(t)) for t in events.Tags()["scalars"]}
+
+
+# ------------------------------------------------------------------------------------------------ a whole run
+def test_fit_writes_everything_it_names(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run(monkeypatch, "fit", *TINY)
+    folder = Path("runs/cartpole/version_0")
+    printed = capsys.readouterr().out
+    for word in ("games", "mean", "median", "IQM", "min", "max", "checkpoint", "learning curve", "TensorBoard"):
+        assert word in printed
+    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "learning_curve.png", "metrics.npy", "config.yaml"):
+        assert (folder / name).is_file()
+    table = np.load(folder / "metrics.npy")
+    assert table["frames"].tolist() == [912, 1712]  # 14 steps of 8 until 100 are stored, and two epochs of 800
+    assert np.isfinite(table["return_mean"]).all()
+
+
+def test_every_logged_tag_is_documented_and_every_documented_tag_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, "fit", *TINY, "--model.ewc_lambda=1", "--model.consolidate_every=20")
+    logged = set(curves(Path("runs/cartpole/version_0"))) - {"hp_metric"}
+    text = (ROOT / "docs/metrics.md").read_text()
+    documented = set(re.findall(r"`((?:train|val|test|time|lr|posterior)/\w+|epoch)`", text))
+    atari_only = {"val/human_normalised", "test/human_normalised"}
+    assert logged == documented - atari_only - {"epoch"}
+
+
+def test_the_axis_of_every_curve_is_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, "fit", *TINY)
+    tags = curves(Path("runs/cartpole/version_0"))
+    assert [step for step, _ in tags["val/return_mean"]] == [912, 1712]
+    assert max(step for step, _ in tags["train/nll"]) > 1600
+    steps = dict(tags["train/agent_steps"])
+    assert all(step == value for step, value in steps.items())  # CartPole has no frame skip
+
+
+def test_a_normal_run_prints_no_warning(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "cli.py"), "fit", *TINY], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert "warn" not in (done.stdout + done.stderr).lower()
+
+
+# ------------------------------------------------------------------------------------------------------ resume
+def test_two_epochs_and_a_resumed_third_equal_three_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, "fit", *TINY, "--name=straight", "--trainer.max_epochs=3")
+    run(monkeypatch, "fit", *TINY, "--name=parts")
+    run(monkeypatch, "fit", *TINY, "--name=parts", "--trainer.max_epochs=3", "--ckpt_path=last")
+    straight, parts = (Path(f"runs/{name}/version_0") for name in ("straight", "parts"))
+    a, b = weights(straight / "checkpoints/last.ckpt"), weights(parts / "checkpoints/last.ckpt")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    one, two = curves(straight), curves(parts)
+    for tag in ("train/nll", "train/q", "train/return_mean", "val/return_mean", "train/epsilon"):
+        assert one[tag] == two[tag]
+    assert np.array_equal(np.load(straight / "metrics.npy"), np.load(parts / "metrics.npy"))
+
+
+def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [*TINY, "--data.frames_per_epoch=4000", "--name=stopped"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "cli.py"), "fit", *options], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    events = tmp_path / "runs/stopped/version_0"
+    deadline = time.monotonic() + 120
+    while not list(events.glob("events*")) or sum(p.stat().st_size for p in events.glob("events*")) < 2000:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "saved" in printed
+    stopped = torch.load(events / "checkpoints/last.ckpt", weights_only=True)
+    assert 0 < stopped["global_step"] < 2000
+    run(monkeypatch, "fit", *options, "--ckpt_path=last")
+    run(monkeypatch, "fit", *[*options[:-1], "--name=straight"])
+    a = weights(events / "checkpoints/last.ckpt")
+    b = weights(tmp_path / "runs/straight/version_0/checkpoints/last.ckpt")
+    assert all(torch.equal(a[k], b[k]) for k in b)
+
+
+def test_an_option_that_contradicts_the_checkpoint_stops(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "fit", *TINY)
+    capsys.readouterr()
+    line = error_of(monkeypatch, capsys, "fit", *TINY, "--ckpt_path=last", "--model.hidden_dim=32")
+    assert "model.hidden_dim" in line
+    assert "16" in line
+
+
+def test_a_lost_replay_is_an_error_that_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, "fit", *TINY)
+    for file in Path("runs/cartpole/version_0/replay/rank0").iterdir():
+        file.unlink()
+    more = ["--trainer.max_epochs=3", "--ckpt_path=last"]
+    monkeypatch.setattr(sys, "argv", ["cli.py", "fit", *TINY, *more])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    run(monkeypatch, "fit", *TINY, *more, "--data.refill_replay=true")
+
+
+# ------------------------------------------------------------------------------------- validate, test, predict
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
+    run(monkeypatch, "fit", *TINY)
+    capsys.readouterr()
+    return Path("runs/cartpole/version_0/checkpoints/best.ckpt")
+
+
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_games_of_a_checkpoint(
+    verb: str, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, verb, *TINY, f"--ckpt_path={trained}")
+    first = capsys.readouterr().out
+    assert "median" in first
+    assert str(trained) in first
+    run(monkeypatch, verb, *TINY, f"--ckpt_path={trained}")
+    table = re.compile(r"^  \w.*$", re.M)
+    assert table.findall(first) == table.findall(capsys.readouterr().out)  # games are named by their seeds
+
+
+def test_predict_writes_a_video_of_every_game(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pygame", reason="CartPole is drawn by pygame")
+    run(monkeypatch, "predict", *TINY, f"--ckpt_path={trained}")
+    assert len(list(Path("runs").rglob("videos/seed300*"))) >= 3
+
+
+def test_a_checkpoint_loads_alone_and_holds_no_code(trained: Path) -> None:
+    module = VariationalActorCritic.load_from_checkpoint(trained, weights_only=True)
+    assert module.hparams.observation_shape == (4,)
+    assert module.act(torch.zeros(5, 4)).shape == (5,)
+
+
+# ------------------------------------------------------------------------------------------------------- configs
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
+def test_every_configuration_runs(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = ["--trainer.fast_dev_run=true", "--trainer.enable_progress_bar=false", "--data.min_replay_size=64"]
+    small += ["--data.batch_size=4", "--data.replay_capacity=2000", "--data.max_episode_frames=200"]
+    wide = ["--model.hidden_dim=16"] if config.stem == "seed" else []
+    run(monkeypatch, "fit", "--config", str(config), *small, *wide)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
+def test_every_line_of_a_configuration_says_why(config: Path) -> None:
+    for line in config.read_text().splitlines():
+        assert re.fullmatch(r"#.*|\w+:|seed_everything: \d+|  \w+: \S.* # .+", line), line
+
+
+def test_every_option_has_a_sentence() -> None:
+    """Between an option's name and its type stand at least two words, except where the parser adds its own."""
+    done = subprocess.run([sys.executable, str(ROOT / "cli.py"), "fit", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    text = " ".join(done.stdout.split())
+    options = [n for n in cli.option_names() if n.startswith(("data.", "model.")) and not n.endswith(".help")]
+    linked = ["data.seed"]
+    for name in [n for n in options if n not in linked]:
+        sentence = re.search(rf"--{re.escape(name)} (?:\S+ |{{\S+}} )([^-].*?) \(type: ", text)
+        assert sentence, name
+        assert len(sentence[1].split()) >= 2, name
+
+
+# ---------------------------------------------------------------------------------------------------- bad input
+BAD: dict[str, tuple[list[str], list[str]]] = {
+    "unknown game": (["--data.env=brekout"], ["data.env", "brekout", "'breakout'"]),
+    "unknown id": (["--data.env=ALE/Brekout-v5"], ["data.env", "'ALE/Breakout-v5'"]),
+    "continuous actions": (["--data.env=Pendulum-v1"], ["data.env", "Pendulum-v1", "discrete"]),
+    "negative capacity": (["--data.replay_capacity=-5"], ["data.replay_capacity", "-5"]),
+    "n-step beyond the ring": (["--data.n_step=90000"], ["data.n_step", "90000"]),
+    "batch beyond the replay": (["--data.batch_size=200000"], ["data.batch_size", "200000", "100000"]),
+    "wrong option": (["--data.n_steps=4"], ["data.n_steps", "'data.n_step'"]),
+    "shortened option": (["--trainer.max_epoch=3"], ["trainer.max_epoch", "'trainer.max_epochs'"]),
+    "missing checkpoint": (["--ckpt_path=nothing.ckpt"], ["ckpt_path", "nothing.ckpt"]),
+    "no last checkpoint": (["--ckpt_path=last"], ["ckpt_path", "last"]),
+    "checkpoint that is none": ([f"--ckpt_path={ROOT / 'LICENSE'}"], ["ckpt_path", "LICENSE"]),
+    "configuration that is not YAML": ([f"--config={ROOT / 'LICENSE'}"], ["--config", "LICENSE"]),
+    "missing configuration": ([f"--config={ROOT / 'configs/quikstart.yaml'}"], ["--config", "quickstart.yaml"]),
+    "not a number": (["--data.gamma=high"], ["data.gamma", "high"]),
+    "gamma above one": (["--data.gamma=1.5"], ["data.gamma", "1.5"]),
+    "unknown encoder": (["--model.encoder=natur"], ["model.encoder", "natur", "'nature'"]),
+    "encoder that does not fit": (["--data.env=CartPole-v1"], ["model.encoder", "nature", "'mlp'"]),
+    "unknown life loss": (["--data.life_loss=penalti"], ["data.life_loss", "penalti", "'penalty'"]),
+    "negative precision": (["--model.prior_precision=-1"], ["model.prior_precision", "-1"]),
+    "epsilon above one": (["--data.epsilon_start=2"], ["data.epsilon_start", "2"]),
+    "crop outside": (["--data.crop=[0,300,0,160]"], ["data.crop", "300"]),
+    "negative learning rate": (["--model.critic_lr=-1"], ["model.critic_lr", "-1"]),
+    "no environments": (["--data.num_envs=0"], ["data.num_envs", "0"]),
+    "unknown accelerator": (["--trainer.accelerator=gppu"], ["trainer.accelerator", "gppu"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, words = BAD[case]
+    line = error_of(monkeypatch, capsys, "fit", *arguments)
+    assert all(word in line for word in words), line
+
+
+def test_an_unknown_key_in_a_configuration_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine.yaml").write_text("data:\n  n_stepp: 3\n")
+    line = error_of(monkeypatch, capsys, "fit", "--config=mine.yaml")
+    assert "data.n_stepp" in line
+    assert "'data.n_step'" in line
+
+
+def test_a_pickle_that_would_run_code_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, ("ran",)
+
+    torch.save({"state_dict": {}, "hyper_parameters": Hostile()}, "hostile.ckpt")
+    line = error_of(monkeypatch, capsys, "validate", "--ckpt_path=hostile.ckpt")
+    assert "ckpt_path" in line
+    assert not Path("ran").exists()
