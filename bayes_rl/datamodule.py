@@ -37,10 +37,11 @@ class StreamLoader:
         return iter(self.stream)
 
     def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        pass
+        """Nothing to load."""
 
 
 class ReplayDataModule(pl.LightningDataModule):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import deque
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -260,12 +260,8 @@ class VariationalActorCritic(pl.LightningModule):
         return games.play(self.act)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_games("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_games("test")
-
-    def _log_games(self, stage: Literal["val", "test"]) -> None:
+        """Log the scores, under `val/` or `test/`."""
+        stage = "test" if self.trainer.testing else "val"
         scores = self.returns.compute()
         normalised = human_normalised_score(self.hparams.game, float(scores["return_mean"]))
         if normalised is not None:
@@ -273,6 +269,8 @@ class VariationalActorCritic(pl.LightningModule):
         self.returns.reset()
         self.log_dict({f"{stage}/{key}": value for key, value in scores.items()})
         self.log("step", float(self.frames))
+
+    on_test_epoch_end = on_validation_epoch_end
 
     # ------------------------------------------------------------------ logging and state
     def _log_training(self, batch: Batch, output: TwinOutput, targets: Tensor, **parts: Tensor) -> None:
