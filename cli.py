@@ -116,16 +116,14 @@ class BayesCLI(LightningCLI):
             run = directory / f"version_{max(versions, default=-1) + 1}"
         if not self._get(self.config_init, "trainer.logger") and options.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(str(run.parent), name="", version=run.name)
+        saving: dict[str, Any] = {
+            "dirpath": run / "checkpoints",
+            "save_on_train_epoch_end": True,
+            "enable_version_counter": False,
+        }
         extra = [
-            ModelCheckpoint(
-                dirpath=run / "checkpoints",
-                filename="best",
-                monitor="val/return_mean",
-                mode="max",
-                save_last=True,
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            ),
+            ModelCheckpoint(filename="best", monitor="val/return_mean", mode="max", **saving),
+            ModelCheckpoint(filename="last", **saving),  # `save_last` would follow the best one only
             callbacks.StreamMetrics(),
             callbacks.LearningCurve(),
             callbacks.VideoWriter(),
@@ -191,6 +189,8 @@ def _quiet() -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
     # A resumed run goes on in its own directory.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # The table of layers counts parameters; its size in MB is left to the reader.
+    warnings.filterwarnings("ignore", message="Precision .* is not supported by the model summary")
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", module="pytorch_lightning.*")
 
 
