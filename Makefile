@@ -31,7 +31,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.fit: setup.cfg constraints.txt | $(VENV)/bin/python
-	$(PIP) --editable '.[minatar]'
+	$(PIP) --editable '.[minatar,classic]'
 	@touch $@
 
 $(VENV)/.dev: setup.cfg constraints.txt | $(VENV)/bin/python

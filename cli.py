@@ -60,6 +60,8 @@ class BayesCLI(LightningCLI):
         options = self._options()
         path = options.get("ckpt_path")
         if path is None:
+            if self.config.subcommand != "fit":
+                raise ConfigError("ckpt_path", None, "names no agent to play; nearest: 'last'")
             return
         if path in ("last", "best"):
             found = sorted(
@@ -115,7 +117,7 @@ class BayesCLI(LightningCLI):
             versions = [int(p.name[8:]) for p in directory.glob("version_*") if p.name[8:].isdigit()]
             run = directory / f"version_{max(versions, default=-1) + 1}"
         if not self._get(self.config_init, "trainer.logger") and options.trainer.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(str(run.parent), name="", version=run.name)
+            kwargs["logger"] = TensorBoardLogger(str(run.parent), name="", version=run.name, default_hp_metric=False)
         saving: dict[str, Any] = {
             "dirpath": run / "checkpoints",
             "save_on_train_epoch_end": True,

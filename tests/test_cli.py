@@ -88,7 +88,7 @@ def test_fit_writes_everything_it_names(monkeypatch: pytest.MonkeyPatch, capsys:
 
 def test_every_logged_tag_is_documented_and_every_documented_tag_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     run(monkeypatch, "fit", *TINY, "--model.ewc_lambda=1", "--model.consolidate_every=20")
-    logged = set(curves(Path("runs/cartpole/version_0"))) - {"hp_metric"}
+    logged = set(curves(Path("runs/cartpole/version_0")))
     text = (ROOT / "docs/metrics.md").read_text()
     documented = set(re.findall(r"`((?:train|val|test|time|lr|posterior)/\w+|epoch)`", text))
     atari_only = {"val/human_normalised", "test/human_normalised"}
@@ -278,6 +278,13 @@ def test_an_unknown_key_in_a_configuration_is_one_line(
     line = error_of(monkeypatch, capsys, "fit", "--config=mine.yaml")
     assert "data.n_stepp" in line
     assert "'data.n_step'" in line
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_games_without_an_agent_are_refused(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "ckpt_path" in error_of(monkeypatch, capsys, verb, *TINY)
 
 
 def test_a_pickle_that_would_run_code_is_refused(

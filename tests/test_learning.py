@@ -1,0 +1,42 @@
+"""Whole configurations that must learn: minutes each, run by `make test-slow`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import cli
+
+ROOT = Path(cli.__file__).parent
+
+
+def best_score(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> float:
+    """Mean score of the test games after `fit`."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["cli.py", "fit", "--trainer.enable_progress_bar=false", *arguments])
+    return float(cli.run().trainer.callback_metrics["test/return_mean"])
+
+
+@pytest.mark.slow
+def test_cartpole_is_solved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """475 of 500 is the environment's own threshold; a random policy gets about 22."""
+    assert best_score(monkeypatch, tmp_path, f"--config={ROOT / 'configs/cartpole.yaml'}") >= 475
+
+
+@pytest.mark.slow
+def test_minatar_breakout_is_learned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A random policy gets about 0.5."""
+    assert best_score(monkeypatch, tmp_path, f"--config={ROOT / 'configs/minatar.yaml'}") >= 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_breakout_runs_on_a_gpu_in_bf16(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    options = ["--trainer.max_epochs=1", "--data.frames_per_epoch=4000", "--data.eval_games=2"]
+    options += ["--data.min_replay_size=500", "--trainer.accelerator=gpu", "--data.max_episode_frames=1000"]
+    options += ["--model.ewc_lambda=1", "--model.consolidate_every=50"]
+    score = best_score(monkeypatch, tmp_path, f"--config={ROOT / 'configs/quickstart.yaml'}", *options)
+    assert score >= 0
