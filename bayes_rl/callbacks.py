@@ -97,13 +97,14 @@ class FrameProgress(ProgressBar):
 
 
 class StreamMetrics(Callback):
-    """Logs what the stream knows: returns in training, epsilon, frames per second, replay size, step sizes."""
+    """Logs what the stream knows: returns in training, epsilon, frames per second, counters, step sizes."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._mark = (time.monotonic(), _data(trainer).stream.frames)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not every or trainer.global_step % every:
             return
         stream = _data(trainer).stream
         now, frames = time.monotonic(), stream.frames
@@ -260,8 +261,17 @@ def show(settings: EnvSettings, game: Game, fps: int) -> None:
 
 def report(data: ReplayDataModule, scores: dict[str, float], files: dict[str, str]) -> str:
     """The closing table: `scores` of whole games, then the files of the run, one per line."""
-    keys = ("games", "return_mean", "return_median", "return_iqm", "return_min", "return_max", "human_normalised")
-    names = ("games", "mean", "median", "IQM", "min", "max", "human-normalised")
+    keys = (
+        "games",
+        "games_cut",
+        "return_mean",
+        "return_median",
+        "return_iqm",
+        "return_min",
+        "return_max",
+        "human_normalised",
+    )
+    names = ("games", "cut when idle", "mean", "median", "IQM", "min", "max", "human-normalised")
     rows = [(name, scores[key]) for key, name in zip(keys, names, strict=True) if key in scores]
     title = f"{data.game}: raw scores of whole greedy games, sticky actions {data.settings.sticky_actions:g}"
     lines = [title, *(f"  {name:<18}{value:>10.2f}" for name, value in rows)]

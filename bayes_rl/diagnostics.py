@@ -26,8 +26,9 @@ def training_values(
         parts: `nll`, `kl`, `ewc_penalty` and `actor_loss`, scalars.
     """
     nll, kl = parts["nll"], parts["kl"]
-    q_values = output.q_values.mean(0)
-    q = q_values.gather(-1, batch.transition.action.unsqueeze(-1)).squeeze(-1)
+    q_values = output.mean_q_values.mean(0)
+    actions = batch.transition.action.expand(2, -1).unsqueeze(-1)
+    q = q_values.gather(-1, actions[0]).squeeze(-1)
     log_var = torch.cat([layer.log_var().flatten() for layer in bayesian_layers(twin)])
     agree = output.mean_action_probs().argmax(-1) == q_values.argmax(-1)
     return {
@@ -39,7 +40,7 @@ def training_values(
         "train/ewc_to_nll": parts["ewc_penalty"] / nll.abs(),
         "train/q": q.mean(),
         "train/q_max": q_values.max(-1).values.mean(),
-        "train/td_error": (targets.mean(0) - q).abs().mean(),
+        "train/td_error": (targets - output.q_values.gather(-1, actions).squeeze(-1)).abs().mean(),
         "train/twin_gap": (output.q_values[0] - output.q_values[1]).abs().mean(),
         "train/actor_agrees": agree.float().mean(),
         "train/policy_entropy": losses.entropy(output.action_logits),

@@ -24,12 +24,14 @@ class Game:
         score: raw, undiscounted return.
         frames: length in environment frames.
         actions: every action, so that (seed, actions) is the game.
+        cut: ended because no reward came for too long.
     """
 
     seed: int
     score: float = 0.0
     frames: int = 0
     actions: list[int] = field(default_factory=list)
+    cut: bool = False
 
 
 class Games:
@@ -86,7 +88,10 @@ class Games:
                     rewarded_at[slot] = game.frames
             lengths = np.array([games[g].frames if g >= 0 else 0 for g in playing])
             idle = (lengths - rewarded_at >= self.idle_frames) & (self.idle_frames > 0)
-            free = step.terminated | step.truncated | (idle & (playing >= 0))
+            idle &= (playing >= 0) & ~(step.terminated | step.truncated)
+            for slot in np.flatnonzero(idle):
+                games[playing[slot]].cut = True
+            free = step.terminated | step.truncated | idle
         envs.close()
         return games
 

@@ -111,7 +111,8 @@ class VariationalActorCritic(pl.LightningModule):
         )
         self.target_twin = copy.deepcopy(self.twin).requires_grad_(False) if target == "ema" else None
         self.ewc = ElasticWeightConsolidation(self._protected(), ewc_lambda) if ewc_lambda > 0 else None
-        self._fisher_samples: deque[Transition] = deque(maxlen=fisher_batches)
+        self._fisher_samples: deque[tuple[Tensor, Tensor]] = deque(maxlen=fisher_batches)  # observation, action
+        self._consolidated_at = 0  # the update of the last registration
         self._learning: set[int] = set()  # pairs with a loss since the last optimizer step
         self.returns = EpisodeReturns()
         self.frames = 0  # environment frames seen, the axis of every curve
@@ -167,7 +168,8 @@ class VariationalActorCritic(pl.LightningModule):
 
     def _actor_loss(self, output: TwinOutput, pairs: list[int]) -> Tensor:
         """The actors climb the mean of both critics; a scalar, summed over the `pairs` that learn."""
-        q_values = output.q_values.mean(0)
+        # By mean weights: the noise of sampled ones would drown the small differences between actions.
+        q_values = output.mean_q_values.mean(0)
         total = torch.zeros((), device=q_values.device)
         for i in pairs:
             logits = output.action_logits[i]
@@ -217,10 +219,11 @@ class VariationalActorCritic(pl.LightningModule):
     def _ewc_penalty(self, transition: Transition) -> Tensor:
         if self.ewc is None:
             return torch.zeros((), device=self.device)
-        self._fisher_samples.append(transition)
+        self._fisher_samples.append((transition.observation, transition.action))
         every = self.hparams.consolidate_every
-        if every and self.global_step and self.global_step % every == 0:
+        if every and self.global_step % every == 0 and self.global_step > self._consolidated_at:
             self.consolidate()
+            self._consolidated_at = self.global_step
         return self.ewc.penalty(self._protected())
 
     @torch.no_grad()
@@ -228,30 +231,24 @@ class VariationalActorCritic(pl.LightningModule):
         """Register the critics' Fisher diagonal on the latest minibatches, and anchor the present weights."""
         if self.ewc is None or not self._fisher_samples:
             return
-        observation = self.twin.prepare(torch.cat([t.observation for t in self._fisher_samples]))
-        action = torch.cat([t.action for t in self._fisher_samples])
         protected = self._protected()
         fisher = {name: torch.zeros_like(p) for name, p in protected.items()}
-        for pair in range(2):
-            with torch.autocast(self.device.type, enabled=False):
-                part = fisher_diagonal(
-                    critic_score(self.twin, pair, self.hparams.noise_std),
-                    self._protected((pair,)),
-                    (observation, action),
-                    FISHER_CHUNK,
-                )
-            for name, value in part.items():
-                fisher[name] += value
+        with torch.autocast(self.device.type, enabled=False):
+            observation = self.twin.prepare(torch.cat([o.to(self.device) for o, _ in self._fisher_samples]))
+            action = torch.cat([a.to(self.device) for _, a in self._fisher_samples])
+            for pair in range(2):
+                score = critic_score(self.twin, pair, self.hparams.noise_std)
+                part = fisher_diagonal(score, self._protected((pair,)), (observation, action), FISHER_CHUNK)
+                for name, value in part.items():
+                    fisher[name] += value
         self.ewc.consolidate(protected, fisher)
 
     # ------------------------------------------------------------------ games
     def validation_step(self, games: Games, batch_idx: int) -> None:
         """Play the games greedily, by the mean weights."""
         played = games.play(self.act)
-        self.returns.update(
-            torch.tensor([g.score for g in played], device=self.device),
-            torch.tensor([float(g.frames) for g in played], device=self.device),
-        )
+        columns = zip(*((g.score, float(g.frames), float(g.cut)) for g in played), strict=True)
+        self.returns.update(*(torch.tensor(column, device=self.device) for column in columns))
 
     test_step = validation_step  # on other seeds
 
@@ -275,7 +272,8 @@ class VariationalActorCritic(pl.LightningModule):
     # ------------------------------------------------------------------ logging and state
     def _log_training(self, batch: Batch, output: TwinOutput, targets: Tensor, **parts: Tensor) -> None:
         """Everything `docs/metrics.md` lists under training; computed only when it will be written."""
-        if (self.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not every or (self.global_step + 1) % every:
             return
         self.log_dict(training_values(self.twin, batch, output, targets, self.hparams.temperature, parts))
         self.log("step", float(batch.frames))
@@ -285,12 +283,14 @@ class VariationalActorCritic(pl.LightningModule):
         checkpoint["torch_rng"] = torch.get_rng_state()
         if self.device.type == "cuda":
             checkpoint["cuda_rng"] = torch.cuda.get_rng_state(self.device)
-        checkpoint["fisher_samples"] = [tuple(t) for t in self._fisher_samples]
+        checkpoint["fisher_samples"] = list(self._fisher_samples)
+        checkpoint["consolidated_at"] = self._consolidated_at
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.frames = checkpoint["frames"]
-        self._fisher_samples.extend(Transition(*t) for t in checkpoint["fisher_samples"])
-        self._rng = checkpoint
+        self._fisher_samples.extend(checkpoint["fisher_samples"])
+        self._consolidated_at = checkpoint["consolidated_at"]
+        self._rng = {key: checkpoint[key] for key in ("torch_rng", "cuda_rng") if key in checkpoint}
 
     def on_train_start(self) -> None:
         # Now, not when loading: what Lightning does in between draws random numbers of its own.
