@@ -29,6 +29,12 @@ from bayes_rl.types import ConfigError, nearest
 LINKED = ("game", "observation_shape", "num_actions", "pixel_scale")
 """Model arguments that the data decides."""
 
+FIXED = {
+    *("env", "num_envs", "frame_stack", "frame_skip", "sticky_actions", "crop", "max_episode_frames"),
+    *("full_action_space", "auto_fire", "replay_capacity", "frames_per_epoch", "updates_per_step", "seed"),
+}
+"""Data options that a resumed run cannot change: the state of environments, replay and counters depends on them."""
+
 EXACT = {"exit_on_error": False, "allow_abbrev": False}
 """Options of the parser: an error is raised for `main` to word, and no option may be shortened."""
 
@@ -44,7 +50,9 @@ class BayesCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str, default="", help="Name of the run, a directory below runs/.")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
-        parser.set_defaults({"trainer.num_sanity_val_steps": 0, "trainer.log_every_n_steps": 100})
+        parser.set_defaults(
+            {"trainer.num_sanity_val_steps": 0, "trainer.log_every_n_steps": 100, "trainer.max_epochs": 10}
+        )
 
     def _options(self) -> Any:
         return self.config[self.config.subcommand]
@@ -77,19 +85,42 @@ class BayesCLI(LightningCLI):
         options.ckpt_path = path
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            saved = checkpoint["hyper_parameters"]
+            saved = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
+            self._saved_model = {key: saved["model"][key] for key in LINKED}
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError("ckpt_path", path, f"is not a checkpoint of this program ({reason})") from None
-        defaults = self._parser(self.config.subcommand).get_defaults().model
-        for key, value in options.model.items():
-            if key in LINKED or key not in saved or value == saved[key]:
-                continue
-            if value != defaults[key]:
-                raise ConfigError(
-                    f"model.{key}", value, f"contradicts the checkpoint, which has {saved[key]!r}; drop it"
-                )
-            options.model[key] = saved[key]
+        self._take_over(saved)
+
+    def _take_over(self, saved: dict[str, Any]) -> None:
+        """Use the checkpoint's options where none was given; stop at a given one that would break the run."""
+        options, fitting = self._options(), self.config.subcommand == "fit"
+        for section, values in saved.items():
+            given = self._given.get(section) or {}
+            for key, value in values.items():
+                if key in LINKED or key not in options[section] or value == options[section][key]:
+                    continue
+                name = "seed_everything" if key == "seed" else f"{section}.{key}"
+                asked = self._given.get("seed_everything") is not None if key == "seed" else key in given
+                if asked and (section == "model" or (fitting and key in FIXED)):
+                    problem = f"contradicts the checkpoint, which has {value!r}; drop it or start a new run"
+                    raise ConfigError(name, options[section][key], problem)
+                if not asked:
+                    options[section][key] = value
+                    if key == "seed":
+                        options.seed_everything = value
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse everything, and keep apart what was really given."""
+        super().parse_arguments(parser, args)
+        given = parser.parse_args(args, defaults=False)  # type: ignore[arg-type]
+        self._given = given[given.subcommand].as_dict()
+        for key in LINKED:
+            if (value := self._given.get("model", {}).get(key)) is not None:
+                raise ConfigError(f"model.{key}", value, "follows from the data; drop it")
+        seed = self._options().seed_everything
+        if isinstance(seed, bool) or not 0 <= seed < 2**32:
+            raise ConfigError("seed_everything", seed, "must be a whole number from 0 to 4294967295")
 
     def _set_seed(self) -> None:
         """Seed everything, silently: an error found later should be the only line."""
@@ -99,6 +130,12 @@ class BayesCLI(LightningCLI):
         """Give the model its shapes, which the data decides."""
         options = self._options()
         data = ReplayDataModule(**options.data.clone().as_dict())
+        if options.get("ckpt_path"):
+            for key in ("observation_shape", "num_actions"):
+                value, saved = getattr(data, key), self._saved_model[key]
+                if value != (tuple(saved) if key == "observation_shape" else saved):
+                    problem = f"has {key} {value}; the checkpoint's agent was trained with {saved}"
+                    raise ConfigError("data.env", data.settings.env, problem)
         options.model.game = data.game
         options.model.observation_shape = data.observation_shape
         options.model.num_actions = data.num_actions
@@ -110,13 +147,15 @@ class BayesCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         options = self._options()
         directory = self._run_directory()
-        if options.get("ckpt_path"):
-            # A resumed run goes on in its own directory: RUN/checkpoints/x.ckpt.
-            run = Path(options.ckpt_path).absolute().parents[1]
+        checkpoint = Path(options.get("ckpt_path") or "").absolute()
+        if checkpoint.parent.name == "checkpoints":  # a resumed run goes on in its own directory
+            run = checkpoint.parents[1]
         else:
             versions = [int(p.name[8:]) for p in directory.glob("version_*") if p.name[8:].isdigit()]
             run = directory / f"version_{max(versions, default=-1) + 1}"
-        if not self._get(self.config_init, "trainer.logger") and options.trainer.logger in (None, True):
+        if self.config.subcommand != "fit":
+            kwargs["logger"] = False  # playing games adds nothing to the curves of the run
+        elif options.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(str(run.parent), name="", version=run.name, default_hp_metric=False)
         saving: dict[str, Any] = {
             "dirpath": run / "checkpoints",
@@ -134,30 +173,40 @@ class BayesCLI(LightningCLI):
         if options.trainer.enable_progress_bar is not False:
             extra.append(callbacks.FrameProgress())
         self.trainer_defaults["callbacks"] = extra
+        precision = options.trainer.precision
+        if precision not in (None, "32-true", "32", 32, "bf16-mixed", "16-mixed"):
+            raise ConfigError("trainer.precision", precision, "is none of 32-true, bf16-mixed, 16-mixed")
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:
             text = " ".join(str(error).split())
             named = re.search(r"`(\w+)=", text)
             key = named[1] if named and named[1] in options.trainer else ""
             raise ConfigError(f"trainer.{key}".rstrip("."), options.trainer.get(key), f"is refused: {text}") from None
+        if trainer.world_size > 1:
+            raise ConfigError("trainer.devices", options.trainer.devices, "is more than one process can do; use 1")
+        if not getattr(trainer, "fast_dev_run", False):
+            self.datamodule.directory = run / "replay"
+        return trainer
 
     def after_fit(self) -> None:
         """Play the test games with the best checkpoint, and say where everything is."""
         trainer = self.trainer
-        if getattr(trainer, "fast_dev_run", False) or trainer.log_dir is None:
+        if getattr(trainer, "fast_dev_run", False):
             return
-        best = trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
+        run = callbacks.run_directory(trainer)
+        saved = [run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
+        best = next((path for path in saved if path.is_file()), None)  # no best one without a validation
         trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
         scores = callbacks.as_scores(trainer.callback_metrics, "test")
-        run = Path(os.path.relpath(trainer.log_dir))
+        run = Path(os.path.relpath(run))
         game = self.datamodule.games("predict", 1).play(self.model.act)[0]
         try:
             video = str(callbacks.write_video(self.datamodule.settings, game, run / "videos", self.datamodule.fps))
         except ConfigError as error:  # the package that draws this environment is not installed
             video = f"none ({error})"
         files = {
-            "checkpoint": os.path.relpath(best),
+            "checkpoint": os.path.relpath(best) if best else "none",
             "learning curve": str(run / "learning_curve.png"),
             "metrics": str(run / "metrics.npy"),
             "video": video,
@@ -182,8 +231,10 @@ class _SaveConfig(SaveConfigCallback):
     """Writes `config.yaml` beside a new run, and never over an existing one."""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        if stage == "fit" and trainer.log_dir and not (Path(trainer.log_dir) / "config.yaml").exists():
-            super().setup(trainer, pl_module, stage)
+        path = callbacks.run_directory(trainer) / "config.yaml"
+        if stage == "fit" and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, path, skip_none=False)
 
 
 def _quiet() -> None:
@@ -259,6 +310,8 @@ def main() -> None:
     """Entry point: bad input prints one line and exits with 2."""
     try:
         run()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (ConfigError, ArgumentError) as error:
         text = str(error) if isinstance(error, ConfigError) else _one_line(error, option_names())
         print(f"bayes-rl: error: {text}", file=sys.stderr)

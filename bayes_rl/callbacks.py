@@ -26,6 +26,12 @@ def _data(trainer: pl.Trainer) -> ReplayDataModule:
     return data
 
 
+def run_directory(trainer: pl.Trainer) -> Path:
+    """Where the files of a run belong: beside its checkpoints, whatever the logger."""
+    checkpoints = getattr(trainer.checkpoint_callback, "dirpath", None)
+    return Path(checkpoints).parent if checkpoints else Path(trainer.log_dir or trainer.default_root_dir)
+
+
 class FrameProgress(ProgressBar):
     """One bar for the whole run, in environment frames: rate, time left, epsilon, latest return and score.
 
@@ -143,8 +149,11 @@ class GracefulStop(Callback):
         self._signal = number
         print("\nstopping after this step; once more to leave at once", flush=True)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        if self._signal is None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # An epoch's last update is followed by its validation and checkpoint: those come first.
+        if self._signal is None or batch_idx + 1 >= trainer.num_training_batches:
             return
         directory = getattr(trainer.checkpoint_callback, "dirpath", None)
         if directory is not None:
@@ -155,6 +164,10 @@ class GracefulStop(Callback):
             os.replace(temporary, path)
             print(f"saved {path}; go on with --ckpt_path last", flush=True)
         raise SystemExit(128 + self._signal)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._signal is not None:
+            raise SystemExit(128 + self._signal)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         for number, handler in self._previous.items():
@@ -183,8 +196,8 @@ class LearningCurve(Callback):
         row = {k[4:]: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         row["frames"] = float(_data(trainer).stream.frames)
         self.history = [r for r in self.history if r["frames"] < row["frames"]] + [row]
-        if trainer.log_dir and trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
-            write_curve(self.history, _data(trainer).game, Path(trainer.log_dir))
+        if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+            write_curve(self.history, _data(trainer).game, run_directory(trainer))
 
 
 def write_curve(history: list[dict[str, float]], game: str, directory: Path) -> None:
@@ -211,7 +224,7 @@ class VideoWriter(Callback):
 
     def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
         data = _data(trainer)
-        directory = Path(trainer.log_dir or trainer.default_root_dir) / "videos"
+        directory = run_directory(trainer) / "videos"
         for game in outputs:
             path = write_video(data.settings, game, directory, data.fps)
             print(f"seed {game.seed}: score {game.score:g} in {game.frames:,} frames, {path}", flush=True)

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 
-from bayes_rl.envs import Envs, EnvSettings, game_name, make_envs
+from bayes_rl.envs import Envs, EnvSettings, check_env, episode_seed, game_name, make_envs
 from bayes_rl.games import GameLoader, Games
 from bayes_rl.replay import ReplayBuffer
 from bayes_rl.stream import EpsilonSchedule, ReplayStream
 from bayes_rl.types import Batch, check
 
-GAME_SEEDS = {"validate": 1_000_000, "test": 2_000_000, "predict": 3_000_000}
-"""First seed of the games of each stage: the stages never share a game, and no run sees another's seeds twice."""
+STAGES = {"validate": 1_000_001, "test": 1_000_002, "predict": 1_000_003}
+"""Stand where training has the rank in an episode's seed, so that no stage plays another's games."""
 
 
 class StreamLoader:
@@ -119,6 +119,7 @@ class ReplayDataModule(pl.LightningDataModule):
             env, frame_skip, sticky_actions, crop, max_episode_frames, full_action_space, auto_fire
         )
         self.epsilon = EpsilonSchedule(epsilon_start, epsilon_end, epsilon_decay_frames)
+        self.directory: Path | None = None  # of the replay's files; in memory without one
         self.refill_replay, self.seed = refill_replay, seed
         self.frame_stack, self.num_envs, self.batch_size = frame_stack, num_envs, batch_size
         self.min_replay_size, self.updates_per_step = min_replay_size, updates_per_step
@@ -140,6 +141,7 @@ class ReplayDataModule(pl.LightningDataModule):
         check(eval_idle_frames >= 0, "data.eval_idle_frames", eval_idle_frames, "must be zero or more frames")
         check(render in (None, "human"), "data.render", render, "must be null or 'human'")
         check(fps >= 1, "data.fps", fps, "must be at least 1 picture per second")
+        check_env(self.settings)
         self.batches_per_epoch = int(frames_per_epoch / frame_skip * updates_per_step)
         rule = f"makes an epoch of no update at {updates_per_step} updates per step and {frame_skip} frames per step"
         check(self.batches_per_epoch >= 1, "data.frames_per_epoch", frames_per_epoch, rule)
@@ -181,7 +183,7 @@ class ReplayDataModule(pl.LightningDataModule):
         trainer = self.trainer
         agent: Any = trainer.lightning_module
         envs = make_envs(self.settings, self.num_envs)
-        directory = Path(trainer.log_dir) / "replay" / f"rank{trainer.global_rank}" if trainer.log_dir else None
+        directory = self.directory / f"rank{trainer.global_rank}" if self.directory else None
         self._check_disk(envs, directory)
         self.stream = ReplayStream(
             envs,
@@ -205,7 +207,8 @@ class ReplayDataModule(pl.LightningDataModule):
         capacity = self.hparams.replay_capacity
         screen = int(np.prod(envs.screen_shape)) * envs.screen_dtype.itemsize
         parent = next(p for p in [directory, *directory.absolute().parents] if p.exists())
-        need, free = capacity * screen, shutil.disk_usage(parent).free
+        held = sum(f.stat().st_blocks * 512 for f in directory.glob("*")) if directory.is_dir() else 0
+        need, free = capacity * screen - held, shutil.disk_usage(parent).free
         check(
             need < free, "data.replay_capacity", capacity, f"needs {need >> 20} MiB of disk, {free >> 20} MiB are free"
         )
@@ -227,8 +230,7 @@ class ReplayDataModule(pl.LightningDataModule):
         """The games of a stage (`validate`, `test` or `predict`), split over ranks."""
         count = count or self.eval_games
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        first = GAME_SEEDS[stage] + 1000 * self.seed
-        seeds = list(range(first, first + count))[rank::world_size]
+        seeds = [episode_seed(self.seed, STAGES[stage], 0, game) for game in range(count)][rank::world_size]
         return Games(self.settings, seeds, self.frame_stack, self.eval_idle_frames)
 
     def _loader(self, stage: str) -> GameLoader:

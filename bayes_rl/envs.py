@@ -118,8 +118,8 @@ def make_envs(settings: EnvSettings, num_envs: int) -> Envs:
         return AtariEnvs(settings, num_envs)
     try:
         probe = make_single(settings)
-    except gym.error.DependencyNotInstalled as error:
-        check(False, "data.env", settings.env, f"needs a package that is not installed: {error}")
+    except (gym.error.Error, ImportError) as error:
+        check(False, "data.env", settings.env, f"cannot be made here: {' '.join(str(error).split())}")
     discrete = isinstance(probe.action_space, gym.spaces.Discrete)
     space = str(probe.action_space)
     probe.close()

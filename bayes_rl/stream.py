@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 
 from bayes_rl.envs import UNSEEDED, Envs, History, episode_seed
 from bayes_rl.replay import ReplayBuffer
-from bayes_rl.types import Batch, Policy, check
+from bayes_rl.types import Batch, ConfigError, Policy, check
 
 EXPLORE, SAMPLE = 0x45, 0x53  # domains of the counter-based generators below
 
@@ -268,9 +268,11 @@ class ReplayStream(IterableDataset[Batch]):
             under_way = [h.actions.pop() for h in self.histories] if state["in_flight"] else None
             screens = self.envs.restore(self._seeds(), self.histories)
             if not np.array_equal(screens, self.stack.array[:, -1]):
-                raise RuntimeError(
-                    "the environments could not be rebuilt from their seeds and actions: "
-                    "was ale-py or gymnasium updated since the checkpoint? --data.refill_replay true starts new games"
+                raise ConfigError(
+                    "ckpt_path",
+                    str(self.replay.directory),
+                    "the environments could not be rebuilt from their seeds and actions: was ale-py or gymnasium "
+                    "updated since the checkpoint? --data.refill_replay true starts new games",
                 )
             if under_way is not None:
                 self._send(np.array(under_way, np.int64))

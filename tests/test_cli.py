@@ -152,14 +152,61 @@ def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
     assert all(torch.equal(a[k], b[k]) for k in b)
 
 
-def test_an_option_that_contradicts_the_checkpoint_stops(
+CONTRADICTIONS = {
+    "model.hidden_dim": ("32", "16"),
+    "model.ewc_lambda": ("0", "0.5"),  # the default, but typed
+    "data.num_envs": ("4", "8"),
+    "data.replay_capacity": ("3000", "2000"),
+    "data.updates_per_step": ("1", "0.25"),
+    "seed_everything": ("7", "1"),
+}
+
+
+def test_options_that_contradict_the_checkpoint_stop_and_harm_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(monkeypatch, "fit", *TINY)
+    configuration = (ROOT / "configs/cartpole.yaml").read_text()
+    Path("mine.yaml").write_text(re.sub(r"\n  ewc_lambda:.*", "", configuration))
+    tiny = ["--config", "mine.yaml", *TINY[2:]]
+    run(monkeypatch, "fit", *tiny, "--model.ewc_lambda=0.5")
     capsys.readouterr()
-    line = error_of(monkeypatch, capsys, "fit", *TINY, "--ckpt_path=last", "--model.hidden_dim=32")
-    assert "model.hidden_dim" in line
-    assert "16" in line
+    for key, (asked, saved) in CONTRADICTIONS.items():
+        line = error_of(monkeypatch, capsys, "fit", *tiny, "--ckpt_path=last", f"--{key}={asked}")
+        assert all(word in line for word in (key, asked, saved)), line
+    run(monkeypatch, "fit", *tiny, "--ckpt_path=last", "--trainer.max_epochs=3")
+    assert len(np.load("runs/mine/version_0/metrics.npy")) == 3
+
+
+def test_an_agent_cannot_play_a_game_of_another_shape(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = error_of(monkeypatch, capsys, "validate", *TINY, f"--ckpt_path={trained}", "--data.env=Acrobot-v1")
+    assert "data.env" in line
+    assert "Acrobot-v1" in line
+
+
+@pytest.mark.parametrize("option", ["--trainer.max_steps=7", "--trainer.limit_val_batches=0"])
+def test_a_run_that_ends_without_a_validation_still_reports(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "fit", *TINY, option)
+    assert "median" in capsys.readouterr().out
+
+
+def test_a_large_seed_and_no_logger_leave_nothing_outside_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, "fit", *TINY, "--seed_everything=4294967295", "--trainer.logger=false")
+    assert [p.name for p in Path.cwd().iterdir()] == ["runs"]
+    run(monkeypatch, "fit", *TINY, "--trainer.logger=false", "--ckpt_path=last", "--trainer.max_epochs=3")
+
+
+def test_ewc_of_pixels_under_mixed_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--config", str(ROOT / "configs/quickstart.yaml"), "--trainer.max_steps=9", "--model.ewc_lambda=1"]
+    options += ["--model.consolidate_every=4", "--model.fisher_batches=1", "--data.batch_size=4"]
+    options += ["--data.min_replay_size=64", "--data.replay_capacity=2000", "--data.eval_games=1"]
+    options += ["--data.max_episode_frames=100", "--trainer.enable_progress_bar=false", "--data.frames_per_epoch=1000"]
+    module = run(monkeypatch, "fit", *options).model
+    assert module.ewc is not None
+    assert int(module.ewc.consolidations) == 2
 
 
 def test_a_lost_replay_is_an_error_that_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +245,7 @@ def test_games_of_a_checkpoint(
 def test_predict_writes_a_video_of_every_game(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pygame", reason="CartPole is drawn by pygame")
     run(monkeypatch, "predict", *TINY, f"--ckpt_path={trained}")
-    assert len(list(Path("runs").rglob("videos/seed300*"))) >= 3
+    assert len(list(Path("runs").rglob("videos/seed*"))) >= 3
 
 
 def test_a_checkpoint_loads_alone_and_holds_no_code(trained: Path) -> None:
@@ -260,6 +307,13 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "crop outside": (["--data.crop=[0,300,0,160]"], ["data.crop", "300"]),
     "negative learning rate": (["--model.critic_lr=-1"], ["model.critic_lr", "-1"]),
     "no environments": (["--data.num_envs=0"], ["data.num_envs", "0"]),
+    "no frame skip": (["--data.frame_skip=0"], ["data.frame_skip", "0"]),
+    "negative seed": (["--seed_everything=-1"], ["seed_everything", "-1"]),
+    "no seed": (["--seed_everything=false"], ["seed_everything", "False"]),
+    "environment of a missing package": (["--data.env=Ant-v5"], ["data.env", "Ant-v5"]),
+    "shape that follows from the data": (["--model.num_actions=7"], ["model.num_actions", "7"]),
+    "precision that cannot work": (["--trainer.precision=bf16-true"], ["trainer.precision", "bf16-mixed"]),
+    "two processes": (["--trainer.devices=2", "--trainer.accelerator=cpu"], ["trainer.devices", "2"]),
     "unknown accelerator": (["--trainer.accelerator=gppu"], ["trainer.accelerator", "gppu"]),
 }
 

@@ -67,6 +67,7 @@ def test_episode_returns_accumulates_over_updates_and_resets() -> None:
     scores = {key: value.item() for key, value in metric.compute().items()}
     assert scores == {
         "games": 4.0,
+        "games_cut": 0.0,
         "return_mean": 4.0,
         "return_median": 3.0,
         "return_iqm": 3.0,

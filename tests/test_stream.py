@@ -589,6 +589,6 @@ def test_an_environment_that_is_not_what_it_was_is_noticed(tmp_path: Path) -> No
     stream.envs.close()
     other = EnvSettings("CartPole-v1", frame_skip=1, sticky_actions=0.9)
     resumed = builder(other, tmp_path, 2)()
-    with pytest.raises(RuntimeError, match="could not be rebuilt"):
+    with pytest.raises(ConfigError, match="could not be rebuilt"):
         resumed.load_state_dict(state)
     resumed.envs.close()
