@@ -14,6 +14,7 @@ from typing import Any
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import torch
+import yaml
 from jsonargparse import ArgumentError
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -96,12 +97,11 @@ class BayesCLI(LightningCLI):
         """Use the checkpoint's options where none was given; stop at a given one that would break the run."""
         options, fitting = self._options(), self.config.subcommand == "fit"
         for section, values in saved.items():
-            given = self._given.get(section) or {}
             for key, value in values.items():
                 if key in LINKED or key not in options[section] or value == options[section][key]:
                     continue
                 name = "seed_everything" if key == "seed" else f"{section}.{key}"
-                asked = self._given.get("seed_everything") is not None if key == "seed" else key in given
+                asked = name in self._given
                 if asked and (section == "model" or (fitting and key in FIXED)):
                     problem = f"contradicts the checkpoint, which has {value!r}; drop it or start a new run"
                     raise ConfigError(name, options[section][key], problem)
@@ -113,11 +113,10 @@ class BayesCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse everything, and keep apart what was really given."""
         super().parse_arguments(parser, args)
-        given = parser.parse_args(args, defaults=False)  # type: ignore[arg-type]
-        self._given = given[given.subcommand].as_dict()
+        self._given = given_options(sys.argv[1:], [Path(str(c)) for c in self._options().get("config") or []])
         for key in LINKED:
-            if (value := self._given.get("model", {}).get(key)) is not None:
-                raise ConfigError(f"model.{key}", value, "follows from the data; drop it")
+            if f"model.{key}" in given_options(sys.argv[1:], []):  # a saved configuration may hold them
+                raise ConfigError(f"model.{key}", self._options().model[key], "follows from the data; drop it")
         seed = self._options().seed_everything
         if isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise ConfigError("seed_everything", seed, "must be a whole number from 0 to 4294967295")
@@ -242,9 +241,20 @@ def _quiet() -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
     # A resumed run goes on in its own directory.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # Short epochs are fine: a curve has a point every `log_every_n_steps` updates.
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
     # The table of layers counts parameters; its size in MB is left to the reader.
     warnings.filterwarnings("ignore", message="Precision .* is not supported by the model summary")
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", module="pytorch_lightning.*")
+
+
+def given_options(words: list[str], configs: list[Path]) -> set[str]:
+    """Names of the options that stand on the command line or in a configuration file, as `data.env`."""
+    given = {word[2:].split("=")[0] for word in words if word.startswith("--")}
+    for path in configs:
+        for section, value in (yaml.safe_load(path.read_text()) or {}).items():
+            given |= {f"{section}.{key}" for key in value} if isinstance(value, dict) else {section}
+    return given
 
 
 def _config_names() -> str:

@@ -185,6 +185,7 @@ def test_an_agent_cannot_play_a_game_of_another_shape(
     assert "Acrobot-v1" in line
 
 
+@pytest.mark.filterwarnings("ignore:.*could not find the monitored key")
 @pytest.mark.parametrize("option", ["--trainer.max_steps=7", "--trainer.limit_val_batches=0"])
 def test_a_run_that_ends_without_a_validation_still_reports(
     option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
