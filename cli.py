@@ -94,26 +94,33 @@ class BayesCLI(LightningCLI):
         self._take_over(saved)
 
     def _take_over(self, saved: dict[str, Any]) -> None:
-        """Use the checkpoint's options where none was given; stop at a given one that would break the run."""
+        """Use the checkpoint's options; stop at a typed one that would break the run.
+
+        A typed or configured option that a resumed run may change (`--data.n_step`, ...) is used as given.
+        """
         options, fitting = self._options(), self.config.subcommand == "fit"
+        typed = given_options(sys.argv[1:], [])
+        given = given_options(sys.argv[1:], [Path(str(c)) for c in options.get("config") or []])
         for section, values in saved.items():
             for key, value in values.items():
                 if key in LINKED or key not in options[section] or value == options[section][key]:
                     continue
                 name = "seed_everything" if key == "seed" else f"{section}.{key}"
-                asked = name in self._given
-                if asked and (section == "model" or (fitting and key in FIXED)):
+                binding = section == "model" or (fitting and key in FIXED)
+                if binding and name in typed:
                     problem = f"contradicts the checkpoint, which has {value!r}; drop it or start a new run"
                     raise ConfigError(name, options[section][key], problem)
-                if not asked:
-                    options[section][key] = value
-                    if key == "seed":
-                        options.seed_everything = value
+                if not binding and name in given:
+                    continue
+                if name in given:
+                    print(f"from the checkpoint: {name} = {value} (the configuration has {options[section][key]})")
+                options[section][key] = value
+                if key == "seed":
+                    options.seed_everything = value
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse everything, and keep apart what was really given."""
+        """Parse everything, and refuse what no range of a type can express."""
         super().parse_arguments(parser, args)
-        self._given = given_options(sys.argv[1:], [Path(str(c)) for c in self._options().get("config") or []])
         for key in LINKED:
             if f"model.{key}" in given_options(sys.argv[1:], []):  # a saved configuration may hold them
                 raise ConfigError(f"model.{key}", self._options().model[key], "follows from the data; drop it")
