@@ -14,9 +14,8 @@ from typing import Any
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import torch
-import yaml
 from jsonargparse import ArgumentError
-from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning import seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -25,6 +24,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from bayes_rl import callbacks
 from bayes_rl.datamodule import ReplayDataModule
 from bayes_rl.module import VariationalActorCritic
+from bayes_rl.options import given_options, one_line, option_names
 from bayes_rl.types import ConfigError, nearest
 
 LINKED = ("game", "observation_shape", "num_actions", "pixel_scale")
@@ -255,33 +255,6 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", module="pytorch_lightning.*")
 
 
-def given_options(words: list[str], configs: list[Path]) -> set[str]:
-    """Names of the options that stand on the command line or in a configuration file, as `data.env`."""
-    given = {word[2:].split("=")[0] for word in words if word.startswith("--")}
-    for path in configs:
-        for section, value in (yaml.safe_load(path.read_text()) or {}).items():
-            given |= {f"{section}.{key}" for key in value} if isinstance(value, dict) else {section}
-    return given
-
-
-def _config_names() -> str:
-    """The configuration files on the command line, as typed."""
-    words = [word.removeprefix("--config=") for word in sys.argv[1:]]
-    return ", ".join(repr(word) for word in words if Path(word).is_file())
-
-
-def _one_line(error: Exception, known: list[str]) -> str:
-    """An error of the parser as one line, with the nearest valid name where one was not recognised."""
-    text = " ".join(str(error).split())
-    text = text.replace("Problems parsing config:", f"--config: {_config_names()} is no YAML mapping of options:")
-    if missing := re.search(r"File does not exist: '(.+?)'", text):
-        path = Path(os.path.relpath(missing[1]))
-        folder = path.parent if path.parent.is_dir() else Path("configs")
-        return f"--config: '{path}' does not exist{nearest(str(path), [str(p) for p in folder.glob('*.yaml')])}"
-    unknown = re.search(r"unrecognized arguments: (?:--)?(\S+)", text) or re.search(r"not accept option '(\S+?)'", text)
-    return text + nearest(unknown[1].split("=")[0], known) if unknown else text
-
-
 def _share_cores() -> None:
     """Leave half of the cores to the emulator's threads, unless OMP_NUM_THREADS says otherwise.
 
@@ -313,16 +286,6 @@ def run(args: ArgsType = None) -> BayesCLI:
     )
 
 
-def option_names() -> list[str]:
-    """Every option of `fit`, as `data.env`."""
-    parser = LightningArgumentParser()
-    parser.add_lightning_class_args(Trainer, "trainer")
-    parser.add_lightning_class_args(VariationalActorCritic, "model")
-    parser.add_lightning_class_args(ReplayDataModule, "data")
-    names = [name for action in parser._actions for name in action.option_strings]
-    return [name.removeprefix("--") for name in [*names, "config", "ckpt_path", "name", "seed_everything"]]
-
-
 def main() -> None:
     """Entry point: bad input prints one line and exits with 2."""
     try:
@@ -330,7 +293,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except (ConfigError, ArgumentError) as error:
-        text = str(error) if isinstance(error, ConfigError) else _one_line(error, option_names())
+        text = str(error) if isinstance(error, ConfigError) else one_line(error, option_names())
         print(f"bayes-rl: error: {text}", file=sys.stderr)
         sys.exit(2)
 

@@ -117,7 +117,6 @@ class VariationalActorCritic(pl.LightningModule):
         self.returns = EpisodeReturns()
         self.frames = 0  # environment frames seen, the axis of every curve
 
-    # ------------------------------------------------------------------ acting
     @torch.no_grad()
     def act(self, observations: Tensor) -> Tensor:
         """Greedy actions `[E]` int64 on the CPU, from the mean weights and the mean of both actors."""
@@ -253,7 +252,7 @@ class VariationalActorCritic(pl.LightningModule):
     test_step = validation_step  # on other seeds
 
     def predict_step(self, games: Games, batch_idx: int) -> list[Game]:
-        """Play the games and hand them on; a callback writes them as video."""
+        """Play the games; a callback writes them as video."""
         return games.play(self.act)
 
     def on_validation_epoch_end(self) -> None:

@@ -30,7 +30,8 @@ RANKS = {
     "module": 4,
     "datamodule": 4,
     "callbacks": 4,
-    "cli": 5,
+    "options": 5,
+    "cli": 6,
 }
 # Within a rank nothing imports its neighbour, but for these pairs (importer, imported).
 ALLOWED_WITHIN_A_RANK = {

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import cli
 from bayes_rl.module import VariationalActorCritic
+from bayes_rl.options import option_names
 
 ROOT = Path(cli.__file__).parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -275,7 +276,7 @@ def test_every_option_has_a_sentence() -> None:
     done = subprocess.run([sys.executable, str(ROOT / "cli.py"), "fit", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     text = " ".join(done.stdout.split())
-    options = [n for n in cli.option_names() if n.startswith(("data.", "model.")) and not n.endswith(".help")]
+    options = [n for n in option_names() if n.startswith(("data.", "model.")) and not n.endswith(".help")]
     linked = ["data.seed"]
     for name in [n for n in options if n not in linked]:
         sentence = re.search(rf"--{re.escape(name)} (?:\S+ |{{\S+}} )([^-].*?) \(type: ", text)
