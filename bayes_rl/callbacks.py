@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from bayes_rl.datamodule import ReplayDataModule
 from bayes_rl.envs import EnvSettings
 from bayes_rl.games import Game, pictures
-from bayes_rl.types import check
+from bayes_rl.types import ConfigError
 
 
 def _data(trainer: pl.Trainer) -> ReplayDataModule:
@@ -222,6 +222,14 @@ def write_curve(history: list[dict[str, float]], game: str, directory: Path) -> 
 class VideoWriter(Callback):
     """`predict`: writes every game as a GIF (mp4 with the `video` extra), and shows it if `--data.render human`."""
 
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find out that there is no display before any game is played."""
+        import matplotlib
+
+        windowless = matplotlib.get_backend().lower() in ("agg", "pdf", "svg", "ps")
+        if _data(trainer).render == "human" and windowless:
+            raise ConfigError("data.render", "human", "needs a display; leave it out and open the video instead")
+
     def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
         data = _data(trainer)
         directory = run_directory(trainer) / "videos"
@@ -253,14 +261,6 @@ def write_video(settings: EnvSettings, game: Game, directory: Path, fps: int) ->
 
 def show(settings: EnvSettings, game: Game, fps: int) -> None:
     """Show a game in a window at `fps` pictures per second (needs a display)."""
-    import matplotlib
-
-    check(
-        matplotlib.get_backend().lower() not in ("agg", "pdf", "svg", "ps"),
-        "data.render",
-        "human",
-        "needs a display; leave it out and open the video instead",
-    )
     import matplotlib.pyplot as plt
 
     image = None

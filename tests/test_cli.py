@@ -250,6 +250,17 @@ def test_predict_writes_a_video_of_every_game(trained: Path, monkeypatch: pytest
     assert len(list(Path("runs").rglob("videos/seed*"))) >= 3
 
 
+def test_a_window_without_a_display_is_refused(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("matplotlib.get_backend", lambda: "agg")
+    monkeypatch.setattr(sys, "argv", ["cli.py", "predict", *TINY, f"--ckpt_path={trained}", "--data.render=human"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert "data.render" in capsys.readouterr().err
+
+
 def test_a_checkpoint_loads_alone_and_holds_no_code(trained: Path) -> None:
     module = VariationalActorCritic.load_from_checkpoint(trained, weights_only=True)
     assert module.hparams.observation_shape == (4,)
