@@ -26,7 +26,7 @@ def training_values(
         parts: `nll`, `kl`, `ewc_penalty` and `actor_loss`, scalars.
     """
     nll, kl = parts["nll"], parts["kl"]
-    q_values = output.mean_q_values.mean(0)
+    q_values = output.q_values.mean(0)
     actions = batch.transition.action.expand(2, -1).unsqueeze(-1)
     q = q_values.gather(-1, actions[0]).squeeze(-1)
     log_var = torch.cat([layer.log_var().flatten() for layer in bayesian_layers(twin)])

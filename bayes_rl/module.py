@@ -167,8 +167,7 @@ class VariationalActorCritic(pl.LightningModule):
 
     def _actor_loss(self, output: TwinOutput, pairs: list[int]) -> Tensor:
         """The actors climb the mean of both critics; a scalar, summed over the `pairs` that learn."""
-        # By mean weights: the noise of sampled ones would drown the small differences between actions.
-        q_values = output.mean_q_values.mean(0)
+        q_values = output.q_values.mean(0)
         total = torch.zeros((), device=q_values.device)
         for i in pairs:
             logits = output.action_logits[i]

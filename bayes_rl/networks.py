@@ -144,12 +144,10 @@ class TwinOutput(NamedTuple):
     Attributes:
         action_logits: `[2, B, A]` float32.
         q_values: `[2, B, A]` float32, in (clipped) return units.
-        mean_q_values: the same by the heads' mean weights, without gradient.
     """
 
     action_logits: Tensor
     q_values: Tensor
-    mean_q_values: Tensor
 
     def mean_action_probs(self) -> Tensor:
         """The acting policy: the mean of both actors, `[B, A]`, rows summing to 1."""
@@ -235,9 +233,7 @@ class Twin(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             logits = [head(f.float(), weights) for head, f in zip(self.actors, actor_features, strict=True)]
             q_values = [head(f.float(), weights) for head, f in zip(self.critics, critic_features, strict=True)]
-            with torch.no_grad():
-                means = [head(f.float()) for head, f in zip(self.critics, critic_features, strict=True)]
-        return TwinOutput(torch.stack(logits), torch.stack(q_values), torch.stack(means))
+        return TwinOutput(torch.stack(logits), torch.stack(q_values))
 
 
 def parameter_groups(twin: Twin, rates: dict[str, float], weight_decay: float) -> list[dict[str, Any]]:

@@ -272,20 +272,7 @@ def test_networks_of_both_pairs_hold_every_parameter_and_of_one_pair_its_own(sha
 # ------------------------------------------------------------------ acting policy
 def test_mean_action_probs_is_the_mean_of_both_policies_and_sums_to_one() -> None:
     logits = 5 * torch.randn(2, 7, ACTIONS, dtype=torch.float64)
-    probs = TwinOutput(logits, torch.zeros_like(logits), torch.zeros_like(logits)).mean_action_probs()
+    probs = TwinOutput(logits, torch.zeros_like(logits)).mean_action_probs()
     torch.testing.assert_close(probs.sum(-1), torch.ones(7, dtype=torch.float64))
     expected = (logits[0].softmax(-1) + logits[1].softmax(-1)) / 2
     torch.testing.assert_close(probs, expected)
-
-
-def test_mean_values_stand_beside_sampled_ones_and_carry_no_gradient() -> None:
-    """The actors fit values without sampling noise, whatever the posterior's width."""
-    twin = make_twin()
-    with torch.no_grad():
-        for head in twin.critics:
-            head.weight_log_var.fill_(2.0)
-    x = torch.randn(6, *SHAPES["mlp"])
-    sampled, mean = twin(x, weights="sample"), twin(x)
-    assert torch.equal(sampled.mean_q_values, mean.q_values)
-    assert not torch.allclose(sampled.q_values, mean.q_values, atol=0.1)
-    assert not sampled.mean_q_values.requires_grad
