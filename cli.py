@@ -211,10 +211,10 @@ class BayesCLI(LightningCLI):
             video = str(callbacks.write_video(self.datamodule.settings, game, run / "videos", self.datamodule.fps))
         except ConfigError as error:  # the package that draws this environment is not installed
             video = f"none ({error})"
+        curve = {"learning curve": "learning_curve.png", "metrics": "metrics.npy"}  # none without a validation
         files = {
             "checkpoint": os.path.relpath(best) if best else "none",
-            "learning curve": str(run / "learning_curve.png"),
-            "metrics": str(run / "metrics.npy"),
+            **{name: str(run / file) for name, file in curve.items() if (run / file).exists()},
             "video": video,
             "TensorBoard": f"{os.path.relpath(sys.executable)} -m tensorboard.main --logdir {run}",
         }
