@@ -31,7 +31,7 @@ class AtariEnvs(Envs):
     """
 
     # ale-py loads the ROM again for every seed: 80 ms against 7 ms, as long as 200 steps of play.
-    steps_per_seed = 5_000
+    steps_per_seed = 20_000
 
     def __init__(self, settings: EnvSettings, num_envs: int, rgb: bool = False) -> None:
         top, bottom, left, right = settings.crop or (0, ATARI_ROWS, 0, ATARI_COLUMNS)
@@ -57,7 +57,7 @@ class AtariEnvs(Envs):
             noop_max=0,  # sticky actions are the source of chance; random no-ops would be a second one
             use_fire_reset=settings.auto_fire,
             reward_clipping=False,  # clipped at sampling: reported scores stay raw
-            autoreset_mode=AutoresetMode.NEXT_STEP,  # never reached: finished games are reset explicitly
+            autoreset_mode=AutoresetMode.NEXT_STEP,  # see `steps_per_seed`
         )
         self.num_envs = num_envs
         self.num_actions = int(self._envs.single_action_space.n)  # type: ignore[attr-defined]

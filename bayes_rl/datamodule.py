@@ -11,9 +11,10 @@ import numpy as np
 import pytorch_lightning as pl
 
 from bayes_rl.envs import Envs, EnvSettings, check_env, episode_seed, game_name, make_envs
+from bayes_rl.exploration import EpsilonSchedule
 from bayes_rl.games import GameLoader, Games
 from bayes_rl.replay import ReplayBuffer
-from bayes_rl.stream import EpsilonSchedule, ReplayStream
+from bayes_rl.stream import ReplayStream
 from bayes_rl.types import Batch, check
 
 STAGES = {"validate": 1_000_001, "test": 1_000_002, "predict": 1_000_003}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bayes_rl.atari import ATARI_COLUMNS, ATARI_ROWS, AtariEnvs, atari_games
 from bayes_rl.types import check, nearest
-from bayes_rl.vector import UNSEEDED, BoolArray, Envs, EnvSettings, History, Step
+from bayes_rl.vector import UNSEEDED, BoolArray, Envs, EnvSettings, History, ObservationStack, Step
 from bayes_rl.wrappers import FrameSkip, FreshStart, Screen
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Envs",
     "GymnasiumEnvs",
     "History",
+    "ObservationStack",
     "Step",
     "atari_games",
     "check_env",

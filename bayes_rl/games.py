@@ -10,8 +10,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from bayes_rl.envs import AtariEnvs, EnvSettings, atari_games, make_envs, make_single
-from bayes_rl.stream import ObservationStack
+from bayes_rl.envs import AtariEnvs, EnvSettings, ObservationStack, atari_games, make_envs, make_single
 from bayes_rl.types import Policy, check
 
 

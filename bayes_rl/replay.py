@@ -105,11 +105,11 @@ class ReplayBuffer:
         """Bytes of all arrays at full size."""
         return sum(a.nbytes for a in (self._screens, self._actions, self._rewards, self._flags, self._ages))
 
-    def _write(self, envs: NDArray[np.int64], screens: NDArray[Any], flags: NDArray[Any]) -> NDArray[np.int64]:
+    def _write(self, envs: slice | NDArray[np.int64], screens: NDArray[Any], flags: Any) -> NDArray[np.int64]:
         if not self.written.any():
             self._disk[:] = 0  # a new history in old files
         slot = self._base[envs] + self.written[envs] % self.slots
-        self._screens[slot] = screens.reshape(len(envs), -1)
+        self._screens[slot] = screens.reshape(len(slot), self._screens.shape[1])
         self._flags[slot] = flags
         self._ages[slot] = np.minimum(self._age[envs], 255)
         self.written[envs] += 1
@@ -126,17 +126,20 @@ class ReplayBuffer:
         truncated: NDArray[np.bool_],
         life_lost: NDArray[np.bool_],
         next_screens: NDArray[Any],
+        idle: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Append one step of every environment, all `[E]`; `next_screens` is kept where the episode ended."""
-        envs = np.arange(self.num_envs)
+        """Append one step of every environment, all `[E]`, but for those that were `idle`; `next_screens` is kept
+        where the episode ended.
+        """
+        envs = slice(None) if idle is None or not idle.any() else np.flatnonzero(~idle)
         flags = terminated * TERMINATED + truncated * TRUNCATED + life_lost * LIFE_LOST
-        slot = self._write(envs, screens, flags)
-        self._actions[slot] = actions
-        self._rewards[slot] = rewards
-        self._age += 1
+        slot = self._write(envs, screens[envs], flags[envs])
+        self._actions[slot] = actions[envs]
+        self._rewards[slot] = rewards[envs]
+        self._age[envs] += 1
         ended = np.flatnonzero(terminated | truncated)
         if len(ended):
-            self._write(ended, next_screens[ended], np.full(len(ended), LAST_SCREEN))
+            self._write(ended, next_screens[ended], LAST_SCREEN)
             self._age[ended] = 0
 
     def _window(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,52 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
-from bayes_rl.envs import UNSEEDED, Envs, History, episode_seed
+from bayes_rl.envs import Envs, History, ObservationStack, episode_seed
+from bayes_rl.exploration import Chance, EpsilonSchedule
 from bayes_rl.replay import ReplayBuffer
-from bayes_rl.types import Batch, ConfigError, Policy, check
+from bayes_rl.types import Batch, ConfigError, Policy
 
-EXPLORE, SAMPLE = 0x45, 0x53  # domains of the counter-based generators below
-
-
-@dataclass(frozen=True)
-class EpsilonSchedule:
-    """Linear in frames from `start` to `end` over `decay_frames`, then constant; probabilities in [0, 1]."""
-
-    start: float
-    end: float
-    decay_frames: int
-
-    def __post_init__(self) -> None:
-        for key, value in (("start", self.start), ("end", self.end)):
-            check(0 <= value <= 1, f"data.epsilon_{key}", value, "must be a probability in [0, 1]")
-        check(self.decay_frames >= 0, "data.epsilon_decay_frames", self.decay_frames, "must be zero or more frames")
-
-    def __call__(self, frames: int) -> float:
-        """Epsilon after `frames` environment frames of learning."""
-        progress = min(1.0, frames / self.decay_frames) if self.decay_frames else 1.0
-        return self.start + progress * (self.end - self.start)
-
-
-class ObservationStack:
-    """The last `frame_stack` screens of E environments: `[E, frame_stack * C, ...]`, zeros before a start."""
-
-    def __init__(self, num_envs: int, frame_stack: int, screen_shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.array = np.zeros((num_envs, frame_stack, *screen_shape), dtype)
-
-    def begin(self, screens: NDArray[Any], mask: NDArray[np.bool_]) -> None:
-        """New episodes where `mask` `[E]` is set."""
-        self.array[mask] = 0
-        self.array[mask, -1] = screens[mask]
-
-    def push(self, screens: NDArray[Any]) -> None:
-        """One more screen for every environment."""
-        self.array[:, :-1] = self.array[:, 1:].copy()
-        self.array[:, -1] = screens
-
-    def observations(self) -> torch.Tensor:
-        """`[E, frame_stack * C, ...]`, sharing memory with the stack."""
-        envs, depth, channels, *rest = self.array.shape
-        return torch.from_numpy(self.array).view(envs, depth * channels, *rest)
+SAMPLE = 0x53  # domain of the generators of minibatches
 
 
 class ReplayStream(IterableDataset[Batch]):
@@ -114,11 +74,13 @@ class ReplayStream(IterableDataset[Batch]):
         self.lives = np.zeros(count, np.int64)
         self.histories = [History() for _ in range(count)]
         self.seeded_episode = np.zeros(count, np.int64)  # the episode of the last seeded reset
+        self.restarting = np.zeros(count, bool)  # whose next step is the beginning of an episode
         self.episode_return = np.zeros(count)
         self.recent_returns: deque[float] = deque(maxlen=100)
         self.finished_episodes = 0
         self._in_flight: NDArray[np.int64] | None = None
         self._started = False
+        self._chance = Chance(seed, rank, count, envs.num_actions)
 
     @property
     def agent_steps(self) -> int:
@@ -157,25 +119,25 @@ class ReplayStream(IterableDataset[Batch]):
             self.step_environments()
 
     def step_environments(self) -> None:
-        """Fetch the step under way, store it, then act and send the next one."""
-        self.finish_step()
+        """Fetch the step under way, act and send the next one; store the fetched one while that is emulated."""
+        store = self._receive()
         if not self._started:
             self._reset(np.ones(self.envs.num_envs, bool))
             self._started = True
         actions = self._explore()
         self._send(actions)
         self.vector_steps += 1
+        store()
 
     def _send(self, actions: NDArray[np.int64]) -> None:
         self._in_flight = self.envs.send(actions)
-        for history, action in zip(self.histories, self._in_flight.tolist(), strict=True):
-            history.actions.append(action)
+        for env, action in enumerate(self._in_flight.tolist()):
+            if not self.restarting[env]:
+                self.histories[env].actions.append(action)
 
     def _explore(self) -> NDArray[np.int64]:
-        rng = np.random.default_rng([self.seed, self.rank, EXPLORE, self.vector_steps])
-        count, epsilon = self.envs.num_envs, self.epsilon
-        random_actions = rng.integers(0, self.envs.num_actions, count)
-        explore = rng.random(count) < epsilon
+        random_actions, u = self._chance(self.vector_steps)
+        explore = u < self.epsilon
         if explore.all():
             return random_actions
         greedy = self.policy(self.stack.observations()).numpy()
@@ -183,28 +145,46 @@ class ReplayStream(IterableDataset[Batch]):
 
     def finish_step(self) -> None:
         """Wait for the step under way, if any, and store it."""
+        self._receive()()
+
+    def _receive(self) -> Callable[[], None]:
+        """Wait for the step under way, if any, and reset what ended; returns what stores that step."""
         if self._in_flight is None:
-            return
+            return lambda: None
         step = self.envs.recv()
         life_lost = step.lives < self.lives
-        self.replay.add(
-            self.stack.array[:, -1],
+        store = partial(
+            self.replay.add,
+            self.stack.array[:, -1].copy(),
             self._in_flight,
             step.rewards,
             step.terminated,
             step.truncated,
             life_lost,
             step.screens,
+            self.restarting,
         )
         self._in_flight = None
         self.lives = step.lives
         self.stack.push(step.screens)
         self.episode_return += step.rewards
+        if self.restarting.any():
+            self._begin(self.restarting, step.screens)
+            self.restarting = np.zeros_like(self.restarting)
         ended = step.terminated | step.truncated
         if ended.any():
             self.recent_returns.extend(self.episode_return[ended].tolist())
             self.finished_episodes += int(ended.sum())
-            self._reset(ended)
+            self._end(ended)
+        return store
+
+    def _end(self, ended: NDArray[np.bool_]) -> None:
+        """Reset what is due for a seed now; the others begin again by themselves, in place of their next step."""
+        steps = np.array([len(h.actions) for h in self.histories])
+        due = ended & (steps >= self.envs.steps_per_seed)
+        self.restarting = ended & ~due
+        if due.any():
+            self._reset(due)
 
     def _seeds(self) -> NDArray[np.int64]:
         """The seed of every environment's last seeded reset, `[E]`."""
@@ -212,20 +192,23 @@ class ReplayStream(IterableDataset[Batch]):
         return np.array([episode_seed(self.seed, self.rank, env, episode) for env, episode in episodes], np.int64)
 
     def _reset(self, mask: NDArray[np.bool_]) -> None:
-        self.episodes[mask] += 1
-        steps = np.array([len(h.actions) for h in self.histories])
-        seeded = mask & ((steps >= self.envs.steps_per_seed) | (self.seeded_episode == 0))
-        self.seeded_episode[seeded] = self.episodes[seeded]
-        for e in np.flatnonzero(mask):
-            if seeded[e]:
-                self.histories[e] = History()
-            else:
-                self.histories[e].resets.append(len(self.histories[e].actions))
-        seeds = np.where(seeded, self._seeds(), UNSEEDED)
-        screens, lives = self.envs.reset(seeds[mask], mask)
+        """Begin new episodes, named by their seeds, where `mask` is set."""
+        self.seeded_episode[mask] = self.episodes[mask] + 1
+        for env in np.flatnonzero(mask):
+            self.histories[env] = History()
+        screens, lives = self.envs.reset(self._seeds()[mask], mask)
         self.lives = np.where(mask, lives, self.lives)
+        self._begin(mask, screens)
+
+    def _begin(self, mask: NDArray[np.bool_], screens: NDArray[Any]) -> None:
+        """Note that episodes began where `mask` is set."""
+        self.episodes[mask] += 1
         self.stack.begin(screens, mask)
         self.episode_return[mask] = 0
+        for env in np.flatnonzero(mask):
+            history = self.histories[env]
+            if history.actions:
+                history.resets.append(len(history.actions))
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, and environments as (seed, what was done since): tensors and primitives only."""
@@ -239,9 +222,10 @@ class ReplayStream(IterableDataset[Batch]):
             "episode_return": torch.from_numpy(self.episode_return.copy()),
             "recent_returns": list(self.recent_returns),
             "seeded_episode": torch.from_numpy(self.seeded_episode.copy()),
+            "restarting": torch.from_numpy(self.restarting.copy()),
             "actions": [torch.tensor(h.actions, dtype=torch.int16) for h in self.histories],
             "resets": [torch.tensor(h.resets, dtype=torch.int32) for h in self.histories],
-            "in_flight": self._in_flight is not None,  # then the last action of each history is under way
+            "in_flight": self._in_flight is not None,  # then the last action of each history is under way, or a restart
             "stack": torch.from_numpy(self.stack.array.copy()),
             "replay": self.replay.state_dict(),
         }
@@ -255,17 +239,21 @@ class ReplayStream(IterableDataset[Batch]):
         self.episode_return[:] = state["episode_return"].numpy()
         self.recent_returns.extend(state["recent_returns"])
         self.seeded_episode[:] = state["seeded_episode"].numpy()
+        self.restarting = state["restarting"].numpy().copy()
         pairs = zip(state["actions"], state["resets"], strict=True)
         self.histories = [History(actions.tolist(), resets.tolist()) for actions, resets in pairs]
         if self.refill_replay:
             self._started = False
-            self.seeded_episode[:] = 0
+            self.restarting[:] = False
             return
         self.replay.load_state_dict(state["replay"])
         self._started = self.vector_steps > 0
         if self._started:
             self.stack.array[:] = state["stack"].numpy()
-            under_way = [h.actions.pop() for h in self.histories] if state["in_flight"] else None
+            under_way = None
+            if state["in_flight"]:
+                begins = zip(self.restarting.tolist(), self.histories, strict=True)
+                under_way = [0 if restarting else h.actions.pop() for restarting, h in begins]
             screens = self.envs.restore(self._seeds(), self.histories)
             if not np.array_equal(screens, self.stack.array[:, -1]):
                 raise ConfigError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 BoolArray = NDArray[np.bool_]
@@ -79,7 +80,9 @@ class Envs(ABC):
         screen_shape: of one screen, channels first for images.
         screen_dtype: uint8 for images and binary planes, float32 for vectors.
         pixel_scale: what integer screens are divided by.
-        steps_per_seed: least number of steps between two seeded resets of an environment where seeding is slow.
+        steps_per_seed: where seeding is slow, least number of steps between two seeded resets of an environment.
+            In between, an environment whose episode ended begins the next one by itself at the next `send`, in
+            place of a step and whatever the action: the others need not wait. 0 where every reset is seeded.
     """
 
     num_envs: int
@@ -134,14 +137,41 @@ class Envs(ABC):
                 screens[mask] = self.reset(new_seeds[mask], mask)[0][mask]
 
         unseeded = np.full(self.num_envs, UNSEEDED)
+        resets = [set(h.resets) for h in histories]
+        over = np.zeros(self.num_envs, bool)
         begin(np.ones(self.num_envs, bool), seeds)
         for t in range(longest + 1):
             begin((delay == t) & (t > 0), seeds)
-            begin(np.array([t - d in h.resets for h, d in zip(histories, delay, strict=True)]), unseeded)
+            due = np.array([t - d in r for r, d in zip(resets, delay, strict=True)])
             if t == longest:
-                break
+                begin(due, unseeded)
+                return screens
+            # A game that idles, or that is not what it was, must not be stepped beyond its end either.
+            begin(due | (over & (delay != t)), unseeded)
             now = [h.actions[t - d] if t >= d else 0 for h, d in zip(histories, delay, strict=True)]
             result = self.step(np.array(now, np.int64))
             screens[:] = result.screens
-            begin((result.terminated | result.truncated) & (delay > t), unseeded)
+            over = result.terminated | result.truncated
         return screens
+
+
+class ObservationStack:
+    """The last `frame_stack` screens of E environments: `[E, frame_stack * C, ...]`, zeros before a start."""
+
+    def __init__(self, num_envs: int, frame_stack: int, screen_shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.array = np.zeros((num_envs, frame_stack, *screen_shape), dtype)
+
+    def begin(self, screens: NDArray[Any], mask: NDArray[np.bool_]) -> None:
+        """New episodes where `mask` `[E]` is set."""
+        self.array[mask] = 0
+        self.array[mask, -1] = screens[mask]
+
+    def push(self, screens: NDArray[Any]) -> None:
+        """One more screen for every environment."""
+        self.array[:, :-1] = self.array[:, 1:].copy()
+        self.array[:, -1] = screens
+
+    def observations(self) -> torch.Tensor:
+        """`[E, frame_stack * C, ...]`, sharing memory with the stack."""
+        envs, depth, channels, *rest = self.array.shape
+        return torch.from_numpy(self.array).view(envs, depth * channels, *rest)

@@ -1,9 +1,10 @@
 """How much of the bare emulator's speed is left after bookkeeping and replay writes.
 
-    python benchmarks/env_throughput.py [--game breakout] [--num_envs 8] [--steps 1000] [--rounds 7]
+    python benchmarks/env_throughput.py [--game breakout] [--num_envs 8] [--steps 250] [--rounds 100]
 
-Bare `AtariVectorEnv.step` and this project's step layer (act at random, step, store, reset by seed) take turns in
-one process; the ratio of each round and the median are printed and written to `docs/results/env_throughput.json`.
+Bare `AtariVectorEnv.step` and this project's step layer (act at random, step, store in a memory-mapped replay, reset)
+take short turns in one process, so that a machine whose speed drifts slows both; the ratio of the whole times, the
+median over rounds and its quartiles are printed and written to `docs/results/env_throughput.json`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import argparse
 import json
 import os
 import platform
-import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,10 +46,10 @@ def bare(game: str, num_envs: int) -> Callable[[], None]:
     return lambda: envs.step(rng.integers(0, actions, num_envs)) and None
 
 
-def layer(game: str, num_envs: int) -> Callable[[], None]:
-    """One step of the stream without learning: actions, emulation, bookkeeping, replay write, seeded resets."""
+def layer(game: str, num_envs: int, directory: Path) -> Callable[[], None]:
+    """One step of the stream without learning: actions, emulation, bookkeeping, replay write, resets."""
     envs = make_envs(EnvSettings(game), num_envs)
-    replay = ReplayBuffer(50_000, num_envs, envs.screen_shape, envs.screen_dtype)
+    replay = ReplayBuffer(50_000, num_envs, envs.screen_shape, envs.screen_dtype, directory=directory)
     epsilon = EpsilonSchedule(1.0, 1.0, 0)
     stream = ReplayStream(
         envs, replay, no_policy, epsilon,
@@ -67,25 +70,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--game", default="breakout", help="short name of an Atari game")
     parser.add_argument("--num_envs", type=int, default=8, help="environments stepped together")
-    parser.add_argument("--steps", type=int, default=1000, help="vector steps per measurement")
-    parser.add_argument("--rounds", type=int, default=7, help="measurements of each, in turn")
+    parser.add_argument("--steps", type=int, default=250, help="vector steps per turn")
+    parser.add_argument("--rounds", type=int, default=100, help="turns of each")
     parser.add_argument("--output", type=Path, default=Path("docs/results/env_throughput.json"))
     options = parser.parse_args()
-    contenders = {"bare": bare(options.game, options.num_envs), "layer": layer(options.game, options.num_envs)}
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
-    for step in contenders.values():
-        seconds(step, options.steps // 4)  # warm up
-    for _ in range(options.rounds):
-        for name, step in contenders.items():
-            rates[name].append(options.num_envs * options.steps / seconds(step, options.steps))
-    ratios = [ours / theirs for ours, theirs in zip(rates["layer"], rates["bare"], strict=True)]
+    with tempfile.TemporaryDirectory() as directory:
+        contenders = {
+            "bare": bare(options.game, options.num_envs),
+            "layer": layer(options.game, options.num_envs, Path(directory)),
+        }
+        times: dict[str, list[float]] = {name: [] for name in contenders}
+        for step in contenders.values():
+            seconds(step, options.steps)  # warm up
+        for round in range(options.rounds):
+            for name in sorted(contenders, reverse=round % 2 == 1):  # each goes first in every other round
+                times[name].append(seconds(contenders[name], options.steps))
+    ratios = [theirs / ours for theirs, ours in zip(times["bare"], times["layer"], strict=True)]
+    total = {name: sum(values) for name, values in times.items()}
     result = {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
         "game": options.game,
         "num_envs": options.num_envs,
-        "bare_agent_steps_per_second": statistics.median(rates["bare"]),
-        "layer_agent_steps_per_second": statistics.median(rates["layer"]),
-        "ratio_median": statistics.median(ratios),
-        "ratios": ratios,
+        "rounds": options.rounds,
+        "steps": options.steps,
+        "bare_agent_steps_per_second": options.num_envs * options.steps * options.rounds / total["bare"],
+        "layer_agent_steps_per_second": options.num_envs * options.steps * options.rounds / total["layer"],
+        "ratio": total["bare"] / total["layer"],
+        "ratio_quartiles": [float(q) for q in np.quantile(ratios, (0.25, 0.5, 0.75))],
         "ale_py": ale_py.__version__,
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),

@@ -23,6 +23,7 @@ RANKS = {
     "atari": 1,
     "diagnostics": 3,
     "replay": 2,
+    "exploration": 2,
     "networks": 2,
     "consolidation": 2,
     "stream": 3,
@@ -37,7 +38,6 @@ RANKS = {
 ALLOWED_WITHIN_A_RANK = {
     ("envs", "atari"),  # one door for all kinds of environment
     ("consolidation", "networks"),  # the Fisher is that of one critic
-    ("games", "stream"),  # whole games are stacked as the stream stacks them
     ("callbacks", "datamodule"),  # callbacks read the data module's counters
 }
 MAX_FILE_LINES = 300
@@ -107,7 +107,7 @@ def test_no_allowed_pair_is_left_over() -> None:
 
 def test_the_learner_and_the_data_do_not_know_each_other() -> None:
     """Only the command line knows both; the policy reaches the stream as a `Policy`."""
-    data = {"envs", "replay", "stream", "datamodule"}
+    data = {"envs", "exploration", "replay", "stream", "datamodule"}
     learner = {"networks", "consolidation", "module", "losses", "bayes"}
     for path in FILES:
         imports = imported_rooms(parse(path))

@@ -14,9 +14,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from bayes_rl.envs import Envs, EnvSettings, Step, episode_seed, make_envs
+from bayes_rl.envs import Envs, EnvSettings, ObservationStack, Step, episode_seed, make_envs
+from bayes_rl.exploration import EpsilonSchedule
 from bayes_rl.replay import ReplayBuffer
-from bayes_rl.stream import EpsilonSchedule, ObservationStack, ReplayStream
+from bayes_rl.stream import ReplayStream
 from bayes_rl.types import Batch, ConfigError, Policy
 
 UINT8 = np.dtype(np.uint8)
@@ -176,9 +177,10 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("num_envs", [1, 3])
 @pytest.mark.parametrize("capacity", [400, 17])
-def test_no_transition_crosses_an_episode(num_envs: int, capacity: int) -> None:
+@pytest.mark.parametrize("restarting", [False, True])
+def test_no_transition_crosses_an_episode(num_envs: int, capacity: int, restarting: bool) -> None:
     """Screens say (environment, episode, step): all four things a transition tells must fit the same episode."""
-    envs = ScriptedEnvs(num_envs)
+    envs = RestartingEnvs(num_envs) if restarting else ScriptedEnvs(num_envs)
     replay = ring(envs, frame_stack=3, n_step=3, capacity=capacity * num_envs)
     seen, ends = set(), set()
     for batch in take(stream_of(envs, replay, batch_size=32, batches_per_epoch=20, min_replay_size=10), 120):
@@ -203,7 +205,7 @@ def test_no_transition_crosses_an_episode(num_envs: int, capacity: int) -> None:
 
 
 def test_act_step_store_in_this_order_and_minibatches_while_the_games_step() -> None:
-    """recv, store, (reset), act on the newest screens, send; then the minibatches, before the next recv."""
+    """recv, (reset), act on the newest screens, send, store; then the minibatches, before the next recv."""
     envs = ScriptedEnvs(2)
     log = envs.log
     replay = ring(envs, kind=LoggingReplay)
@@ -221,22 +223,42 @@ def test_act_step_store_in_this_order_and_minibatches_while_the_games_step() -> 
     start = words.index("batch")
     begin = next(i for i in range(start, 0, -1) if words[i] == "recv")
     rounds = " ".join(words[begin:]).split("recv ")[1:]
-    assert set(rounds) <= {"add act send batch batch ", "add reset act send batch batch ", "add act send batch batch",
-                           "add reset act send batch batch"}  # fmt: skip
+    assert {r.strip() for r in rounds} == {"act send add batch batch", "reset act send add batch batch"}
     assert len(rounds) == 25
     # What the policy saw is what is stored, with the action that followed and the screen that came of it.
     acted: list[Any] = []
+    sent: list[Any] = []
+    stored = 0
     for name, content in log:
         if name == "act":
-            acted = [content]
+            sent, acted = acted, [content]
         elif name == "send" and acted:
             acted.append(content)
-        elif name == "add" and len(acted) == 2:
-            screens, actions, _, _, _, _, next_screens = content
-            np.testing.assert_array_equal(acted[0].view(2, 2, 3)[:, -1].numpy(), screens)
-            np.testing.assert_array_equal(acted[1], actions)
+        elif name == "add" and sent:
+            screens, actions, _, _, _, _, next_screens, idle = content
+            np.testing.assert_array_equal(sent[0].view(2, 2, 3)[:, -1].numpy(), screens)
+            np.testing.assert_array_equal(sent[1], actions)
             np.testing.assert_array_equal(next_screens[:, 2], screens[:, 2] + 1)
             np.testing.assert_array_equal(next_screens[:, :2], screens[:, :2])
+            assert not idle.any()
+            stored += 1
+    assert stored >= 20
+
+
+class RestartingEnvs(ScriptedEnvs):
+    """Begins finished episodes by itself, in place of a step, as AtariEnvs does between two seeds."""
+
+    steps_per_seed = 12
+
+    def send(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
+        self.restart, self.over = self.over, np.zeros_like(self.over)
+        return super().send(actions)
+
+    def recv(self) -> Step:
+        self.episode[self.restart] += 1
+        self.time[self.restart] = -1
+        step = super().recv()
+        return step._replace(rewards=np.where(self.restart, 0, step.rewards).astype(np.float32))
 
 
 def test_the_policy_sees_stacks_that_are_zero_before_the_start() -> None:
@@ -270,6 +292,34 @@ def test_a_lost_life_is_stored_with_the_step_that_lost_it_and_a_new_game_loses_n
     take(stream_of(envs, replay), 60)
     lost = {(int(c[0][0, 2]), bool(c[5][0])) for name, c in envs.log if name == "add"}
     assert lost == {(0, True), (1, False), (2, True), (3, False), (4, True)}
+
+
+def test_environments_restart_by_themselves_until_a_seed_is_due() -> None:
+    """Nothing of a restart is stored or counted, histories name it, and every 12 steps or later comes a seed."""
+    envs = RestartingEnvs(3)
+    stream = stream_of(envs, replay := ring(envs, capacity=3000))
+    take(stream, 400)
+    stream.finish_step()
+    steps = stream.vector_steps
+    for e in range(3):
+        begun = stream.episodes[e] - len(envs.seeds[e])  # by themselves
+        assert begun > 3
+        ended = [envs.lengths[(e + j) % 4] for j in range(1, stream.episodes[e])]
+        in_progress = 0 if envs.over[e] else envs.time[e]
+        whole = sum(ended) + (envs.lengths[(e + stream.episodes[e]) % 4] if envs.over[e] else in_progress)
+        restarts = begun
+        assert whole + restarts == steps  # every step is an action or a restart
+        assert replay.written[e] == whole + stream.episodes[e] - (not envs.over[e])
+        history = stream.histories[e]
+        # A seed follows the first end after 12 steps; an episode has at most 7.
+        assert steps / (12 + 7 + 12) <= len(envs.seeds[e]) <= steps / 12 + 1
+        seeded = max(envs.seeds[e])
+        assert seeded == stream.seeded_episode[e]
+        played = [envs.lengths[(e + j) % 4] for j in range(seeded, stream.episodes[e])]
+        assert history.resets == np.cumsum(played).tolist()
+        assert len(history.actions) == sum(played) + (
+            envs.lengths[(e + stream.episodes[e]) % 4] if envs.over[e] else in_progress
+        )
 
 
 def test_a_finished_game_is_counted_once_with_its_own_return() -> None:
@@ -526,6 +576,28 @@ def test_a_resumed_stream_goes_on_bit_for_bit(
     resumed.finish_step()
     assert list(resumed.recent_returns) == list(stream.recent_returns)
     assert resumed.finished_episodes == stream.finished_episodes
+    resumed.envs.close()
+
+
+def test_a_stream_saved_while_games_restart_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """With a restart under way, and after several of them: the emulator's own random numbers go on."""
+    build = builder(BREAKOUT, tmp_path, 4, updates_per_step=0.25)
+    stream = build()
+    stream.epsilon_schedule = RANDOM
+    batches = 0
+    while not (stream.restarting.any() and min(len(h.resets) for h in stream.histories) >= 1):
+        take(stream, 1)
+        batches += 1
+        assert batches < 3000
+    state = through_a_file(stream.state_dict())
+    wanted = take(stream, 40)
+    stream.finish_step()
+    stream.envs.close()
+    resumed = build()
+    resumed.epsilon_schedule = RANDOM
+    resumed.load_state_dict(state)
+    assert same(take(resumed, 40), wanted)
+    assert resumed.histories == stream.histories
     resumed.envs.close()
 
 
