@@ -72,6 +72,7 @@ class ReplayBuffer:
         self.slots = ring + slack
         self.directory = directory
         self._kept = True
+        self._files: list[np.memmap[Any, Any]] = []
         total = num_envs * self.slots
         self._screens = self._array("screens", (total, int(np.prod(screen_shape))), screen_dtype)
         self._actions = self._array("actions", (total,), np.dtype(np.int16))
@@ -85,6 +86,7 @@ class ReplayBuffer:
         self.written = np.zeros(num_envs, np.int64)  # slots ever written, per ring
         self._age = np.zeros(num_envs, np.int64)
         self._base = np.arange(num_envs) * self.slots
+        self._begun = False
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         if self.directory is None:
@@ -94,7 +96,9 @@ class ReplayBuffer:
         size = int(np.prod(shape)) * dtype.itemsize
         keep = path.exists() and path.stat().st_size == size
         self._kept &= keep
-        return np.memmap(path, dtype, "r+" if keep else "w+", shape=shape)
+        file = np.memmap(path, dtype, "r+" if keep else "w+", shape=shape)
+        self._files.append(file)
+        return file.view(np.ndarray)  # the same memory: indexing a memmap itself takes three times as long
 
     def __len__(self) -> int:
         """Slots inside the window that can be sampled from, all rings together."""
@@ -106,8 +110,9 @@ class ReplayBuffer:
         return sum(a.nbytes for a in (self._screens, self._actions, self._rewards, self._flags, self._ages))
 
     def _write(self, envs: slice | NDArray[np.int64], screens: NDArray[Any], flags: Any) -> NDArray[np.int64]:
-        if not self.written.any():
+        if not self._begun:
             self._disk[:] = 0  # a new history in old files
+            self._begun = True
         slot = self._base[envs] + self.written[envs] % self.slots
         self._screens[slot] = screens.reshape(len(slot), self._screens.shape[1])
         self._flags[slot] = flags
@@ -209,9 +214,8 @@ class ReplayBuffer:
 
     def state_dict(self) -> dict[str, Any]:
         """Positions in the rings; the slots themselves stay in `directory`, flushed to disk here."""
-        for array in (self._screens, self._actions, self._rewards, self._flags, self._ages, self._disk):
-            if isinstance(array, np.memmap):
-                array.flush()
+        for file in self._files:
+            file.flush()
         return {
             "written": torch.from_numpy(self.written.copy()),
             "age": torch.from_numpy(self._age.copy()),
@@ -231,4 +235,5 @@ class ReplayBuffer:
         if (most - written > self.slots - self.ring).any():
             raise ConfigError("ckpt_path", where, f"the replay has moved on since this checkpoint{remedy}")
         self.written[:] = self._disk[0] = written
+        self._begun = bool(written.any())
         self._age[:] = state["age"].numpy()
