@@ -88,8 +88,9 @@ class AtariEnvs(Envs):
     def recv(self) -> Step:
         observation, rewards, terminated, truncated, info = self._envs.recv()
         lives = info["lives"].astype(np.int64)
-        self._fire_next = lives < self._lives
-        self._lives = lives
+        if self._auto_fire:
+            self._fire_next = lives < self._lives
+            self._lives = lives
         return Step(self._screens(observation), rewards.astype(np.float32), terminated, truncated, lives)
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
-from bayes_rl.envs import Envs, History, ObservationStack, episode_seed
+from bayes_rl.envs import Envs, History, ObservationStack, Step, episode_seed
 from bayes_rl.exploration import Chance, EpsilonSchedule
 from bayes_rl.replay import ReplayBuffer
 from bayes_rl.types import Batch, ConfigError, Policy
@@ -79,6 +79,7 @@ class ReplayStream(IterableDataset[Batch]):
         self.recent_returns: deque[float] = deque(maxlen=100)
         self.finished_episodes = 0
         self._in_flight: NDArray[np.int64] | None = None
+        self._screens: NDArray[Any] = np.zeros(0)  # the newest ones, once there are any
         self._started = False
         self._chance = Chance(seed, rank, count, envs.num_actions)
 
@@ -152,31 +153,35 @@ class ReplayStream(IterableDataset[Batch]):
         if self._in_flight is None:
             return lambda: None
         step = self.envs.recv()
-        life_lost = step.lives < self.lives
-        store = partial(
-            self.replay.add,
-            self.stack.array[:, -1].copy(),
-            self._in_flight,
-            step.rewards,
-            step.terminated,
-            step.truncated,
-            life_lost,
-            step.screens,
-            self.restarting,
-        )
+        store = partial(self._store, step, self._screens, self._in_flight, self.lives, self.restarting)
         self._in_flight = None
-        self.lives = step.lives
+        self._screens, self.lives = step.screens, step.lives
         self.stack.push(step.screens)
-        self.episode_return += step.rewards
         if self.restarting.any():
             self._begin(self.restarting, step.screens)
             self.restarting = np.zeros_like(self.restarting)
         ended = step.terminated | step.truncated
         if ended.any():
-            self.recent_returns.extend(self.episode_return[ended].tolist())
-            self.finished_episodes += int(ended.sum())
             self._end(ended)
         return store
+
+    def _store(
+        self,
+        step: Step,
+        screens: NDArray[Any],
+        actions: NDArray[np.int64],
+        lives: NDArray[np.int64],
+        idle: NDArray[np.bool_],
+    ) -> None:
+        """Write a step and what it was taken from to the replay, and count its episodes."""
+        life_lost = step.lives < lives
+        self.replay.add(screens, actions, step.rewards, step.terminated, step.truncated, life_lost, step.screens, idle)
+        self.episode_return += step.rewards
+        ended = step.terminated | step.truncated
+        if ended.any():
+            self.recent_returns.extend(self.episode_return[ended].tolist())
+            self.finished_episodes += int(ended.sum())
+            self.episode_return[ended] = 0
 
     def _end(self, ended: NDArray[np.bool_]) -> None:
         """Reset what is due for a seed now; the others begin again by themselves, in place of their next step."""
@@ -199,12 +204,12 @@ class ReplayStream(IterableDataset[Batch]):
         screens, lives = self.envs.reset(self._seeds()[mask], mask)
         self.lives = np.where(mask, lives, self.lives)
         self._begin(mask, screens)
+        self._screens = self.stack.array[:, -1].copy()
 
     def _begin(self, mask: NDArray[np.bool_], screens: NDArray[Any]) -> None:
         """Note that episodes began where `mask` is set."""
         self.episodes[mask] += 1
         self.stack.begin(screens, mask)
-        self.episode_return[mask] = 0
         for env in np.flatnonzero(mask):
             history = self.histories[env]
             if history.actions:
@@ -250,6 +255,7 @@ class ReplayStream(IterableDataset[Batch]):
         self._started = self.vector_steps > 0
         if self._started:
             self.stack.array[:] = state["stack"].numpy()
+            self._screens = self.stack.array[:, -1].copy()
             under_way = None
             if state["in_flight"]:
                 begins = zip(self.restarting.tolist(), self.histories, strict=True)
