@@ -27,7 +27,7 @@ from bayes_rl.module import VariationalActorCritic
 from bayes_rl.options import given_options, one_line, option_names
 from bayes_rl.types import ConfigError, nearest
 
-LINKED = ("game", "observation_shape", "num_actions", "pixel_scale")
+LINKED = ("game", "observation_shape", "num_actions", "pixel_scale", "num_categories")
 """Model arguments that the data decides."""
 
 FIXED = {
@@ -146,6 +146,7 @@ class BayesCLI(LightningCLI):
         options.model.observation_shape = data.observation_shape
         options.model.num_actions = data.num_actions
         options.model.pixel_scale = data.pixel_scale
+        options.model.num_categories = data.num_categories
         options.weights_only = True  # a checkpoint from elsewhere executes nothing
         if "verbose" in options:
             options.verbose = False  # our own table is printed instead

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 
 import torch
@@ -10,8 +11,9 @@ from torch.func import functional_call, grad, vmap
 
 from bayes_rl.losses import quadratic_penalty
 from bayes_rl.networks import Twin
-from bayes_rl.types import check
+from bayes_rl.types import Transition, check
 
+FISHER_CHUNK = 16  # per-sample gradients held at once
 Parameters = dict[str, Tensor]
 Score = Callable[[Parameters, tuple[Tensor, ...]], Tensor]
 """A log-likelihood of one sample (no batch axis) as a function of the parameters: a scalar."""
@@ -50,19 +52,19 @@ class _SingleCritic(nn.Module):
         return self.twin.critic(self.pair, prepared)
 
 
-def critic_score(twin: Twin, pair: int, noise_std: float) -> Score:
-    """Q_pair(s, a) / noise_std: its squared gradient is the Fisher diagonal of N(y | Q_pair(s, a), noise_std^2).
+def critic_score(twin: Twin, pair: int) -> Score:
+    """Score of Q_pair(s, a) under the critics' likelihood, whose squared gradient is the Fisher diagonal on average.
 
-    The expectation over y is taken exactly, since E[(d log p / dw)^2] = (dQ / dw)^2 / noise_std^2. A sample is
-    (prepared observation, action), without a batch axis.
+    A sample is (prepared observation, action, uniform number in [0, 1)), without a batch axis.
     """
     critic = _SingleCritic(twin, pair)
 
     def score(parameters: Parameters, sample: tuple[Tensor, ...]) -> Tensor:
-        state, action = sample
+        state, action, u = sample
         named = {f"twin.{name}": p for name, p in parameters.items()}
-        q_values = functional_call(critic, named, (state[None],))[0]
-        return q_values.gather(0, action[None]).squeeze(0) / noise_std
+        raw = functional_call(critic, named, (state[None],))[0]
+        taken = raw.gather(0, action.expand(1, raw.shape[-1])).squeeze(0)
+        return twin.likelihood.fisher_score(taken, u)
 
     return score
 
@@ -104,3 +106,54 @@ class ElasticWeightConsolidation(nn.Module):
             for name, key in self._keys.items()
         ]
         return self.ewc_lambda * torch.stack(parts).sum()
+
+
+class Consolidator(nn.Module):
+    """EWC of a twin's critics: remembers the latest minibatches, and registers the Fisher diagonal on them.
+
+    Args:
+        twin: whose critics are protected: the means of Bayesian weights and all deterministic ones.
+        ewc_lambda: strength of the penalty.
+        every: updates between registrations; 0 never registers.
+        batches: latest minibatches the Fisher is averaged over.
+    """
+
+    def __init__(self, twin: Twin, ewc_lambda: float, every: int, batches: int) -> None:
+        super().__init__()
+        self.ewc = ElasticWeightConsolidation(protected(twin), ewc_lambda)
+        self.every = every
+        self.samples: deque[tuple[Tensor, Tensor]] = deque(maxlen=batches)  # observation, action
+        self.registered_at = 0  # the update of the last registration
+
+    def penalty(self, twin: Twin, transition: Transition, update: int) -> Tensor:
+        """Remember the minibatch, register if it is time, and return the penalty."""
+        self.samples.append((transition.observation, transition.action))
+        if self.every and update % self.every == 0 and update > self.registered_at:
+            self.consolidate(twin)
+            self.registered_at = update
+        return self.ewc.penalty(protected(twin))
+
+    @torch.no_grad()
+    def consolidate(self, twin: Twin) -> None:
+        """Register the critics' Fisher diagonal on the latest minibatches, and anchor the present weights."""
+        if not self.samples:
+            return
+        device, parameters = twin.device, protected(twin)
+        fisher = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        with torch.autocast(device.type, enabled=False):
+            observation = twin.prepare(torch.cat([o.to(device) for o, _ in self.samples]))
+            action = torch.cat([a.to(device) for _, a in self.samples])
+            u = torch.rand(len(action), device=device)
+            for pair in range(2):
+                mine = protected(twin, (pair,))
+                part = fisher_diagonal(critic_score(twin, pair), mine, (observation, action, u), FISHER_CHUNK)
+                for name, value in part.items():
+                    fisher[name] += value
+        self.ewc.consolidate(parameters, fisher)
+
+
+def protected(twin: Twin, pairs: tuple[int, ...] = (0, 1)) -> Parameters:
+    """What EWC anchors of the given critics, by name in the twin."""
+    prefixes = tuple(prefix for pair in pairs for prefix in twin.critic_prefixes(pair))
+    parameters = twin.named_parameters()
+    return {n: p for n, p in parameters if n.startswith(prefixes) and not n.endswith("weight_log_var")}

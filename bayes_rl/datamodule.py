@@ -50,6 +50,7 @@ class ReplayDataModule(pl.LightningDataModule):
 
     Args:
         env: any Gymnasium id with discrete actions, or the short name of a bundled Atari game (`breakout`).
+        env_kwargs: keyword arguments of the environment's constructor, e.g. '{size: 20}' of bayes_rl/DeepSea-v0.
         num_envs: environments stepped together.
         frame_stack: newest screens per observation.
         frame_skip: environment frames per agent step.
@@ -87,6 +88,7 @@ class ReplayDataModule(pl.LightningDataModule):
     def __init__(
         self,
         env: str = "breakout",
+        env_kwargs: dict[str, Any] | None = None,
         num_envs: int = 8,
         frame_stack: int = 4,
         frame_skip: int = 4,
@@ -117,7 +119,14 @@ class ReplayDataModule(pl.LightningDataModule):
         super().__init__()
         self.save_hyperparameters()
         self.settings = EnvSettings(
-            env, frame_skip, sticky_actions, crop, max_episode_frames, full_action_space, auto_fire
+            env,
+            frame_skip,
+            sticky_actions,
+            crop,
+            max_episode_frames,
+            full_action_space,
+            auto_fire,
+            env_kwargs=env_kwargs or {},
         )
         self.epsilon = EpsilonSchedule(epsilon_start, epsilon_end, epsilon_decay_frames)
         self.directory: Path | None = None  # of the replay's files; in memory without one
@@ -149,7 +158,8 @@ class ReplayDataModule(pl.LightningDataModule):
         # A small ring finds bad settings and the shapes before anything is written.
         probe = make_envs(self.settings, num_envs)
         self._replay(probe)
-        self.num_actions, self.pixel_scale = probe.num_actions, probe.pixel_scale
+        self.num_actions, self.num_categories = probe.num_actions, probe.num_categories
+        self.pixel_scale = probe.pixel_scale
         channels, *rest = probe.screen_shape
         self.observation_shape = (frame_stack * channels, *rest)
         probe.close()
@@ -190,7 +200,7 @@ class ReplayDataModule(pl.LightningDataModule):
             envs,
             self._replay(envs, directory),
             agent.act,
-            self.epsilon,
+            self.epsilon if agent.explores_at_random else EpsilonSchedule(0, 0, 0),
             batch_size=self.batch_size,
             updates_per_step=self.updates_per_step,
             batches_per_epoch=max(1, self.batches_per_epoch // trainer.world_size),
@@ -200,6 +210,7 @@ class ReplayDataModule(pl.LightningDataModule):
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             refill_replay=self.refill_replay,
+            draw_policy=agent.act_by_draw if agent.explores_by_draw else None,
         )
 
     def _check_disk(self, envs: Envs, directory: Path | None) -> None:

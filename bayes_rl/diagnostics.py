@@ -21,17 +21,17 @@ def training_values(
         twin: the networks, for a summary of their posterior.
         batch: the minibatch.
         output: what the twin said of it, by sampled weights.
-        targets: TD targets, `[2, B]`.
+        targets: TD targets, `[2, (D,) B]`.
         temperature: T of the ELBO.
         parts: `nll`, `kl`, `ewc_penalty` and `actor_loss`, scalars.
     """
     nll, kl = parts["nll"], parts["kl"]
-    q_values = output.q_values.mean(0)
-    actions = batch.transition.action.expand(2, -1).unsqueeze(-1)
-    q = q_values.gather(-1, actions[0]).squeeze(-1)
-    log_var = torch.cat([layer.log_var().flatten() for layer in bayesian_layers(twin)])
+    q_values = output.mean_q_values()
+    actions = batch.transition.action
+    q = q_values.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+    every_q = output.q_values.gather(-1, actions.expand(targets.shape).unsqueeze(-1)).squeeze(-1)
     agree = output.mean_action_probs().argmax(-1) == q_values.argmax(-1)
-    return {
+    values: dict[str, Tensor | float] = {
         **{f"train/{name}": value for name, value in parts.items()},
         "train/elbo_loss": losses.negative_elbo(nll, kl, batch.num_data, temperature),
         "train/num_data": float(batch.num_data),
@@ -40,11 +40,18 @@ def training_values(
         "train/ewc_to_nll": parts["ewc_penalty"] / nll.abs(),
         "train/q": q.mean(),
         "train/q_max": q_values.max(-1).values.mean(),
-        "train/td_error": (targets - output.q_values.gather(-1, actions).squeeze(-1)).abs().mean(),
+        "train/td_error": (targets - every_q).abs().mean(),
         "train/twin_gap": (output.q_values[0] - output.q_values[1]).abs().mean(),
         "train/actor_agrees": agree.float().mean(),
         "train/policy_entropy": losses.entropy(output.action_logits),
-        "posterior/std_mean": (0.5 * log_var).exp().mean(),
-        "posterior/log_var_min": log_var.min(),
-        "posterior/log_var_max": log_var.max(),
+        "train/noise_std": twin.likelihood.std(output.raw).mean(),
     }
+    layers = bayesian_layers(twin)
+    for name, layer in layers.items():
+        values[f"kl/{name}"] = layer.kl_divergence()
+    if layers:
+        log_var = torch.cat([layer.log_var().flatten() for layer in layers.values()])
+        values["posterior/std_mean"] = (0.5 * log_var).exp().mean()
+        values["posterior/log_var_min"] = log_var.min()
+        values["posterior/log_var_max"] = log_var.max()
+    return values

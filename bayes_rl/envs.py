@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
 from bayes_rl.atari import ATARI_COLUMNS, ATARI_ROWS, AtariEnvs, atari_games
-from bayes_rl.types import check, nearest
+from bayes_rl.types import ConfigError, check, nearest
 from bayes_rl.vector import UNSEEDED, BoolArray, Envs, EnvSettings, History, ObservationStack, Step
 from bayes_rl.wrappers import FrameSkip, FreshStart, Screen
 
@@ -37,15 +37,20 @@ with contextlib.suppress(ImportError):  # MinAtar is an extra
 
     _register_minatar()
 
+gym.register("bayes_rl/DeepSea-v0", "bayes_rl.deep_sea:DeepSea")
+
 
 def make_single(settings: EnvSettings, render_mode: str | None = None) -> gym.Env[Any, Any]:
     """One Gymnasium environment (not Atari) with skip, sticky actions and screens as the agent sees them."""
     minatar = settings.env.startswith("MinAtar/")
     kwargs: dict[str, Any] = {"sticky_action_prob": settings.sticky_actions} if minatar else {}
-    env = gym.make(settings.env, render_mode=render_mode, disable_env_checker=True, **kwargs)
+    env = gym.make(settings.env, render_mode=render_mode, disable_env_checker=True, **kwargs, **settings.env_kwargs)
     env = gym.wrappers.TimeLimit(FreshStart(env) if minatar else env, settings.max_episode_frames)
     if not minatar and settings.sticky_actions > 0:
         env = gym.wrappers.StickyAction(env, settings.sticky_actions)
+    if isinstance(env.action_space, gym.spaces.Discrete) and (start := int(env.action_space.start)):
+        from_zero = gym.spaces.Discrete(int(env.action_space.n))
+        env = gym.wrappers.TransformAction(env, lambda action: action + start, from_zero)
     return Screen(FrameSkip(env, settings.frame_skip) if settings.frame_skip > 1 else env)
 
 
@@ -62,6 +67,7 @@ class GymnasiumEnvs(Envs):
         self.screen_shape = tuple(space.shape)  # type: ignore[arg-type]
         self.screen_dtype = np.dtype(space.dtype)
         self.pixel_scale = float(np.max(space.high)) if self.screen_dtype == np.uint8 else 1.0  # type: ignore[attr-defined]
+        self.num_categories = int(space.high[0]) + 1 if self.screen_dtype == np.int32 else 0  # type: ignore[attr-defined]
         self._no_lives = np.zeros(num_envs, np.int64)
         self._actions = np.zeros(num_envs, np.int64)
 
@@ -99,6 +105,8 @@ def check_env(settings: EnvSettings) -> None:
     check(settings.frame_skip >= 1, "data.frame_skip", settings.frame_skip, "must be at least 1 frame")
     check(0 <= settings.sticky_actions < 1, "data.sticky_actions", settings.sticky_actions, "must lie in [0, 1)")
     check(settings.max_episode_frames >= 1, "data.max_episode_frames", settings.max_episode_frames, "must be positive")
+    refused = settings.env_kwargs and settings.env in atari_games()
+    check(not refused, "data.env_kwargs", settings.env_kwargs, "is not for Atari games; drop it")
     if settings.crop is not None:
         top, bottom, left, right = settings.crop
         inside = 0 <= top < bottom <= ATARI_ROWS and 0 <= left < right <= ATARI_COLUMNS
@@ -111,7 +119,7 @@ def make_envs(settings: EnvSettings, num_envs: int) -> Envs:
     """`num_envs` environments as `settings` say; not yet reset.
 
     Raises:
-        ConfigError: unknown id, actions that are not discrete, or an impossible setting.
+        ConfigError: unknown id, actions that are not discrete, an impossible setting or constructor argument.
     """
     check(num_envs >= 1, "data.num_envs", num_envs, "must be at least 1")
     check_env(settings)
@@ -121,6 +129,12 @@ def make_envs(settings: EnvSettings, num_envs: int) -> Envs:
         probe = make_single(settings)
     except (gym.error.Error, ImportError) as error:
         check(False, "data.env", settings.env, f"cannot be made here: {' '.join(str(error).split())}")
+    except Exception as error:  # whatever a constructor makes of arguments that it does not expect
+        if not settings.env_kwargs:
+            raise
+        reason = " ".join(str(error).partition(" was raised from the environment creator")[0].split())
+        problem = f"is refused by {settings.env}: {type(error).__name__}: {reason}"
+        raise ConfigError("data.env_kwargs", settings.env_kwargs, problem) from error
     discrete = isinstance(probe.action_space, gym.spaces.Discrete)
     space = str(probe.action_space)
     probe.close()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bayes_rl.types import check
 
-EXPLORE = 0x45  # domain of the generators below
+EXPLORE, DRAW = 0x45, 0x44  # domains of the generators below
 BLOCK = 64  # steps whose random numbers are drawn at once: making a generator takes longer than using it
 
 
@@ -54,3 +55,9 @@ class Chance:
             self._actions, self._uniform = rng.integers(0, self._num_actions, self._shape), rng.random(self._shape)
             self._block = block
         return self._actions[row], self._uniform[row]
+
+
+@lru_cache(maxsize=4096)
+def draw_seed(seed: int, rank: int, env: int, episode: int) -> int:
+    """The seed that names the posterior draw an environment explores by in one episode, 31 bits."""
+    return int(np.random.SeedSequence([seed, rank, DRAW, env, episode]).generate_state(1)[0] >> 1)

@@ -29,13 +29,13 @@ def td_target(reward: Tensor, discount: Tensor, next_action_probs: Tensor, next_
     """Bootstrapped n-step target r^(n) + discount * <mu'(s'), Q'(s', .)>; no gradient flows through it.
 
     Args:
-        reward: `[B]`, discounted n-step sum.
-        discount: `[B]`, gamma^k, 0 where the episode terminated.
-        next_action_probs: `[B, A]`, the target actor at s_{t+k}.
-        next_q_values: `[B, A]`, the target critic at s_{t+k}.
+        reward: `[...]`, discounted n-step sum.
+        discount: `[...]`, gamma^k, 0 where the episode terminated.
+        next_action_probs: `[..., A]`, the target actor at s_{t+k}.
+        next_q_values: `[..., A]`, the target critic at s_{t+k}.
 
     Returns:
-        `[B]` float32.
+        `[...]` float32.
 
     Raises:
         ValueError: if shapes do not agree.
@@ -43,6 +43,11 @@ def td_target(reward: Tensor, discount: Tensor, next_action_probs: Tensor, next_
     bootstrap = expected_value(next_action_probs, next_q_values)
     _same_shape(reward=reward, discount=discount, bootstrap=bootstrap)
     return (reward + discount * bootstrap).detach()
+
+
+def greedy(q_values: Tensor) -> Tensor:
+    """The corner of the simplex with the greatest value: `[..., A]` to a one-hot `[..., A]`."""
+    return F.one_hot(q_values.argmax(-1), q_values.shape[-1]).to(q_values.dtype)
 
 
 def gaussian_nll(q: Tensor, td_target: Tensor, noise_std: float) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections import deque
+import functools
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,15 +13,16 @@ import torch
 from torch import Tensor
 
 from bayes_rl import losses
-from bayes_rl.bayes import kl_divergence
-from bayes_rl.consolidation import ElasticWeightConsolidation, critic_score, fisher_diagonal
+from bayes_rl.consolidation import Consolidator
 from bayes_rl.diagnostics import training_values
+from bayes_rl.encoders import Layers
 from bayes_rl.games import Game, Games
+from bayes_rl.likelihoods import make_likelihood
 from bayes_rl.metrics import EpisodeReturns, human_normalised_score
-from bayes_rl.networks import Twin, TwinOutput, parameter_groups
-from bayes_rl.types import Batch, Transition, check, check_choice
-
-FISHER_CHUNK = 16  # per-sample gradients held at once
+from bayes_rl.networks import Twin, TwinOutput, TwinSettings, parameter_groups
+from bayes_rl.posterior import Draws, EpisodeDraws, Variational, Weights, index_draws
+from bayes_rl.settings import check_agent
+from bayes_rl.types import Batch, Transition
 
 
 class VariationalActorCritic(pl.LightningModule):
@@ -30,10 +32,26 @@ class VariationalActorCritic(pl.LightningModule):
         encoder: pseudo_resnet (the original's), nature, impala, minatar (10 x 10 planes) or mlp (vectors).
         hidden_dim: features of the encoder's projection.
         shared_trunk: one encoder for both pairs, trained by the critics; false gives each of the four its own.
+        bayesian: which layers have distributions for weights: the output `heads` (and the linear layers of
+            pseudo_resnet), the `trunk` below them, `all` or `none`.
+        posterior: family of those distributions: mean_field (the original's), low_rank (w = mu + C z + s eps) or
+            members (a mixture). The last two learn by draws that are the same in value and target.
+        index_dim: length of z, or number of members.
+        draws: draws of z per update, >= 1 (of members all take part).
+        prior: gaussian, or log_uniform (the original's approximation).
         prior_precision: 1 / variance of the Gaussian prior of each Bayesian weight, > 0.
-        init_log_var: initial log-variance of each Bayesian weight (natural logarithm), within +-11.
+        init_log_var: initial log-variance of each Bayesian weight (natural logarithm), within +-log_var_limit.
+        log_var_limit: log-variances are clamped to +- this, > 0.
+        init_scale: initial means of Bayesian weights have this many 1 / sqrt(fan-in) as standard deviation, > 0.
+        prior_scale: standard deviation of the fixed random prior function added to Q, in return units, >= 0.
         temperature: T of the ELBO, weight of KL / N; 1 is the true ELBO, 0 plain maximum likelihood.
-        noise_std: standard deviation of the Gaussian likelihood of a return, in clipped return units, > 0.
+        likelihood: of a return: gaussian of noise_std, learned_gaussian, or categorical over bins: hl_gauss, two_hot.
+        noise_std: standard deviation of the Gaussian likelihoods (at first, if learned), in clipped return units, > 0.
+        value_range: [lowest, highest] return of the categorical likelihoods, in clipped return units.
+        num_bins: of the categorical likelihoods, >= 2.
+        exploration: epsilon (random actions), thompson (greedy by one posterior draw per environment and episode),
+            or both.
+        bootstrap: value of the next state: of the `actor`'s policy, or of the `greedy` action.
         target: bootstrap from the `other` pair (the original) or from a moving average of both (`ema`).
         tau: weight of the newest parameters in the moving average, per update, in (0, 1].
         actor_loss: `dpg`, the exact policy gradient, or `cross_entropy` to softmax(Q / policy_temperature).
@@ -50,7 +68,8 @@ class VariationalActorCritic(pl.LightningModule):
         game: short name of the game, for human-normalised scores; set from the data by the command line.
         observation_shape: of one observation, channels first; set from the data by the command line.
         num_actions: A; set from the data by the command line.
-        pixel_scale: divisor of integer observations; set from the data by the command line.
+        pixel_scale: divisor of uint8 observations; set from the data by the command line.
+        num_categories: values of an integer observation, 0 for arrays; set from the data by the command line.
 
     Raises:
         ConfigError: naming the setting that cannot work.
@@ -63,10 +82,23 @@ class VariationalActorCritic(pl.LightningModule):
         encoder: str = "nature",
         hidden_dim: int = 512,
         shared_trunk: bool = True,
+        bayesian: str = "heads",
+        posterior: str = "mean_field",
+        index_dim: int = 8,
+        draws: int = 8,
+        prior: str = "gaussian",
         prior_precision: float = 10.0,
         init_log_var: float = -9.0,
+        log_var_limit: float = 11.0,
+        init_scale: float = 1.0,
+        prior_scale: float = 0.0,
         temperature: float = 1.0,
+        likelihood: str = "gaussian",
         noise_std: float = 1.0,
+        value_range: tuple[float, float] = (-10.0, 10.0),
+        num_bins: int = 51,
+        exploration: str = "epsilon",
+        bootstrap: str = "actor",
         target: str = "ema",
         tau: float = 0.005,
         actor_loss: str = "cross_entropy",
@@ -84,35 +116,28 @@ class VariationalActorCritic(pl.LightningModule):
         observation_shape: tuple[int, ...] = (4, 84, 84),
         num_actions: int = 4,
         pixel_scale: float = 255.0,
+        num_categories: int = 0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        check_choice("model.target", target, ("other", "ema"))
-        check_choice("model.actor_loss", actor_loss, ("dpg", "cross_entropy"))
-        check_choice("model.update_pairs", update_pairs, ("both", "random"))
-        not_negative = {"temperature": temperature, "entropy_weight": entropy_weight, "ewc_lambda": ewc_lambda}
-        for key, value in (not_negative | {"adam_eps": adam_eps, "weight_decay": weight_decay}).items():
-            check(value >= 0, f"model.{key}", value, "must be zero or positive")
-        positive = {"noise_std": noise_std, "policy_temperature": policy_temperature, "tau": tau}
-        for key, value in (positive | {"actor_lr": actor_lr, "critic_lr": critic_lr}).items():
-            check(value > 0, f"model.{key}", value, "must be positive")
-        check(tau <= 1, "model.tau", tau, "must be at most 1")
-        check(consolidate_every >= 0, "model.consolidate_every", consolidate_every, "must be zero or more updates")
-        check(fisher_batches >= 1, "model.fisher_batches", fisher_batches, "must be at least 1 minibatch")
-        self.twin = Twin(
+        check_agent(self.hparams)
+        variational = Variational(posterior, index_dim, prior, prior_precision, init_log_var, log_var_limit, init_scale)
+        networks = TwinSettings(
             encoder,
             tuple(observation_shape),
             num_actions,
             hidden_dim,
             shared_trunk,
-            prior_precision,
-            init_log_var,
+            Layers(variational, bayesian, num_categories),
+            prior_scale,
             pixel_scale,
         )
+        self.twin = Twin(networks, make_likelihood(likelihood, noise_std, value_range, num_bins))
         self.target_twin = copy.deepcopy(self.twin).requires_grad_(False) if target == "ema" else None
-        self.ewc = ElasticWeightConsolidation(self._protected(), ewc_lambda) if ewc_lambda > 0 else None
-        self._fisher_samples: deque[tuple[Tensor, Tensor]] = deque(maxlen=fisher_batches)  # observation, action
-        self._consolidated_at = 0  # the update of the last registration
+        self.consolidator = (
+            Consolidator(self.twin, ewc_lambda, consolidate_every, fisher_batches) if ewc_lambda > 0 else None
+        )
+        self.episode_draws = EpisodeDraws(variational, self.twin.draw_shapes())
         self._learning: set[int] = set()  # pairs with a loss since the last optimizer step
         self.returns = EpisodeReturns()
         self.frames = 0  # environment frames seen, the axis of every curve
@@ -120,21 +145,41 @@ class VariationalActorCritic(pl.LightningModule):
     @torch.no_grad()
     def act(self, observations: Tensor) -> Tensor:
         """Greedy actions `[E]` int64 on the CPU, from the mean weights and the mean of both actors."""
-        precision = self.trainer.precision_plugin.forward_context() if self._trainer else contextlib.nullcontext()
-        with precision:
+        with self._precision():
             output = self.twin(observations.to(self.device))
         return output.mean_action_probs().argmax(-1).cpu()
+
+    @torch.no_grad()
+    def act_by_draw(self, observations: Tensor, seeds: list[int]) -> Tensor:
+        """Thompson sampling: actions `[E]` greedy by the posterior draw that each environment's seed names."""
+        with self._precision():
+            output = self.twin(observations.to(self.device)[:, None], self.episode_draws(seeds, self.device))
+        return output.q_values.mean(0)[:, 0].argmax(-1).cpu()
+
+    @property
+    def explores_by_draw(self) -> bool:
+        """Whether episodes are played by posterior draws."""
+        return self.hparams.exploration != "epsilon"
+
+    @property
+    def explores_at_random(self) -> bool:
+        """Whether actions are replaced by random ones."""
+        return self.hparams.exploration != "thompson"
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        return self.trainer.precision_plugin.forward_context() if self._trainer else contextlib.nullcontext()
 
     # ------------------------------------------------------------------ learning
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One update: the critics' negative ELBO and EWC penalty, plus the actors' loss."""
         transition = batch.transition
-        targets = self._targets(transition)
-        output: TwinOutput = self.twin(transition.observation, weights="sample")
+        weights = self._training_weights()
+        targets = self._targets(transition, weights)
+        output: TwinOutput = self.twin(_for_draws(transition.observation, weights), weights)
         pairs = [0, 1] if self.hparams.update_pairs == "both" else [int(torch.randint(2, ()))]
         self._learning |= set(pairs)
         nll = self._nll(output, transition, targets, pairs)
-        kl = kl_divergence(self.twin.networks(pairs))
+        kl = self.twin.kl_divergence(pairs)
         ewc_penalty = self._ewc_penalty(transition)
         actor_loss = self._actor_loss(output, pairs)
         elbo_loss = losses.negative_elbo(nll, kl, batch.num_data, self.hparams.temperature)
@@ -142,35 +187,43 @@ class VariationalActorCritic(pl.LightningModule):
         self._log_training(batch, output, targets, nll=nll, kl=kl, ewc_penalty=ewc_penalty, actor_loss=actor_loss)
         return elbo_loss + ewc_penalty + actor_loss
 
+    def _training_weights(self) -> Weights:
+        """A fresh draw of every output, or draws of the index that value and target share."""
+        if self.hparams.posterior == "mean_field" or self.hparams.bayesian == "none":
+            return "sample"
+        return index_draws(self.twin.posterior, self.hparams.draws, self.device)
+
     @torch.no_grad()
-    def _targets(self, transition: Transition) -> Tensor:
-        """TD targets `[2, B]`, one for each pair, from mean weights."""
-        if self.target_twin is not None:
-            next_output: TwinOutput = self.target_twin(transition.next_observation)
-            probs = next_output.mean_action_probs()
-            q_values = next_output.q_values.mean(0)
-            td_target = losses.td_target(transition.reward, transition.discount, probs, q_values)
-            return td_target.expand(2, -1)
-        next_output = self.twin(transition.next_observation)
-        probs, q_values = next_output.action_logits.softmax(-1), next_output.q_values
-        # Pair 0 learns from pair 1 and the other way round.
-        return torch.stack(
-            [losses.td_target(transition.reward, transition.discount, probs[i], q_values[i]) for i in (1, 0)]
-        )
+    def _targets(self, transition: Transition, weights: Weights) -> Tensor:
+        """TD targets `[2, (D,) B]`, one for each pair: from mean weights, or by the same draws as the values."""
+        weights = replace(weights, noise={}) if isinstance(weights, Draws) else "mean"
+        twin = self.twin if self.target_twin is None else self.target_twin
+        output: TwinOutput = twin(_for_draws(transition.next_observation, weights), weights)
+        probs, q_values = output.action_logits.softmax(-1), output.q_values
+        if self.target_twin is None:
+            probs, q_values = probs.flip(0), q_values.flip(0)  # pair 0 learns from pair 1 and the other way round
+        else:
+            probs, q_values = (x.mean(0, keepdim=True).expand_as(x) for x in (probs, q_values))
+        if self.hparams.bootstrap == "greedy":
+            probs = losses.greedy(q_values)
+        shape = q_values.shape[:-1]
+        return losses.td_target(transition.reward.expand(shape), transition.discount.expand(shape), probs, q_values)
 
     def _nll(self, output: TwinOutput, transition: Transition, targets: Tensor, pairs: list[int]) -> Tensor:
-        """-log likelihood of the targets in nats: summed over the `pairs` that learn, mean over the batch."""
-        action = transition.action.expand(2, -1).unsqueeze(-1)
-        q = output.q_values.gather(-1, action).squeeze(-1)
-        nll = losses.gaussian_nll(q, targets, self.hparams.noise_std)
-        return nll[pairs].sum(0).mean()
+        """-log likelihood of the targets in nats: summed over the `pairs` that learn, mean over draws and batch."""
+        action = transition.action.expand(targets.shape)[..., None, None]
+        raw = output.raw.gather(-2, action.expand(*action.shape[:-1], output.raw.shape[-1])).squeeze(-2)
+        if output.prior is not None:  # what is left for the learned part to explain
+            targets = targets - output.prior.expand_as(output.q_values).gather(-1, action[..., 0]).squeeze(-1)
+        nll = self.twin.likelihood.nll(raw, targets)
+        return torch.stack([nll[pair].mean() for pair in pairs]).sum()
 
     def _actor_loss(self, output: TwinOutput, pairs: list[int]) -> Tensor:
         """The actors climb the mean of both critics; a scalar, summed over the `pairs` that learn."""
-        q_values = output.q_values.mean(0)
+        q_values = output.q_values.mean(0).flatten(0, -2)
         total = torch.zeros((), device=q_values.device)
         for i in pairs:
-            logits = output.action_logits[i]
+            logits = output.action_logits[i].flatten(0, -2)
             if self.hparams.actor_loss == "dpg":
                 total = total + losses.dpg_loss(logits, q_values)
             else:
@@ -179,21 +232,34 @@ class VariationalActorCritic(pl.LightningModule):
                 total = total - self.hparams.entropy_weight * losses.entropy(logits)
         return total
 
+    def _ewc_penalty(self, transition: Transition) -> Tensor:
+        if self.consolidator is None:
+            return torch.zeros((), device=self.device)
+        return self.consolidator.penalty(self.twin, transition, self.global_step)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep the pair that rests as it is: a gradient of zero would still move it, by Adam's momentum and decay."""
-        learning = {id(p) for p in self.twin.networks(sorted(self._learning)).parameters()}
-        for parameter in self.twin.parameters():
-            if id(parameter) not in learning:
-                parameter.grad = None
+        if len(self._learning) < 2:
+            learning = {id(p) for p in self.twin.networks(sorted(self._learning)).parameters()}
+            learning |= {id(p) for p in self.twin.likelihood.parameters()}
+            for parameter in self.twin.parameters():
+                if id(parameter) not in learning:
+                    parameter.grad = None
         self._learning.clear()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.target_twin is not None:
             with torch.no_grad():
-                torch._foreach_lerp_(
-                    list(self.target_twin.parameters()), list(self.twin.parameters()), self.hparams.tau
-                )
+                torch._foreach_lerp_(*self._averaged, self.hparams.tau)
+
+    @functools.cached_property
+    def _averaged(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The moving average's parameters and the newest: walking the trees takes longer than averaging."""
+        assert self.target_twin is not None
+        pairs = zip(self.target_twin.parameters(), self.twin.parameters(), strict=True)
+        trained = [(average, newest) for average, newest in pairs if newest.requires_grad]
+        return [average for average, _ in trained], [newest for _, newest in trained]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One Adam with the actors' and the critics' step sizes as parameter groups."""
@@ -203,43 +269,6 @@ class VariationalActorCritic(pl.LightningModule):
         rates = {"actor": self.hparams.actor_lr, "critic": self.hparams.critic_lr}
         groups = parameter_groups(self.twin, rates, self.hparams.weight_decay)
         return torch.optim.AdamW(groups, eps=self.hparams.adam_eps, fused=not clipped_amp)
-
-    # ------------------------------------------------------------------ consolidation
-    def _protected(self, pairs: tuple[int, ...] = (0, 1)) -> dict[str, Tensor]:
-        """What EWC anchors: the critics' means of Bayesian weights and all their deterministic weights."""
-        prefixes = tuple(prefix for pair in pairs for prefix in self.twin.critic_prefixes(pair))
-        return {
-            name: parameter
-            for name, parameter in self.twin.named_parameters()
-            if name.startswith(prefixes) and not name.endswith("weight_log_var")
-        }
-
-    def _ewc_penalty(self, transition: Transition) -> Tensor:
-        if self.ewc is None:
-            return torch.zeros((), device=self.device)
-        self._fisher_samples.append((transition.observation, transition.action))
-        every = self.hparams.consolidate_every
-        if every and self.global_step % every == 0 and self.global_step > self._consolidated_at:
-            self.consolidate()
-            self._consolidated_at = self.global_step
-        return self.ewc.penalty(self._protected())
-
-    @torch.no_grad()
-    def consolidate(self) -> None:
-        """Register the critics' Fisher diagonal on the latest minibatches, and anchor the present weights."""
-        if self.ewc is None or not self._fisher_samples:
-            return
-        protected = self._protected()
-        fisher = {name: torch.zeros_like(p) for name, p in protected.items()}
-        with torch.autocast(self.device.type, enabled=False):
-            observation = self.twin.prepare(torch.cat([o.to(self.device) for o, _ in self._fisher_samples]))
-            action = torch.cat([a.to(self.device) for _, a in self._fisher_samples])
-            for pair in range(2):
-                score = critic_score(self.twin, pair, self.hparams.noise_std)
-                part = fisher_diagonal(score, self._protected((pair,)), (observation, action), FISHER_CHUNK)
-                for name, value in part.items():
-                    fisher[name] += value
-        self.ewc.consolidate(protected, fisher)
 
     # ------------------------------------------------------------------ games
     def validation_step(self, games: Games, batch_idx: int) -> None:
@@ -281,13 +310,15 @@ class VariationalActorCritic(pl.LightningModule):
         checkpoint["torch_rng"] = torch.get_rng_state()
         if self.device.type == "cuda":
             checkpoint["cuda_rng"] = torch.cuda.get_rng_state(self.device)
-        checkpoint["fisher_samples"] = list(self._fisher_samples)
-        checkpoint["consolidated_at"] = self._consolidated_at
+        if self.consolidator is not None:
+            checkpoint["fisher_samples"] = list(self.consolidator.samples)
+            checkpoint["consolidated_at"] = self.consolidator.registered_at
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.frames = checkpoint["frames"]
-        self._fisher_samples.extend(checkpoint["fisher_samples"])
-        self._consolidated_at = checkpoint["consolidated_at"]
+        if self.consolidator is not None:
+            self.consolidator.samples.extend(checkpoint["fisher_samples"])
+            self.consolidator.registered_at = checkpoint["consolidated_at"]
         self._rng = {key: checkpoint[key] for key in ("torch_rng", "cuda_rng") if key in checkpoint}
 
     def on_train_start(self) -> None:
@@ -297,3 +328,7 @@ class VariationalActorCritic(pl.LightningModule):
             torch.set_rng_state(state["torch_rng"].cpu())
             if self.device.type == "cuda" and "cuda_rng" in state:
                 torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
+
+
+def _for_draws(observation: Tensor, weights: Weights) -> Tensor:
+    return observation[None] if isinstance(weights, Draws) else observation

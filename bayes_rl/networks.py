@@ -1,172 +1,59 @@
-"""Encoders from observations to features, actor and critic heads, and the twin of two actor-critic pairs."""
+"""The twin of two actor-critic pairs on one of the encoders, and fixed random prior functions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bayes_rl.bayes import BayesLinear, Weights
-from bayes_rl.types import ConfigError, check, check_choice
-
-
-class Encoder(nn.Module):
-    """Observation `[B, *observation_shape]`, float, to features `[B, out_features]`."""
-
-    out_features: int
-
-    def forward(self, x: Tensor, weights: Weights = "mean") -> Tensor:
-        raise NotImplementedError  # the interface; every encoder below defines it
-
-
-def _flat_size(layers: nn.Module, shape: tuple[int, ...], key: str) -> int:
-    """Features that `layers` makes of one observation of `shape`; names the encoder if the observation is too small."""
-    try:
-        with torch.no_grad():
-            return layers(torch.zeros(1, *shape)).flatten(1).shape[1]
-    except RuntimeError:
-        raise ConfigError("model.encoder", key, f"does not fit observations of shape {list(shape)}") from None
-
-
-class PlainEncoder(Encoder):
-    """Any stack of deterministic layers, flattened, then Linear -> LayerNorm -> ReLU."""
-
-    def __init__(self, layers: nn.Module, shape: tuple[int, ...], hidden_dim: int, key: str) -> None:
-        super().__init__()
-        self.layers = layers
-        self.project = nn.Linear(_flat_size(layers, shape, key), hidden_dim)
-        self.norm = nn.LayerNorm(hidden_dim)
-        self.out_features = hidden_dim
-
-    def forward(self, x: Tensor, weights: Weights = "mean") -> Tensor:
-        return F.relu(self.norm(self.project(self.layers(x).flatten(1))))
-
-
-def nature(shape: tuple[int, ...], hidden_dim: int, prior_precision: float, init_log_var: float) -> Encoder:
-    """The three convolutions of Mnih et al. (2015), with a LayerNorm after the projection."""
-    layers = nn.Sequential(
-        nn.Conv2d(shape[0], 32, 8, 4),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 4, 2),
-        nn.ReLU(),
-        nn.Conv2d(64, 64, 3),
-        nn.ReLU(),
-    )
-    return PlainEncoder(layers, shape, hidden_dim, "nature")
-
-
-class ResidualBlock(nn.Module):
-    """x + conv(relu(conv(relu(x)))), 3x3, same size."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(F.relu(self.first(F.relu(x))))
-
-
-def impala(shape: tuple[int, ...], hidden_dim: int, prior_precision: float, init_log_var: float) -> Encoder:
-    """The residual network of IMPALA (Espeholt et al. 2018): 16, 32, 32 channels, two blocks each."""
-    layers: list[nn.Module] = []
-    channels = shape[0]
-    for width in (16, 32, 32):
-        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.MaxPool2d(3, 2, 1)]
-        layers += [ResidualBlock(width), ResidualBlock(width)]
-        channels = width
-    return PlainEncoder(nn.Sequential(*layers, nn.ReLU()), shape, hidden_dim, "impala")
-
-
-def minatar(shape: tuple[int, ...], hidden_dim: int, prior_precision: float, init_log_var: float) -> Encoder:
-    """One 3x3 convolution with 16 channels, as in the MinAtar paper (Young and Tian 2019)."""
-    return PlainEncoder(nn.Sequential(nn.Conv2d(shape[0], 16, 3), nn.ReLU()), shape, hidden_dim, "minatar")
-
-
-def mlp(shape: tuple[int, ...], hidden_dim: int, prior_precision: float, init_log_var: float) -> Encoder:
-    """Two layers for vector observations (or anything, flattened)."""
-    size = int(torch.tensor(shape).prod())
-    layers = nn.Sequential(nn.Flatten(), nn.Linear(size, hidden_dim), nn.LayerNorm(hidden_dim), nn.ReLU())
-    return PlainEncoder(layers, shape, hidden_dim, "mlp")
-
-
-class PseudoResNet(Encoder):
-    """The original system's trunk: an early block skips to the classifier; its linear layers are Bayesian.
-
-    With `hidden_dim` 1024 and 84 x 84 input its sizes are those of SEED's table: 64 x 19 x 19, 256 x 17 x 17,
-    a pooled skip of 4096 and a pooled third block of 9216 features, two Bayesian layers to 1024 each.
-
-    Deviation: group normalisation over all channels stands where the original has batch normalisation, whose
-    batch statistics make acting depend on the other environments.
-    """
-
-    def __init__(self, shape: tuple[int, ...], hidden_dim: int, prior_precision: float, init_log_var: float) -> None:
-        super().__init__()
-        self.block1 = nn.Sequential(nn.Conv2d(shape[0], 64, 8, 2), nn.GroupNorm(1, 64), nn.ReLU(), nn.MaxPool2d(2))
-        self.block2 = nn.Sequential(nn.Conv2d(64, 256, 3), nn.GroupNorm(1, 256))
-        self.block3 = nn.Sequential(nn.Conv2d(256, 1024, 3), nn.GroupNorm(1, 1024), nn.MaxPool2d(4))
-        self.pool = nn.MaxPool2d(4)
-        early = nn.Sequential(self.block1, self.block2)
-        skip_size = _flat_size(nn.Sequential(early, self.pool), shape, "pseudo_resnet")
-        deep_size = _flat_size(nn.Sequential(early, self.block3), shape, "pseudo_resnet")
-        self.skip = BayesLinear(skip_size, hidden_dim, prior_precision, init_log_var)
-        self.deep = BayesLinear(deep_size, hidden_dim, prior_precision, init_log_var)
-        self.out_features = 2 * hidden_dim
-
-    def forward(self, x: Tensor, weights: Weights = "mean") -> Tensor:
-        early = self.block2(self.block1(x))
-        skip = self.skip(self.pool(early).flatten(1), weights)
-        deep = torch.sigmoid(self.deep(self.block3(early).flatten(1), weights))
-        return torch.cat([skip, deep], dim=1)
-
-
-ENCODERS = {"pseudo_resnet": PseudoResNet, "nature": nature, "impala": impala, "minatar": minatar, "mlp": mlp}
-
-
-def build_encoder(
-    encoder: str, observation_shape: tuple[int, ...], hidden_dim: int, prior_precision: float, init_log_var: float
-) -> Encoder:
-    """The encoder called `encoder`, for observations of `observation_shape` (channels first)."""
-    check_choice("model.encoder", encoder, ENCODERS)
-    check(hidden_dim > 0, "model.hidden_dim", hidden_dim, "must be a positive number of features")
-    if encoder != "mlp" and len(observation_shape) != 3:
-        raise ConfigError(
-            "model.encoder", encoder, f"needs images, got shape {list(observation_shape)}; nearest: 'mlp'"
-        )
-    return ENCODERS[encoder](tuple(observation_shape), hidden_dim, prior_precision, init_log_var)
+from bayes_rl.bayes import BayesLayer, BayesLinear, bayesian_layers, joint_forward, joint_kl
+from bayes_rl.encoders import Layers, apply, build_encoder
+from bayes_rl.likelihoods import Likelihood
+from bayes_rl.posterior import Draws, Variational, Weights, index_size
+from bayes_rl.types import check
 
 
 class TwinOutput(NamedTuple):
-    """What both pairs say of a batch of observations; pair first.
+    """What both pairs say of a batch of observations; pair first, then (given `Draws`) draw.
 
     Attributes:
-        action_logits: `[2, B, A]` float32.
-        q_values: `[2, B, A]` float32, in (clipped) return units.
+        action_logits: `[2, (D,) B, A]` float32.
+        raw: parameters of the likelihood of a return, `[2, (D,) B, A, n]` float32, without the prior function.
+        q_values: `[2, (D,) B, A]` float32, in (clipped) return units, prior function included.
+        prior: value of the prior function, `[(D,) B, A]`, or None without one.
     """
 
     action_logits: Tensor
+    raw: Tensor
     q_values: Tensor
+    prior: Tensor | None = None
 
     def mean_action_probs(self) -> Tensor:
-        """The acting policy: the mean of both actors, `[B, A]`, rows summing to 1."""
-        return self.action_logits.softmax(-1).mean(0)
+        """The acting policy: the mean of both actors (and of all draws), `[B, A]`, rows summing to 1."""
+        probs = self.action_logits.softmax(-1)
+        return probs.flatten(0, -3).mean(0)
+
+    def mean_q_values(self) -> Tensor:
+        """The mean of both critics (and of all draws), `[B, A]`."""
+        return self.q_values.flatten(0, -3).mean(0)
 
 
-class Twin(nn.Module):
-    """Two actor-critic pairs with Bayesian heads: logits and Q(s, .) in R^A from each.
+class PriorFunction(nn.Module):
+    """Fixed random values added to those that are learned (Osband, Aslanides and Cassirer 2018, arXiv:1806.03335).
+
+    A draw's prior is linear in its index: sum_j index_j p_j(s, a), p an untrained encoder of the same kind. Where
+    there are data the learned part makes up for it; elsewhere draws differ by it, and one that hopes goes to see.
 
     Args:
         encoder: name of the encoder.
-        observation_shape: of one observation, channels first for images.
+        observation_shape: of one observation.
         num_actions: A.
-        hidden_dim: width of the encoder's projection.
-        shared_trunk: one encoder for all four networks, trained by the critics alone; otherwise each actor
-            and each critic has its own, as in the original.
-        prior_precision: of every Bayesian layer.
-        init_log_var: of every Bayesian layer.
-        pixel_scale: integer observations are divided by it (255 for screens, 1 for binary planes).
+        hidden_dim: of the encoder.
+        scale: standard deviation over draws, states and actions, in return units.
+        layers: makes the layers.
     """
 
     def __init__(
@@ -175,69 +62,195 @@ class Twin(nn.Module):
         observation_shape: tuple[int, ...],
         num_actions: int,
         hidden_dim: int,
-        shared_trunk: bool,
-        prior_precision: float,
-        init_log_var: float,
-        pixel_scale: float,
+        scale: float,
+        layers: Layers,
     ) -> None:
         super().__init__()
-        self.shared_trunk = shared_trunk
-        self.pixel_scale = pixel_scale
+        settings = layers.settings
+        size = index_size(settings)
+        self.encoder = build_encoder(
+            encoder, observation_shape, hidden_dim, Layers(settings, "none", layers.categories)
+        )
+        self.values = nn.Linear(self.encoder.out_features, num_actions * size, bias=False)
+        # Features have unit second moment before their ReLU, half of it after; an index of normal numbers has length
+        # sqrt(size), one of a member 1.
+        length = size if settings.posterior == "low_rank" else 1
+        nn.init.normal_(self.values.weight, std=scale * (2 / self.encoder.out_features / length) ** 0.5)
+        self.num_actions = num_actions
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        """Prepared observations `[D or 1, B, ...]` and indices `[D, d]` to `[D, B, A]`."""
+        features = apply(self.encoder, x.flatten(0, 1), "mean").float()
+        values = self.values(features).unflatten(-1, (-1, self.num_actions)).unflatten(0, x.shape[:2])
+        if len(values) == 1:
+            return torch.einsum("bja,dj->dba", values[0], index)
+        return torch.einsum("dbja,dj->dba", values, index)
+
+
+@dataclass(frozen=True)
+class TwinSettings:
+    """Everything that decides what the networks are.
+
+    Args:
+        encoder: name of the encoder.
+        observation_shape: of one observation, channels first for images.
+        num_actions: A.
+        hidden_dim: width of the encoder's projection.
+        shared_trunk: one encoder for all four networks, trained by the critics alone; otherwise each actor
+            and each critic has its own, as in the original.
+        layers: which layers are Bayesian, and how.
+        prior_scale: standard deviation of the prior function in return units, 0 for none.
+        pixel_scale: uint8 observations are divided by it (255 for screens, 1 for binary planes).
+
+    Raises:
+        ConfigError: a prior function without an index to depend on.
+    """
+
+    encoder: str
+    observation_shape: tuple[int, ...]
+    num_actions: int
+    hidden_dim: int
+    shared_trunk: bool
+    layers: Layers
+    prior_scale: float = 0.0
+    pixel_scale: float = 255.0
+
+    def __post_init__(self) -> None:
+        check(self.prior_scale >= 0, "model.prior_scale", self.prior_scale, "must be zero or positive")
+        indexed = index_size(self.layers.settings) > 0 and self.layers.bayesian != "none"
+        rule = "needs draws that can make up for it: --model.posterior members or low_rank, with Bayesian layers"
+        check(indexed or not self.prior_scale, "model.prior_scale", self.prior_scale, rule)
+
+
+class Twin(nn.Module):
+    """Two actor-critic pairs: action logits, and parameters of the likelihood of every action's return, from each.
+
+    Args:
+        settings: what to build.
+        likelihood: what the critics' outputs mean.
+    """
+
+    def __init__(self, settings: TwinSettings, likelihood: Likelihood) -> None:
+        super().__init__()
+        s = settings
+        self.settings, self.shared_trunk, self.likelihood = s, s.shared_trunk, likelihood
         # Order: actor 0, actor 1, critic 0, critic 1; or one for all.
         self.trunks = nn.ModuleList(
-            build_encoder(encoder, observation_shape, hidden_dim, prior_precision, init_log_var)
-            for _ in range(1 if shared_trunk else 4)
+            build_encoder(s.encoder, s.observation_shape, s.hidden_dim, s.layers)
+            for _ in range(1 if s.shared_trunk else 4)
         )
         width: int = self.trunks[0].out_features  # type: ignore[assignment]
-        self.actors, self.critics = (
-            nn.ModuleList(BayesLinear(width, num_actions, prior_precision, init_log_var) for _ in range(2))
-            for _ in range(2)
-        )
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.actors = nn.ModuleList(s.layers.linear(width, s.num_actions, head=True) for _ in range(2))
+        outputs = s.num_actions * likelihood.outputs
+        self.critics = nn.ModuleList(s.layers.linear(width, outputs, head=True) for _ in range(2))
+        for name, layer in bayesian_layers(self).items():
+            layer.key = name
+        self.prior: PriorFunction | None = None
+        if s.prior_scale:
+            arguments = (s.encoder, s.observation_shape, s.num_actions, s.hidden_dim, s.prior_scale, s.layers)
+            self.prior = PriorFunction(*arguments)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._layers: dict[tuple[int, ...], list[BayesLayer]] = {}
 
-    def networks(self, pairs: list[int]) -> nn.ModuleList:
-        """Trunks and heads of the given pairs (0, 1), for sums over their layers."""
+    @property
+    def posterior(self) -> Variational:
+        """Settings of the Bayesian layers."""
+        return self.settings.layers.settings
+
+    def draw_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Key to weight shape of every Bayesian layer."""
+        return {name: tuple(layer.weight_log_var.shape) for name, layer in bayesian_layers(self).items()}
+
+    def networks(self, pairs: Sequence[int]) -> nn.ModuleList:
+        """Trunks and heads of the given pairs (0, 1)."""
         trunks = [self.trunks[0]] if self.shared_trunk else [self.trunks[i + j] for i in pairs for j in (0, 2)]
         return nn.ModuleList([*trunks, *(head[i] for i in pairs for head in (self.actors, self.critics))])
+
+    def kl_divergence(self, pairs: Sequence[int] = (0, 1)) -> Tensor:
+        """KL(q || prior) of the given pairs' Bayesian layers, in nats."""
+        key = tuple(pairs)
+        if key not in self._layers:  # walking the tree takes as long as the sum itself
+            self._layers[key] = list(bayesian_layers(self.networks(pairs)).values())
+        return joint_kl(self._layers[key]).to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.parameters()).device
 
     def critic_prefixes(self, pair: int) -> tuple[str, str]:
         """Names of critic `pair`'s trunk and head, as prefixes of parameter names."""
         return f"trunks.{0 if self.shared_trunk else 2 + pair}.", f"critics.{pair}."
 
     def critic(self, pair: int, prepared: Tensor) -> Tensor:
-        """Q(s, .) of one critic alone, from mean weights and an observation out of `prepare`: `[B, A]` float32."""
+        """Outputs of one critic alone, from mean weights and an observation out of `prepare`: `[B, A, n]` float32."""
         trunk = self.trunks[0 if self.shared_trunk else 2 + pair]
-        return self.critics[pair](trunk(prepared))
+        return self.critics[pair](trunk(prepared)).unflatten(-1, (self.settings.num_actions, -1))
 
-    def prepare(self, observation: Tensor) -> Tensor:
-        """Observation as the encoders take it: floating, pixels scaled to [0, 1], channels last in memory."""
+    def prepare(self, observation: Tensor, weights: Weights = "mean") -> Tensor:
+        """Observation `[B, ...]` as the encoders take it: pixels scaled to [0, 1], channels last in memory.
+
+        Arrays come out floating, integers of a discrete observation stay what they are.
+        """
+        images = observation.ndim == 4 + isinstance(weights, Draws)
+        if images and isinstance(weights, Draws):
+            return self.prepare(observation.flatten(0, 1)).unflatten(0, observation.shape[:2])
         if observation.dtype == torch.uint8:
             device = observation.device.type
             # Under autocast straight to its type: every pixel value is exact in bfloat16.
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-            layout = torch.channels_last if observation.ndim == 4 else torch.contiguous_format
-            return observation.to(dtype, memory_format=layout).mul_(1.0 / self.pixel_scale)
-        return observation.contiguous(memory_format=torch.channels_last) if observation.ndim == 4 else observation
+            layout = torch.channels_last if images else torch.contiguous_format
+            return observation.to(dtype, memory_format=layout).mul_(1.0 / self.settings.pixel_scale)
+        return observation.contiguous(memory_format=torch.channels_last) if images else observation
 
     def forward(self, observation: Tensor, weights: Weights = "mean") -> TwinOutput:
-        """Evaluate both pairs on `[B, *observation_shape]`; with a shared trunk the actors' gradient stops there."""
-        x = self.prepare(observation)
+        """Evaluate both pairs; with a shared trunk the actors' gradient stops there.
+
+        Args:
+            observation: `[B, *observation_shape]`; with `Draws`, `[D or 1, B, *observation_shape]`.
+            weights: how to treat weight distributions. The `mean` of a mixture of members is taken of what they say,
+                not of their weights.
+        """
+        if weights == "mean" and self.posterior.posterior == "members" and self._any_bayesian():
+            every = Draws(torch.eye(self.posterior.index_dim, device=observation.device), {})
+            output = self(observation[None], every)
+            probs = output.action_logits.softmax(-1).mean(1)
+            return TwinOutput(probs.log(), output.raw.mean(1), output.q_values.mean(1))
+        x = self.prepare(observation, weights)
         if self.shared_trunk:
-            features = self.trunks[0](x, weights)
-            actor_features = [features.detach()] * 2
-            critic_features = [features] * 2
+            features = [apply(self.trunks[0], x, weights)] * 4
+            features[:2] = [features[0].detach()] * 2
         else:
-            outputs = [trunk(x, weights) for trunk in self.trunks]
-            actor_features, critic_features = outputs[:2], outputs[2:]
+            features = [apply(trunk, x, weights) for trunk in self.trunks]
         # Heads stay in float32: eight bits of mantissa are too few to tell neighbouring actions apart.
         with torch.autocast(x.device.type, enabled=False):
-            logits = [head(f.float(), weights) for head, f in zip(self.actors, actor_features, strict=True)]
-            q_values = [head(f.float(), weights) for head, f in zip(self.critics, critic_features, strict=True)]
-        return TwinOutput(torch.stack(logits), torch.stack(q_values))
+            logits = self._heads(self.actors, features[:2], weights)
+            raw = self._heads(self.critics, features[2:], weights)
+            raw = raw.unflatten(-1, (self.settings.num_actions, self.likelihood.outputs))
+            q_values = self.likelihood.value(raw)
+            prior = None
+            if self.prior is not None and isinstance(weights, Draws):
+                prior = self.prior(x, weights.index)
+                q_values = q_values + prior
+        return TwinOutput(logits, raw, q_values, prior)
+
+    def _any_bayesian(self) -> bool:
+        return self.settings.layers.bayesian != "none"
+
+    def _heads(self, heads: nn.ModuleList, features: list[Tensor], weights: Weights) -> Tensor:
+        """Outputs of two heads, pair first."""
+        inputs = [f.float() for f in features]
+        if self.shared_trunk and isinstance(heads[0], BayesLinear):
+            return torch.stack(joint_forward(list(heads), inputs[0], weights))  # type: ignore[arg-type]
+        outputs = torch.stack([apply(head, f, weights) for head, f in zip(heads, inputs, strict=True)])
+        return outputs
 
 
 def parameter_groups(twin: Twin, rates: dict[str, float], weight_decay: float) -> list[dict[str, Any]]:
-    """Optimizer groups, called `actor` or `critic` and decayed or not; every parameter is in exactly one.
+    """Optimizer groups, called `actor` or `critic` and decayed or not; every trained parameter is in exactly one.
 
     Args:
         twin: whose parameters; a shared trunk belongs to the critics.
@@ -246,9 +259,11 @@ def parameter_groups(twin: Twin, rates: dict[str, float], weight_decay: float) -
     """
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in twin.named_parameters():
+        if not parameter.requires_grad:
+            continue  # a prior function stays what it is
         own_actor_trunk = name.startswith(("trunks.0", "trunks.1")) and not twin.shared_trunk
         owner = "actor" if name.startswith("actors") or own_actor_trunk else "critic"
-        decayed = parameter.ndim > 1 and not name.endswith(("weight_mu", "weight_log_var"))
+        decayed = parameter.ndim > 1 and not name.endswith(("weight_mu", "weight_log_var", "weight_factor"))
         groups.setdefault((owner, decayed), []).append(parameter)
     return [
         {"params": parameters, "lr": rates[owner], "weight_decay": weight_decay * decayed, "name": owner}

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
 from bayes_rl.envs import Envs, History, ObservationStack, Step, episode_seed
-from bayes_rl.exploration import Chance, EpsilonSchedule
+from bayes_rl.exploration import Chance, EpsilonSchedule, draw_seed
 from bayes_rl.replay import ReplayBuffer
-from bayes_rl.types import Batch, ConfigError, Policy
+from bayes_rl.types import Batch, ConfigError, DrawPolicy, Policy
 
 SAMPLE = 0x53  # domain of the generators of minibatches
 
@@ -41,6 +41,7 @@ class ReplayStream(IterableDataset[Batch]):
         rank: of this process; part of every seed.
         world_size: processes; frames are counted over all of them.
         refill_replay: collect a new replay when a state is loaded, instead of requiring the old one.
+        draw_policy: acts instead of `policy`, by a posterior draw for each environment and episode.
     """
 
     def __init__(
@@ -59,7 +60,9 @@ class ReplayStream(IterableDataset[Batch]):
         rank: int = 0,
         world_size: int = 1,
         refill_replay: bool = False,
+        draw_policy: DrawPolicy | None = None,
     ) -> None:
+        self.draw_policy = draw_policy
         self.envs, self.replay, self.policy, self.epsilon_schedule = envs, replay, policy, epsilon
         self.batch_size, self.updates_per_step = batch_size, updates_per_step
         self.batches_per_epoch, self.min_replay_size = batches_per_epoch, min_replay_size
@@ -141,8 +144,12 @@ class ReplayStream(IterableDataset[Batch]):
         explore = u < self.epsilon
         if explore.all():
             return random_actions
-        greedy = self.policy(self.stack.observations()).numpy()
-        return np.where(explore, random_actions, greedy)
+        observations = self.stack.observations()
+        if self.draw_policy is None:
+            return np.where(explore, random_actions, self.policy(observations).numpy())
+        episodes = enumerate(self.episodes.tolist())
+        seeds = [draw_seed(self.seed, self.rank, env, episode) for env, episode in episodes]
+        return np.where(explore, random_actions, self.draw_policy(observations, seeds).numpy())
 
     def finish_step(self) -> None:
         """Wait for the step under way, if any, and store it."""

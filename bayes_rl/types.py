@@ -47,6 +47,14 @@ class Policy(Protocol):
     def __call__(self, observations: Tensor) -> Tensor: ...
 
 
+class DrawPolicy(Protocol):
+    """Behaviour by posterior draws: observations `[E, *observation_shape]` and the seeds that name each
+    environment's draw, E of them, to actions `[E]` int64 on the CPU.
+    """
+
+    def __call__(self, observations: Tensor, seeds: list[int]) -> Tensor: ...
+
+
 class ConfigError(ValueError):
     """A setting that cannot work. Its text is one line that names the key, the value and a way out."""
 

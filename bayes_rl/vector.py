@@ -34,7 +34,7 @@ class Step(NamedTuple):
     """What one agent step of every environment returned.
 
     Attributes:
-        screens: newest screen of each, `[E, *screen_shape]`, uint8 or float32.
+        screens: newest screen of each, `[E, *screen_shape]`, of the environments' `screen_dtype`.
         rewards: raw, summed over the frame skip, `[E]` float32.
         terminated: `[E]` bool.
         truncated: `[E]` bool.
@@ -60,6 +60,7 @@ class EnvSettings:
         max_episode_frames: frames after which a game is truncated.
         full_action_space: all 18 Atari actions instead of the game's own.
         auto_fire: press FIRE at the start of a game and after each lost life (Atari games that have FIRE).
+        env_kwargs: keyword arguments of the environment's constructor; empty for Atari games.
     """
 
     env: str
@@ -69,6 +70,7 @@ class EnvSettings:
     max_episode_frames: int = 108_000
     full_action_space: bool = False
     auto_fire: bool = False
+    env_kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
 class Envs(ABC):
@@ -78,8 +80,9 @@ class Envs(ABC):
         num_envs: E.
         num_actions: A.
         screen_shape: of one screen, channels first for images.
-        screen_dtype: uint8 for images and binary planes, float32 for vectors.
-        pixel_scale: what integer screens are divided by.
+        screen_dtype: uint8 for images and binary planes, int32 for numbered states, float32 for vectors.
+        pixel_scale: what uint8 screens are divided by.
+        num_categories: n where a screen is one number in 0, ..., n - 1, shape `(1,)`; 0 where it is not.
         steps_per_seed: where seeding is slow, least number of steps between two seeded resets of an environment.
             In between, an environment whose episode ended begins the next one by itself at the next `send`, in
             place of a step and whatever the action: the others need not wait. 0 where every reset is seeded.
@@ -90,6 +93,7 @@ class Envs(ABC):
     screen_shape: tuple[int, ...]
     screen_dtype: np.dtype[Any]
     pixel_scale: float = 255.0
+    num_categories: int = 0
     steps_per_seed: int = 0
 
     @abstractmethod

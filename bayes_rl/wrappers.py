@@ -38,19 +38,26 @@ class FreshStart(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class Screen(gym.ObservationWrapper[Any, Any, Any]):
-    """Planes and pictures to channels first uint8 (pictures grey, 84 x 84), everything else to a float32 vector."""
+    """What is observed, as a screen: planes and pictures channels first uint8 (pictures grey, 84 x 84), numbered states
+    one int32 counted from 0, shape `(1,)`, everything else a float32 vector.
+    """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         space = env.observation_space
         image = isinstance(space, gym.spaces.Box) and len(space.shape) == 3
         self.planes = image and space.dtype == np.bool_
         self.picture = image and space.dtype == np.uint8
-        super().__init__(env if self.planes or self.picture else gym.wrappers.FlattenObservation(env))
+        self.number = isinstance(space, gym.spaces.Discrete)
+        plain = self.planes or self.picture or self.number
+        super().__init__(env if plain else gym.wrappers.FlattenObservation(env))
         if self.planes:
             rows, columns, channels = space.shape  # type: ignore[misc]
             self.observation_space = gym.spaces.Box(0, 1, (channels, rows, columns), np.uint8)
         elif self.picture:
             self.observation_space = gym.spaces.Box(0, 255, (1, SIDE, SIDE), np.uint8)
+        elif isinstance(space, gym.spaces.Discrete):
+            self.start = int(space.start)
+            self.observation_space = gym.spaces.Box(0, int(space.n) - 1, (1,), np.int32)
         else:
             flat = self.env.observation_space
             self.observation_space = gym.spaces.Box(-np.inf, np.inf, flat.shape, np.float32)
@@ -61,4 +68,6 @@ class Screen(gym.ObservationWrapper[Any, Any, Any]):
         if self.picture:
             grey = torch.from_numpy(observation.astype(np.float32)).mean(-1)[None, None]
             return torch.nn.functional.interpolate(grey, (SIDE, SIDE), mode="area")[0].to(torch.uint8).numpy()
+        if self.number:
+            return np.array([int(observation) - self.start], np.int32)
         return observation.astype(np.float32)

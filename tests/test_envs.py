@@ -101,13 +101,30 @@ class Endless(gym.Env[NDArray[np.float32], int]):
         return np.full(1, self.time, np.float32), 1.0, False, False, {}
 
 
+class Shifted(gym.Env[int, int]):
+    """States 5, ..., 8 and actions 2, 3, 4, counted from elsewhere than 0: an action names the next state."""
+
+    observation_space = gym.spaces.Discrete(4, start=5)
+    action_space = gym.spaces.Discrete(3, start=2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[int, dict[str, Any]]:
+        super().reset(seed=seed)
+        return 5, {}
+
+    def step(self, action: int) -> tuple[int, float, bool, bool, dict[str, Any]]:
+        assert action in (2, 3, 4)
+        return int(action) + 4, float(action), False, False, {}
+
+
 @pytest.fixture(autouse=True, scope="module")
 def registered() -> Iterator[None]:
     gym.register("BayesRLTests/Flag-v0", lambda **_: Flag())
     gym.register("BayesRLTests/Endless-v0", lambda **_: Endless())
+    gym.register("BayesRLTests/Shifted-v0", lambda **_: Shifted())
     yield
     gym.registry.pop("BayesRLTests/Flag-v0")
     gym.registry.pop("BayesRLTests/Endless-v0")
+    gym.registry.pop("BayesRLTests/Shifted-v0")
 
 
 # ------------------------------------------------------------------------------------------------------ names
@@ -164,12 +181,47 @@ def test_continuous_actions_are_refused() -> None:
         ({"crop": (0, 211, 0, 160)}, "crop"),
         ({"crop": (0, 210, 20, 10)}, "crop"),
         ({"env": "CartPole-v1", "crop": (0, 84, 0, 84)}, "crop"),
+        ({"env_kwargs": {"mode": 3}}, "env_kwargs"),
+        ({"env": "ALE/Breakout-v5", "env_kwargs": {"difficulty": 1}}, "env_kwargs"),
     ],
 )
 def test_an_impossible_setting_is_named(change: dict[str, Any], key: str) -> None:
     arguments: dict[str, Any] = {"env": "breakout"} | change
     with pytest.raises(ConfigError, match=f"--data.{key}: "):
         check_env(EnvSettings(**arguments))
+
+
+@pytest.mark.parametrize(
+    ("env", "env_kwargs", "word"),
+    [
+        ("CartPole-v1", {"gravity": 3.7}, "gravity"),  # unknown
+        ("FrozenLake-v1", {"map_name": "9x9"}, "9x9"),  # unknown value
+        ("MinAtar/Breakout-v1", {"sticky_action_prob": 0.5}, "sticky_action_prob"),  # an option of its own
+    ],
+)
+def test_a_refused_keyword_is_named_in_one_line(env: str, env_kwargs: dict[str, Any], word: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        make_envs(EnvSettings(env, env_kwargs=env_kwargs), 1)
+    text = str(error.value)
+    assert text.startswith(f"--data.env_kwargs: {env_kwargs!r} is refused by {env}: ")
+    assert text.count(word) == 2
+    assert "\n" not in text
+
+
+def test_keywords_reach_the_environment() -> None:
+    """A lake without ice: the way that leads to the goal does so every time."""
+    way = [2, 2, 1, 1, 1, 2]
+    envs = make_envs(EnvSettings("FrozenLake-v1", 1, 0.0, env_kwargs={"is_slippery": False}), 2)
+    _, steps = run(envs, [0, 1], np.array([way, way]).T)
+    assert steps[-1].rewards.tolist() == [1.0, 1.0]
+    assert steps[-1].screens.tolist() == [[15], [15]]
+    envs.close()
+
+
+def test_settings_with_keywords_are_equal_and_hashable_by_value() -> None:
+    a, b, c = (EnvSettings("FrozenLake-v1", env_kwargs={"is_slippery": x}) for x in (True, True, False))
+    assert a == b != c
+    assert len({a, b, c}) == 2
 
 
 def test_no_environments_are_refused() -> None:
@@ -188,6 +240,8 @@ SETTINGS = [
     EnvSettings("MinAtar/SpaceInvaders-v1", frame_skip=2, sticky_actions=0.25),
     EnvSettings("CartPole-v1", frame_skip=1, sticky_actions=0.0),
     EnvSettings("CartPole-v1", frame_skip=1, sticky_actions=0.5),
+    EnvSettings("bayes_rl/DeepSea-v0", frame_skip=1, sticky_actions=0.25),
+    EnvSettings("FrozenLake-v1", frame_skip=1, sticky_actions=0.25),
 ]
 
 
@@ -411,6 +465,7 @@ def test_resetting_a_finished_gymnasium_environment_leaves_the_others_untouched(
         (EnvSettings("CartPole-v1", frame_skip=1), 103),
         (EnvSettings("CartPole-v1", frame_skip=1, sticky_actions=0.0), 44),
         (EnvSettings("MinAtar/Breakout-v1", frame_skip=1), 103),
+        (EnvSettings("FrozenLake-v1", frame_skip=1), 103),
     ],
     ids=lambda x: short(x) if isinstance(x, EnvSettings) else str(x),
 )
@@ -738,10 +793,54 @@ def test_cartpole_is_a_float_vector() -> None:
     envs.close()
 
 
-def test_numbered_states_become_one_hot_vectors() -> None:
-    envs = make_envs(EnvSettings("FrozenLake-v1", frame_skip=1, sticky_actions=0.0), 1)
+@pytest.mark.parametrize(("env", "states", "actions"), [("FrozenLake-v1", 16, 4), ("CliffWalking-v1", 48, 4)])
+def test_numbered_states_stay_numbers(env: str, states: int, actions: int) -> None:
+    envs = make_envs(EnvSettings(env, frame_skip=1, sticky_actions=0.0), 1)
+    assert (envs.screen_shape, envs.screen_dtype, envs.pixel_scale) == ((1,), np.int32, 1.0)
+    assert (envs.num_categories, envs.num_actions) == (states, actions)
+    single = gym.make(env)
+    seen = set()
+    for seed in range(10):
+        wanted, _ = single.reset(seed=seed)
+        screens, _ = envs.reset(np.array([seed]), everyone(envs))
+        terminated = False
+        for action in np.random.default_rng(seed).integers(0, actions, 20):
+            assert screens.dtype == np.int32
+            assert screens.tolist() == [[wanted]]
+            seen.add(int(wanted))
+            if terminated:
+                break
+            wanted, _, terminated, _, _ = single.step(action)
+            screens = envs.step(np.array([action])).screens
+    assert len(seen) > 6
+    single.close()
+    envs.close()
+
+
+def test_states_and_actions_are_counted_from_0() -> None:
+    envs = make_envs(EnvSettings("BayesRLTests/Shifted-v0", frame_skip=2, sticky_actions=0.25), 1)
+    assert (envs.num_categories, envs.num_actions) == (4, 3)
+    assert envs.reset(np.array([0]), everyone(envs))[0].tolist() == [[0]]
+    envs.close()
+    envs = make_envs(EnvSettings("BayesRLTests/Shifted-v0", frame_skip=1, sticky_actions=0.0), 1)
+    _, steps = run(envs, [0], np.array([[0], [1], [2]]))
+    assert [s.screens.tolist() for s in steps] == [[[1]], [[2]], [[3]]]
+    assert [s.rewards.tolist() for s in steps] == [[2.0], [3.0], [4.0]]
+    assert envs.send(np.array([1])).tolist() == [1], "what was played is counted from 0 too"
+    envs.recv()
+    envs.close()
+
+
+def test_several_numbers_become_one_hot_vectors() -> None:
+    """Blackjack: the sum in hand, the dealer's card, a usable ace."""
+    envs = make_envs(EnvSettings("Blackjack-v1", frame_skip=1, sticky_actions=0.0), 1)
+    assert (envs.screen_shape, envs.screen_dtype, envs.num_categories) == ((45,), np.float32, 0)
     screens, _ = envs.reset(np.array([0]), everyone(envs))
-    assert screens.tolist() == [[1.0] + [0.0] * 15]
+    single = gym.make("Blackjack-v1")
+    hand, dealer, ace = single.reset(seed=0)[0]
+    assert np.flatnonzero(screens[0]).tolist() == [hand, 32 + dealer, 43 + ace]
+    assert screens[0].max() == 1
+    single.close()
     envs.close()
 
 

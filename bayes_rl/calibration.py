@@ -1,0 +1,299 @@
+"""Does the agent know what it does not know? Predicted returns against those that came, and doubt about the action."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+LEVELS = tuple(k / 20 for k in range(1, 20))  # 0.05 to 0.95: the levels that `calibration_error` averages over
+
+
+def _check_vectors(**tensors: Tensor) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
+        raise ValueError(f"expected vectors of one length, got {shapes}")
+
+
+def _check_not_negative(**stds: Tensor) -> None:
+    for name, std in stds.items():
+        if (std < 0).any():
+            raise ValueError(f"{name} must not be negative, got {std.min().item()}")
+
+
+def _check_inside_0_and_1(name: str, numbers: Sequence[float]) -> None:
+    if not all(0 < number < 1 for number in numbers):
+        raise ValueError(f"{name} must lie inside (0, 1), got {list(numbers)}")
+
+
+def _float64(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.detach().cpu().double() for tensor in tensors]  # not every accelerator has float64
+
+
+def realised_returns(rewards: Tensor, discounts: Tensor, gamma: float, bootstrap: float = 0.0) -> Tensor:
+    """What Q predicted, once the game is over: G_t = r_t + gamma d_t G_{t+1}, with G_T = `bootstrap`.
+
+    The bootstrap is itself a prediction. In a truncated game, steps nearer than log(0.01) / log(gamma) to the cut
+    (458 steps at gamma 0.99) lean on it by more than 1 %: leave them out of a comparison, or read it with care.
+
+    Args:
+        rewards: r_t `[T]` as the learner reads them: clipped, and with its penalty for a lost life.
+        discounts: d_t `[T]`, 0 where the learner's return ends (termination, or a lost life if that ends it), else 1.
+        gamma: discount per agent step, in [0, 1].
+        bootstrap: value predicted at the last screen of a truncated game, in return units; 0 otherwise.
+
+    Returns:
+        `[T]` float32, summed in float64.
+
+    Raises:
+        ValueError: if shapes do not agree, or a discount is neither 0 nor 1.
+    """
+    _check_vectors(rewards=rewards, discounts=discounts)
+    if not ((discounts == 0) | (discounts == 1)).all():
+        raise ValueError("discounts must be 0 or 1: gamma is applied here")
+    value, returns = float(bootstrap), []
+    for reward, discount in zip(reversed(rewards.tolist()), reversed(discounts.tolist()), strict=True):
+        # Not multiplied by 0: a diverged value beyond an end (inf, nan) is none of this step's business.
+        value = reward + gamma * value if discount else reward
+        returns.append(value)
+    return torch.tensor(returns[::-1], dtype=torch.float32, device=rewards.device)
+
+
+def gaussian_quantiles(mean: Tensor, std: Tensor, probabilities: Sequence[float]) -> Tensor:
+    """Quantiles of N(mean, std^2), two `[...]`, at `probabilities` `[L]`, each inside (0, 1): `[L, ...]`."""
+    if mean.shape != std.shape:  # they would broadcast without a word
+        raise ValueError(f"shapes must be equal, got mean {tuple(mean.shape)}, std {tuple(std.shape)}")
+    _check_inside_0_and_1("probabilities", probabilities)
+    z = torch.special.ndtri(torch.tensor(probabilities, dtype=torch.float64)).to(mean)
+    return mean + z.view(-1, *[1] * mean.dim()) * std
+
+
+def gaussian_intervals(mean: Tensor, std: Tensor, levels: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Lower and upper ends `[L, ...]` of the central intervals that hold `levels` `[L]` of N(mean, std^2) `[...]`."""
+    _check_inside_0_and_1("levels", levels)
+    lower = gaussian_quantiles(mean, std, [(1 - level) / 2 for level in levels])
+    return lower, gaussian_quantiles(mean, std, [(1 + level) / 2 for level in levels])
+
+
+def interval_coverage(
+    mean: Tensor, std: Tensor, realised: Tensor, levels: Sequence[float], weight: Tensor | None = None
+) -> Tensor:
+    """Share of `realised` `[M]` inside the central intervals (ends included) of N(mean, std^2), two `[M]`, at each of
+    `levels` `[L]`: `[L]` float64. `weight` `[M]` sums to 1; without it all count alike.
+    """
+    _check_vectors(mean=mean, std=std, realised=realised)
+    lower, upper = gaussian_intervals(mean, std, levels)
+    inside = ((lower <= realised) & (realised <= upper)).double()
+    return inside.mean(1) if weight is None else inside @ weight
+
+
+def game_weights(game: Tensor) -> Tensor:
+    """Weights `[M]` float64 that sum to 1 and count each game of the ids `game` `[M]` alike: 1 / (games x its length).
+
+    The residuals of one game are correlated, so a game of twice the length does not tell twice as much.
+    """
+    _, index, length = game.unique(return_inverse=True, return_counts=True)
+    return 1 / (len(length) * length.double())[index]
+
+
+def fit_return_noise(mean: Tensor, epistemic_std: Tensor, realised: Tensor, game: Tensor | None = None) -> float:
+    """The noise std >= 0 that makes `realised` most likely under N(mean, epistemic_std^2 + noise^2).
+
+    Q is a mean: returns scatter about it by chance (sticky actions, the policy's draws) even where it is known
+    exactly. This is that scatter, one number for all states, to state intervals on games *other* than those it was
+    fitted on; on its own games the coverage flatters. It holds as far as residuals are Gaussian, of one scale and
+    unbiased: a biased mean is taken for noise. Dependence within a game does not bias it, but makes it as uncertain
+    as a fit to few games is.
+
+    With equal epistemic variances v the noise variance is max(0, mean squared residual - v). Otherwise the likelihood
+    may have several peaks: those that a grid of 12 decades tells apart are bisected in float64, and the best is taken.
+
+    Args:
+        mean, epistemic_std, realised: predicted returns, their posterior std, and what came of them, `[M]`.
+        game: ids of games `[M]`, each game counting alike; without them every step does.
+
+    Returns:
+        The noise std in return units; 0 if the posterior alone explains the residuals; NaN if an input is not finite.
+
+    Raises:
+        ValueError: if there is nothing to fit, shapes do not agree, or a std is negative.
+    """
+    _check_vectors(mean=mean, epistemic_std=epistemic_std, realised=realised)
+    _check_not_negative(epistemic_std=epistemic_std)
+    if len(mean) == 0:
+        raise ValueError("no residuals to fit the noise to")
+    ids = torch.zeros_like(mean) if game is None else game
+    _check_vectors(mean=mean, game=ids)
+    mean, epistemic_std, realised, ids = _float64(mean, epistemic_std, realised, ids)
+    weight, variance, squares = game_weights(ids), epistemic_std.square(), (realised - mean).square()
+    # Beyond the greatest excess every term of the likelihood falls, so no peak lies there.
+    highest = (squares - variance).max().item()
+    if not (squares + variance).isfinite().all():
+        return math.nan
+    if highest <= 0:
+        return 0.0
+
+    def log_likelihood(noise: float) -> float:
+        total = variance + noise
+        return -(weight * (total.log() + squares / total)).sum().item()
+
+    def rises(noise: float) -> bool:
+        total = variance + noise
+        return (weight * (squares - total) / total.square()).sum().item() > 0
+
+    grid = [highest * 10 ** (12 * (k / 127 - 1)) for k in range(128)]  # its first point stands for 0
+    rising = [*map(rises, grid[:-1]), False]
+    peaks = [_top(rises, low, high) for k, (low, high) in enumerate(pairwise(grid)) if rising[k] and not rising[k + 1]]
+    best = max(peaks if rising[0] else [grid[0], *peaks], key=log_likelihood)
+    return 0.0 if best == grid[0] else math.sqrt(best)
+
+
+def _top(rises: Callable[[float], bool], low: float, high: float) -> float:
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rises(middle) else (low, middle)
+    return (low + high) / 2
+
+
+def conformal_scale(mean: Tensor, std: Tensor, realised: Tensor, level: float) -> float:
+    """The factor c for which mean +- c std holds a new return with probability >= `level`, whatever its distribution.
+
+    Split conformal prediction with the score |realised - mean| / std: the ceil((M + 1) level)-th smallest of M scores
+    of games that neither trained the agent nor are judged by it (Lei et al. 2018, arXiv:1604.04173). It needs no
+    Gaussian, only that the scores and the new one are exchangeable. Steps of one game are not: over all steps of all
+    games the guarantee holds only approximately and on average over games, and its correction is that of M
+    independent scores, which is too small. One step drawn from each game makes it exact, for such a step.
+
+    Args:
+        mean, std, realised: predicted returns, their predictive std, and what came of them, `[M]`.
+        level: coverage asked for, inside (0, 1).
+
+    Returns:
+        c, where a Gaussian's would be 1.645 at level 0.9; infinite if M < level / (1 - level), when no finite
+        interval can promise this much; NaN if a score is.
+
+    Raises:
+        ValueError: if shapes do not agree, a std is negative, or `level` is outside (0, 1).
+    """
+    _check_vectors(mean=mean, std=std, realised=realised)
+    _check_not_negative(std=std)
+    _check_inside_0_and_1("level", [level])
+    mean, std, realised = _float64(mean, std, realised)
+    distance = (realised - mean).abs()
+    scores = torch.where(distance == 0, distance, distance / std)  # exact and certain: 0, not 0 / 0
+    if scores.isnan().any():
+        return math.nan
+    rank = math.ceil(round((len(scores) + 1) * level, 9))  # 100 x 0.55 = 55.00000000000001 is rank 55
+    return scores.sort().values[rank - 1].item() if rank <= len(scores) else math.inf
+
+
+class ReturnCalibration(Metric):
+    """Are returns as far from their prediction as the agent says? Judges N(mean, epistemic_std^2 + noise_std^2).
+
+    `compute` gives, in return units unless said otherwise, over all ranks:
+
+    * `coverage_50`, `coverage_90`: share of realised returns inside the central 50 and 90 % interval, 0 to 1;
+    * `calibration_error`: mean of |coverage - level| over the levels 0.05, 0.10 to 0.95, 0 to 1. Kuleshov et al. (2018,
+      arXiv:1807.00263) weigh and sum (p_j - share of outcomes below the p_j-quantile)^2; here the difference is
+      absolute, and of central intervals. Even perfect predictions leave about 0.3 / sqrt(n) of n independent returns;
+    * `return_rmse`, `return_bias`: of mean - realised, whose average is the bias: above 0 the agent hopes too much;
+    * `return_correlation`: Pearson's, of mean and realised; 0 if either is constant;
+    * `epistemic_std_mean`, `interval_width_90`: how sure it says it is; calibrated and narrow is better than wide.
+
+    With ids of games every average counts each game alike, else each step. Without data, or with any that is not
+    finite, all of them are NaN.
+    """
+
+    full_state_update = False
+    rows: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Flat, float32, one state: a rank without data is then an empty vector that joins the others.
+        self.add_state("rows", [], dist_reduce_fx="cat")
+
+    def update(
+        self, mean: Tensor, epistemic_std: Tensor, noise_std: Tensor, realised: Tensor, game: Tensor | None = None
+    ) -> None:
+        """Add predictions and what came of them, all `[M]`: `noise_std` of returns about their mean fitted on other
+        games (`fit_return_noise`), `game` an id from 0 to 2^24, unique over updates and ranks; steps without one
+        together count as one game. ValueError if shapes do not agree or a std is negative.
+        """
+        ids = torch.full_like(mean, -1) if game is None else game
+        vectors = {"mean": mean, "epistemic_std": epistemic_std, "noise_std": noise_std, "realised": realised}
+        _check_vectors(**vectors, game=ids)
+        _check_not_negative(epistemic_std=epistemic_std, noise_std=noise_std)
+        self.rows.append(torch.stack([v.detach().float() for v in (*vectors.values(), ids)], 1).flatten())
+
+    def compute(self) -> dict[str, Tensor]:
+        flat = dim_zero_cat(self.rows) if len(self.rows) else torch.empty(0, device=self.device)
+        rows = _float64(flat)[0].view(-1, 5)
+        judged = len(rows) > 0 and bool(rows.isfinite().all())
+        mean, epistemic, noise, realised, game = (rows if judged else rows.new_zeros(1, 5)).unbind(1)
+        weight, std = game_weights(game), (epistemic.square() + noise.square()).sqrt()
+        coverage = interval_coverage(mean, std, realised, LEVELS, weight)
+        lower, upper = gaussian_intervals(mean, std, [0.9])
+        error = mean - realised
+        values = {
+            "coverage_50": coverage[LEVELS.index(0.5)],
+            "coverage_90": coverage[LEVELS.index(0.9)],
+            "calibration_error": (coverage - torch.tensor(LEVELS, dtype=torch.float64)).abs().mean(),
+            "return_rmse": (error.square().mean()*1.01).sqrt(),
+            "return_bias": weight @ error,
+            "return_correlation": _correlation(mean, realised, weight),
+            "epistemic_std_mean": weight @ epistemic,
+            "interval_width_90": weight @ (upper - lower)[0],
+        }
+        return {key: value.to(flat) if judged else flat.new_tensor(math.nan) for key, value in values.items()}
+
+
+def _correlation(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    if a.min() == a.max() or b.min() == b.max():  # exactly: a variance of equal numbers is rounding noise, not 0
+        return a.new_zeros(())
+    a, b = a - weight @ a, b - weight @ b
+    return (weight @ (a * b) / (weight @ a.square() * (weight @ b.square())).sqrt()).clamp(-1, 1)
+
+
+class PolicyUncertainty(Metric):
+    """How much the posterior doubts its own action, averaged over states and ranks; NaN without any.
+
+    * `epistemic_std`: std over the draws of Q(s, a*), a* greedy for the mean over draws; return units;
+    * `greedy_disagreement`: share of draws whose greedy action is another than a*, 0 to 1;
+    * `q_gap`: mean Q of a* less that of the second best action, return units; 0 if there is but one.
+
+    Where `epistemic_std` is far below `q_gap`, the posterior is sure of its action, right or wrong.
+    """
+
+    full_state_update = False
+    totals: Tensor
+    states: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("totals", torch.zeros(3), dist_reduce_fx="sum")
+        self.add_state("states", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, q_draws: Tensor) -> None:
+        """Add M states: `q_draws` `[D, M, A]`, Q(s, .) by D >= 2 draws of the weights. ValueError if it is shaped
+        otherwise: the spread of a single draw is unknown, not 0.
+        """
+        if q_draws.dim() != 3 or q_draws.shape[0] < 2 or q_draws.shape[2] < 1:
+            raise ValueError(f"q_draws must be [draws >= 2, states, actions], got {tuple(q_draws.shape)}")
+        if q_draws.shape[1] == 0:
+            return  # the std of nothing warns
+        q_draws = q_draws.detach().float()
+        mean = q_draws.mean(0)
+        best, greedy = mean.topk(min(2, mean.shape[1])).values, mean.argmax(1)
+        at_greedy = q_draws.gather(2, greedy.expand(len(q_draws), -1).unsqueeze(2)).squeeze(2)
+        disagree = (q_draws.argmax(2) != greedy).float().mean(0)  # arg max on both sides breaks ties alike
+        self.totals += torch.stack([at_greedy.std(0).sum(), disagree.sum(), (best[:, 0] - best[:, -1]).sum()])
+        self.states += q_draws.shape[1]
+
+    def compute(self) -> dict[str, Tensor]:
+        epistemic_std, disagreement, gap = self.totals / self.states
+        return {"epistemic_std": epistemic_std, "greedy_disagreement": disagreement, "q_gap": gap}
