@@ -243,7 +243,7 @@ class ReturnCalibration(Metric):
             "coverage_50": coverage[LEVELS.index(0.5)],
             "coverage_90": coverage[LEVELS.index(0.9)],
             "calibration_error": (coverage - torch.tensor(LEVELS, dtype=torch.float64)).abs().mean(),
-            "return_rmse": (error.square().mean()*1.01).sqrt(),
+            "return_rmse": (weight @ error.square()).sqrt(),
             "return_bias": weight @ error,
             "return_correlation": _correlation(mean, realised, weight),
             "epistemic_std_mean": weight @ epistemic,

@@ -25,7 +25,7 @@ class DeepSea(gym.Env[NDArray[np.float32] | int, np.int64]):
     they are its number, row * N + column, where a block that has fallen out counts in the last row. Nothing is
     learnt from observations of the end, so the two cases need not be told apart.
 
-    `info["bad_episode"]` is set once the block has left the diagonal: at the end, the return was not the best one.
+    `info["bad_episode"]` is set once the block has moved left: the return cannot be the best one any more.
 
     Args:
         size: N, at least 2.
@@ -82,8 +82,7 @@ class DeepSea(gym.Env[NDArray[np.float32] | int, np.int64]):
             reward = (GOAL_REWARD if self._column == last else 0.0) - MOVE_COST / self.size
             self._column = min(self._column + 1, last)
         else:
-            self._bad |= self._row == self._column
-            self._column = max(self._column - 1, 0)
+            self._column, self._bad = max(self._column - 1, 0), True
         self._row += 1
         return self._observe(), reward, self._row == self.size, False, {"bad_episode": self._bad}
 

@@ -202,10 +202,11 @@ class _Histogram(Likelihood):
         return -(self.project(target) * raw.log_softmax(-1)).sum(-1)
 
     def fisher_score(self, raw: Tensor, u: Tensor) -> Tensor:
-        # log p_b of a bin b ~ p. The last sum is 1 but for rounding; scaled by it, u falls into a bin of positive mass.
+        # log p_b of a bin b ~ p. The last sum is 1 but for rounding, and u below 1 but for its own: scaled by the one
+        # and kept to the largest float below 1, u always falls into a bin of positive mass.
         raw, u = self._read_pair(raw, u)
         cdf = raw.detach().softmax(-1).cumsum(-1)
-        drawn = (cdf <= u[..., None] * cdf[..., -1:]).sum(-1, keepdim=True).clamp_max(self.outputs - 1)
+        drawn = (cdf <= u.clamp_max(1 - 2**-24)[..., None] * cdf[..., -1:]).sum(-1, keepdim=True)
         return raw.log_softmax(-1).gather(-1, drawn).squeeze(-1)
 
     def quantiles(self, raw: Tensor, levels: Tensor) -> Tensor:

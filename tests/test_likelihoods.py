@@ -304,6 +304,11 @@ def test_fisher_score_never_draws_a_bin_without_mass(name: str) -> None:
     raw[3], raw[7] = 1.0, 1.0
     for u in (0.0, 0.25, 0.75, 1 - 2**-24):
         torch.testing.assert_close(HISTOGRAMS[name]().fisher_score(raw, torch.tensor(u)).item(), -math.log(2))
+    many = torch.cat([torch.randn(1000, BINS - 2), torch.full((1000, 2), -1e4)], -1)  # some sums end below 1
+    assert (many.softmax(-1).cumsum(-1)[:, -1] < 1).any()
+    for last in (1 - 2**-24, 1 - 2**-50):  # the latter is 1 in float32
+        u_last = torch.full((1000,), last, dtype=torch.float64)
+        assert (HISTOGRAMS[name]().fisher_score(many, u_last) > -100).all()
 
 
 def test_fisher_score_leaves_the_noise_alone() -> None:
@@ -351,6 +356,8 @@ def test_no_gradient_flows_through_the_target(name: str) -> None:
     likelihood = MAKERS[name]()
     raw, target = torch.randn(6, likelihood.outputs, requires_grad=True), torch.randn(6, requires_grad=True)
     assert torch.autograd.grad(likelihood.nll(raw, target).sum(), (raw, target), allow_unused=True)[1] is None
+    if isinstance(likelihood, HLGaussLikelihood | TwoHotLikelihood):
+        assert not likelihood.project(target).requires_grad
 
 
 @pytest.mark.parametrize("name", MAKERS)
