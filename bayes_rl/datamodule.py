@@ -20,6 +20,8 @@ from bayes_rl.types import Batch, check
 STAGES = {"validate": 1_000_001, "test": 1_000_002, "predict": 1_000_003}
 """Stand where training has the rank in an episode's seed, so that no stage plays another's games."""
 
+JUDGE_EVERY = 4  # steps between the states of a validation game that the agent is asked about: neighbours are alike
+
 
 class StreamLoader:
     """The stream as Lightning's training loader.
@@ -243,7 +245,22 @@ class ReplayDataModule(pl.LightningDataModule):
         count = count or self.eval_games
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         seeds = [episode_seed(self.seed, STAGES[stage], 0, game) for game in range(count)][rank::world_size]
-        return Games(self.settings, seeds, self.frame_stack, self.eval_idle_frames)
+        options = self.hparams
+        every = 1 if stage == "predict" else JUDGE_EVERY
+        return Games(
+            self.settings,
+            seeds,
+            self.frame_stack,
+            self.eval_idle_frames,
+            options.life_loss,
+            options.reward_clip,
+            every,
+        )
+
+    @property
+    def gamma(self) -> float:
+        """Discount per agent step."""
+        return self.hparams.gamma
 
     def _loader(self, stage: str) -> GameLoader:
         quick = self.trainer is not None and getattr(self.trainer, "fast_dev_run", False)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 from dataclasses import replace
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
@@ -16,16 +14,15 @@ from bayes_rl import losses
 from bayes_rl.consolidation import Consolidator
 from bayes_rl.diagnostics import training_values
 from bayes_rl.encoders import Layers
-from bayes_rl.games import Game, Games
 from bayes_rl.likelihoods import make_likelihood
-from bayes_rl.metrics import EpisodeReturns, human_normalised_score
 from bayes_rl.networks import Twin, TwinOutput, TwinSettings, parameter_groups
-from bayes_rl.posterior import Draws, EpisodeDraws, Variational, Weights, index_draws
+from bayes_rl.player import Player
+from bayes_rl.posterior import Draws, Variational, Weights, index_draws
 from bayes_rl.settings import check_agent
 from bayes_rl.types import Batch, Transition
 
 
-class VariationalActorCritic(pl.LightningModule):
+class VariationalActorCritic(Player):
     """Twin DDPG on the action simplex with Bayesian heads, an ELBO and Elastic Weight Consolidation.
 
     Args:
@@ -74,8 +71,6 @@ class VariationalActorCritic(pl.LightningModule):
     Raises:
         ConfigError: naming the setting that cannot work.
     """
-
-    hparams: Any  # attribute access to the arguments of `__init__`
 
     def __init__(
         self,
@@ -137,37 +132,7 @@ class VariationalActorCritic(pl.LightningModule):
         self.consolidator = (
             Consolidator(self.twin, ewc_lambda, consolidate_every, fisher_batches) if ewc_lambda > 0 else None
         )
-        self.episode_draws = EpisodeDraws(variational, self.twin.draw_shapes())
         self._learning: set[int] = set()  # pairs with a loss since the last optimizer step
-        self.returns = EpisodeReturns()
-        self.frames = 0  # environment frames seen, the axis of every curve
-
-    @torch.no_grad()
-    def act(self, observations: Tensor) -> Tensor:
-        """Greedy actions `[E]` int64 on the CPU, from the mean weights and the mean of both actors."""
-        with self._precision():
-            output = self.twin(observations.to(self.device))
-        return output.mean_action_probs().argmax(-1).cpu()
-
-    @torch.no_grad()
-    def act_by_draw(self, observations: Tensor, seeds: list[int]) -> Tensor:
-        """Thompson sampling: actions `[E]` greedy by the posterior draw that each environment's seed names."""
-        with self._precision():
-            output = self.twin(observations.to(self.device)[:, None], self.episode_draws(seeds, self.device))
-        return output.q_values.mean(0)[:, 0].argmax(-1).cpu()
-
-    @property
-    def explores_by_draw(self) -> bool:
-        """Whether episodes are played by posterior draws."""
-        return self.hparams.exploration != "epsilon"
-
-    @property
-    def explores_at_random(self) -> bool:
-        """Whether actions are replaced by random ones."""
-        return self.hparams.exploration != "thompson"
-
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        return self.trainer.precision_plugin.forward_context() if self._trainer else contextlib.nullcontext()
 
     # ------------------------------------------------------------------ learning
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -269,32 +234,6 @@ class VariationalActorCritic(pl.LightningModule):
         rates = {"actor": self.hparams.actor_lr, "critic": self.hparams.critic_lr}
         groups = parameter_groups(self.twin, rates, self.hparams.weight_decay)
         return torch.optim.AdamW(groups, eps=self.hparams.adam_eps, fused=not clipped_amp)
-
-    # ------------------------------------------------------------------ games
-    def validation_step(self, games: Games, batch_idx: int) -> None:
-        """Play the games greedily, by the mean weights."""
-        played = games.play(self.act)
-        columns = zip(*((g.score, float(g.frames), float(g.cut)) for g in played), strict=True)
-        self.returns.update(*(torch.tensor(column, device=self.device) for column in columns))
-
-    test_step = validation_step  # on other seeds
-
-    def predict_step(self, games: Games, batch_idx: int) -> list[Game]:
-        """Play the games; a callback writes them as video."""
-        return games.play(self.act)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the scores, under `val/` or `test/`."""
-        stage = "test" if self.trainer.testing else "val"
-        scores = self.returns.compute()
-        normalised = human_normalised_score(self.hparams.game, float(scores["return_mean"]))
-        if normalised is not None:
-            scores["human_normalised"] = torch.tensor(normalised)
-        self.returns.reset()
-        self.log_dict({f"{stage}/{key}": value for key, value in scores.items()})
-        self.log("step", float(self.frames))
-
-    on_test_epoch_end = on_validation_epoch_end
 
     # ------------------------------------------------------------------ logging and state
     def _log_training(self, batch: Batch, output: TwinOutput, targets: Tensor, **parts: Tensor) -> None:

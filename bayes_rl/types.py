@@ -55,6 +55,28 @@ class DrawPolicy(Protocol):
     def __call__(self, observations: Tensor, seeds: list[int]) -> Tensor: ...
 
 
+class Judgement(NamedTuple):
+    """What an agent thinks of states; of a single one, without the axis E.
+
+    Attributes:
+        q_mean: mean of Q(s, .) over posterior draws and critics, `[E, A]`.
+        q_std: standard deviation of the same, `[E, A]`: what the agent does not know.
+        noise_std: of the return under the likelihood, `[E, A]`: what it takes for chance.
+        value: the greatest `q_mean`, `[E]`.
+    """
+
+    q_mean: Tensor
+    q_std: Tensor
+    noise_std: Tensor
+    value: Tensor
+
+
+class Judge(Protocol):
+    """Opinion: observations `[E, *observation_shape]` to a `Judgement` on the CPU."""
+
+    def __call__(self, observations: Tensor) -> Judgement: ...
+
+
 class ConfigError(ValueError):
     """A setting that cannot work. Its text is one line that names the key, the value and a way out."""
 

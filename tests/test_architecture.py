@@ -14,23 +14,27 @@ FILES = sorted(path for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
 RANKS = {
     "types": 0,
-    "bayes": 1,
+    "deep_sea": 0,
+    "wrappers": 0,
+    "vector": 0,
+    "posterior": 1,
+    "settings": 1,
     "losses": 1,
     "likelihoods": 1,
-    "envs": 1,
-    "metrics": 1,
     "calibration": 1,
-    "wrappers": 0,
-    "deep_sea": 0,
-    "vector": 0,
+    "metrics": 1,
     "atari": 1,
-    "diagnostics": 3,
-    "replay": 2,
-    "exploration": 2,
+    "envs": 1,
+    "bayes": 2,
+    "encoders": 2,
     "networks": 2,
     "consolidation": 2,
+    "replay": 2,
+    "exploration": 2,
     "stream": 3,
     "games": 3,
+    "diagnostics": 3,
+    "player": 4,
     "module": 4,
     "datamodule": 4,
     "callbacks": 4,
@@ -40,7 +44,11 @@ RANKS = {
 # Within a rank nothing imports its neighbour, but for these pairs (importer, imported).
 ALLOWED_WITHIN_A_RANK = {
     ("envs", "atari"),  # one door for all kinds of environment
+    ("encoders", "bayes"),  # layers, encoders of layers, networks of encoders
+    ("networks", "bayes"),
+    ("networks", "encoders"),
     ("consolidation", "networks"),  # the Fisher is that of one critic
+    ("module", "player"),  # the agent is what plays, and learns
     ("callbacks", "datamodule"),  # callbacks read the data module's counters
 }
 MAX_FILE_LINES = 300
