@@ -21,7 +21,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from bayes_rl import callbacks
+from bayes_rl import callbacks, video
 from bayes_rl.datamodule import ReplayDataModule
 from bayes_rl.module import VariationalActorCritic
 from bayes_rl.options import given_options, one_line, option_names
@@ -31,7 +31,7 @@ LINKED = ("game", "observation_shape", "num_actions", "pixel_scale", "num_catego
 """Model arguments that the data decides."""
 
 FIXED = {
-    *("env", "num_envs", "frame_stack", "frame_skip", "sticky_actions", "crop", "max_episode_frames"),
+    *("env", "env_kwargs", "num_envs", "frame_stack", "frame_skip", "sticky_actions", "crop", "max_episode_frames"),
     *("full_action_space", "auto_fire", "replay_capacity", "frames_per_epoch", "updates_per_step", "seed"),
 }
 """Data options that a resumed run cannot change: the state of environments, replay and counters depends on them."""
@@ -137,7 +137,7 @@ class BayesCLI(LightningCLI):
         options = self._options()
         data = ReplayDataModule(**options.data.clone().as_dict())
         if options.get("ckpt_path"):
-            for key in ("observation_shape", "num_actions"):
+            for key in ("observation_shape", "num_actions", "num_categories"):
                 value, saved = getattr(data, key), self._saved_model[key]
                 if value != (tuple(saved) if key == "observation_shape" else saved):
                     problem = f"has {key} {value}; the checkpoint's agent was trained with {saved}"
@@ -174,7 +174,7 @@ class BayesCLI(LightningCLI):
             ModelCheckpoint(filename="last", **saving),  # `save_last` would follow the best one only
             callbacks.StreamMetrics(),
             callbacks.LearningCurve(),
-            callbacks.VideoWriter(),
+            video.VideoWriter(),
             callbacks.GracefulStop(),
         ]
         if options.trainer.enable_progress_bar is not False:
@@ -209,14 +209,14 @@ class BayesCLI(LightningCLI):
         run = Path(os.path.relpath(run))
         game = self.datamodule.games("predict", 1).play(self.model.act)[0]
         try:
-            video = str(callbacks.write_video(self.datamodule.settings, game, run / "videos", self.datamodule.fps))
+            film = str(video.write_video(self.datamodule.settings, game, run / "videos", self.datamodule.fps))
         except ConfigError as error:  # the package that draws this environment is not installed
-            video = f"none ({error})"
+            film = f"none ({error})"
         curve = {"learning curve": "learning_curve.png", "metrics": "metrics.npy"}  # none without a validation
         files = {
             "checkpoint": os.path.relpath(best) if best else "none",
             **{name: str(run / file) for name, file in curve.items() if (run / file).exists()},
-            "video": video,
+            "video": film,
             "TensorBoard": f"{os.path.relpath(sys.executable)} -m tensorboard.main --logdir {run}",
         }
         print(callbacks.report(self.datamodule, scores, files))

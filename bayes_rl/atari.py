@@ -102,3 +102,16 @@ def atari_games() -> dict[str, str]:
     names = {rom: rom for rom in roms.get_all_rom_ids()}
     names |= {i: spec.kwargs["game"] for i, spec in gym.registry.items() if i.startswith("ALE/")}
     return names
+
+
+def atari_actions(env: str, num_actions: int) -> list[str]:
+    """Names of a game's own actions, or of all 18 if there are so many."""
+    everything = [action.name.lower() for action in ale_py.Action.__members__.values()]
+    if num_actions == len(everything):
+        return everything
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    game = ale_py.ALEInterface()
+    rom = roms.get_rom_path(atari_games()[env])
+    assert rom is not None  # it is one of those bundled
+    game.loadROM(rom)
+    return [action.name.lower() for action in game.getMinimalActionSet()]

@@ -1,4 +1,4 @@
-"""What happens around training: progress in frames, curves, stopping cleanly, the closing report, videos."""
+"""What happens around training: progress in frames, curves, stopping cleanly, the closing report."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ from pytorch_lightning.callbacks import Callback, ProgressBar
 from tqdm.auto import tqdm
 
 from bayes_rl.datamodule import ReplayDataModule
-from bayes_rl.envs import EnvSettings
-from bayes_rl.games import Game, pictures
-from bayes_rl.types import ConfigError
 
 
 def _data(trainer: pl.Trainer) -> ReplayDataModule:
@@ -219,59 +216,6 @@ def write_curve(history: list[dict[str, float]], game: str, directory: Path) -> 
     figure.savefig(directory / "learning_curve.png", dpi=120)
 
 
-class VideoWriter(Callback):
-    """`predict`: writes every game as a GIF (mp4 with the `video` extra), and shows it if `--data.render human`."""
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find out that there is no display before any game is played."""
-        import matplotlib
-
-        windowless = matplotlib.get_backend().lower() in ("agg", "pdf", "svg", "ps")
-        if _data(trainer).render == "human" and windowless:
-            raise ConfigError("data.render", "human", "needs a display; leave it out and open the video instead")
-
-    def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
-        data = _data(trainer)
-        directory = run_directory(trainer) / "videos"
-        for game in outputs:
-            path = write_video(data.settings, game, directory, data.fps)
-            print(f"seed {game.seed}: score {game.score:g} in {game.frames:,} frames, {path}", flush=True)
-            if data.render == "human":
-                show(data.settings, game, data.fps)
-
-
-def write_video(settings: EnvSettings, game: Game, directory: Path, fps: int) -> Path:
-    """Write a whole game, one picture per agent step at `fps`; mp4 if moviepy is installed, else GIF."""
-    directory.mkdir(parents=True, exist_ok=True)
-    stem = directory / f"seed{game.seed}_score{game.score:g}"
-    try:
-        from moviepy import ImageSequenceClip
-    except ImportError:
-        from PIL import Image
-
-        frames = [Image.fromarray(p).quantize(32, dither=Image.Dither.NONE) for p in pictures(settings, game)]
-        path = stem.with_name(stem.name + ".gif")
-        frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
-        return path
-    path = stem.with_name(stem.name + ".mp4")
-    clip = ImageSequenceClip(list(pictures(settings, game)), fps=fps)
-    clip.write_videofile(str(path), logger=None, audio=False)
-    return path
-
-
-def show(settings: EnvSettings, game: Game, fps: int) -> None:
-    """Show a game in a window at `fps` pictures per second (needs a display)."""
-    import matplotlib.pyplot as plt
-
-    image = None
-    for picture in pictures(settings, game):
-        image = image or plt.imshow(picture)
-        image.set_data(picture)
-        plt.axis("off")
-        plt.pause(1 / fps)
-    plt.close()
-
-
 def report(data: ReplayDataModule, scores: dict[str, float], files: dict[str, str]) -> str:
     """The closing table: `scores` of whole games, then the files of the run, one per line."""
     keys = (
@@ -283,9 +227,20 @@ def report(data: ReplayDataModule, scores: dict[str, float], files: dict[str, st
         "return_min",
         "return_max",
         "human_normalised",
+        "return_rmse",
+        "coverage_50",
+        "coverage_90",
+        "calibration_error",
+        "epistemic_std",
+        "greedy_disagreement",
     )
-    names = ("games", "cut when idle", "mean", "median", "IQM", "min", "max", "human-normalised")
+    names = (
+        *("games", "cut when idle", "mean", "median", "IQM", "min", "max", "human-normalised"),
+        *("error of values", "in 50 % interval", "in 90 % interval", "calibration error"),
+        *("std of Q", "draws disagree"),
+    )
     rows = [(name, scores[key]) for key, name in zip(keys, names, strict=True) if key in scores]
+    rows = [(name, value) for name, value in rows if value == value]  # nothing to say: not a number
     title = f"{data.game}: raw scores of whole greedy games, sticky actions {data.settings.sticky_actions:g}"
     lines = [title, *(f"  {name:<18}{value:>10.2f}" for name, value in rows)]
     return "\n".join([*lines, *(f"{name:<16}{path}" for name, path in files.items())])

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
-from bayes_rl.atari import ATARI_COLUMNS, ATARI_ROWS, AtariEnvs, atari_games
+from bayes_rl.atari import ATARI_COLUMNS, ATARI_ROWS, AtariEnvs, atari_actions, atari_games
 from bayes_rl.types import ConfigError, check, nearest
 from bayes_rl.vector import UNSEEDED, BoolArray, Envs, EnvSettings, History, ObservationStack, Step
 from bayes_rl.wrappers import FrameSkip, FreshStart, Screen
@@ -24,6 +24,7 @@ __all__ = [
     "History",
     "ObservationStack",
     "Step",
+    "action_names",
     "atari_games",
     "check_env",
     "episode_seed",
@@ -93,6 +94,13 @@ class GymnasiumEnvs(Envs):
 def game_name(env: str) -> str:
     """The short name of an Atari game, or the id itself for any other environment."""
     return atari_games().get(env, env)
+
+
+def action_names(settings: EnvSettings, num_actions: int) -> list[str]:
+    """What the actions of a game are called; their numbers where nobody named them."""
+    if settings.env in atari_games():
+        return atari_actions(settings.env, num_actions)
+    return [str(action) for action in range(num_actions)]
 
 
 def check_env(settings: EnvSettings) -> None:

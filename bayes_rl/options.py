@@ -18,7 +18,7 @@ from bayes_rl.types import nearest
 
 def given_options(words: list[str], configs: list[Path]) -> set[str]:
     """Names of the options that stand on the command line or in a configuration file, as `data.env`."""
-    given = {word[2:].split("=")[0] for word in words if word.startswith("--")}
+    given = {".".join(word[2:].split("=")[0].split(".")[:2]) for word in words if word.startswith("--")}
     for path in configs:
         for section, value in (yaml.safe_load(path.read_text()) or {}).items():
             given |= {f"{section}.{key}" for key in value} if isinstance(value, dict) else {section}

@@ -38,6 +38,7 @@ RANKS = {
     "module": 4,
     "datamodule": 4,
     "callbacks": 4,
+    "video": 5,
     "options": 5,
     "cli": 6,
 }

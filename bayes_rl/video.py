@@ -1,0 +1,130 @@
+"""Videos of whole games, with what the agent expected of each action beside the game."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from pytorch_lightning.callbacks import Callback
+
+from bayes_rl.callbacks import run_directory
+from bayes_rl.datamodule import ReplayDataModule
+from bayes_rl.envs import EnvSettings, action_names
+from bayes_rl.games import Game, pictures
+from bayes_rl.types import ConfigError, Judgement
+
+PANEL_WIDTH = 200  # pixels
+GREY, WHITE, CHOSEN, SPREAD = (110, 110, 110), (230, 230, 230), (80, 160, 255), (255, 200, 60)
+
+
+class VideoWriter(Callback):
+    """`predict`: writes every game as a GIF (mp4 with the `video` extra), and shows it if `--data.render human`."""
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find out that there is no display before any game is played."""
+        import matplotlib
+
+        windowless = matplotlib.get_backend().lower() in ("agg", "pdf", "svg", "ps")
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if data.render == "human" and windowless:
+            raise ConfigError("data.render", "human", "needs a display; leave it out and open the video instead")
+
+    def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, ReplayDataModule)
+        directory = run_directory(trainer) / "videos"
+        for game in outputs:
+            path = write_video(data.settings, game, directory, data.fps)
+            print(f"seed {game.seed}: score {game.score:g} in {game.frames:,} frames, {path}", flush=True)
+            if data.render == "human":
+                show(data.settings, game, data.fps)
+
+
+class Panel:
+    """Draws Q(s, .) of one state: a bar to the mean of each action, a whisker of one standard deviation over posterior
+    draws either side, the chosen action in colour. One scale for the whole game.
+
+    Args:
+        names: of the actions.
+        judgements: of the whole game.
+        height: of the picture, in pixels.
+    """
+
+    def __init__(self, names: list[str], judgements: list[Judgement], height: int) -> None:
+        self.names, self.height = names, height
+        lows = torch.stack([j.q_mean - j.q_std for j in judgements]).min()
+        highs = torch.stack([j.q_mean + j.q_std for j in judgements]).max()
+        self.low, self.high = min(0.0, float(lows)), max(0.0, float(highs)) or 1e-6
+        self.label = 8 + 6 * max(len(name) for name in names)
+
+    def _x(self, value: float) -> float:
+        span = PANEL_WIDTH - self.label - 8
+        return self.label + span * (value - self.low) / (self.high - self.low)
+
+    def draw(self, judgement: Judgement, action: int) -> NDArray[np.uint8]:
+        """`[height, PANEL_WIDTH, 3]`."""
+        image = Image.new("RGB", (PANEL_WIDTH, self.height))
+        pen = ImageDraw.Draw(image)
+        value, spread = float(judgement.q_mean[action]), float(judgement.q_std[action])
+        pen.text((4, 2), f"Q {value:.2f} +- {spread:.2f}", fill=WHITE)
+        row = (self.height - 20) / len(self.names)
+        for index, name in enumerate(self.names):
+            middle = 20 + row * (index + 0.5)
+            mean, std = float(judgement.q_mean[index]), float(judgement.q_std[index])
+            colour = CHOSEN if index == action else GREY
+            if row >= 11:
+                pen.text((4, middle - 6), name, fill=WHITE if index == action else GREY)
+            thick = min(5.0, 0.35 * row)
+            pen.rectangle((*sorted((self._x(0), self._x(mean)))[:1], middle - thick,
+                           sorted((self._x(0), self._x(mean)))[1], middle + thick), fill=colour)  # fmt: skip
+            pen.line((self._x(mean - std), middle, self._x(mean + std), middle), fill=SPREAD, width=2)
+        return np.asarray(image)
+
+
+def panelled(settings: EnvSettings, game: Game) -> Iterator[NDArray[np.uint8]]:
+    """The pictures of a game `[H, W, 3]`, what the agent thinks of each state beside it if it was asked at each."""
+    if len(game.judgements) != len(game.actions):
+        yield from pictures(settings, game)
+        return
+    names = action_names(settings, len(game.judgements[0].q_mean))
+    panel: Panel | None = None
+    for step, picture in enumerate(pictures(settings, game)):
+        panel = panel or Panel(names, game.judgements, len(picture))
+        step = min(step, len(game.actions) - 1)  # the last screen has no action any more
+        yield np.concatenate([picture, panel.draw(game.judgements[step], game.actions[step])], 1)
+
+
+def write_video(settings: EnvSettings, game: Game, directory: Path, fps: int) -> Path:
+    """Write a whole game, one picture per agent step at `fps`; mp4 if moviepy is installed, else GIF."""
+    directory.mkdir(parents=True, exist_ok=True)
+    stem = directory / f"seed{game.seed}_score{game.score:g}"
+    try:
+        from moviepy import ImageSequenceClip
+    except ImportError:
+        frames = [Image.fromarray(p).quantize(32, dither=Image.Dither.NONE) for p in panelled(settings, game)]
+        path = stem.with_name(stem.name + ".gif")
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
+        return path
+    path = stem.with_name(stem.name + ".mp4")
+    clip = ImageSequenceClip(list(panelled(settings, game)), fps=fps)
+    clip.write_videofile(str(path), logger=None, audio=False)
+    return path
+
+
+def show(settings: EnvSettings, game: Game, fps: int) -> None:
+    """Show a game in a window at `fps` pictures per second (needs a display)."""
+    import matplotlib.pyplot as plt
+
+    image = None
+    for picture in panelled(settings, game):
+        image = image or plt.imshow(picture)
+        image.set_data(picture)
+        plt.axis("off")
+        plt.pause(1 / fps)
+    plt.close()
