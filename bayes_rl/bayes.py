@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bayes_rl.bounds import bounded
 from bayes_rl.posterior import Draws, Variational, Weights
 
 VARIANCE_FLOOR = 1e-8
@@ -22,7 +23,7 @@ class Moments(NamedTuple):
 
     Attributes:
         mean: `[*shape]`, or of every member, `[K, *shape]`.
-        log_var: `[*shape]`, clamped.
+        log_var: `[*shape]`, not clamped yet.
         factor: C of `low_rank`, `[d, *shape]`, or None.
         bias: `[out]`, or `[K, out]`.
         noise: of given `Draws`, `[D, *shape]`, or None.
@@ -63,12 +64,15 @@ class BayesLayer(nn.Module):
 
     def log_var(self) -> Tensor:
         """Log-variances in use, `[*shape]`, clamped so that neither exp nor its inverse overflows."""
-        return self.weight_log_var.clamp(-self.settings.log_var_limit, self.settings.log_var_limit)
+        return self._clamped(self.weight_log_var)
+
+    def _clamped(self, log_var: Tensor) -> Tensor:
+        return bounded(log_var, -self.settings.log_var_limit, self.settings.log_var_limit)
 
     def moments(self, weights: Weights) -> Moments:
         """Everything a forward pass needs."""
         noise = weights.noise.get(self.key) if isinstance(weights, Draws) and weights.noise is not None else None
-        return Moments(self.weight_mu, self.log_var(), self.weight_factor, self.bias, noise)
+        return Moments(self.weight_mu, self.weight_log_var, self.weight_factor, self.bias, noise)
 
     def forward(self, x: Tensor, weights: Weights = "mean") -> Tensor:
         return self.evaluate(x, weights, self.moments(weights))
@@ -84,17 +88,17 @@ class BayesLayer(nn.Module):
             elif m.factor is not None:
                 weight = weight + torch.tensordot(weights.index, m.factor, 1)
             if m.noise is not None:
-                weight = weight + (0.5 * m.log_var).exp() * m.noise
+                weight = weight + (0.5 * self._clamped(m.log_var)).exp() * m.noise
             drawn = len(weight) if weight.ndim > m.log_var.ndim else 0
             y = self.batched(x, weight if drawn else weight[None], bias if bias.ndim == 2 else bias[None])
             if weights.noise is not None:
                 return y.expand(weights.size, *y.shape[1:])
-            variance = self.batched(_square(x), m.log_var.exp()[None], None)
+            variance = self.batched(_square(x), self._clamped(m.log_var).exp()[None], None)
             y = y.expand(weights.size, *y.shape[1:])
             return y + variance.clamp_min(VARIANCE_FLOOR).sqrt() * torch.randn_like(y)
         if weights == "mean":
             return self.product(x, m.mean.mean(0), m.bias.mean(0)) if members else self.product(x, m.mean, m.bias)
-        variance = self.product(_square(x), m.log_var.exp(), None)
+        variance = self.product(_square(x), self._clamped(m.log_var).exp(), None)
         y = self._sampled_index(x, m)
         return y + variance.clamp_min(VARIANCE_FLOOR).sqrt() * torch.randn_like(y)
 
@@ -122,17 +126,19 @@ class BayesLayer(nn.Module):
         """Apply weights `[D or 1, *shape]` to `[D or 1, B, ...]`: `[D or 1, B, ...]`."""
         raise NotImplementedError
 
-    def kl_terms(self) -> tuple[Tensor, Tensor | None]:
-        """KL(q || prior) of this layer in nats without the part that layers share; then C^T S^-1 C `[d, d]` or None."""
+    def kl_terms(self, m: Moments) -> tuple[Tensor, Tensor | None]:
+        """KL(q || prior) by given moments, in nats, without the part that layers share; then C^T S^-1 C `[d, d]` or
+        None.
+        """
         s = self.settings
-        with torch.autocast(self.weight_mu.device.type, enabled=False):
-            log_var, factor = self.log_var(), self.weight_factor
-            copies = len(self.weight_mu) if s.posterior == "members" else 1
+        with torch.autocast(m.mean.device.type, enabled=False):
+            log_var, factor = self._clamped(m.log_var), m.factor
+            copies = len(m.mean) if s.posterior == "members" else 1
             if s.prior == "log_uniform":
-                log_alpha = log_var - 2 * self.weight_mu.abs().clamp_min(1e-8).log()
+                log_alpha = log_var - 2 * m.mean.abs().clamp_min(1e-8).log()
                 kl = K1 * (1 - torch.sigmoid(K2 + K3 * log_alpha)) + 0.5 * F.softplus(-log_alpha)
                 return kl.sum() / copies, None
-            second_moment = self.weight_mu.square().sum() / copies + log_var.exp().sum()
+            second_moment = m.mean.square().sum() / copies + log_var.exp().sum()
             gram = None
             if factor is not None:
                 second_moment = second_moment + factor.square().sum()
@@ -147,7 +153,7 @@ class BayesLayer(nn.Module):
         Gaussian prior of precision k, per weight: (k (mu^2 + s^2) - 1 - log s^2 - log k) / 2, for `members` averaged
         over them (the KL of member and weights jointly), for `low_rank` with the determinant of s^2 I + C C^T.
         """
-        part, gram = self.kl_terms()
+        part, gram = self.kl_terms(self.moments("mean"))
         return part if gram is None else part - _half_log_det(gram)
 
 
@@ -209,17 +215,27 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def joint_forward(layers: Sequence[BayesLinear], x: Tensor, weights: Weights) -> list[Tensor]:
     """Several layers of equal settings on the same input, by one matrix product; each one's output."""
+    joint = _joint_moments(layers, weights)
+    sizes = [len(layer.weight_log_var) for layer in layers]
+    return list(layers[0].evaluate(x, weights, joint).split(sizes, -1))
+
+
+def _joint_moments(layers: Sequence[BayesLayer], weights: Weights) -> Moments:
+    """Those of one layer with all the outputs."""
+    if len(layers) == 1:
+        return layers[0].moments(weights)
     parts = [layer.moments(weights) for layer in layers]
     mean, log_var, factor, bias, noise = zip(*parts, strict=True)
-    joint = Moments(
+    given = next((values for values in noise if values is not None), None)
+    if given is not None:  # a layer without an entry has its mean
+        noise = tuple(given.new_zeros(len(given), *p.log_var.shape) if p.noise is None else p.noise for p in parts)
+    return Moments(
         torch.cat(mean, -2),
         torch.cat(log_var, -2),
         None if factor[0] is None else torch.cat(factor, -2),
         torch.cat(bias, -1),
-        None if noise[0] is None else torch.cat(noise, -2),
+        None if given is None else torch.cat(noise, -2),
     )
-    sizes = [len(part.log_var) for part in parts]
-    return list(layers[0].evaluate(x, weights, joint).split(sizes, -1))
 
 
 def _square(x: Tensor) -> Tensor:
@@ -227,9 +243,8 @@ def _square(x: Tensor) -> Tensor:
 
 
 def _half_log_det(gram: Tensor) -> Tensor:
-    """log det(I + gram) / 2."""
-    identity = torch.eye(len(gram), device=gram.device, dtype=gram.dtype)
-    return torch.linalg.cholesky(identity + gram).diagonal().log().sum()
+    """log det(I + gram) / 2; by eigenvalues, because rounding can make a gram of wide spread indefinite."""
+    return 0.5 * torch.linalg.eigvalsh(gram).clamp_min(0).log1p().sum()
 
 
 def bayesian_layers(module: nn.Module) -> dict[str, BayesLayer]:
@@ -248,9 +263,13 @@ def joint_kl(layers: Iterable[BayesLayer]) -> Tensor:
     `low_rank` layers share their index, so that their determinant is taken jointly: the whole exceeds the sum of the
     layers' own divergences by what they tell about each other.
     """
-    parts = [layer.kl_terms() for layer in layers]
+    groups: dict[Any, list[BayesLayer]] = {}
+    for layer in layers:  # linear layers of equal inputs at once: many small operations take longer than few
+        alone = not isinstance(layer, BayesLinear)
+        groups.setdefault((layer.settings, layer.weight_mu.shape[-1], id(layer) if alone else 0), []).append(layer)
+    parts = [group[0].kl_terms(_joint_moments(group, "mean")) for group in groups.values()]
     if not parts:
         return torch.zeros(())
-    total = torch.stack([part for part, _ in parts]).sum()
+    total = torch.stack([part for part, _ in parts]).sum() if len(parts) > 1 else parts[0][0]
     grams = [gram for _, gram in parts if gram is not None]
     return total - _half_log_det(torch.stack(grams).sum(0)) if grams else total

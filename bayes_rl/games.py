@@ -119,11 +119,11 @@ class Games:
             idle &= (playing >= 0) & ~(step.terminated | step.truncated)
             for slot in np.flatnonzero(idle):
                 games[playing[slot]].cut = True
-            stopped = (step.truncated | idle) & ~step.terminated & (playing >= 0)
-            if judge is not None and stopped.any():
-                values = judge(stack.observations()).value
-                for slot in np.flatnonzero(stopped):
-                    games[playing[slot]].bootstrap = float(values[slot])
+            stopped = np.flatnonzero((step.truncated | idle) & ~step.terminated & (playing >= 0))
+            if judge is not None and len(stopped):
+                values = judge(stack.observations()[stopped]).value
+                for slot, value in zip(stopped, values.tolist(), strict=True):
+                    games[playing[slot]].bootstrap = value
             free = step.terminated | step.truncated | idle
         envs.close()
         return games

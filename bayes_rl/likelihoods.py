@@ -8,11 +8,11 @@ would broadcast raise `ValueError`.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bayes_rl.bounds import bounded
 from bayes_rl.types import check, check_choice
 
 NOISE_STD_RANGE = (1e-3, 1e3)
@@ -117,30 +117,6 @@ class GaussianLikelihood(_Gaussian):
         return f"noise_std={self.log_noise.exp().item():g}"
 
 
-class _Bound(torch.autograd.Function):
-    """Clamp whose gradient vanishes only where descent would lead further out (the rule of Balle's `LowerBound`).
-
-    A plain clamp has no gradient outside at all: noise that shrank while every return was 0 could never grow again.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, low: float, high: float) -> Tensor:
-        return x.clamp(low, high)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float, float], output: Tensor) -> None:
-        x, ctx.low, ctx.high = inputs
-        ctx.save_for_backward(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (x,) = ctx.saved_tensors
-        outward = ((x < ctx.low) & (gradient > 0)) | ((x > ctx.high) & (gradient < 0))
-        return gradient.masked_fill(outward, 0.0), None, None
-
-
 class LearnedGaussianLikelihood(_Gaussian):
     """N(y | raw, exp(log_noise)^2): the noise is learned by maximum likelihood, starting from `noise_std`.
 
@@ -155,7 +131,7 @@ class LearnedGaussianLikelihood(_Gaussian):
 
     def log_std(self) -> Tensor:
         low, high = NOISE_STD_RANGE
-        return _Bound.apply(self.log_noise, math.log(low), math.log(high))
+        return bounded(self.log_noise, math.log(low), math.log(high))
 
 
 # ------------------------------------------------------------------ histograms

@@ -38,7 +38,7 @@ class VariationalActorCritic(Player):
         prior: gaussian, or log_uniform (the original's approximation).
         prior_precision: 1 / variance of the Gaussian prior of each Bayesian weight, > 0.
         init_log_var: initial log-variance of each Bayesian weight (natural logarithm), within +-log_var_limit.
-        log_var_limit: log-variances are clamped to +- this, > 0.
+        log_var_limit: log-variances are clamped to +- this, in (0, 60].
         init_scale: initial means of Bayesian weights have this many 1 / sqrt(fan-in) as standard deviation, > 0.
         prior_scale: standard deviation of the fixed random prior function added to Q, in return units, >= 0.
         temperature: T of the ELBO, weight of KL / N; 1 is the true ELBO, 0 plain maximum likelihood.

@@ -82,10 +82,11 @@ class PriorFunction(nn.Module):
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         """Prepared observations `[D or 1, B, ...]` and indices `[D, d]` to `[D, B, A]`."""
         features = apply(self.encoder, x.flatten(0, 1), "mean").float()
-        values = self.values(features).unflatten(-1, (-1, self.num_actions)).unflatten(0, x.shape[:2])
-        if len(values) == 1:
-            return torch.einsum("bja,dj->dba", values[0], index)
-        return torch.einsum("dbja,dj->dba", values, index)
+        with torch.autocast(x.device.type, enabled=False):
+            values = self.values(features).unflatten(-1, (-1, self.num_actions)).unflatten(0, x.shape[:2])
+            if len(values) == 1:
+                return torch.einsum("bja,dj->dba", values[0], index)
+            return torch.einsum("dbja,dj->dba", values, index)
 
 
 @dataclass(frozen=True)
@@ -218,24 +219,22 @@ class Twin(nn.Module):
             every = Draws(torch.eye(self.posterior.index_dim, device=observation.device), {})
             output = self(observation[None], every)
             probs = output.action_logits.softmax(-1).mean(1)
-            return TwinOutput(probs.log(), output.raw.mean(1), output.q_values.mean(1))
+            prior = None if output.prior is None else output.prior.mean(0)
+            return TwinOutput(probs.log(), output.raw.mean(1), output.q_values.mean(1), prior)
         x = self.prepare(observation, weights)
         if self.shared_trunk:
             features = [apply(self.trunks[0], x, weights)] * 4
             features[:2] = [features[0].detach()] * 2
         else:
             features = [apply(trunk, x, weights) for trunk in self.trunks]
+        prior = self.prior(x, weights.index) if self.prior is not None and isinstance(weights, Draws) else None
         # Heads stay in float32: eight bits of mantissa are too few to tell neighbouring actions apart.
         with torch.autocast(x.device.type, enabled=False):
             logits = self._heads(self.actors, features[:2], weights)
             raw = self._heads(self.critics, features[2:], weights)
             raw = raw.unflatten(-1, (self.settings.num_actions, self.likelihood.outputs))
             q_values = self.likelihood.value(raw)
-            prior = None
-            if self.prior is not None and isinstance(weights, Draws):
-                prior = self.prior(x, weights.index)
-                q_values = q_values + prior
-        return TwinOutput(logits, raw, q_values, prior)
+        return TwinOutput(logits, raw, q_values if prior is None else q_values + prior, prior)
 
     def _any_bayesian(self) -> bool:
         return self.settings.layers.bayesian != "none"
@@ -246,7 +245,7 @@ class Twin(nn.Module):
         if self.shared_trunk and isinstance(heads[0], BayesLinear):
             return torch.stack(joint_forward(list(heads), inputs[0], weights))  # type: ignore[arg-type]
         outputs = torch.stack([apply(head, f, weights) for head, f in zip(heads, inputs, strict=True)])
-        return outputs
+        return outputs.expand(2, weights.size, *outputs.shape[2:]) if isinstance(weights, Draws) else outputs
 
 
 def parameter_groups(twin: Twin, rates: dict[str, float], weight_decay: float) -> list[dict[str, Any]]:
@@ -263,7 +262,8 @@ def parameter_groups(twin: Twin, rates: dict[str, float], weight_decay: float) -
             continue  # a prior function stays what it is
         own_actor_trunk = name.startswith(("trunks.0", "trunks.1")) and not twin.shared_trunk
         owner = "actor" if name.startswith("actors") or own_actor_trunk else "critic"
-        decayed = parameter.ndim > 1 and not name.endswith(("weight_mu", "weight_log_var", "weight_factor"))
+        # Members have several biases.
+        decayed = parameter.ndim > 1 and not name.endswith(("weight_mu", "weight_log_var", "weight_factor", "bias"))
         groups.setdefault((owner, decayed), []).append(parameter)
     return [
         {"params": parameters, "lr": rates[owner], "weight_decay": weight_decay * decayed, "name": owner}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -72,12 +73,14 @@ class Player(pl.LightningModule):
         return self.trainer.precision_plugin.forward_context() if self._trainer else contextlib.nullcontext()
 
     @torch.no_grad()
-    def judge(self, observations: Tensor) -> Judgement:
-        """What both critics and all of the judging draws think of observations `[E, ...]`."""
+    def judge(self, observations: Tensor, measure: bool = False) -> Judgement:
+        """What both critics and all of the judging draws think of observations `[E, ...]`; `measure` counts it in the
+        metrics of the validation under way.
+        """
         with self._precision():
             output = self.twin(observations.to(self.device)[None], self._judging())
         every = output.q_values.flatten(0, 1)
-        if len(every) > 1:
+        if measure:
             self.uncertainty.update(every)
         noise = self.twin.likelihood.std(output.raw).flatten(0, 1).mean(0)
         mean = every.mean(0)
@@ -92,13 +95,13 @@ class Player(pl.LightningModule):
                 self._judge_draws = Draws(index_draws(posterior, 0, torch.device("cpu")).index, {})
             else:
                 self._judge_draws = draws_by_seed(posterior, shapes, list(range(JUDGE_DRAWS)))
-            self._judge_draws = to_device(self._judge_draws, self.device)
+        self._judge_draws = to_device(self._judge_draws, self.device)  # Lightning moves a module after each run
         return self._judge_draws
 
     # ------------------------------------------------------------------ games
     def validation_step(self, games: Games, batch_idx: int) -> None:
         """Play the games greedily, by the mean weights, and compare what was expected with what came."""
-        played = games.play(self.act, self.judge)
+        played = games.play(self.act, partial(self.judge, measure=True))
         columns = zip(*((g.score, float(g.frames), float(g.cut)) for g in played), strict=True)
         self.returns.update(*(torch.tensor(column, device=self.device) for column in columns))
         for number, game in enumerate(played):
@@ -139,8 +142,9 @@ class Player(pl.LightningModule):
             self.return_noise.fill_(fit_return_noise(mean, epistemic, realised, games))
         scores["return_noise"] = self.return_noise
         self._residuals.clear()
-        for metric in (self.returns, self.calibration, self.uncertainty):
-            metric.reset()
+        with torch.inference_mode(False):  # else a later `fit` could not write to what `validate` or `test` left
+            for metric in (self.returns, self.calibration, self.uncertainty):
+                metric.reset()
         self.log_dict({f"{stage}/{key}": value for key, value in scores.items()})
         self.log("step", float(self.frames))
 

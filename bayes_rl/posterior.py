@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -27,7 +28,7 @@ class Variational:
         prior: `gaussian` N(0, 1 / prior_precision), or the improper `log_uniform` of variational dropout.
         prior_precision: 1 / variance of the Gaussian prior, > 0.
         init_log_var: mean of the initial log s^2 (natural logarithm), within +-log_var_limit.
-        log_var_limit: log s^2 is clamped to +- this, > 0.
+        log_var_limit: log s^2 is clamped to +- this, in (0, 60].
         init_scale: standard deviation of the initial means, in units of 1 / sqrt(fan-in), > 0.
 
     Raises:
@@ -48,7 +49,9 @@ class Variational:
         check(self.index_dim >= 1, "model.index_dim", self.index_dim, "must be at least 1")
         positive = {"prior_precision": self.prior_precision, "log_var_limit": self.log_var_limit}
         for key, value in (positive | {"init_scale": self.init_scale}).items():
-            check(value > 0, f"model.{key}", value, "must be positive")
+            check(0 < value < math.inf, f"model.{key}", value, "must be positive and finite")
+        rule = "must be at most 60, as sums of exponentials overflow beyond"
+        check(self.log_var_limit <= 60, "model.log_var_limit", self.log_var_limit, rule)
         limit = f"must lie within +-{self.log_var_limit:g} (a natural logarithm of a variance)"
         check(abs(self.init_log_var) <= self.log_var_limit, "model.init_log_var", self.init_log_var, limit)
         low_rank_uniform = self.prior == "log_uniform" and self.posterior == "low_rank"
@@ -124,11 +127,13 @@ class EpisodeDraws:
         self._seeds: list[int] = []
         self._draws = Draws(torch.zeros(0, 0))
 
+    @torch.inference_mode(False)  # what evaluation made, training may change
     def __call__(self, seeds: list[int], device: torch.device) -> Draws:
         """The draws named by `seeds` `[E]`, on `device`."""
         if len(seeds) != len(self._seeds):
             self._draws = to_device(draws_by_seed(self._settings, self._shapes, seeds), device)
         else:
+            self._draws = to_device(self._draws, device)
             changed = [row for row, (old, new) in enumerate(zip(self._seeds, seeds, strict=True)) if old != new]
             if changed:
                 fresh = to_device(draws_by_seed(self._settings, self._shapes, [seeds[r] for r in changed]), device)

@@ -13,24 +13,20 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
-import platform
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
+import common
 import pytorch_lightning as pl
-import torch
 import yaml
+from common import ROOT, origin, run_missing, write
 
 from bayes_rl.datamodule import ReplayDataModule
 from bayes_rl.module import VariationalActorCritic
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "docs" / "results" / "deep_sea"
+RESULTS = common.RESULTS / "deep_sea"
 SIZES = list(range(10, 51, 2))
 SOLVED_BELOW = 0.9
 # The same networks without what explores: no members, no prior functions, random actions instead.
@@ -108,10 +104,7 @@ def run(size: int, agent: str, seed: int, limit: int) -> dict[str, Any]:
         "episodes": episodes.episodes,
         "updates": module.global_step,
         "minutes": round(episodes.seconds / 60, 2),
-        "command": f"python benchmarks/deep_sea.py --size {size} --agent {agent} --seed {seed} --episodes {limit}",
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
-        "torch": torch.__version__,
-        "processor": platform.processor() or platform.machine(),
+        **origin(f"python benchmarks/deep_sea.py --size {size} --agent {agent} --seed {seed} --episodes {limit}"),
     }
 
 
@@ -121,28 +114,15 @@ def path_of(agent: str, size: int, seed: int) -> Path:
 
 
 def sweep(options: argparse.Namespace) -> None:
-    """Run what is missing, `jobs` at a time, one thread each, the longest first."""
-    todo = [
-        (agent, size)
-        for size in sorted(options.sizes, reverse=True)
-        for agent in options.agents
-        if not path_of(agent, size, options.seed).exists()
-        and not (agent == "epsilon" and size not in options.epsilon_sizes)
-    ]
-    done = len(options.sizes) - len(todo)
-    print(f"{len(todo)} runs to do, {max(done, 0)} found in {RESULTS.relative_to(ROOT)}", flush=True)
-    running: list[subprocess.Popen[bytes]] = []
-    while todo or running:
-        while todo and len(running) < options.jobs:
-            agent, size = todo.pop(0)
-            words = ["--agent", agent, "--size", str(size), "--seed", str(options.seed)]
-            command = [sys.executable, __file__, *words, "--episodes", str(options.episodes)]
-            running.append(subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}))
-        time.sleep(1)
-        for process in [p for p in running if p.poll() is not None]:
-            running.remove(process)
-            if process.returncode:
-                print(f"a run failed with {process.returncode}", file=sys.stderr, flush=True)
+    """Run what is missing, the longest first."""
+    runs = []
+    for size in sorted(options.sizes, reverse=True):
+        for agent in options.agents:
+            if agent == "thompson" or size in options.epsilon_sizes:
+                words = ["--agent", agent, "--size", str(size), "--seed", str(options.seed)]
+                words += ["--episodes", str(options.episodes)]
+                runs.append((path_of(agent, size, options.seed), words))
+    run_missing(__file__, runs, options.jobs)
 
 
 def report() -> None:
@@ -198,10 +178,7 @@ def main() -> None:
         report()
         return
     result = run(options.size, options.agent, options.seed, options.episodes)
-    path = path_of(options.agent, options.size, options.seed)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=2) + "\n")
-    temporary.rename(path)
+    write(path_of(options.agent, options.size, options.seed), result)
     print(json.dumps(result), flush=True)
 
 

@@ -14,6 +14,7 @@ FILES = sorted(path for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
 RANKS = {
     "types": 0,
+    "bounds": 0,
     "deep_sea": 0,
     "wrappers": 0,
     "vector": 0,

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from bayes_rl.calibration import realised_returns
 from bayes_rl.datamodule import ReplayDataModule
-from bayes_rl.envs import EnvSettings, make_envs
+from bayes_rl.envs import Envs, EnvSettings, Step, make_envs
 from bayes_rl.games import Game, GameLoader, Games, pictures
+from bayes_rl.types import Judgement
+from tests.oracles import Episode, Recorder, Rules
 
 INVADERS = EnvSettings("space_invaders", sticky_actions=0.25, max_episode_frames=1600)
 FIRED = EnvSettings("breakout", sticky_actions=0.25, max_episode_frames=600, auto_fire=True)
@@ -48,6 +54,172 @@ def replayed(settings: EnvSettings, game: Game) -> tuple[list[float], bool]:
     return rewards, over
 
 
+# ------------------------------------------------------------------ scripted games
+@dataclass(frozen=True)
+class Script:
+    """A game that its seed tells: T rewards, lives before and after each step `[T + 1]`, and how it ends."""
+
+    rewards: list[float]
+    lives: list[int]
+    terminated: bool
+    truncated: bool
+
+    @classmethod
+    def of(cls, seed: int) -> Script:
+        rng = np.random.default_rng(seed)
+        steps = int(rng.integers(5, 40))
+        rewards = rng.choice([-2.5, -1.0, 0.0, 0.0, 0.0, 0.5, 3.0], steps) * (rng.random() < 0.7)
+        lives = 9 - np.cumsum(rng.random(steps + 1) < 0.15)
+        ends = [(True, False), (False, True), (True, True)][seed % 3]
+        return cls(rewards.tolist(), lives.tolist(), *ends)
+
+
+class ScriptedGames(Envs):
+    """Plays `Script.of(seed)`, whatever the actions; screens are (seed, t) / 10."""
+
+    num_actions = 3
+    screen_shape = (2,)
+    screen_dtype = np.dtype(np.float32)
+
+    def __init__(self, settings: EnvSettings, num_envs: int) -> None:
+        self.num_envs = num_envs
+        self.seeds, self.times = np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64)
+        self.scripts = [Script.of(0)] * num_envs
+
+    def _screens(self) -> NDArray[np.float32]:
+        return np.stack([self.seeds, self.times], 1).astype(np.float32) / 10
+
+    def _lives(self) -> NDArray[np.int64]:
+        return np.array([s.lives[t] for s, t in zip(self.scripts, self.times, strict=True)])
+
+    def reset(self, seeds: NDArray[np.int64], mask: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        self.seeds[mask], self.times[mask] = seeds, 0
+        self.scripts = [Script.of(int(seed)) for seed in self.seeds]
+        return self._screens(), self._lives()
+
+    def send(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
+        return actions
+
+    def recv(self) -> Step:
+        pairs = list(zip(self.scripts, self.times, strict=True))
+        rewards = np.array([s.rewards[t] for s, t in pairs], np.float32)
+        self.times += 1
+        over = np.array([t + 1 == len(s.rewards) for s, t in pairs])
+        terminated, truncated = np.array([(s.terminated, s.truncated) for s in self.scripts]).T
+        return Step(self._screens(), rewards, over & terminated, over & truncated, self._lives())
+
+    def close(self) -> None:
+        pass
+
+
+SCRIPTED = EnvSettings("scripted", frame_skip=4)
+IDLE_FRAMES = 32
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every game is a scripted one."""
+    monkeypatch.setattr("bayes_rl.games.make_envs", ScriptedGames)
+
+
+def told(seed: int, actions: list[int]) -> tuple[Episode, bool]:
+    """The game of that seed as far as it is played, and whether it is cut, because no reward came for 32 frames."""
+    script, last = Script.of(seed), 0
+    episode = Episode(screens=[np.array([seed, 0], np.float32) / 10])
+    for t, reward in enumerate(script.rewards):
+        over = t + 1 == len(script.rewards)
+        last = t + 1 if reward else last
+        episode.screens.append(np.array([seed, t + 1], np.float32) / 10)
+        episode.actions.append(actions[t])
+        episode.rewards.append(reward)
+        episode.life_lost.append(script.lives[t + 1] < script.lives[t])
+        if not over and 4 * (t + 1 - last) >= IDLE_FRAMES:
+            episode.truncated = True
+            return episode, True
+        episode.terminated, episode.truncated = over and script.terminated, over and script.truncated
+    return episode, False
+
+
+def worth(observations: Tensor) -> Tensor:
+    """A value for each observation, some number."""
+    return (observations.double() @ torch.arange(1.0, 5.0, dtype=torch.float64)).sin().float()
+
+
+def opinion(observations: Tensor) -> Judgement:
+    """An opinion that tells its observation."""
+    value = worth(observations)
+    return Judgement(value[:, None].expand(-1, 3), observations[:, :3], observations[:, 1:], value)
+
+
+def returns_of(episode: Episode, rules: Rules, value: Callable[[Tensor], Tensor]) -> list[float]:
+    """What the learner would make of every step with returns of any length: the replay's definition."""
+    recorder = Recorder(1)
+    recorder.slots[0] = [(episode, t) for t in range(len(episode.screens))]
+    steps = [recorder.expected(0, t, rules) for t in range(len(episode.actions))]
+    return [s.reward + s.discount * float(value(torch.from_numpy(s.next_observation)[None])[0]) for s in steps]
+
+
+@pytest.mark.usefixtures("scripted")
+@pytest.mark.parametrize("life_loss", ["none", "discount", "penalty"])
+@pytest.mark.parametrize("reward_clip", [None, 1.0])
+def test_records_tell_the_returns_that_the_learner_would_have_read(life_loss: str, reward_clip: float | None) -> None:
+    """Clipped, with lives, ends, truncations and cuts, by the definition of the replay's transitions."""
+    seeds, gamma = list(range(40)), 0.9
+    rules = Rules(n_step=10**6, gamma=gamma, life_loss=life_loss, reward_clip=reward_clip, frame_stack=2)
+    games = Games(SCRIPTED, seeds, 2, IDLE_FRAMES, life_loss, reward_clip, parallel=7).play(hashed(3), opinion)
+    kinds = set()
+    for game in games:
+        episode, cut = told(game.seed, game.actions)
+        assert (game.score, game.frames, game.cut) == (sum(episode.rewards), 4 * len(episode.actions), cut)
+        assert len(game.rewards) == len(game.discounts) == len(game.actions) == len(episode.actions)
+        ours = realised_returns(torch.tensor(game.rewards), torch.tensor(game.discounts), gamma, game.bootstrap)
+        torch.testing.assert_close(ours, torch.tensor(returns_of(episode, rules, worth)), rtol=1e-5, atol=1e-5)
+        assert (game.bootstrap != 0) == (not episode.terminated)
+        kinds.add((cut, episode.terminated, episode.truncated, any(episode.life_lost)))
+    assert {kind[:3] for kind in kinds} == {
+        (True, False, True),
+        (False, True, False),
+        (False, False, True),
+        (False, True, True),
+    }
+
+
+@pytest.mark.usefixtures("scripted")
+@pytest.mark.parametrize("parallel", [1, 3, 10])
+@pytest.mark.parametrize("every", [1, 4])
+def test_the_judge_is_asked_about_every_so_many_th_state_of_the_games_and_nothing_else(
+    every: int, parallel: int
+) -> None:
+    asked: list[list[float]] = []
+
+    def judge(observations: Tensor) -> Judgement:
+        asked.extend(observations.tolist())
+        return opinion(observations)
+
+    games = Games(SCRIPTED, list(range(1, 9)), 2, IDLE_FRAMES, judge_every=every, parallel=parallel).play(
+        hashed(3), judge
+    )
+    expected = []
+    for game in games:
+        episode, _ = told(game.seed, game.actions)
+        stacks = [np.concatenate(two) for two in pairwise([0 * episode.screens[0], *episode.screens])]
+        due = torch.from_numpy(np.stack(stacks[: len(episode.actions) : every]))
+        assert len(game.judgements) == len(due)
+        for judgement, observation in zip(game.judgements, due, strict=True):
+            for part, wanted in zip(judgement, opinion(observation[None]), strict=True):
+                assert torch.equal(part, wanted[0])
+        expected += due.tolist() + ([] if episode.terminated else [stacks[-1].tolist()])
+    assert sorted(asked) == sorted(expected)
+
+
+@pytest.mark.usefixtures("scripted")
+def test_without_a_judge_nothing_is_judged() -> None:
+    for game in Games(SCRIPTED, [1, 2, 3], 2, IDLE_FRAMES).play(hashed(3)):
+        assert (game.judgements, game.bootstrap) == ([], 0.0)
+        assert len(game.rewards) == len(game.actions)
+
+
+# ------------------------------------------------------------------ real games
 @pytest.mark.parametrize("settings", [MINATAR, CARTPOLE], ids=lambda s: s.env)
 def test_games_are_named_by_their_seeds_however_many_are_played_at_once(settings: EnvSettings) -> None:
     seeds = [4, 8, 15, 16, 23, 42, 108]
@@ -84,6 +256,19 @@ def test_recorded_actions_are_those_that_auto_fire_played() -> None:
     assert set(game.actions) == {0, 1}
     rewards, over = replayed(settings, game)
     assert (sum(rewards), over) == (game.score, True)
+
+
+def test_lost_lives_of_an_atari_game_end_the_learner_s_return() -> None:
+    games = Games(FIRED, [1, 2, 3], 4, 0, life_loss="discount", parallel=2).play(hashed(4))
+    for game in games:
+        envs = make_envs(FIRED, 1)
+        _, lives = envs.reset(np.array([game.seed]), np.ones(1, bool))
+        steps = [envs.step(np.array([action])) for action in game.actions]
+        envs.close()
+        counted = [int(lives[0]), *(int(step.lives[0]) for step in steps)]
+        kept = [float(b >= a and not step.terminated[0]) for step, (a, b) in zip(steps, pairwise(counted), strict=True)]
+        assert game.discounts == kept
+    assert sum(game.discounts.count(0.0) for game in games) > 3
 
 
 def test_gymnasium_games_end_at_their_end() -> None:

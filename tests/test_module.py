@@ -1,7 +1,9 @@
-"""The agent as a LightningModule: targets, gradient routing, optimizer, acting, precision, checkpoints, learning."""
+"""The learning half of the agent: targets, the objective, gradient routing, optimizer, precision, checkpoints."""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,16 +11,23 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import MultivariateNormal, Normal
+from torch.distributions import kl_divergence as distribution_kl
 
 from bayes_rl import losses
 from bayes_rl.bayes import kl_divergence
+from bayes_rl.diagnostics import training_values
 from bayes_rl.module import VariationalActorCritic
-from bayes_rl.types import Batch, ConfigError, Transition
+from bayes_rl.networks import TwinOutput
+from bayes_rl.posterior import Draws
+from bayes_rl.types import Batch, Transition
 
 # Lightning 2.6.6 asks torch's pytree in a way that torch 2.13 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 
+DOCUMENTED = Path(__file__).parents[1] / "docs/metrics.md"
 ACTIONS = 3
 FEATURES = 4
 # A head whose input is zero draws with the layer's variance floor of 1e-8: a standard deviation of 1e-4.
@@ -113,7 +122,8 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
 
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return all(torch.equal(value, second[name]) for name, value in first.items())
+    """Bit for bit; a number that is not known yet is NaN in both."""
+    return all(torch.allclose(value, second[name], rtol=0, atol=0, equal_nan=True) for name, value in first.items())
 
 
 def of_actors(named: dict[str, Tensor], shared_trunk: bool) -> dict[str, Tensor]:
@@ -250,9 +260,16 @@ def test_returns_outside_the_unit_interval_reach_the_critic(value: float) -> Non
 
 
 # ------------------------------------------------------------------ the objective
-def test_the_kl_enters_the_loss_divided_by_the_number_of_data() -> None:
+LOW_RANK: dict[str, Any] = {"posterior": "low_rank", "index_dim": 2, "draws": 3}
+MEMBERS: dict[str, Any] = {"posterior": "members", "index_dim": 3}
+FAMILIES = pytest.mark.parametrize("family", [{}, MEMBERS, LOW_RANK], ids=["mean_field", "members", "low_rank"])
+WITH_DRAWS = pytest.mark.parametrize("family", [MEMBERS, LOW_RANK], ids=["members", "low_rank"])
+
+
+@FAMILIES
+def test_the_kl_enters_the_loss_divided_by_the_number_of_data(family: dict[str, Any]) -> None:
     """Defect 1: between two N under the same noise, the loss differs by T KL (1/N - 1/M), summed over layers."""
-    module = make_module(temperature=0.7, shared_trunk=False)
+    module = make_module(temperature=0.7, shared_trunk=False, **family)
     batch = make_batch()
     kl = kl_divergence(module.twin).item()
     few, many = step(module, batch._replace(num_data=100)), step(module, batch._replace(num_data=10_000))
@@ -260,8 +277,9 @@ def test_the_kl_enters_the_loss_divided_by_the_number_of_data() -> None:
     assert (few - many).item() == pytest.approx(expected, rel=1e-4)  # float32 losses of size 10
 
 
-def test_temperature_zero_leaves_out_the_kl() -> None:
-    module = make_module(temperature=0.0)
+@FAMILIES
+def test_temperature_zero_leaves_out_the_kl(family: dict[str, Any]) -> None:
+    module = make_module(temperature=0.0, **family)
     batch = make_batch()
     assert torch.equal(step(module, batch._replace(num_data=1)), step(module, batch._replace(num_data=10**6)))
 
@@ -287,11 +305,14 @@ def test_the_loss_is_the_sum_of_its_named_parts(actor_loss: str) -> None:
     torch.testing.assert_close(step(module, batch), expected, rtol=1e-5, atol=6 * 40 * FLOOR_STD)
 
 
+@FAMILIES
 @pytest.mark.parametrize("shared_trunk", [True, False])
 @pytest.mark.parametrize("actor_loss", ["dpg", "cross_entropy"])
-def test_in_the_summed_loss_each_part_trains_its_own_networks(shared_trunk: bool, actor_loss: str) -> None:
+def test_in_the_summed_loss_each_part_trains_its_own_networks(
+    shared_trunk: bool, actor_loss: str, family: dict[str, Any]
+) -> None:
     """The reward moves only critic gradients; the entropy weight, a matter of the actors, only actor gradients."""
-    settings = {"shared_trunk": shared_trunk, "actor_loss": actor_loss}
+    settings = {"shared_trunk": shared_trunk, "actor_loss": actor_loss, **family}
     torch.manual_seed(8)
     module = make_module(**settings, entropy_weight=0.1)
     torch.manual_seed(8)
@@ -321,10 +342,226 @@ def test_actor_gradient_is_the_exact_policy_gradient_on_the_mean_of_both_critics
     torch.testing.assert_close(ours, expected, rtol=0, atol=6 * 5 * FLOOR_STD)
 
 
+# ------------------------------------------------------------------ the whole objective, by brute force
+def features(trunk: Any, x: Tensor) -> Tensor:
+    """An mlp's features, layer by layer."""
+    for linear, norm in ((trunk.layers[1], trunk.layers[2]), (trunk.project, trunk.norm)):
+        x = F.relu(F.layer_norm(x @ linear.weight.T + linear.bias, (8,), norm.weight, norm.bias))
+    return x
+
+
+def head(layer: Any, x: Tensor, index: Tensor | None, noise: Tensor | None) -> Tensor:
+    """A Bayesian layer by one index: its mean weights, or with given noise of its outputs."""
+    weight, bias = layer.weight_mu, layer.bias
+    if layer.settings.posterior == "members":
+        weight, bias = weight[index.argmax()], bias[index.argmax()]
+    elif layer.settings.posterior == "low_rank":
+        weight = weight + sum(z * column for z, column in zip(index, layer.weight_factor, strict=True))
+    y = x @ weight.T + bias
+    if noise is None:
+        return y
+    return y + (x.square() @ layer.weight_log_var.exp().T).clamp_min(1e-8).sqrt() * noise
+
+
+def answer(
+    twin: Any, observation: Tensor, index: Tensor | None, noise: list[list[Tensor | None]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits `[2, B, A]`, numbers of the likelihood `[2, B, A, n]` and prior values `[B, A]`, by one index."""
+    logits, raw = [], []
+    for pair in range(2):
+        of_actor, of_critic = (0, 0) if twin.shared_trunk else (pair, 2 + pair)
+        below = features(twin.trunks[of_actor], observation)
+        below = below.detach() if twin.shared_trunk else below
+        logits.append(head(twin.actors[pair], below, index, noise[0][pair]))
+        numbers = head(twin.critics[pair], features(twin.trunks[of_critic], observation), index, noise[1][pair])
+        raw.append(numbers.unflatten(-1, (ACTIONS, -1)))
+    prior = torch.zeros(len(observation), ACTIONS)
+    if twin.prior is not None:
+        parts = twin.prior.values(twin.prior.encoder(observation)).unflatten(-1, (-1, ACTIONS))
+        prior = sum(z * parts[:, j] for j, z in enumerate(index))
+    return torch.stack(logits), torch.stack(raw), prior
+
+
+def kl_by_distributions(heads: list[Any], prior_precision: float) -> Tensor:
+    """KL between `torch.distributions`; that of `low_rank` from the dense covariance of all weights together."""
+    prior_std = prior_precision**-0.5
+    if heads[0].settings.posterior != "low_rank":
+        total = torch.zeros(())
+        for layer in heads:
+            means = layer.weight_mu if layer.settings.posterior == "members" else layer.weight_mu[None]
+            posterior = Normal(means, (0.5 * layer.weight_log_var).exp().expand_as(means))
+            total = total + distribution_kl(posterior, Normal(0.0, prior_std)).sum() / len(means)
+        return total
+    mean = torch.cat([h.weight_mu.flatten() for h in heads]).double()
+    log_var = torch.cat([h.weight_log_var.flatten() for h in heads]).double()
+    factor = torch.cat([h.weight_factor.flatten(1) for h in heads], 1).double()
+    posterior = MultivariateNormal(mean, log_var.exp().diag() + factor.T @ factor)
+    prior = MultivariateNormal(torch.zeros_like(mean), prior_std**2 * torch.eye(len(mean), dtype=torch.float64))
+    return distribution_kl(posterior, prior).float()
+
+
+def brute_force_loss(module: VariationalActorCritic, batch: Batch, seed: int) -> Tensor:
+    """The objective in a loop over draws and pairs, from the same random numbers in the same order."""
+    h, t, twin = module.hparams, batch.transition, module.twin
+    torch.manual_seed(seed)
+    indices: Any = {
+        "mean_field": lambda: [None],
+        "low_rank": lambda: torch.randn(h.draws, h.index_dim),
+        "members": lambda: torch.eye(h.index_dim),
+    }[h.posterior]()
+    shape = (len(indices), len(t.action))
+
+    def noise_of(width: int) -> list[Tensor]:  # heads on one trunk are one layer
+        joint = torch.randn(*shape, 2 * width).split(width, -1) if h.shared_trunk else None
+        return list(joint) if joint else [torch.randn(*shape, width) for _ in range(2)]
+
+    noise = [noise_of(ACTIONS), noise_of(ACTIONS * twin.likelihood.outputs)]
+    pairs = [0, 1] if h.update_pairs == "both" else [int(torch.randint(2, ()))]
+    rows, d_count = torch.arange(len(t.action)), len(indices)
+    total = torch.zeros(())
+    for d, index in enumerate(indices):
+        with torch.no_grad():
+            source = twin if h.target == "other" else module.target_twin
+            logits, raw, prior = answer(source, t.next_observation, index, [[None] * 2] * 2)
+            probs, q = logits.softmax(-1), source.likelihood.value(raw) + prior
+            bootstraps = []
+            for pair in range(2):
+                mu, value = (probs[1 - pair], q[1 - pair]) if h.target == "other" else (probs.mean(0), q.mean(0))
+                bootstraps.append(value.max(-1).values if h.bootstrap == "greedy" else (mu * value).sum(-1))
+        logits, raw, prior = answer(twin, t.observation, index, [[n[d] for n in kind] for kind in noise])
+        values = (twin.likelihood.value(raw) + prior).mean(0).detach()
+        for pair in pairs:
+            goal = t.reward + t.discount * bootstraps[pair] - prior[rows, t.action]
+            total = total + twin.likelihood.nll(raw[pair][rows, t.action], goal).mean() / d_count
+            log_mu = logits[pair].log_softmax(-1)
+            if h.actor_loss == "dpg":
+                actor = -(log_mu.exp() * values).sum(-1)
+            else:
+                actor = -((values / h.policy_temperature).softmax(-1) * log_mu).sum(-1)
+            actor = actor + h.entropy_weight * (log_mu.exp() * log_mu).sum(-1)
+            total = total + actor.mean() / d_count
+    heads = [heads[pair] for heads in (twin.actors, twin.critics) for pair in pairs]
+    return total + h.temperature / batch.num_data * kl_by_distributions(heads, h.prior_precision)
+
+
+OBJECTIVES: list[dict[str, Any]] = [
+    {},
+    {"target": "other", "shared_trunk": False, "actor_loss": "dpg", "entropy_weight": 0.2},
+    {"bootstrap": "greedy"},
+    {"bootstrap": "greedy", "target": "other", "likelihood": "learned_gaussian", "temperature": 0.3},
+    {"update_pairs": "random", "shared_trunk": False},
+    {**MEMBERS, "prior_scale": 2.0, "bootstrap": "greedy"},
+    {**MEMBERS, "target": "other", "shared_trunk": False, "actor_loss": "dpg", "entropy_weight": 0.2},
+    {**MEMBERS, "likelihood": "hl_gauss", "num_bins": 9, "prior_scale": 1.0, "update_pairs": "random"},
+    {**LOW_RANK, "prior_scale": 1.0},
+    {**LOW_RANK, "target": "other", "bootstrap": "greedy", "likelihood": "learned_gaussian", "prior_scale": 0.5},
+    {**LOW_RANK, "draws": 1, "shared_trunk": False, "likelihood": "two_hot", "num_bins": 7, "value_range": (-3, 3)},
+    {**LOW_RANK, "update_pairs": "random", "temperature": 0.0, "actor_loss": "dpg"},
+]
+
+
+@pytest.mark.parametrize("settings", OBJECTIVES, ids=lambda s: " ".join(map(str, s.values())) or "defaults")
+def test_loss_and_gradients_equal_a_loop_over_draws_and_pairs(settings: dict[str, Any]) -> None:
+    """A wide posterior and few data, so that noise and KL weigh; the moving average is another network."""
+    defaults = {"init_log_var": -3.0, "policy_temperature": 0.5, "noise_std": 0.7}
+    module = make_module(**{**defaults, **settings})
+    if module.target_twin is not None:
+        with torch.no_grad():
+            for parameter in module.target_twin.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    batch = make_batch(num_data=50)
+    for seed in range(3):  # both pairs get their turn
+        loss = step(module, batch, seed)
+        ours = gradients(module.twin)
+        module.zero_grad()
+        expected = brute_force_loss(module, batch, seed)
+        expected.backward()
+        torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-5)
+        for name, gradient in gradients(module.twin).items():
+            torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@WITH_DRAWS
+@pytest.mark.parametrize("target", ["other", "ema"])
+def test_the_greedy_bootstrap_is_the_best_value_of_the_same_draw(family: dict[str, Any], target: str) -> None:
+    module = make_module(**family, target=target, bootstrap="greedy", prior_scale=3.0)
+    t = make_batch().transition
+    weights = module._training_weights()
+    assert isinstance(weights, Draws)
+    targets = module._targets(t, weights)
+    best = []
+    for index in weights.index:
+        q = module.twin(t.next_observation[None], Draws(index[None], {})).q_values[:, 0]  # weights of the average too
+        values = [q[1], q[0]] if target == "other" else [q.mean(0)] * 2
+        best.append(torch.stack([v.max(-1).values for v in values]))
+    bootstrap = torch.stack(best, 1).detach()
+    assert bootstrap.std(1).min() > 0.1  # draws differ
+    torch.testing.assert_close(targets, t.reward + t.discount * bootstrap)
+
+
+@WITH_DRAWS
+@pytest.mark.parametrize("target", ["other", "ema"])
+def test_what_the_prior_function_explains_is_not_learned(family: dict[str, Any], target: str) -> None:
+    """One action, s' = s, no reward, no discount: the target of every draw is its prior, and a learned part of zero
+    is the best one, with the least nll that there is and no gradient.
+    """
+    module = make_module(**family, target=target, num_actions=1, prior_scale=50.0, noise_std=0.5)
+    for twin in {module.twin, module.target_twin} - {None}:
+        make_constant(twin, torch.zeros(2, 1), torch.zeros(2, 1))
+    t = make_batch(action=torch.zeros(6, dtype=torch.int64), reward=torch.zeros(6), discount=1.0).transition
+    t = t._replace(next_observation=t.observation)
+    weights = module._training_weights()
+    assert isinstance(weights, Draws)
+    output, targets = module.twin(t.observation[None], weights), module._targets(t, weights)
+    assert targets.abs().max() > 10
+    least = 2 * -Normal(0.0, 0.5).log_prob(torch.tensor(0.0))
+    nll = module._nll(output, t, targets, [0, 1])
+    torch.testing.assert_close(nll, least, rtol=1e-6, atol=2 * (6 * FLOOR_STD / 0.5) ** 2)
+    nll.backward()
+    for critic in module.twin.critics:
+        assert critic.bias.grad.abs().max() < 6 * FLOOR_STD / 0.5**2
+    shifted = t._replace(reward=torch.full((6,), 1.5))
+    more = module._nll(output, shifted, module._targets(shifted, weights), [0, 1])
+    torch.testing.assert_close(more - least, torch.tensor(2 * 0.5 * (1.5 / 0.5) ** 2), rtol=1e-2, atol=0)
+
+
+def test_learned_noise_becomes_the_scatter_of_the_targets() -> None:
+    """One state, one action, terminal rewards that scatter by 2: the mean is learned, and what is left is noise."""
+    reward = 3 + 2 * torch.randn(256)
+    state = torch.ones(256, FEATURES)
+    action = torch.zeros(256, dtype=torch.int64)
+    batch = make_batch(256, 0.0, 10**6, observation=state, next_observation=state, action=action, reward=reward)
+    module = make_module(likelihood="learned_gaussian", noise_std=3.0, critic_lr=2e-2)
+    average = module.target_twin.likelihood.log_noise.clone()
+    logged = fit(module, [batch] * 150, log_every=150).callback_metrics
+    noise_std = module.twin.likelihood.log_noise.exp().item()
+    assert noise_std == pytest.approx(reward.std(correction=0).item(), rel=0.05)
+    assert logged["train/noise_std"].item() == pytest.approx(noise_std, rel=0.02)  # before the last update
+    assert not torch.equal(module.target_twin.likelihood.log_noise, average)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "family"),
+    [("hl_gauss", {}), ("hl_gauss", MEMBERS), ("hl_gauss", LOW_RANK), ("two_hot", {})],
+    ids=["hl_gauss mean_field", "hl_gauss members", "hl_gauss low_rank", "two_hot mean_field"],
+)
+def test_histograms_learn_a_fixed_batch(likelihood: str, family: dict[str, Any]) -> None:
+    nlls = []
+    module = make_module(**family, likelihood=likelihood, num_bins=21, value_range=(-4.0, 4.0), critic_lr=1e-2)
+    note = EachUpdate(lambda trainer, _: nlls.append(float(trainer.callback_metrics["train/nll"])))
+    fit(module, [make_batch(discount=0.0, num_data=10**6)] * 50, note, log_every=1)
+    assert nlls[0] > 2 * 2.5  # of two critics; log 21 = 3 in ignorance
+    assert nlls[-1] < 0.6 * nlls[0]
+
+
 # ------------------------------------------------------------------ updates
+EVERYTHING: dict[str, Any] = {**LOW_RANK, "prior_scale": 1.0, "likelihood": "learned_gaussian"}
+
+
 @pytest.mark.parametrize("tau", [0.005, 0.3, 1.0])
-def test_the_moving_average_is_a_lerp_towards_the_newest_parameters(tau: float) -> None:
-    module = make_module(tau=tau, critic_lr=1e-2, actor_lr=1e-2)
+@pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["defaults", "everything"])
+def test_the_moving_average_is_a_lerp_towards_the_newest_parameters(tau: float, settings: dict[str, Any]) -> None:
+    module = make_module(tau=tau, critic_lr=1e-2, actor_lr=1e-2, **settings)
     expected = {name: p.clone() for name, p in module.target_twin.named_parameters()}
     checks = []
 
@@ -347,9 +584,11 @@ def test_the_moving_average_starts_as_a_copy_and_other_has_none() -> None:
 
 
 @pytest.mark.parametrize("shared_trunk", [True, False])
-@pytest.mark.parametrize("settings", [{}, {"weight_decay": 0.1}, {"ewc_lambda": 1.0, "consolidate_every": 3}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"weight_decay": 0.1}, {"ewc_lambda": 1.0, "consolidate_every": 3}, MEMBERS, EVERYTHING]
+)
 def test_update_pairs_random_leaves_the_other_pair_bitwise_unchanged(
-    shared_trunk: bool, settings: dict[str, float]
+    shared_trunk: bool, settings: dict[str, Any]
 ) -> None:
     """Each update improves one pair; neither Adam's momentum, weight decay nor EWC may move the other."""
     module = make_module(update_pairs="random", target="other", shared_trunk=shared_trunk, **settings)
@@ -365,6 +604,7 @@ def test_update_pairs_random_leaves_the_other_pair_bitwise_unchanged(
         changed = {name for name, value in now.items() if not torch.equal(value, before[name])}
         chosen.append([pair for pair in range(2) if any(n.startswith(tuple(own[pair])) for n in changed)])
         before.update(now)
+        assert ("likelihood.log_noise" in changed) == ("likelihood.log_noise" in now)  # whichever pair learns
 
     fit(module, [make_batch() for _ in range(16)], EachUpdate(compare))
     assert all(len(pairs) == 1 for pairs in chosen), f"pairs changed by each update: {chosen}"
@@ -381,7 +621,7 @@ def test_update_pairs_both_changes_both_pairs() -> None:
 
 # ------------------------------------------------------------------ optimizer
 @pytest.mark.parametrize("shared_trunk", [True, False])
-@pytest.mark.parametrize("settings", [{}, {"target": "other"}, {"ewc_lambda": 1.0}])
+@pytest.mark.parametrize("settings", [{}, {"target": "other"}, {"ewc_lambda": 1.0}, EVERYTHING])
 def test_every_trainable_parameter_is_in_the_optimizer_exactly_once(
     shared_trunk: bool, settings: dict[str, Any]
 ) -> None:
@@ -389,11 +629,17 @@ def test_every_trainable_parameter_is_in_the_optimizer_exactly_once(
     optimized = [id(p) for group in module.configure_optimizers().param_groups for p in group["params"]]
     assert len(optimized) == len(set(optimized))
     assert set(optimized) == {id(p) for p in module.parameters() if p.requires_grad}
+    fixed = {name for name, p in module.twin.named_parameters() if id(p) not in optimized}
+    assert all(name.startswith("prior.") for name in fixed)
+    assert bool(fixed) == ("prior_scale" in settings)
 
 
-@pytest.mark.parametrize("encoder", ["mlp", "minatar", "pseudo_resnet"])
+@pytest.mark.parametrize(
+    ("encoder", "settings"),
+    [("mlp", {}), ("mlp", EVERYTHING), ("mlp", {"bayesian": "all"}), ("minatar", {}), ("pseudo_resnet", {})],
+)
 @pytest.mark.parametrize("shared_trunk", [True, False])
-def test_learning_rates_and_decay_are_as_configured(encoder: str, shared_trunk: bool) -> None:
+def test_learning_rates_and_decay_are_as_configured(encoder: str, settings: dict[str, Any], shared_trunk: bool) -> None:
     shape = {"mlp": (FEATURES,), "minatar": (2, 8, 8), "pseudo_resnet": (1, 44, 44)}[encoder]
     module = make_module(
         encoder=encoder,
@@ -403,6 +649,7 @@ def test_learning_rates_and_decay_are_as_configured(encoder: str, shared_trunk: 
         critic_lr=0.02,
         weight_decay=0.3,
         adam_eps=1e-3,
+        **settings,
     )
     names = {id(p): name for name, p in module.twin.named_parameters()}
     named = dict(module.twin.named_parameters())
@@ -412,47 +659,15 @@ def test_learning_rates_and_decay_are_as_configured(encoder: str, shared_trunk: 
         for parameter in group["params"]:
             name = names[id(parameter)]
             assert group["lr"] == (0.001 if name in actors else 0.02), name
-            bayesian = name.endswith(("weight_mu", "weight_log_var"))  # the prior is their decay
+            bayesian = name.endswith(("weight_mu", "weight_log_var", "weight_factor"))  # the prior is their decay
             assert group["weight_decay"] == (0.3 if parameter.ndim > 1 and not bayesian else 0.0), name
 
 
-# ------------------------------------------------------------------ acting
-@pytest.mark.parametrize(
-    ("probs", "action"),
-    [
-        # Either actor alone prefers 0 or 2; their mean prefers 1.
-        ([[0.50, 0.45, 0.05], [0.01, 0.44, 0.55]], 1),
-        # The mean of logits (a product of policies) would prefer 2.
-        ([[0.90, 0.05, 0.05], [1e-6, 0.30, 0.70]], 0),
-    ],
-)
-def test_greedy_action_is_the_argmax_of_the_mean_of_both_policies(probs: list[list[float]], action: int) -> None:
-    module = make_module()
-    make_constant(module.twin, torch.tensor(probs).log(), Q_VALUES)
-    actions = module.act(torch.randn(5, FEATURES))
-    assert actions.tolist() == [action] * 5
-    assert actions.dtype == torch.int64
-    assert actions.device.type == "cpu"
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_acting_draws_no_random_numbers_and_leaves_no_graph(training: bool) -> None:
-    module = make_module(init_log_var=2.0).train(training)  # a wide posterior: draws would change actions
-    observations = torch.randn(64, FEATURES)
-    state = torch.get_rng_state()
-    first = module.act(observations)
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(99)
-    assert torch.equal(module.act(observations), first)
-    assert torch.equal(torch.cat([module.act(o[None]) for o in observations]), first)
-    assert module.training == training
-    assert len(first.unique()) > 1
-
-
 # ------------------------------------------------------------------ precision
-def test_a_bf16_mixed_update_keeps_heads_and_kl_in_float32() -> None:
+@FAMILIES
+def test_a_bf16_mixed_update_keeps_heads_and_kl_in_float32(family: dict[str, Any]) -> None:
     seen: dict[str, set[torch.dtype]] = {"heads": set(), "trunk": set(), "kl": set()}
-    module = make_module(hidden_dim=16, shared_trunk=False)
+    module = make_module(hidden_dim=16, shared_trunk=False, **family)
 
     def heads(_: nn.Module, args: Any, output: Any) -> None:
         seen["heads"] |= {output.action_logits.dtype, output.q_values.dtype}
@@ -470,11 +685,11 @@ def test_a_bf16_mixed_update_keeps_heads_and_kl_in_float32() -> None:
     assert not any(torch.equal(p, before[name]) for name, p in module.twin.named_parameters())
 
 
-def test_the_logged_kl_of_a_bf16_mixed_update_is_exact() -> None:
+def test_the_logged_kl_of_a_bf16_mixed_update_is_that_of_float32() -> None:
     module = make_module(hidden_dim=16)
     before = kl_divergence(module.twin).item()
     trainer = fit(module, [make_batch()], precision="bf16-mixed", log_every=1)
-    assert trainer.callback_metrics["train/kl"].item() == before
+    assert trainer.callback_metrics["train/kl"].item() == pytest.approx(before, rel=1e-6)  # bf16: 4e-3
 
 
 # ------------------------------------------------------------------ logging
@@ -491,15 +706,67 @@ def test_the_logged_loss_parts_are_logged_apart_with_the_frames_as_the_axis() ->
     assert module.frames == 8888
 
 
+@pytest.mark.parametrize("draws", [(), (3,)])
+def test_logged_values_are_means_over_all_that_was_said(draws: tuple[int, ...]) -> None:
+    """Each tag in a loop over pairs, draws and rows; pairs of draws and critics are alike."""
+    size, noise_std = 5, 0.7
+    module = make_module(noise_std=noise_std, temperature=0.4)
+    batch = make_batch(size, num_data=40)
+    shape = (2, *draws, size, ACTIONS)
+    output = TwinOutput(torch.randn(shape), torch.randn(*shape, 1), torch.randn(shape))
+    targets = torch.randn(shape[:-1])
+    parts = {name: torch.randn(()) for name in ("nll", "kl", "ewc_penalty", "actor_loss")}
+    logged = training_values(module.twin, batch, output, targets, 0.4, parts)
+    q, probs = (x.reshape(-1, size, ACTIONS) for x in (output.q_values, output.action_logits.softmax(-1)))
+    goals, count = targets.reshape(-1, size), len(q)
+    action = batch.transition.action.tolist()
+    mean_q, mean_probs = (sum(x[i] for i in range(count)) / count for x in (q, probs))
+    half = count // 2
+    expected = {
+        "q": sum(mean_q[b, a] for b, a in enumerate(action)) / size,
+        "q_max": sum(max(row) for row in mean_q.tolist()) / size,
+        "td_error": sum(abs(goals[i, b] - q[i, b, a]) for i in range(count) for b, a in enumerate(action))
+        / (count * size),
+        "twin_gap": (q[:half] - q[half:]).abs().mean(),
+        "actor_agrees": sum(mean_probs[b].argmax() == mean_q[b].argmax() for b in range(size)) / size,
+        "policy_entropy": -(probs * probs.log()).sum(-1).mean(),
+        "noise_std": noise_std,
+        "num_data": 40,
+        "temperature": 0.4,
+        "elbo_loss": parts["nll"] + 0.4 / 40 * parts["kl"],
+        "kl_to_nll": 0.4 / 40 * parts["kl"] / abs(parts["nll"]),
+        "ewc_to_nll": parts["ewc_penalty"] / abs(parts["nll"]),
+        **parts,
+    }
+    for tag, value in expected.items():
+        assert float(logged[f"train/{tag}"]) == pytest.approx(float(value), rel=1e-5, abs=1e-6), tag
+    heads = {f"kl/{kind}.{pair}" for kind in ("actors", "critics") for pair in range(2)}
+    assert {tag for tag in logged if tag.startswith("kl/")} == heads
+    assert sum(float(logged[tag]) for tag in heads) == pytest.approx(kl_divergence(module.twin).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, EVERYTHING, MEMBERS, {"likelihood": "hl_gauss"}], ids=lambda s: str(len(s)))
+def test_every_training_tag_is_documented(settings: dict[str, Any]) -> None:
+    text = DOCUMENTED.read_text()
+    sections = text[text.index("## Objective") : text.index("## Experience")]
+    documented = set(re.findall(r"`((?:train|kl|posterior)/\w+)`", sections))
+    logged = fit(make_module(**settings), [make_batch()], log_every=1).callback_metrics
+    names = {re.sub(r"^kl/.*", "kl/NAME", tag) for tag in logged}
+    assert names == documented | {"step"}
+    assert all(math.isfinite(value) for value in logged.values())
+
+
 # ------------------------------------------------------------------ checkpoints
 CHECKPOINTED = [
     {"target": "ema"},
     {"target": "other", "shared_trunk": False, "ewc_lambda": 1.0, "consolidate_every": 2},
     {"encoder": "minatar", "observation_shape": (2, 8, 8), "pixel_scale": 1.0, "hidden_dim": 5, "game": "breakout"},
+    {**EVERYTHING, "exploration": "thompson", "bayesian": "all"},
+    {**MEMBERS, "exploration": "both", "likelihood": "hl_gauss", "num_bins": 7, "value_range": (-2.0, 2.0)},
 ]
 
 
-@pytest.mark.parametrize("settings", CHECKPOINTED, ids=["ema", "other-ewc", "minatar"])
+@pytest.mark.parametrize("settings", CHECKPOINTED, ids=["ema", "other-ewc", "minatar", "low_rank", "members"])
 def test_a_checkpoint_alone_gives_the_same_agent(settings: dict[str, Any], tmp_path: Path) -> None:
     """Tensors and primitives only: `weights_only=True` loads it, and the module needs nothing else."""
     module = make_module(**settings)
@@ -523,12 +790,14 @@ def test_a_checkpoint_alone_gives_the_same_agent(settings: dict[str, Any], tmp_p
     assert module.state_dict().keys() == loaded.state_dict().keys()
     probe = observations(50)
     assert torch.equal(loaded.act(probe), module.act(probe))
+    assert torch.equal(loaded.act_by_draw(probe, list(range(50))), module.act_by_draw(probe, list(range(50))))
     assert torch.equal(loaded.twin(probe).q_values, module.twin(probe).q_values)
 
 
-def test_a_resumed_fit_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    """The weights' noise, Adam's moments, the moving average, Fisher samples and anchors all continue."""
-    settings = {"ewc_lambda": 1.0, "consolidate_every": 3, "fisher_batches": 4, "update_pairs": "random"}
+@pytest.mark.parametrize("family", [{}, {**EVERYTHING, "bootstrap": "greedy"}], ids=["mean_field", "low_rank"])
+def test_a_resumed_fit_equals_an_uninterrupted_one(family: dict[str, Any], tmp_path: Path) -> None:
+    """The weights' noise and draws, Adam's moments, the moving average, Fisher samples and anchors all continue."""
+    settings = {"ewc_lambda": 1.0, "consolidate_every": 3, "fisher_batches": 4, "update_pairs": "random", **family}
     batches = [make_batch() for _ in range(10)]
 
     class Epoch(Stream):
@@ -566,61 +835,6 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     assert equal(whole.state_dict(), resumed.state_dict())
 
 
-# ------------------------------------------------------------------ bad settings
-NAN = float("nan")
-BAD = [
-    ("encoder", "natura"),
-    ("hidden_dim", 0),
-    ("hidden_dim", -8),
-    ("prior_precision", 0.0),
-    ("prior_precision", -1.0),
-    ("init_log_var", 12.0),
-    ("init_log_var", -11.5),
-    ("temperature", -0.1),
-    ("temperature", NAN),
-    ("noise_std", 0.0),
-    ("noise_std", -1.0),
-    ("noise_std", NAN),
-    ("target", "emma"),
-    ("tau", 0.0),
-    ("tau", -0.1),
-    ("tau", 1.5),
-    ("actor_loss", "dgp"),
-    ("policy_temperature", 0.0),
-    ("entropy_weight", -0.01),
-    ("update_pairs", "one"),
-    ("ewc_lambda", -1.0),
-    ("ewc_lambda", NAN),
-    ("consolidate_every", -1),
-    ("fisher_batches", 0),
-    ("actor_lr", 0.0),
-    ("actor_lr", -1e-3),
-    ("critic_lr", 0.0),
-    ("critic_lr", NAN),
-    ("adam_eps", -1e-8),
-    ("weight_decay", -0.1),
-]
-
-
-@pytest.mark.parametrize(("key", "value"), BAD, ids=[f"{key}={value}" for key, value in BAD])
-def test_a_bad_setting_gives_a_config_error_that_names_it(key: str, value: Any) -> None:
-    with pytest.raises(ConfigError) as raised:
-        make_module(**{key: value})
-    text = str(raised.value)
-    assert raised.value.key == f"model.{key}"
-    assert repr(value) in text
-    assert "\n" not in text
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "meant"),
-    [("target", "emma", "ema"), ("actor_loss", "dgp", "dpg"), ("update_pairs", "bth", "both")],
-)
-def test_a_misspelt_choice_names_the_nearest(key: str, value: str, meant: str) -> None:
-    with pytest.raises(ConfigError, match=f"nearest: '{meant}'"):
-        make_module(**{key: value})
-
-
 # ------------------------------------------------------------------ learning, on problems with known values
 COMBINATIONS = [(target, actor_loss) for target in ("other", "ema") for actor_loss in ("dpg", "cross_entropy")]
 
@@ -654,8 +868,15 @@ def test_a_bandit_is_solved(target: str, actor_loss: str, shared_trunk: bool) ->
     assert module.act(state[:1]).tolist() == [1]
 
 
-@pytest.mark.parametrize(("target", "actor_loss"), COMBINATIONS)
-def test_values_are_carried_back_through_a_chain(target: str, actor_loss: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "actor_loss", "settings"),
+    [
+        *((*combination, {}) for combination in COMBINATIONS),
+        ("ema", "cross_entropy", {**MEMBERS, "prior_scale": 1.0, "bootstrap": "greedy"}),
+        ("ema", "cross_entropy", {**LOW_RANK, "prior_scale": 1.0, "bootstrap": "greedy"}),
+    ],
+)
+def test_values_are_carried_back_through_a_chain(target: str, actor_loss: str, settings: dict[str, Any]) -> None:
     """Two states. In s0 action 0 ends with 0.5 and action 1 leads to s1 with discount 0.9; in s1 action 0 ends with
     2 and action 1 with -1. So Q(s1) = [2, -1] and Q(s0) = [0.5, 0.9 * 2]: the smaller reward now is a trap.
     """
@@ -669,9 +890,10 @@ def test_values_are_carried_back_through_a_chain(target: str, actor_loss: str) -
         torch.tensor(columns[3]),
         torch.stack(columns[4]),
     )
-    module = learner(target, actor_loss, observation_shape=(2,), num_actions=2)
+    module = learner(target, actor_loss, observation_shape=(2,), num_actions=2, **settings)
     fit(module, [Batch(transition, 10**6, 4)] * 400)
     states = torch.stack([s0, s1])
     q_values = module.twin(states).q_values.mean(0).detach()
     assert (q_values - torch.tensor([[0.5, 1.8], [2.0, -1.0]])).abs().max() < 0.1
     assert module.act(states).tolist() == [1, 0]
+    assert module.act_by_draw(states, [1, 2]).tolist() == [1, 0]

@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from bayes_rl.envs import Envs, EnvSettings, ObservationStack, Step, episode_seed, make_envs
-from bayes_rl.exploration import EpsilonSchedule
+from bayes_rl.exploration import EpsilonSchedule, draw_seed
+from bayes_rl.module import VariationalActorCritic
 from bayes_rl.replay import ReplayBuffer
 from bayes_rl.stream import ReplayStream
-from bayes_rl.types import Batch, ConfigError, Policy
+from bayes_rl.types import Batch, ConfigError, DrawPolicy, Policy
 
 UINT8 = np.dtype(np.uint8)
 GREEDY = EpsilonSchedule(0.0, 0.0, 0)
@@ -342,33 +343,7 @@ def test_the_observation_stack_begins_and_pushes() -> None:
     assert stack.observations().tolist() == [[0, 1, 3], [0, 0, 5]]
 
 
-# -------------------------------------------------------------------------------------------------- schedules
-
-
-@pytest.mark.parametrize(
-    ("start", "end", "decay", "frames", "wanted"),
-    [
-        (1.0, 0.1, 100, 0, 1.0),
-        (1.0, 0.1, 100, 50, 0.55),
-        (1.0, 0.1, 100, 100, 0.1),
-        (1.0, 0.1, 100, 10**9, 0.1),
-        (1.0, 0.1, 0, 0, 0.1),
-        (1.0, 0.1, 0, 5, 0.1),
-        (0.2, 0.2, 100, 30, 0.2),
-        (0.0, 1.0, 10, 4, 0.4),
-    ],
-)
-def test_epsilon_is_linear_and_then_constant(start: float, end: float, decay: int, frames: int, wanted: float) -> None:
-    assert EpsilonSchedule(start, end, decay)(frames) == pytest.approx(wanted, abs=1e-15)
-
-
-@pytest.mark.parametrize(
-    ("values", "word"),
-    [((1.1, 0.1, 1), "epsilon_start"), ((1.0, -0.1, 1), "epsilon_end"), ((1.0, 0.1, -1), "epsilon_decay_frames")],
-)
-def test_an_impossible_schedule_is_named(values: tuple[float, float, int], word: str) -> None:
-    with pytest.raises(ConfigError, match=f"--data.{word}: "):
-        EpsilonSchedule(*values)
+# ----------------------------------------------------------------------------------------------------- epsilon
 
 
 def test_epsilon_is_one_during_the_prefill_and_decays_with_the_frames_of_learning() -> None:
@@ -417,6 +392,50 @@ def test_environments_explore_independently() -> None:
     moved = np.array([a != 0 for name, a in envs.log[begin:] if name == "send"])
     error = math.sqrt(0.16 * 0.84 / len(moved))
     assert abs(moved.all(1).mean() - 0.16) < 4 * error
+
+
+# --------------------------------------------------------------------------------------------- posterior draws
+
+
+@pytest.mark.parametrize("kind", [ScriptedEnvs, RestartingEnvs])
+@pytest.mark.parametrize(("seed", "rank"), [(3, 0), (3, 1), (4, 0)])
+def test_the_draw_of_an_environment_is_named_by_its_episode(kind: type[ScriptedEnvs], seed: int, rank: int) -> None:
+    """The screens say which episode is on: the seed changes with it, also where games restart by themselves."""
+    envs = kind(3)
+    begun: list[tuple[int, ...]] = []
+
+    def draw_policy(observations: torch.Tensor, seeds: list[int]) -> torch.Tensor:
+        episodes = observations.view(3, 2, 3)[:, -1, 1].tolist()  # while one restarts, its last screen
+        assert seeds == [draw_seed(seed, rank, env, episode) for env, episode in enumerate(episodes)]
+        begun.append(tuple(episodes))
+        return first_action(observations)
+
+    def never(observations: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the mean weights were asked")
+
+    take(stream_of(envs, None, never, seed=seed, rank=rank, draw_policy=draw_policy), 250)
+    for env in range(3):
+        episodes = [row[env] for row in begun]
+        assert len(set(episodes)) > 10
+        assert episodes == sorted(episodes)
+
+
+def test_draws_act_where_chance_does_not() -> None:
+    """With epsilon 0 after the prefill always; else as often as a single policy would."""
+
+    def draw_policy(observations: torch.Tensor, seeds: list[int]) -> torch.Tensor:
+        return torch.tensor([seed % 4 for seed in seeds])  # 4 is left to chance
+
+    for epsilon, kind in ((0.0, ScriptedEnvs), (0.3, ScriptedEnvs), (0.3, RestartingEnvs)):
+        envs = kind(4)
+        schedule = EpsilonSchedule(epsilon, epsilon, 0)
+        stream = stream_of(envs, epsilon=schedule, draw_policy=draw_policy, updates_per_step=0.25, min_replay_size=8)
+        stream._prefill()
+        begin = len(envs.log)
+        take(stream, 2000)
+        actions = np.concatenate([a for name, a in envs.log[begin:] if name == "send"])
+        error = math.sqrt(epsilon / 5 * (1 - epsilon / 5) / len(actions))
+        assert abs((actions == 4).mean() - epsilon / 5) <= 4 * error
 
 
 # --------------------------------------------------------------------------------------------------- counters
@@ -536,32 +555,41 @@ CARTPOLE = EnvSettings("CartPole-v1", frame_skip=1, sticky_actions=0.25)
 Builder = Callable[[], ReplayStream]
 
 
-def builder(settings: EnvSettings, directory: Path | None, num_envs: int, **options: Any) -> Builder:
+def by_seed(num_actions: int) -> DrawPolicy:
+    """A policy that depends on every number of each observation and on the seed."""
+    policy = hashed(num_actions)
+    return lambda observations, seeds: (policy(observations) + torch.tensor(seeds)) % num_actions
+
+
+def builder(
+    settings: EnvSettings, directory: Path | None, num_envs: int, by_draw: bool = False, **options: Any
+) -> Builder:
     def build() -> ReplayStream:
         envs = make_envs(settings, num_envs)
         replay = ring(envs, capacity=num_envs * 150, slack=150, directory=directory, reward_clip=1.0, frame_stack=4)
         policy = hashed(envs.num_actions)
         epsilon = EpsilonSchedule(1.0, 0.0, 300 * num_envs * settings.frame_skip)
         options.setdefault("frame_skip", settings.frame_skip)
+        options["draw_policy"] = by_seed(envs.num_actions) if by_draw else None
         return stream_of(envs, replay, policy, epsilon, batches_per_epoch=100, **options)
 
     return build
 
 
 @pytest.mark.parametrize(
-    ("settings", "num_envs", "updates_per_step", "saved_at"),
+    ("settings", "num_envs", "updates_per_step", "saved_at", "by_draw"),
     [
-        *[(CARTPOLE, 3, 1 / 3, n) for n in (30, 100, 331)],
-        *[(CARTPOLE, 1, 2.0, n) for n in (30, 100, 331)],  # two batches a step
-        (BREAKOUT, 2, 0.5, 331),
+        *[(CARTPOLE, 3, 1 / 3, n, by_draw) for n in (30, 100, 331) for by_draw in (False, True)],
+        *[(CARTPOLE, 1, 2.0, n, False) for n in (30, 100, 331)],  # two batches a step
+        *[(BREAKOUT, 2, 0.5, 331, by_draw) for by_draw in (False, True)],
     ],
     ids=lambda x: x.env if isinstance(x, EnvSettings) else str(x),
 )
 def test_a_resumed_stream_goes_on_bit_for_bit(
-    tmp_path: Path, settings: EnvSettings, num_envs: int, updates_per_step: float, saved_at: int
+    tmp_path: Path, settings: EnvSettings, num_envs: int, updates_per_step: float, saved_at: int, by_draw: bool
 ) -> None:
     """Killed after 60 batches more than were saved, then resumed from the same directory of the replay."""
-    build = builder(settings, tmp_path, num_envs, updates_per_step=updates_per_step)
+    build = builder(settings, tmp_path, num_envs, by_draw, updates_per_step=updates_per_step)
     stream = build()
     take(stream, saved_at)
     state = through_a_file(stream.state_dict())
@@ -571,19 +599,22 @@ def test_a_resumed_stream_goes_on_bit_for_bit(
     resumed = build()
     resumed.load_state_dict(state)
     assert same(take(resumed, 60), wanted)
+    resumed.finish_step()
     assert resumed.histories == stream.histories
     assert resumed.episodes.tolist() == stream.episodes.tolist()
-    resumed.finish_step()
     assert list(resumed.recent_returns) == list(stream.recent_returns)
     assert resumed.finished_episodes == stream.finished_episodes
     resumed.envs.close()
 
 
-def test_a_stream_saved_while_games_restart_resumes_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("by_draw", "epsilon"), [(False, RANDOM), (True, EpsilonSchedule(0.8, 0.8, 0))])
+def test_a_stream_saved_while_games_restart_resumes_bit_for_bit(
+    tmp_path: Path, by_draw: bool, epsilon: EpsilonSchedule
+) -> None:
     """With a restart under way, and after several of them: the emulator's own random numbers go on."""
-    build = builder(BREAKOUT, tmp_path, 4, updates_per_step=0.25)
+    build = builder(BREAKOUT, tmp_path, 4, by_draw, updates_per_step=0.25)
     stream = build()
-    stream.epsilon_schedule = RANDOM
+    stream.epsilon_schedule = epsilon
     batches = 0
     while not (stream.restarting.any() and min(len(h.resets) for h in stream.histories) >= 1):
         take(stream, 1)
@@ -594,9 +625,37 @@ def test_a_stream_saved_while_games_restart_resumes_bit_for_bit(tmp_path: Path) 
     stream.finish_step()
     stream.envs.close()
     resumed = build()
-    resumed.epsilon_schedule = RANDOM
+    resumed.epsilon_schedule = epsilon
     resumed.load_state_dict(state)
     assert same(take(resumed, 40), wanted)
+    resumed.finish_step()
+    assert resumed.histories == stream.histories
+    resumed.envs.close()
+
+
+@pytest.mark.parametrize("family", [{}, {"posterior": "members"}, {"posterior": "low_rank", "prior_scale": 1.0}])
+def test_a_resumed_agent_explores_by_the_same_draws(tmp_path: Path, family: dict[str, Any]) -> None:
+    """No draw is saved: seeds of episodes name them, and weights do the rest."""
+
+    def build() -> ReplayStream:
+        torch.manual_seed(5)
+        module = VariationalActorCritic("mlp", 8, observation_shape=(8,), num_actions=2, init_log_var=-2.0, **family)
+        envs = make_envs(CARTPOLE, 3)
+        replay = ring(envs, capacity=900, slack=150, directory=tmp_path)
+        return stream_of(envs, replay, module.act, draw_policy=module.act_by_draw, frame_skip=1, batches_per_epoch=100)
+
+    stream = build()
+    take(stream, 80)
+    state = through_a_file(stream.state_dict())
+    begun = stream.episodes.copy()
+    wanted = take(stream, 90)
+    assert (stream.episodes > begun).all()
+    stream.finish_step()
+    stream.envs.close()
+    resumed = build()
+    resumed.load_state_dict(state)
+    assert same(take(resumed, 90), wanted)
+    resumed.finish_step()
     assert resumed.histories == stream.histories
     resumed.envs.close()
 
