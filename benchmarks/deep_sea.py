@@ -114,9 +114,9 @@ def path_of(agent: str, size: int, seed: int) -> Path:
 
 
 def sweep(options: argparse.Namespace) -> None:
-    """Run what is missing, the longest first."""
+    """Run what is missing, the shortest first."""
     runs = []
-    for size in sorted(options.sizes, reverse=True):
+    for size in sorted(options.sizes):
         for agent in options.agents:
             if agent == "thompson" or size in options.epsilon_sizes:
                 words = ["--agent", agent, "--size", str(size), "--seed", str(options.seed)]

@@ -72,6 +72,28 @@ def test_targets_and_values_outside_the_unit_interval_are_representable(value: f
     assert (best <= losses.gaussian_nll(torch.full((B,), 0.5), target, noise_std=1.0)).all()
 
 
+@pytest.mark.parametrize("shape", [(A,), (B, A), (2, 3, B, A)])
+def test_greedy_is_the_corner_of_the_greatest_value(shape: tuple[int, ...]) -> None:
+    """Of each draw, pair and row by itself; the value there is the greatest."""
+    q = normal(*shape)
+    corners = losses.greedy(q)
+    assert corners.shape == q.shape
+    assert corners.dtype == q.dtype
+    for corner, row in zip(corners.view(-1, A), q.view(-1, A), strict=True):
+        assert corner.tolist() == [float(value == max(row.tolist())) for value in row.tolist()]
+    assert torch.equal(losses.expected_value(corners, q), q.max(-1).values)
+
+
+def test_greedy_takes_one_action_of_equal_ones() -> None:
+    assert losses.greedy(torch.zeros(B, A)).sum(-1).tolist() == [1.0] * B
+
+
+def test_td_target_of_the_greedy_corner_is_that_of_the_best_action() -> None:
+    reward, discount, q = normal(2, 3, B), probabilities(2, 3, B), normal(2, 3, B, A)
+    expected = reward + discount * q.max(-1).values
+    torch.testing.assert_close(losses.td_target(reward, discount, losses.greedy(q), q), expected, rtol=1e-14, atol=0)
+
+
 # ------------------------------------------------------------------ likelihood
 @pytest.mark.parametrize("noise_std", [0.05, 1.0, 3.0])
 def test_gaussian_nll_equals_torch_distributions(noise_std: float) -> None:

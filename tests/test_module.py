@@ -636,7 +636,7 @@ def test_every_trainable_parameter_is_in_the_optimizer_exactly_once(
 
 @pytest.mark.parametrize(
     ("encoder", "settings"),
-    [("mlp", {}), ("mlp", EVERYTHING), ("mlp", {"bayesian": "all"}), ("minatar", {}), ("pseudo_resnet", {})],
+    [("mlp", {}), ("mlp", EVERYTHING), ("mlp", {**MEMBERS, "bayesian": "all"}), ("minatar", {}), ("pseudo_resnet", {})],
 )
 @pytest.mark.parametrize("shared_trunk", [True, False])
 def test_learning_rates_and_decay_are_as_configured(encoder: str, settings: dict[str, Any], shared_trunk: bool) -> None:
@@ -660,7 +660,8 @@ def test_learning_rates_and_decay_are_as_configured(encoder: str, settings: dict
             name = names[id(parameter)]
             assert group["lr"] == (0.001 if name in actors else 0.02), name
             bayesian = name.endswith(("weight_mu", "weight_log_var", "weight_factor"))  # the prior is their decay
-            assert group["weight_decay"] == (0.3 if parameter.ndim > 1 and not bayesian else 0.0), name
+            matrix = parameter.ndim > 1 and not name.endswith("bias")  # members have several biases
+            assert group["weight_decay"] == (0.3 if matrix and not bayesian else 0.0), name
 
 
 # ------------------------------------------------------------------ precision
