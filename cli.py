@@ -251,6 +251,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # Short epochs are fine: a curve has a point every `log_every_n_steps` updates.
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
+    # A run that ends by `max_steps`, before its first validation, has no best checkpoint, only the last.
+    warnings.filterwarnings("ignore", message=".*could not find the monitored key in the returned metrics")
     # The table of layers counts parameters; its size in MB is left to the reader.
     warnings.filterwarnings("ignore", message="Precision .* is not supported by the model summary")
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", module="pytorch_lightning.*")

@@ -330,6 +330,37 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "shape that follows from the data": (["--model.num_actions=7"], ["model.num_actions", "7"]),
     "precision that cannot work": (["--trainer.precision=bf16-true"], ["trainer.precision", "bf16-mixed"]),
     "two processes": (["--trainer.devices=2", "--trainer.accelerator=cpu"], ["trainer.devices", "2"]),
+    "unknown likelihood": (["--model.likelihood=gausian"], ["model.likelihood", "gausian", "'gaussian'"]),
+    "unknown posterior": (["--model.posterior=member"], ["model.posterior", "member", "'members'"]),
+    "unknown prior": (["--model.prior=laplace"], ["model.prior", "laplace", "gaussian"]),
+    "unknown part of the network": (["--model.bayesian=head"], ["model.bayesian", "head", "'heads'"]),
+    "unknown exploration": (["--model.exploration=tompson"], ["model.exploration", "tompson", "'thompson'"]),
+    "thompson without a distribution": (
+        ["--model.exploration=thompson", "--model.bayesian=none"],
+        ["model.exploration", "thompson", "--model.bayesian heads"],
+    ),
+    "prior function without an index": (["--model.prior_scale=3"], ["model.prior_scale", "3", "members"]),
+    "no members": (["--model.posterior=members", "--model.index_dim=0"], ["model.index_dim", "0"]),
+    "log-uniform low rank": (
+        ["--model.posterior=low_rank", "--model.prior=log_uniform"],
+        ["model.prior", "log_uniform", "gaussian"],
+    ),
+    "variance beyond its limit": (["--model.init_log_var=-30"], ["model.init_log_var", "-30"]),
+    "empty range of values": (
+        ["--model.likelihood=hl_gauss", "--model.value_range=[3,3]"],
+        ["model.value_range", "3"],
+    ),
+    "one bin": (["--model.likelihood=two_hot", "--model.num_bins=1"], ["model.num_bins", "1"]),
+    "no noise": (["--model.noise_std=0"], ["model.noise_std", "0"]),
+    "EWC of a mixture": (
+        ["--model.posterior=members", "--model.ewc_lambda=1"],
+        ["model.ewc_lambda", "--model.posterior mean_field"],
+    ),
+    "argument of no environment": (["--data.env_kwargs={sise: 3}"], ["data.env_kwargs", "sise"]),
+    "argument that cannot be": (
+        ["--data.env=bayes_rl/DeepSea-v0", "--data.env_kwargs={size: 1}", "--model.encoder=mlp"],
+        ["data.env_kwargs", "1"],
+    ),
     "unknown accelerator": (["--trainer.accelerator=gppu"], ["trainer.accelerator", "gppu"]),
 }
 
