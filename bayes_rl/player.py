@@ -137,7 +137,7 @@ class Player(pl.LightningModule):
         if normalised is not None:
             scores["human_normalised"] = torch.tensor(normalised)
         scores |= self.calibration.compute() | self.uncertainty.compute()
-        if stage == "val" and not self.trainer.sanity_checking and self.trainer.state.fn == "fit" and self._residuals:
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking and self._residuals:
             mean, epistemic, realised, games = (torch.cat(part) for part in zip(*self._residuals, strict=True))
             self.return_noise.fill_(fit_return_noise(mean, epistemic, realised, games))
         scores["return_noise"] = self.return_noise

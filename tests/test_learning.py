@@ -32,11 +32,20 @@ def test_minatar_breakout_is_learned(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert best_score(monkeypatch, tmp_path, f"--config={ROOT / 'configs/minatar.yaml'}") >= 4
 
 
+FAMILIES = [
+    ["--model.ewc_lambda=1", "--model.consolidate_every=50"],
+    ["--model.posterior=low_rank", "--model.prior_scale=0.5", "--model.exploration=thompson"],
+    ["--model.posterior=members", "--model.likelihood=hl_gauss", "--model.exploration=both"],
+    ["--model.posterior=low_rank", "--model.bayesian=all", "--model.likelihood=learned_gaussian"],
+]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_breakout_runs_on_a_gpu_in_bf16(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", FAMILIES, ids=" ".join)
+def test_breakout_runs_on_a_gpu_in_bf16(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family: list[str]) -> None:
     options = ["--trainer.max_epochs=1", "--data.frames_per_epoch=4000", "--data.eval_games=2"]
     options += ["--data.min_replay_size=500", "--trainer.accelerator=gpu", "--data.max_episode_frames=1000"]
-    options += ["--model.ewc_lambda=1", "--model.consolidate_every=50"]
-    score = best_score(monkeypatch, tmp_path, f"--config={ROOT / 'configs/quickstart.yaml'}", *options)
+    options += ["--model.bootstrap=greedy"]
+    score = best_score(monkeypatch, tmp_path, f"--config={ROOT / 'configs/quickstart.yaml'}", *options, *family)
     assert score >= 0

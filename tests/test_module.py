@@ -449,7 +449,7 @@ OBJECTIVES: list[dict[str, Any]] = [
     {"target": "other", "shared_trunk": False, "actor_loss": "dpg", "entropy_weight": 0.2},
     {"bootstrap": "greedy"},
     {"bootstrap": "greedy", "target": "other", "likelihood": "learned_gaussian", "temperature": 0.3},
-    {"update_pairs": "random", "shared_trunk": False},
+    {"update_pairs": "random", "shared_trunk": False, "entropy_weight": 0.2},
     {**MEMBERS, "prior_scale": 2.0, "bootstrap": "greedy"},
     {**MEMBERS, "target": "other", "shared_trunk": False, "actor_loss": "dpg", "entropy_weight": 0.2},
     {**MEMBERS, "likelihood": "hl_gauss", "num_bins": 9, "prior_scale": 1.0, "update_pairs": "random"},

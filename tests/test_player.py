@@ -275,7 +275,7 @@ class Updates:
         return 2
 
 
-@dataclass
+@dataclass(eq=False)
 class Data(pl.LightningDataModule):
     """Scripted games: those of seeds 1 to 6 to validate on, others to test and to show."""
 
@@ -286,8 +286,6 @@ class Data(pl.LightningDataModule):
 
     def __post_init__(self) -> None:
         super().__init__()
-
-    __hash__ = object.__hash__
 
     def games(self, seeds: range, every: int) -> GameLoader:
         options = (self.life_loss, self.reward_clip, every)
