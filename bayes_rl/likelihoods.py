@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from bayes_rl.bounds import bounded
+from bayes_rl.losses import gaussian_nll
 from bayes_rl.types import check, check_choice
 
 NOISE_STD_RANGE = (1e-3, 1e3)
 """Bounds of a learned standard deviation, in units of the return."""
-
-HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class Likelihood(nn.Module):
@@ -91,8 +90,7 @@ class _Gaussian(Likelihood):
 
     def nll(self, raw: Tensor, target: Tensor) -> Tensor:
         raw, target = self._read_pair(raw, target)
-        log_std = self.log_std()
-        return 0.5 * ((target - raw[..., 0]) * (-log_std).exp()).square() + log_std + HALF_LOG_2PI
+        return gaussian_nll(raw[..., 0], target, self.log_std().exp())
 
     def fisher_score(self, raw: Tensor, u: Tensor) -> Tensor:
         # value / std: E[(d log p / dw)^2] = (d value / dw)^2 / std^2 exactly, so nothing is drawn. The noise is no

@@ -50,12 +50,13 @@ def greedy(q_values: Tensor) -> Tensor:
     return F.one_hot(q_values.argmax(-1), q_values.shape[-1]).to(q_values.dtype)
 
 
-def gaussian_nll(q: Tensor, td_target: Tensor, noise_std: float) -> Tensor:
-    """-log N(td_target | q, noise_std^2) in nats, `[B]`: half the squared TD error over the noise variance,
-    with its normalising constant, because a bare squared error is not a likelihood.
+def gaussian_nll(q: Tensor, td_target: Tensor, noise_std: Tensor | float) -> Tensor:
+    """-log N(td_target | q, noise_std^2) in nats, shaped as `q`: half the squared TD error over the noise variance,
+    with its normalising constant, because a bare squared error is not a likelihood; `noise_std` may be learned.
     """
     _same_shape(q=q, td_target=td_target)
-    return 0.5 * ((td_target - q) / noise_std).square() + math.log(noise_std) + 0.5 * math.log(2 * math.pi)
+    log_std = noise_std.log() if isinstance(noise_std, Tensor) else math.log(noise_std)
+    return 0.5 * ((td_target - q) / noise_std).square() + log_std + 0.5 * math.log(2 * math.pi)
 
 
 def dpg_loss(action_logits: Tensor, q_values: Tensor) -> Tensor:

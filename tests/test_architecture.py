@@ -46,6 +46,7 @@ RANKS = {
 # Within a rank nothing imports its neighbour, but for these pairs (importer, imported).
 ALLOWED_WITHIN_A_RANK = {
     ("envs", "atari"),  # one door for all kinds of environment
+    ("likelihoods", "losses"),  # the Gaussian one is a formula of the objective
     ("encoders", "bayes"),  # layers, encoders of layers, networks of encoders
     ("networks", "bayes"),
     ("networks", "encoders"),
