@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ class Moments(NamedTuple):
     noise: Tensor | None
 
 
-class BayesLayer(nn.Module):
+class BayesLayer(nn.Module, ABC):
     """What linear layers and convolutions have in common; the bias is deterministic (one for each member).
 
     `forward(x, weights)` has three modes. `"mean"`: by the mean weights. `"sample"`: by the local reparameterisation
@@ -89,12 +90,13 @@ class BayesLayer(nn.Module):
                 weight = weight + torch.tensordot(weights.index, m.factor, 1)
             if m.noise is not None:
                 weight = weight + (0.5 * self._clamped(m.log_var)).exp() * m.noise
-            drawn = len(weight) if weight.ndim > m.log_var.ndim else 0
-            y = self.batched(x, weight if drawn else weight[None], bias if bias.ndim == 2 else bias[None])
-            if weights.noise is not None:
-                return y.expand(weights.size, *y.shape[1:])
-            variance = self.batched(_square(x), self._clamped(m.log_var).exp()[None], None)
+            if weight.ndim == m.log_var.ndim:  # nothing drew on the index or the noise
+                weight = weight[None]
+            y = self.batched(x, weight, bias if members else bias[None])
             y = y.expand(weights.size, *y.shape[1:])
+            if weights.noise is not None:
+                return y
+            variance = self.batched(_square(x), self._clamped(m.log_var).exp()[None], None)
             return y + variance.clamp_min(VARIANCE_FLOOR).sqrt() * torch.randn_like(y)
         if weights == "mean":
             return self.product(x, m.mean.mean(0), m.bias.mean(0)) if members else self.product(x, m.mean, m.bias)
@@ -118,13 +120,13 @@ class BayesLayer(nn.Module):
         bias = z @ m.bias
         return mixed + bias.reshape(*bias.shape, *[1] * (mixed.ndim - 2))
 
+    @abstractmethod
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Apply one weight `[*shape]` to `[B, ...]`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batched(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Apply weights `[D or 1, *shape]` to `[D or 1, B, ...]`: `[D or 1, B, ...]`."""
-        raise NotImplementedError
 
     def kl_terms(self, m: Moments) -> tuple[Tensor, Tensor | None]:
         """KL(q || prior) by given moments, in nats, without the part that layers share; then C^T S^-1 C `[d, d]` or

@@ -8,6 +8,7 @@ would broadcast raise `ValueError`.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ NOISE_STD_RANGE = (1e-3, 1e3)
 """Bounds of a learned standard deviation, in units of the return."""
 
 
-class Likelihood(nn.Module):
+class Likelihood(nn.Module, ABC):
     """The interface: one predictive distribution of the return for each action.
 
     Attributes:
@@ -29,18 +30,19 @@ class Likelihood(nn.Module):
 
     outputs: int
 
+    @abstractmethod
     def value(self, raw: Tensor) -> Tensor:
         """Expected return: `[..., n]` to `[...]`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def std(self, raw: Tensor) -> Tensor:
         """Standard deviation of the return given the weights: `[..., n]` to `[...]`, > 0."""
-        raise NotImplementedError
 
+    @abstractmethod
     def nll(self, raw: Tensor, target: Tensor) -> Tensor:
         """-log p(target) in nats: `[..., n]` and `[...]` to `[...]`; no gradient flows through the target."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fisher_score(self, raw: Tensor, u: Tensor) -> Tensor:
         """A scalar whose squared gradient, in expectation over `u`, is the Fisher diagonal; fit for `vmap(grad(...))`.
 
@@ -48,11 +50,10 @@ class Likelihood(nn.Module):
             raw: `[n]` (or `[..., n]`, one score for each).
             u: `[]` (or `[...]`), uniform in [0, 1): the randomness of a draw y ~ p(. | w), where one is needed.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def quantiles(self, raw: Tensor, levels: Tensor) -> Tensor:
         """Quantiles of the return given the weights: `[..., n]` and levels `[L]` in [0, 1] to `[..., L]`."""
-        raise NotImplementedError
 
     def _read(self, raw: Tensor) -> Tensor:
         # One number against n bins would broadcast without a word, and n numbers would lose all but the first.
@@ -159,8 +160,9 @@ class _Histogram(Likelihood):
         """Returns `[...]` to the masses `[..., n]` that the softmax should match; they sum to 1."""
         return self._masses((target.detach().float().clamp(self.low, self.high) - self.first) / self.width)
 
+    @abstractmethod
     def _masses(self, position: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Masses of returns at positions `[...]`, `[..., n]`, summing to 1."""
 
     def value(self, raw: Tensor) -> Tensor:
         return self.first + self.width * (self._read(raw).softmax(-1) * self.index).sum(-1)

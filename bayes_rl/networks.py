@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bayes_rl.bayes import BayesLayer, BayesLinear, bayesian_layers, joint_forward, joint_kl
 from bayes_rl.encoders import Layers, apply, build_encoder
 from bayes_rl.likelihoods import Likelihood
-from bayes_rl.posterior import Draws, Variational, Weights, index_size
+from bayes_rl.posterior import Draws, Variational, Weights, every_member, index_size
 from bayes_rl.types import check
 
 
@@ -216,8 +216,7 @@ class Twin(nn.Module):
                 not of their weights.
         """
         if weights == "mean" and self.posterior.posterior == "members" and self._any_bayesian():
-            every = Draws(torch.eye(self.posterior.index_dim, device=observation.device), {})
-            output = self(observation[None], every)
+            output = self(observation[None], every_member(self.posterior, observation.device))
             probs = output.action_logits.softmax(-1).mean(1)
             prior = None if output.prior is None else output.prior.mean(0)
             return TwinOutput(probs.log(), output.raw.mean(1), output.q_values.mean(1), prior)

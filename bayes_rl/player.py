@@ -14,7 +14,7 @@ from bayes_rl.calibration import PolicyUncertainty, ReturnCalibration, fit_retur
 from bayes_rl.games import Game, Games
 from bayes_rl.metrics import EpisodeReturns, human_normalised_score
 from bayes_rl.networks import Twin
-from bayes_rl.posterior import Draws, EpisodeDraws, draws_by_seed, index_draws, to_device
+from bayes_rl.posterior import Draws, EpisodeDraws, draws_by_seed, every_member, to_device
 from bayes_rl.types import Judgement
 
 JUDGE_DRAWS = 16  # posterior draws behind an opinion, the same ones always (of members, all)
@@ -92,7 +92,7 @@ class Player(pl.LightningModule):
             if not shapes:
                 self._judge_draws = Draws(torch.zeros(1, 0), {})
             elif posterior.posterior == "members":
-                self._judge_draws = Draws(index_draws(posterior, 0, torch.device("cpu")).index, {})
+                self._judge_draws = every_member(posterior, self.device)
             else:
                 self._judge_draws = draws_by_seed(posterior, shapes, list(range(JUDGE_DRAWS)))
         self._judge_draws = to_device(self._judge_draws, self.device)  # Lightning moves a module after each run

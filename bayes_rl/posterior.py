@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -107,10 +107,15 @@ def draws_by_seed(settings: Variational, shapes: Mapping[str, tuple[int, ...]], 
     return Draws(index, noise)
 
 
+def every_member(settings: Variational, device: torch.device) -> Draws:
+    """Each member of a mixture once, at its mean weights."""
+    return Draws(torch.eye(settings.index_dim, device=device), {})
+
+
 def index_draws(settings: Variational, count: int, device: torch.device) -> Draws:
     """Draws for learning, their diagonal part local: `count` fresh ones, or every member once."""
     if settings.posterior == "members":
-        return Draws(torch.eye(settings.index_dim, device=device))
+        return replace(every_member(settings, device), noise=None)
     return Draws(torch.randn(count, index_size(settings), device=device))
 
 

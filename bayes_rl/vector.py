@@ -147,11 +147,10 @@ class Envs(ABC):
         for t in range(longest + 1):
             begin((delay == t) & (t > 0), seeds)
             due = np.array([t - d in r for r, d in zip(resets, delay, strict=True)])
-            if t == longest:
-                begin(due, unseeded)
-                return screens
             # A game that idles, or that is not what it was, must not be stepped beyond its end either.
-            begin(due | (over & (delay != t)), unseeded)
+            begin(due | (over & (delay != t) & (t < longest)), unseeded)
+            if t == longest:
+                break
             now = [h.actions[t - d] if t >= d else 0 for h, d in zip(histories, delay, strict=True)]
             result = self.step(np.array(now, np.int64))
             screens[:] = result.screens

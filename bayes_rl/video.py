@@ -81,8 +81,8 @@ class Panel:
             if row >= 11:
                 pen.text((4, middle - 6), name, fill=WHITE if index == action else GREY)
             thick = min(5.0, 0.35 * row)
-            pen.rectangle((*sorted((self._x(0), self._x(mean)))[:1], middle - thick,
-                           sorted((self._x(0), self._x(mean)))[1], middle + thick), fill=colour)  # fmt: skip
+            left, right = sorted((self._x(0), self._x(mean)))
+            pen.rectangle((left, middle - thick, right, middle + thick), fill=colour)
             pen.line((self._x(mean - std), middle, self._x(mean + std), middle), fill=SPREAD, width=2)
         return np.asarray(image)
 
