@@ -22,13 +22,10 @@ from typing import Any
 
 import common
 import numpy as np
-import pytorch_lightning as pl
 import yaml
-from common import ROOT, origin, run_missing, write
+from common import ROOT, learner, origin, run_missing, write
 
 from bayes_rl import losses
-from bayes_rl.datamodule import ReplayDataModule
-from bayes_rl.module import VariationalActorCritic
 
 RESULTS = common.RESULTS / "ablation"
 ARMS = ("plain", "elbo", "unscaled")
@@ -46,22 +43,9 @@ def run(arm: str, game: str, seed: int, epochs: int, games: int) -> dict[str, An
         config["model"]["bayesian"] = "none"
     if arm == "unscaled":
         losses.negative_elbo = lambda nll, kl, num_data, temperature: nll + kl  # the original system's objective
-    pl.seed_everything(seed, verbose=False)
-    data = ReplayDataModule(**config["data"] | {"seed": seed, "eval_games": games})
-    linked = ("observation_shape", "num_actions", "num_categories", "pixel_scale")
-    module = VariationalActorCritic(**config["model"], **{key: getattr(data, key) for key in linked})
-    trainer = pl.Trainer(
-        max_epochs=epochs,
-        check_val_every_n_epoch=epochs,  # once, after the last: it fits the noise of returns
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        gradient_clip_val=config["trainer"]["gradient_clip_val"],
-        num_sanity_val_steps=0,
-        log_every_n_steps=1000,
-    )
+    config["data"]["eval_games"] = games
+    # Validated once, after the last epoch: it fits the noise of returns.
+    data, module, trainer = learner(config, seed, max_epochs=epochs, check_val_every_n_epoch=epochs)
     trainer.fit(module, datamodule=data)
     frames = data.stream.frames
     scores = trainer.test(module, datamodule=data, verbose=False)[0]

@@ -12,7 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
+
+from bayes_rl.datamodule import ReplayDataModule
+from bayes_rl.module import VariationalActorCritic
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -31,6 +35,34 @@ def origin(command: str) -> dict[str, str | int | None]:
         "cores": os.cpu_count(),
         "gpu": device,
     } | versions
+
+
+def learner(
+    config: dict[str, Any], seed: int, **settings: Any
+) -> tuple[ReplayDataModule, VariationalActorCritic, pl.Trainer]:
+    """Data, agent and a silent CPU trainer of a configuration file, without logs or checkpoints.
+
+    Args:
+        config: content of a file of `configs/`.
+        seed: of everything.
+        settings: of the trainer.
+    """
+    pl.seed_everything(seed, verbose=False)
+    data = ReplayDataModule(**config["data"] | {"seed": seed})
+    linked = ("observation_shape", "num_actions", "num_categories", "pixel_scale")
+    agent = VariationalActorCritic(**config["model"], **{key: getattr(data, key) for key in linked})
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        gradient_clip_val=config["trainer"]["gradient_clip_val"],
+        num_sanity_val_steps=0,
+        log_every_n_steps=1000,
+        **settings,
+    )
+    return data, agent, trainer
 
 
 def write(path: Path, result: dict[str, Any]) -> None:

@@ -21,10 +21,7 @@ from typing import Any
 import common
 import pytorch_lightning as pl
 import yaml
-from common import ROOT, origin, run_missing, write
-
-from bayes_rl.datamodule import ReplayDataModule
-from bayes_rl.module import VariationalActorCritic
+from common import ROOT, learner, origin, run_missing, write
 
 RESULTS = common.RESULTS / "deep_sea"
 SIZES = list(range(10, 51, 2))
@@ -72,27 +69,13 @@ class Episodes(pl.Callback):
 def run(size: int, agent: str, seed: int, limit: int) -> dict[str, Any]:
     """Train one agent on one size; what came of it."""
     config = yaml.safe_load((ROOT / "configs" / "deep_sea.yaml").read_text())
-    changes = EPSILON if agent == "epsilon" else {"model": {}, "data": {}}
-    model, settings = config["model"] | changes["model"], config["data"] | changes["data"]
-    settings |= {"env_kwargs": config["data"]["env_kwargs"] | {"size": size}, "seed": seed}
-    settings["frames_per_epoch"] = size * limit  # one epoch: nothing is evaluated in between
-    pl.seed_everything(seed, verbose=False)
-    data = ReplayDataModule(**settings)
-    linked = ("observation_shape", "num_actions", "num_categories", "pixel_scale")
-    module = VariationalActorCritic(**model, **{key: getattr(data, key) for key in linked})
+    changes: dict[str, Any] = EPSILON if agent == "epsilon" else {"model": {}, "data": {}}
+    env_kwargs = config["data"]["env_kwargs"] | {"size": size}
+    config["model"] |= changes["model"]
+    # One epoch: nothing is evaluated in between.
+    config["data"] |= changes["data"] | {"env_kwargs": env_kwargs, "frames_per_epoch": size * limit}
     episodes = Episodes(limit, f"{agent} {size}")
-    trainer = pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        gradient_clip_val=config["trainer"]["gradient_clip_val"],
-        limit_val_batches=0,
-        log_every_n_steps=1000,
-        callbacks=[episodes],
-    )
+    data, module, trainer = learner(config, seed, max_epochs=1, limit_val_batches=0, callbacks=[episodes])
     trainer.fit(module, datamodule=data)
     return {
         "agent": agent,

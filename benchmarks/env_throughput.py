@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +20,7 @@ from pathlib import Path
 import ale_py
 import numpy as np
 from ale_py.vector_env import AtariVectorEnv
+from common import origin, write
 from torch import Tensor
 
 from bayes_rl.envs import EnvSettings, make_envs
@@ -88,8 +86,7 @@ def main() -> None:
     ratios = [theirs / ours for theirs, ours in zip(times["bare"], times["layer"], strict=True)]
     total = {name: sum(values) for name, values in times.items()}
     result = {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
+        **origin(" ".join(["python", *sys.argv])),
         "game": options.game,
         "num_envs": options.num_envs,
         "rounds": options.rounds,
@@ -99,11 +96,8 @@ def main() -> None:
         "ratio": total["bare"] / total["layer"],
         "ratio_quartiles": [float(q) for q in np.quantile(ratios, (0.25, 0.5, 0.75))],
         "ale_py": ale_py.__version__,
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=2) + "\n")
+    write(options.output, result)
     print(json.dumps(result, indent=2))
 
 
