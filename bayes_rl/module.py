@@ -144,7 +144,7 @@ class VariationalActorCritic(Player):
         pairs = [0, 1] if self.hparams.update_pairs == "both" else [int(torch.randint(2, ()))]
         self._learning |= set(pairs)
         nll = self._nll(output, transition, targets, pairs)
-        kl = self.twin.kl_divergence(pairs)
+        kl = self.twin.kl_divergence(pairs, output.heads)
         ewc_penalty = self._ewc_penalty(transition)
         actor_loss = self._actor_loss(output, pairs)
         elbo_loss = losses.negative_elbo(nll, kl, batch.num_data, self.hparams.temperature)

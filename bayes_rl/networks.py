@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from bayes_rl.bayes import BayesLayer, BayesLinear, bayesian_layers, joint_forward, joint_kl
+from bayes_rl.bayes import BayesLayer, BayesLinear, Moments, bayesian_layers, joint_kl, joint_moments
 from bayes_rl.encoders import Layers, apply, build_encoder
 from bayes_rl.likelihoods import Likelihood
 from bayes_rl.posterior import Draws, Variational, Weights, every_member, index_size
@@ -24,12 +24,14 @@ class TwinOutput(NamedTuple):
         raw: parameters of the likelihood of a return, `[2, (D,) B, A, n]` float32, without the prior function.
         q_values: `[2, (D,) B, A]` float32, in (clipped) return units, prior function included.
         prior: value of the prior function, `[(D,) B, A]`, or None without one.
+        heads: the posterior of all heads together, as evaluated; None where they were evaluated one by one.
     """
 
     action_logits: Tensor
     raw: Tensor
     q_values: Tensor
     prior: Tensor | None = None
+    heads: Moments | None = None
 
     def mean_action_probs(self) -> Tensor:
         """The acting policy: the mean of both actors (and of all draws), `[B, A]`, rows summing to 1."""
@@ -170,12 +172,22 @@ class Twin(nn.Module):
         trunks = [self.trunks[0]] if self.shared_trunk else [self.trunks[i + j] for i in pairs for j in (0, 2)]
         return nn.ModuleList([*trunks, *(head[i] for i in pairs for head in (self.actors, self.critics))])
 
-    def kl_divergence(self, pairs: Sequence[int] = (0, 1)) -> Tensor:
-        """KL(q || prior) of the given pairs' Bayesian layers, in nats."""
+    def kl_divergence(self, pairs: Sequence[int] = (0, 1), heads: Moments | None = None) -> Tensor:
+        """KL(q || prior) of the given pairs' Bayesian layers, in nats.
+
+        Args:
+            pairs: 0, 1 or both.
+            heads: posterior of all heads, if it is known already from an output: computing it twice is slow.
+        """
         key = tuple(pairs)
         if key not in self._layers:  # walking the tree takes as long as the sum itself
             self._layers[key] = list(bayesian_layers(self.networks(pairs)).values())
-        return joint_kl(self._layers[key]).to(self.device)
+        layers = self._layers[key]
+        known: list[tuple[BayesLayer, Moments]] = []
+        if heads is not None and len(key) == 2:
+            layers = [layer for layer in layers if not layer.key.startswith(("actors", "critics"))]
+            known = [(cast(BayesLayer, self.actors[0]), heads)]
+        return joint_kl(layers, known).to(self.device)
 
     @property
     def device(self) -> torch.device:
@@ -229,22 +241,35 @@ class Twin(nn.Module):
         prior = self.prior(x, weights.index) if self.prior is not None and isinstance(weights, Draws) else None
         # Heads stay in float32: eight bits of mantissa are too few to tell neighbouring actions apart.
         with torch.autocast(x.device.type, enabled=False):
-            logits = self._heads(self.actors, features[:2], weights)
-            raw = self._heads(self.critics, features[2:], weights)
+            logits, raw, heads = self._heads([f.float() for f in features], weights)
             raw = raw.unflatten(-1, (self.settings.num_actions, self.likelihood.outputs))
             q_values = self.likelihood.value(raw)
-        return TwinOutput(logits, raw, q_values if prior is None else q_values + prior, prior)
+        return TwinOutput(logits, raw, q_values if prior is None else q_values + prior, prior, heads)
 
     def _any_bayesian(self) -> bool:
         return self.settings.layers.bayesian != "none"
 
-    def _heads(self, heads: nn.ModuleList, features: list[Tensor], weights: Weights) -> Tensor:
-        """Outputs of two heads, pair first."""
-        inputs = [f.float() for f in features]
-        if self.shared_trunk and isinstance(heads[0], BayesLinear):
-            return torch.stack(joint_forward(list(heads), inputs[0], weights))  # type: ignore[arg-type]
-        outputs = torch.stack([apply(head, f, weights) for head, f in zip(heads, inputs, strict=True)])
-        return outputs.expand(2, weights.size, *outputs.shape[2:]) if isinstance(weights, Draws) else outputs
+    def _heads(self, features: list[Tensor], weights: Weights) -> tuple[Tensor, Tensor, Moments | None]:
+        """Outputs of the actors and of the critics, pair first, and the heads' posterior if evaluated jointly.
+
+        On one trunk's features all heads are one layer: many small operations take longer than few.
+        """
+        heads: list[Any] = [*self.actors, *self.critics]
+        if not (self.shared_trunk and isinstance(heads[0], BayesLinear)):
+            each = [apply(head, f, weights) for head, f in zip(heads, features, strict=True)]
+            outputs = [torch.stack(each[:2]), torch.stack(each[2:])]
+            if isinstance(weights, Draws):
+                outputs = [y.expand(2, weights.size, *y.shape[2:]) for y in outputs]
+            return outputs[0], outputs[1], None
+        posterior = joint_moments(heads, weights)
+        sizes = [2 * self.settings.num_actions, 2 * self.settings.num_actions * self.likelihood.outputs]
+        if torch.is_grad_enabled():  # the actors' gradient stops at the features, the critics' does not
+            parts = zip((features[0], features[2]), posterior.split(sizes), strict=True)
+            outputs = [heads[0].evaluate(f, weights, part) for f, part in parts]
+        else:
+            outputs = list(heads[0].evaluate(features[0], weights, posterior).split(sizes, -1))
+        logits, raw = (y.unflatten(-1, (2, -1)).movedim(-2, 0) for y in outputs)
+        return logits, raw, posterior
 
 
 def parameter_groups(twin: Twin, rates: dict[str, float], weight_decay: float) -> list[dict[str, Any]]:

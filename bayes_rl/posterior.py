@@ -30,6 +30,7 @@ class Variational:
         init_log_var: mean of the initial log s^2 (natural logarithm), within +-log_var_limit.
         log_var_limit: log s^2 is clamped to +- this, in (0, 60].
         init_scale: standard deviation of the initial means, in units of 1 / sqrt(fan-in), > 0.
+        sequential: keep a Gaussian prior of its own for every weight, which the posterior can become.
 
     Raises:
         ConfigError: naming the setting that cannot work.
@@ -42,6 +43,7 @@ class Variational:
     init_log_var: float = -9.0
     log_var_limit: float = 11.0
     init_scale: float = 1.0
+    sequential: bool = False
 
     def __post_init__(self) -> None:
         check_choice("model.posterior", self.posterior, POSTERIORS)
@@ -57,6 +59,9 @@ class Variational:
         low_rank_uniform = self.prior == "log_uniform" and self.posterior == "low_rank"
         rule = "has a closed form for single weights only: choose posterior mean_field or members, or prior gaussian"
         check(not low_rank_uniform, "model.prior", self.prior, rule)
+        rule = "is learned from task to task: only posterior mean_field with prior gaussian can become a prior"
+        single = self.posterior == "mean_field" and self.prior == "gaussian"
+        check(single or not self.sequential, "model.consolidation", "vcl", rule)
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,7 @@ RANKS = {
     "metrics": 1,
     "atari": 1,
     "envs": 1,
+    "layers": 2,
     "bayes": 2,
     "encoders": 2,
     "networks": 2,
@@ -47,7 +48,8 @@ RANKS = {
 ALLOWED_WITHIN_A_RANK = {
     ("envs", "atari"),  # one door for all kinds of environment
     ("likelihoods", "losses"),  # the Gaussian one is a formula of the objective
-    ("encoders", "bayes"),  # layers, encoders of layers, networks of encoders
+    ("bayes", "layers"),  # what layers share; layers, encoders of layers, networks of encoders
+    ("encoders", "bayes"),
     ("networks", "bayes"),
     ("networks", "encoders"),
     ("consolidation", "networks"),  # the Fisher is that of one critic

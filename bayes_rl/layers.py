@@ -1,0 +1,242 @@
+"""What all variational layers have in common: Gaussian posteriors, local reparameterisation, closed-form KL."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bayes_rl.bounds import bounded
+from bayes_rl.posterior import Draws, Variational, Weights
+
+VARIANCE_FLOOR = 1e-8
+# Molchanov, Ashukha and Vetrov (2017, arXiv:1701.05369), equation 14.
+K1, K2, K3 = 0.63576, 1.87320, 1.48695
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Parameters of a layer's posterior; several layers with the same inputs make one by concatenation.
+
+    Attributes:
+        mean: `[*shape]`, or of every member, `[K, *shape]`.
+        bias: `[out]`, or `[K, out]`.
+        log_var: `[*shape]`, clamped, or None where only means are asked for.
+        variance: its exponential, or None where no fresh noise is asked for.
+        factor: C of `low_rank`, `[d, *shape]`, or None.
+        prior: mean and precision of each weight's own prior, each `[*shape]`, or None.
+        noise: of given `Draws`, `[D, *shape]`, or None.
+    """
+
+    mean: Tensor
+    bias: Tensor
+    log_var: Tensor | None = None
+    variance: Tensor | None = None
+    factor: Tensor | None = None
+    prior: tuple[Tensor, Tensor] | None = None
+    noise: Tensor | None = None
+
+    def split(self, sizes: list[int]) -> list[Moments]:
+        """Those of linear layers with so many outputs each, by views; without their priors."""
+
+        def parts(x: Tensor | None, axis: int = -2) -> Sequence[Tensor | None]:
+            return [None] * len(sizes) if x is None else x.split(sizes, axis)
+
+        columns = [parts(self.mean), parts(self.bias, -1), parts(self.log_var), parts(self.variance)]
+        columns += [parts(self.factor), [None] * len(sizes), parts(self.noise)]
+        return [Moments(*row) for row in zip(*columns, strict=True)]
+
+
+class BayesLayer(nn.Module, ABC):
+    """What linear layers and convolutions have in common; the bias is deterministic (one for each member).
+
+    `forward(x, weights)` has three modes. `"mean"`: by the mean weights. `"sample"`: by the local reparameterisation
+    of Kingma, Salimans and Welling (2015, arXiv:1506.02557), a fresh draw of every output from its exact Gaussian
+    instead of a draw of weights. `Draws`: by D fixed draws; x is then `[D, B, ...]`, or `[1, B, ...]` for all draws
+    alike, and the result `[D, B, ...]`.
+
+    Attributes:
+        shape: of its weights.
+        key: name by which `Draws.noise` knows the layer.
+        prior_mean, prior_precision: of each weight's own prior, if the posterior can become the prior.
+    """
+
+    prior_mean: Tensor
+    prior_precision: Tensor
+
+    def __init__(self, shape: tuple[int, ...], settings: Variational) -> None:
+        super().__init__()
+        self.settings, self.shape, self.key = settings, shape, ""
+        scale = settings.init_scale / math.sqrt(math.prod(shape[1:]))
+        members = (settings.index_dim,) if settings.posterior == "members" else ()
+        self.weight_mu = nn.Parameter(scale * torch.randn(*members, *shape))
+        self.weight_log_var = nn.Parameter(settings.init_log_var + 1e-3 * torch.randn(shape))
+        self.bias = nn.Parameter(torch.zeros(*members, shape[0]))
+        self.register_parameter("weight_factor", None)
+        if settings.posterior == "low_rank":
+            # So that a draw of C z is as large as an initial mean.
+            factor = torch.randn(settings.index_dim, *shape)
+            self.weight_factor = nn.Parameter(scale / math.sqrt(settings.index_dim) * factor)
+        if settings.sequential:
+            self.register_buffer("prior_mean", torch.zeros(shape))
+            self.register_buffer("prior_precision", torch.full(shape, float(settings.prior_precision)))
+
+    def log_var(self) -> Tensor:
+        """Log-variances in use, `[*shape]`, clamped so that neither exp nor its inverse overflows."""
+        return self.clamped(self.weight_log_var)
+
+    def clamped(self, log_var: Tensor) -> Tensor:
+        """`log_var` within the limit of this layer."""
+        return bounded(log_var, -self.settings.log_var_limit, self.settings.log_var_limit)
+
+    def moments(self, weights: Weights = "sample") -> Moments:
+        """Everything a forward pass, or the KL, needs."""
+        return joint_moments([self], weights)
+
+    def forward(self, x: Tensor, weights: Weights = "mean") -> Tensor:
+        return self.evaluate(x, weights, self.moments(weights))
+
+    def evaluate(self, x: Tensor, weights: Weights, m: Moments) -> Tensor:
+        """The forward pass by given moments."""
+        members = self.settings.posterior == "members"
+        if isinstance(weights, Draws):
+            weight, bias = m.mean, m.bias
+            if members:
+                member = weights.index.argmax(-1)
+                weight, bias = weight[member], bias[member]
+            elif m.factor is not None:
+                weight = weight + torch.tensordot(weights.index, m.factor, 1)
+            if m.noise is not None and m.log_var is not None:
+                weight = weight + (0.5 * m.log_var).exp() * m.noise
+            if weight.ndim == len(self.shape):  # nothing drew on the index or the noise
+                weight = weight[None]
+            y = self.batched(x, weight, bias if members else bias[None])
+            y = y.expand(weights.size, *y.shape[1:])
+            if weights.noise is not None:
+                return y
+            assert m.variance is not None
+            return _noisy(y, self.batched(_square(x), m.variance[None], None))
+        if weights == "mean":
+            return self.product(x, m.mean.mean(0), m.bias.mean(0)) if members else self.product(x, m.mean, m.bias)
+        assert m.variance is not None
+        return _noisy(self._sampled_index(x, m), self.product(_square(x), m.variance, None))
+
+    def _sampled_index(self, x: Tensor, m: Moments) -> Tensor:
+        """The outputs with a fresh index for every row, before the noise of the diagonal part."""
+        members = self.settings.posterior == "members"
+        if m.factor is None and not members:
+            return self.product(x, m.mean, m.bias)
+        parts = m.mean if members else m.factor
+        assert parts is not None
+        z = x.new_zeros(len(x), len(parts), dtype=m.mean.dtype)
+        z = z.scatter(1, torch.randint(len(parts), (len(x), 1), device=x.device), 1) if members else z.normal_()
+        each = self.product(x, parts.flatten(0, 1), None).unflatten(1, (len(parts), -1))
+        mixed = torch.einsum("bk...,bk->b...", each, z)
+        if not members:
+            return self.product(x, m.mean, m.bias) + mixed
+        bias = z @ m.bias
+        return mixed + bias.reshape(*bias.shape, *[1] * (mixed.ndim - 2))
+
+    @abstractmethod
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply one weight `[*shape]` to `[B, ...]`."""
+
+    @abstractmethod
+    def batched(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply weights `[D or 1, *shape]` to `[D or 1, B, ...]`: `[D or 1, B, ...]`."""
+
+    def kl_terms(self, m: Moments) -> tuple[Tensor, Tensor | None]:
+        """KL(q || prior) by given moments, in nats, without the part that layers share; then C^T S^-1 C `[d, d]` or
+        None.
+        """
+        s = self.settings
+        assert m.log_var is not None
+        assert m.variance is not None
+        with torch.autocast(m.mean.device.type, enabled=False):
+            copies = len(m.mean) if s.posterior == "members" else 1
+            if s.prior == "log_uniform":
+                log_alpha = m.log_var - 2 * m.mean.abs().clamp_min(1e-8).log()
+                kl = K1 * (1 - torch.sigmoid(K2 + K3 * log_alpha)) + 0.5 * F.softplus(-log_alpha)
+                return kl.sum() / copies, None
+            if m.prior is not None:
+                mean, precision = m.prior
+                second_moment = (precision * ((m.mean - mean).square() + m.variance)).sum()
+                return 0.5 * (second_moment - (m.log_var + precision.log() + 1).sum()), None
+            second_moment = m.mean.square().sum() / copies + m.variance.sum()
+            gram = None
+            if m.factor is not None:
+                second_moment = second_moment + m.factor.square().sum()
+                scaled = (m.factor * (-0.5 * m.log_var).exp()).flatten(1)
+                gram = scaled @ scaled.T
+            constant = m.log_var.numel() * (1.0 + math.log(s.prior_precision))
+            return 0.5 * (s.prior_precision * second_moment - m.log_var.sum() - constant), gram
+
+    def kl_divergence(self) -> Tensor:
+        """KL(q || prior) of this layer alone, a scalar in nats: the sum over weights, in float32 under autocast.
+
+        Gaussian prior N(m, 1 / k), per weight: (k ((mu - m)^2 + s^2) - 1 - log s^2 - log k) / 2 with m = 0 and k the
+        prior precision until `become_prior`; for `members` averaged over them (the KL of member and weights jointly),
+        for `low_rank` with the determinant of s^2 I + C C^T.
+        """
+        part, gram = self.kl_terms(self.moments())
+        return part if gram is None else part - half_log_det(gram)
+
+    @torch.no_grad()
+    def become_prior(self) -> None:
+        """What was learned so far is what is believed before the next data: the posterior becomes the prior.
+
+        Variational continual learning (Nguyen et al. 2018, arXiv:1710.10628); of `sequential` layers only.
+        """
+        self.prior_mean.copy_(self.weight_mu)
+        self.prior_precision.copy_((-self.log_var()).exp())
+
+
+def joint_moments(layers: Sequence[BayesLayer], weights: Weights = "sample") -> Moments:
+    """Those of one layer with the outputs of all `layers`, of equal settings and inputs."""
+    first = layers[0]
+
+    def joined(parts: Sequence[Tensor], axis: int = -2) -> Tensor:
+        return parts[0] if len(parts) == 1 else torch.cat(list(parts), axis)
+
+    log_var, variance, noise, factor, prior = None, None, None, None, None
+    if isinstance(weights, Draws) and weights.noise is not None:
+        noise = _joined_noise(layers, weights.noise)
+    if weights == "sample" or noise is not None or (isinstance(weights, Draws) and weights.noise is None):
+        log_var = first.clamped(joined([layer.weight_log_var for layer in layers]))
+        variance = log_var.exp() if noise is None else None
+    if first.weight_factor is not None:
+        factor = joined([layer.weight_factor for layer in layers])
+    if first.settings.sequential and weights == "sample":
+        prior = joined([layer.prior_mean for layer in layers]), joined([layer.prior_precision for layer in layers])
+    mean, bias = joined([layer.weight_mu for layer in layers]), joined([layer.bias for layer in layers], -1)
+    return Moments(mean, bias, log_var, variance, factor, prior, noise)
+
+
+def _joined_noise(layers: Sequence[BayesLayer], noise: dict[str, Tensor]) -> Tensor | None:
+    """The noise of all `layers`; one without an entry has its mean."""
+    given = [noise.get(layer.key) for layer in layers]
+    size = next((len(values) for values in given if values is not None), None)
+    if size is None:
+        return None
+    zero = layers[0].bias.new_zeros
+    parts = [zero(size, *layer.shape) if v is None else v for v, layer in zip(given, layers, strict=True)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
+
+
+def _noisy(mean: Tensor, variance: Tensor) -> Tensor:
+    """A fresh draw of every output."""
+    return torch.addcmul(mean, variance.clamp_min(VARIANCE_FLOOR).sqrt(), torch.randn_like(mean))
+
+
+def _square(x: Tensor) -> Tensor:
+    return x.square() if x.is_floating_point() else x  # a one-hot vector is its own square
+
+
+def half_log_det(gram: Tensor) -> Tensor:
+    """log det(I + gram) / 2; by eigenvalues, because rounding can make a gram of wide spread indefinite."""
+    return 0.5 * torch.linalg.eigvalsh(gram).clamp_min(0).log1p().sum()
