@@ -1,26 +1,25 @@
-"""Does the agent know what it does not know? Predicted returns against those that came, and doubt about the action."""
+"""Returns as predicted and as they came: what a prediction promised, and intervals that hold what they say."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
-
-LEVELS = tuple(k / 20 for k in range(1, 20))  # 0.05 to 0.95: the levels that `calibration_error` averages over
 
 
-def _check_vectors(**tensors: Tensor) -> None:
+def check_vectors(**tensors: Tensor) -> None:
+    """ValueError unless all are vectors of one length."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
         raise ValueError(f"expected vectors of one length, got {shapes}")
 
 
-def _check_not_negative(**stds: Tensor) -> None:
+def check_not_negative(**stds: Tensor) -> None:
+    """ValueError if any number is negative."""
     for name, std in stds.items():
         if (std < 0).any():
             raise ValueError(f"{name} must not be negative, got {std.min().item()}")
@@ -31,8 +30,9 @@ def _check_inside_0_and_1(name: str, numbers: Sequence[float]) -> None:
         raise ValueError(f"{name} must lie inside (0, 1), got {list(numbers)}")
 
 
-def _float64(*tensors: Tensor) -> list[Tensor]:
-    return [tensor.detach().cpu().double() for tensor in tensors]  # not every accelerator has float64
+def float64(*tensors: Tensor) -> list[Tensor]:
+    """Tensors for exact sums, on the CPU: not every accelerator has float64."""
+    return [tensor.detach().cpu().double() for tensor in tensors]
 
 
 def realised_returns(rewards: Tensor, discounts: Tensor, gamma: float, bootstrap: float = 0.0) -> Tensor:
@@ -53,7 +53,7 @@ def realised_returns(rewards: Tensor, discounts: Tensor, gamma: float, bootstrap
     Raises:
         ValueError: if shapes do not agree, or a discount is neither 0 nor 1.
     """
-    _check_vectors(rewards=rewards, discounts=discounts)
+    check_vectors(rewards=rewards, discounts=discounts)
     if not ((discounts == 0) | (discounts == 1)).all():
         raise ValueError("discounts must be 0 or 1: gamma is applied here")
     value, returns = float(bootstrap), []
@@ -86,7 +86,7 @@ def interval_coverage(
     """Share of `realised` `[M]` inside the central intervals (ends included) of N(mean, std^2), two `[M]`, at each of
     `levels` `[L]`: `[L]` float64. `weight` `[M]` sums to 1; without it all count alike.
     """
-    _check_vectors(mean=mean, std=std, realised=realised)
+    check_vectors(mean=mean, std=std, realised=realised)
     lower, upper = gaussian_intervals(mean, std, levels)
     inside = ((lower <= realised) & (realised <= upper)).double()
     return inside.mean(1) if weight is None else inside @ weight
@@ -123,13 +123,13 @@ def fit_return_noise(mean: Tensor, epistemic_std: Tensor, realised: Tensor, game
     Raises:
         ValueError: if there is nothing to fit, shapes do not agree, or a std is negative.
     """
-    _check_vectors(mean=mean, epistemic_std=epistemic_std, realised=realised)
-    _check_not_negative(epistemic_std=epistemic_std)
+    check_vectors(mean=mean, epistemic_std=epistemic_std, realised=realised)
+    check_not_negative(epistemic_std=epistemic_std)
     if len(mean) == 0:
         raise ValueError("no residuals to fit the noise to")
     ids = torch.zeros_like(mean) if game is None else game
-    _check_vectors(mean=mean, game=ids)
-    mean, epistemic_std, realised, ids = _float64(mean, epistemic_std, realised, ids)
+    check_vectors(mean=mean, game=ids)
+    mean, epistemic_std, realised, ids = float64(mean, epistemic_std, realised, ids)
     weight, variance, squares = game_weights(ids), epistemic_std.square(), (realised - mean).square()
     # Beyond the greatest excess every term of the likelihood falls, so no peak lies there.
     highest = (squares - variance).max().item()
@@ -180,10 +180,10 @@ def conformal_scale(mean: Tensor, std: Tensor, realised: Tensor, level: float) -
     Raises:
         ValueError: if shapes do not agree, a std is negative, or `level` is outside (0, 1).
     """
-    _check_vectors(mean=mean, std=std, realised=realised)
-    _check_not_negative(std=std)
+    check_vectors(mean=mean, std=std, realised=realised)
+    check_not_negative(std=std)
     _check_inside_0_and_1("level", [level])
-    mean, std, realised = _float64(mean, std, realised)
+    mean, std, realised = float64(mean, std, realised)
     distance = (realised - mean).abs()
     scores = torch.where(distance == 0, distance, distance / std)  # exact and certain: 0, not 0 / 0
     if scores.isnan().any():
@@ -192,108 +192,38 @@ def conformal_scale(mean: Tensor, std: Tensor, realised: Tensor, level: float) -
     return scores.sort().values[rank - 1].item() if rank <= len(scores) else math.inf
 
 
-class ReturnCalibration(Metric):
-    """Are returns as far from their prediction as the agent says? Judges N(mean, epistemic_std^2 + noise_std^2).
+class ReturnFit(NamedTuple):
+    """What realised returns of some games say about predictions of others: N(mean - bias, scale^2 (std^2 + noise^2)).
 
-    `compute` gives, in return units unless said otherwise, over all ranks:
-
-    * `coverage_50`, `coverage_90`: share of realised returns inside the central 50 and 90 % interval, 0 to 1;
-    * `calibration_error`: mean of |coverage - level| over the levels 0.05, 0.10 to 0.95, 0 to 1. Kuleshov et al. (2018,
-      arXiv:1807.00263) weigh and sum (p_j - share of outcomes below the p_j-quantile)^2; here the difference is
-      absolute, and of central intervals. Even perfect predictions leave about 0.3 / sqrt(n) of n independent returns;
-    * `return_rmse`, `return_bias`: of mean - realised, whose average is the bias: above 0 the agent hopes too much;
-    * `return_correlation`: Pearson's, of mean and realised; 0 if either is constant;
-    * `epistemic_std_mean`, `interval_width_90`: how sure it says it is; calibrated and narrow is better than wide.
-
-    With ids of games every average counts each game alike, else each step. Without data, or with any that is not
-    finite, all of them are NaN.
+    Attributes:
+        bias: mean of prediction - return, each game counting alike; above 0 the agent hopes too much.
+        noise_std: of returns about their unbiased prediction, beyond the posterior's own std (`fit_return_noise`).
+        scale: of that interval, such that at `FITTED_LEVEL` it holds what it promises (`conformal_scale`).
     """
 
-    full_state_update = False
-    rows: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        # Flat, float32, one state: a rank without data is then an empty vector that joins the others.
-        self.add_state("rows", [], dist_reduce_fx="cat")
-
-    def update(
-        self, mean: Tensor, epistemic_std: Tensor, noise_std: Tensor, realised: Tensor, game: Tensor | None = None
-    ) -> None:
-        """Add predictions and what came of them, all `[M]`: `noise_std` of returns about their mean fitted on other
-        games (`fit_return_noise`), `game` an id from 0 to 2^24, unique over updates and ranks; steps without one
-        together count as one game. ValueError if shapes do not agree or a std is negative.
-        """
-        ids = torch.full_like(mean, -1) if game is None else game
-        vectors = {"mean": mean, "epistemic_std": epistemic_std, "noise_std": noise_std, "realised": realised}
-        _check_vectors(**vectors, game=ids)
-        _check_not_negative(epistemic_std=epistemic_std, noise_std=noise_std)
-        self.rows.append(torch.stack([v.detach().float() for v in (*vectors.values(), ids)], 1).flatten())
-
-    def compute(self) -> dict[str, Tensor]:
-        flat = dim_zero_cat(self.rows) if len(self.rows) else torch.empty(0, device=self.device)
-        rows = _float64(flat)[0].view(-1, 5)
-        judged = len(rows) > 0 and bool(rows.isfinite().all())
-        mean, epistemic, noise, realised, game = (rows if judged else rows.new_zeros(1, 5)).unbind(1)
-        weight, std = game_weights(game), (epistemic.square() + noise.square()).sqrt()
-        coverage = interval_coverage(mean, std, realised, LEVELS, weight)
-        lower, upper = gaussian_intervals(mean, std, [0.9])
-        error = mean - realised
-        values = {
-            "coverage_50": coverage[LEVELS.index(0.5)],
-            "coverage_90": coverage[LEVELS.index(0.9)],
-            "calibration_error": (coverage - torch.tensor(LEVELS, dtype=torch.float64)).abs().mean(),
-            "return_rmse": (weight @ error.square()).sqrt(),
-            "return_bias": weight @ error,
-            "return_correlation": _correlation(mean, realised, weight),
-            "epistemic_std_mean": weight @ epistemic,
-            "interval_width_90": weight @ (upper - lower)[0],
-        }
-        return {key: value.to(flat) if judged else flat.new_tensor(math.nan) for key, value in values.items()}
+    bias: float
+    noise_std: float
+    scale: float
 
 
-def _correlation(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    if a.min() == a.max() or b.min() == b.max():  # exactly: a variance of equal numbers is rounding noise, not 0
-        return a.new_zeros(())
-    a, b = a - weight @ a, b - weight @ b
-    return (weight @ (a * b) / (weight @ a.square() * (weight @ b.square())).sqrt()).clamp(-1, 1)
+FITTED_LEVEL = 0.9
 
 
-class PolicyUncertainty(Metric):
-    """How much the posterior doubts its own action, averaged over states and ranks; NaN without any.
+def fit_returns(mean: Tensor, epistemic_std: Tensor, realised: Tensor, game: Tensor | None = None) -> ReturnFit:
+    """Fit bias, noise and scale, in this order; arguments, returns in units and errors as of `fit_return_noise`.
 
-    * `epistemic_std`: std over the draws of Q(s, a*), a* greedy for the mean over draws; return units;
-    * `greedy_disagreement`: share of draws whose greedy action is another than a*, 0 to 1;
-    * `q_gap`: mean Q of a* less that of the second best action, return units; 0 if there is but one.
-
-    Where `epistemic_std` is far below `q_gap`, the posterior is sure of its action, right or wrong.
+    Values that only matter by their order keep a constant error for long, and a posterior that is wider than the
+    errors cannot be narrowed by noise: both are taken out here, openly, from intervals about other games. The scale
+    stays 1 where there are too few residuals (at most 8) to fit one.
     """
-
-    full_state_update = False
-    totals: Tensor
-    states: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("totals", torch.zeros(3), dist_reduce_fx="sum")
-        self.add_state("states", torch.zeros(()), dist_reduce_fx="sum")
-
-    def update(self, q_draws: Tensor) -> None:
-        """Add M states: `q_draws` `[D, M, A]`, Q(s, .) by D >= 2 draws of the weights. ValueError if it is shaped
-        otherwise: the spread of a single draw is unknown, not 0.
-        """
-        if q_draws.dim() != 3 or q_draws.shape[0] < 2 or q_draws.shape[2] < 1:
-            raise ValueError(f"q_draws must be [draws >= 2, states, actions], got {tuple(q_draws.shape)}")
-        if q_draws.shape[1] == 0:
-            return  # the std of nothing warns
-        q_draws = q_draws.detach().float()
-        mean = q_draws.mean(0)
-        best, greedy = mean.topk(min(2, mean.shape[1])).values, mean.argmax(1)
-        at_greedy = q_draws.gather(2, greedy.expand(len(q_draws), -1).unsqueeze(2)).squeeze(2)
-        disagree = (q_draws.argmax(2) != greedy).float().mean(0)  # arg max on both sides breaks ties alike
-        self.totals += torch.stack([at_greedy.std(0).sum(), disagree.sum(), (best[:, 0] - best[:, -1]).sum()])
-        self.states += q_draws.shape[1]
-
-    def compute(self) -> dict[str, Tensor]:
-        epistemic_std, disagreement, gap = self.totals / self.states
-        return {"epistemic_std": epistemic_std, "greedy_disagreement": disagreement, "q_gap": gap}
+    ids = torch.zeros_like(mean) if game is None else game
+    noise = fit_return_noise(mean, epistemic_std, realised, ids)  # checks the arguments
+    if math.isnan(noise):
+        return ReturnFit(math.nan, math.nan, math.nan)
+    mean, epistemic_std, realised, ids = float64(mean, epistemic_std, realised, ids)
+    bias = (game_weights(ids) @ (mean - realised)).item()
+    noise = fit_return_noise(mean - bias, epistemic_std, realised, ids)
+    std = (epistemic_std.square() + noise**2).sqrt()
+    half_width = conformal_scale(mean - bias, std, realised, FITTED_LEVEL)
+    scale = half_width / torch.special.ndtri(torch.tensor((1 + FITTED_LEVEL) / 2, dtype=torch.float64)).item()
+    return ReturnFit(bias, noise, scale if math.isfinite(scale) else 1.0)

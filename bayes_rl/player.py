@@ -10,12 +10,13 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from bayes_rl.calibration import PolicyUncertainty, ReturnCalibration, fit_return_noise, realised_returns
+from bayes_rl.calibration import ReturnFit, fit_returns, realised_returns
 from bayes_rl.games import Game, Games
 from bayes_rl.metrics import EpisodeReturns, human_normalised_score
 from bayes_rl.networks import Twin
 from bayes_rl.posterior import Draws, EpisodeDraws, draws_by_seed, every_member, to_device
 from bayes_rl.types import Judgement
+from bayes_rl.uncertainty import PolicyUncertainty, ReturnCalibration
 
 JUDGE_DRAWS = 16  # posterior draws behind an opinion, the same ones always (of members, all)
 
@@ -26,19 +27,19 @@ class Player(pl.LightningModule):
     Attributes:
         twin: the networks.
         frames: environment frames seen in training, the axis of every curve.
-        return_noise: standard deviation of realised returns about their prediction, beyond what draws disagree:
-            fitted on each validation's games, and used for the intervals stated on others. NaN before the first.
+        return_fit: bias, noise and scale of realised returns about their prediction (`ReturnFit`), `[3]`: fitted on
+            each validation's games, and used for the intervals stated on others. NaN before the first.
     """
 
     hparams: Any  # attribute access to the arguments of `__init__`
     twin: Twin
-    return_noise: Tensor
+    return_fit: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.frames = 0
         self.returns, self.calibration, self.uncertainty = EpisodeReturns(), ReturnCalibration(), PolicyUncertainty()
-        self.register_buffer("return_noise", torch.tensor(float("nan")))
+        self.register_buffer("return_fit", torch.full((3,), float("nan"), dtype=torch.float64))
         self._episode_draws: EpisodeDraws | None = None
         self._judge_draws: Draws | None = None
         self._residuals: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
@@ -123,10 +124,13 @@ class Player(pl.LightningModule):
         taken = torch.tensor(game.actions[::every])[:, None]
         q_mean, q_std, noise_std, _ = (torch.stack(part) for part in zip(*game.judgements, strict=True))
         mean, epistemic, noise = (x.gather(1, taken)[:, 0].float() for x in (q_mean, q_std, noise_std))
-        if not self.return_noise.isnan():
-            noise = self.return_noise.cpu().expand_as(mean)
+        bias, scale = 0.0, 1.0
+        if not self.return_fit.isnan().any():
+            bias, fitted, scale = self.return_fit.tolist()
+            noise = torch.full_like(mean, fitted)
         games = torch.full((len(mean),), number)
-        self.calibration.update(*(x.to(self.device) for x in (mean, epistemic, noise, realised, games)))
+        vectors = [x.to(self.device) for x in (mean, epistemic, noise, realised, games)]
+        self.calibration.update(*vectors, bias=bias, scale=scale)
         self._residuals.append((mean, epistemic, realised, games))
 
     def on_validation_epoch_end(self) -> None:
@@ -139,8 +143,8 @@ class Player(pl.LightningModule):
         scores |= self.calibration.compute() | self.uncertainty.compute()
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking and self._residuals:
             mean, epistemic, realised, games = (torch.cat(part) for part in zip(*self._residuals, strict=True))
-            self.return_noise.fill_(fit_return_noise(mean, epistemic, realised, games))
-        scores["return_noise"] = self.return_noise
+            self.return_fit.copy_(torch.tensor(fit_returns(mean, epistemic, realised, games)))
+        scores |= {f"fitted_{key}": self.return_fit[i] for i, key in enumerate(ReturnFit._fields)}
         self._residuals.clear()
         with torch.inference_mode(False):  # else a later `fit` could not write to what `validate` or `test` left
             for metric in (self.returns, self.calibration, self.uncertainty):

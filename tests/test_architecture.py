@@ -23,6 +23,7 @@ RANKS = {
     "losses": 1,
     "likelihoods": 1,
     "calibration": 1,
+    "uncertainty": 1,
     "metrics": 1,
     "atari": 1,
     "envs": 1,
@@ -48,6 +49,7 @@ RANKS = {
 ALLOWED_WITHIN_A_RANK = {
     ("envs", "atari"),  # one door for all kinds of environment
     ("likelihoods", "losses"),  # the Gaussian one is a formula of the objective
+    ("uncertainty", "calibration"),  # metrics of its formulas
     ("bayes", "layers"),  # what layers share; layers, encoders of layers, networks of encoders
     ("encoders", "bayes"),
     ("networks", "bayes"),

@@ -18,17 +18,16 @@ from scipy.stats import norm
 from torch import Tensor
 
 from bayes_rl.calibration import (
-    LEVELS,
-    PolicyUncertainty,
-    ReturnCalibration,
     conformal_scale,
     fit_return_noise,
+    fit_returns,
     game_weights,
     gaussian_intervals,
     gaussian_quantiles,
     interval_coverage,
     realised_returns,
 )
+from bayes_rl.uncertainty import LEVELS, PolicyUncertainty, ReturnCalibration
 
 KEYS = {
     "coverage_50",
@@ -465,3 +464,48 @@ def test_policy_uncertainty_without_states_is_nan() -> None:
     metric = PolicyUncertainty()
     metric.update(torch.zeros(2, 0, 3))
     assert all(math.isnan(value.item()) for value in metric.compute().values())
+
+
+# ------------------------------------------------------------------ bias, noise and scale together
+def drawn(games: int, steps: int, bias: float, epistemic: float, error: float) -> list[Tensor]:
+    """Predictions off by `bias` and a normal error of another std than they claim; game ids."""
+    count = games * steps
+    mean = 10 * torch.randn(count)
+    realised = mean - bias + error * torch.randn(count)
+    return [mean, torch.full((count,), epistemic), realised, torch.arange(count) // steps]
+
+
+@pytest.mark.parametrize(("bias", "epistemic", "error"), [(1.5, 0.1, 0.6), (-3.0, 0.5, 0.5), (0.2, 2.0, 0.3)])
+def test_fitted_intervals_hold_on_other_games(bias: float, epistemic: float, error: float) -> None:
+    """Also where predictions are all off by the same, and where the posterior is wider than the errors."""
+    torch.manual_seed(0)
+    fit = fit_returns(*drawn(100, 40, bias, epistemic, error))
+    assert fit.bias == pytest.approx(bias, abs=4 * error / math.sqrt(4000))
+    expected = math.sqrt(max(0.0, error**2 - epistemic**2))
+    assert fit.noise_std == pytest.approx(expected, rel=0.1, abs=0.2 * error)
+    # 4 standard errors of a quantile at 0.9 of 4000 scores: 4 x sqrt(0.09 / 4000) / (2 x 0.103), in units of 1.645
+    assert fit.scale == pytest.approx(error / math.hypot(epistemic, fit.noise_std), rel=0.06)
+    metric = ReturnCalibration()
+    mean, std, realised, game = drawn(100, 40, bias, epistemic, error)
+    metric.update(mean, std, torch.full_like(mean, fit.noise_std), realised, game, bias=fit.bias, scale=fit.scale)
+    values = metric.compute()
+    assert values["coverage_90"].item() == pytest.approx(0.9, abs=0.03)
+    assert values["coverage_50"].item() == pytest.approx(0.5, abs=0.04)
+    assert values["return_bias"].item() == pytest.approx(bias, abs=4 * error / math.sqrt(4000))  # as it was predicted
+    width = 2 * 1.6448536 * fit.scale * math.hypot(epistemic, fit.noise_std)
+    assert values["interval_width_90"].item() == pytest.approx(width, rel=1e-4)
+
+
+def test_bias_counts_each_game_alike() -> None:
+    mean, zero = torch.tensor([1.0, 3.0, 3.0, 3.0]), torch.zeros(4)
+    assert fit_returns(mean, zero, zero, torch.tensor([0, 1, 1, 1])).bias == pytest.approx(2.0)
+    assert fit_returns(mean, zero, zero).bias == pytest.approx(2.5)
+
+
+def test_too_few_residuals_leave_the_scale_alone_and_bad_ones_are_not_hidden() -> None:
+    mean, std, realised, game = drawn(2, 4, 0.0, 0.1, 1.0)
+    assert fit_returns(mean, std, realised, game).scale == 1.0
+    mean[0] = math.nan
+    assert all(math.isnan(value) for value in fit_returns(mean, std, realised, game))
+    with pytest.raises(ValueError, match="no residuals"):
+        fit_returns(*(x[:0] for x in drawn(1, 1, 0.0, 0.0, 1.0)))

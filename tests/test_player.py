@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from bayes_rl.bayes import BayesConv2d, bayesian_layers
-from bayes_rl.calibration import LEVELS, fit_return_noise
+from bayes_rl.calibration import ReturnFit, fit_returns
 from bayes_rl.encoders import OneHotLinear
 from bayes_rl.games import Game, GameLoader, Games
 from bayes_rl.module import VariationalActorCritic
 from bayes_rl.player import JUDGE_DRAWS
 from bayes_rl.posterior import draws_by_seed
 from bayes_rl.types import Batch, Transition
+from bayes_rl.uncertainty import LEVELS
 from tests.oracles import Rules
 from tests.test_games import IDLE_FRAMES, SCRIPTED, ScriptedGames, returns_of, told
 
@@ -332,6 +333,8 @@ class Residuals:
     realised: Tensor
     game: Tensor
     q_draws: Tensor  # of all states that were asked about, `[D, M, A]`
+    bias: float = 0.0
+    scale: float = 1.0
 
     @classmethod
     def of(cls, module: VariationalActorCritic, data: Data, seeds: range) -> Residuals:
@@ -359,22 +362,23 @@ class Residuals:
             states += [stacks[t] for t in due] + ([] if episode.terminated else [stacks[-1]])
         return cls(*torch.tensor(rows, dtype=torch.float64).T, ask(torch.stack(states))[0].double())
 
-    def with_noise(self, noise: Tensor) -> Residuals:
-        return replace(self, noise=noise.double().expand_as(self.noise))
+    def fitted_by(self, fit: Tensor) -> Residuals:
+        bias, noise, scale = fit.tolist()
+        return replace(self, noise=torch.full_like(self.noise, noise), bias=bias, scale=scale)
 
-    def fitted(self) -> float:
-        return fit_return_noise(self.mean, self.epistemic, self.realised, self.game)
+    def fitted(self) -> list[float]:
+        return list(fit_returns(self.mean, self.epistemic, self.realised, self.game))
 
     def metrics(self) -> dict[str, float]:
         """Everything that is logged of them, by the definitions in `docs/metrics.md`."""
         counts = [int((self.game == g).sum()) for g in self.game]
         weight = torch.tensor([1 / n for n in counts]) / len(self.game.unique())
-        std = (self.epistemic**2 + self.noise**2).sqrt()
+        std = self.scale * (self.epistemic**2 + self.noise**2).sqrt()
         error = self.mean - self.realised
 
         def coverage(level: float) -> float:
             z = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor((1 + level) / 2))
-            return float(weight @ (error.abs() <= z * std).float())
+            return float(weight @ ((error - self.bias).abs() <= z * std).float())
 
         def centred(values: Tensor) -> Tensor:
             return values - (weight * values).sum()
@@ -406,21 +410,25 @@ def assert_logged(logged: Any, stage: str, expected: dict[str, float]) -> None:
         assert float(logged[f"{stage}/{key}"]) == pytest.approx(value, rel=1e-4, abs=1e-5), key
 
 
+def named(fit: list[float]) -> dict[str, float]:
+    return {f"fitted_{key}": value for key, value in zip(ReturnFit._fields, fit, strict=True)}
+
+
 class EachValidation(pl.Callback):
-    """Compares what a validation logs with the oracle, under the noise that was known when it began."""
+    """Compares what a validation logs with the oracle, under the fit that was known when it began."""
 
     def __init__(self) -> None:
-        self.noises: list[float] = []
+        self.fits: list[list[float]] = []
 
     def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
-        self.before = module.return_noise.clone()
+        self.before = module.return_fit.clone()
 
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
         residuals = Residuals.of(module, trainer.datamodule, range(1, 7))
-        known = residuals if self.before.isnan() else residuals.with_noise(self.before)
-        assert_logged(trainer.callback_metrics, "val", known.metrics() | {"return_noise": residuals.fitted()})
-        assert float(module.return_noise) == pytest.approx(residuals.fitted(), rel=1e-4)
-        self.noises.append(float(module.return_noise))
+        known = residuals if self.before.isnan().any() else residuals.fitted_by(self.before)
+        assert_logged(trainer.callback_metrics, "val", known.metrics() | named(residuals.fitted()))
+        assert module.return_fit.tolist() == pytest.approx(residuals.fitted(), rel=1e-4, abs=1e-5)
+        self.fits.append(module.return_fit.tolist())
 
 
 @pytest.mark.parametrize(
@@ -430,7 +438,7 @@ class EachValidation(pl.Callback):
 def test_validations_and_test_say_what_the_definitions_say(
     family: str, options: tuple[Any, ...], tmp_path: Path
 ) -> None:
-    """The first states its intervals by the likelihood, each later one by the noise of the one before; the noise is
+    """The first states its intervals by the likelihood, each later one by the fit of the one before; the fit is
     in the checkpoint, and the test games are judged by it and leave it as it is.
     """
     likelihood = {"likelihood": "hl_gauss"} if family == "members" else {"noise_std": 0.6}
@@ -438,41 +446,42 @@ def test_validations_and_test_say_what_the_definitions_say(
     data, watch = Data(*options), EachValidation()
     trainer = make_trainer(watch, max_epochs=3)
     trainer.fit(module, datamodule=data)
-    assert len(set(watch.noises)) == 3
-    assert min(watch.noises) > 0
+    assert len({tuple(fit) for fit in watch.fits}) == 3
+    assert all(scale > 0 for _, _, scale in watch.fits)
     trainer.save_checkpoint(tmp_path / "agent.ckpt")
     loaded = VariationalActorCritic.load_from_checkpoint(tmp_path / "agent.ckpt", weights_only=True)
-    assert float(loaded.return_noise) == watch.noises[-1]
+    assert loaded.return_fit.tolist() == watch.fits[-1]
     trainer = make_trainer()
     trainer.test(loaded, datamodule=data, verbose=False)
-    expected = Residuals.of(loaded, data, range(7, 12)).with_noise(loaded.return_noise).metrics()
-    assert_logged(trainer.callback_metrics, "test", expected | {"return_noise": watch.noises[-1]})
-    assert float(loaded.return_noise) == watch.noises[-1]
+    expected = Residuals.of(loaded, data, range(7, 12)).fitted_by(loaded.return_fit).metrics()
+    assert_logged(trainer.callback_metrics, "test", expected | named(watch.fits[-1]))
+    assert loaded.return_fit.tolist() == watch.fits[-1]
 
 
-def test_the_noise_is_fitted_in_training_only() -> None:
+def test_bias_noise_and_scale_are_fitted_in_training_only() -> None:
     """Neither by a validation alone, nor by the sanity check before the first update."""
     module, data = make_module(), Data()
     trainer = make_trainer()
     trainer.validate(module, datamodule=data, verbose=False)
-    assert module.return_noise.isnan()
-    assert trainer.callback_metrics["val/return_noise"].isnan()
+    assert module.return_fit.isnan().all()
+    assert trainer.callback_metrics["val/fitted_noise_std"].isnan()
     residuals = Residuals.of(module, data, range(1, 7))
     assert_logged(trainer.callback_metrics, "val", residuals.metrics())
 
     class BeforeTraining(pl.Callback):
         def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-            seen.append(module.return_noise.isnan().item())
+            seen.append(module.return_fit.isnan().all().item())
 
     seen: list[bool] = []
     make_trainer(BeforeTraining(), num_sanity_val_steps=1).fit(module, datamodule=data)
     assert seen == [True]
-    assert module.return_noise > 0
-    fitted = module.return_noise.clone()
+    assert module.return_fit[2] > 0
+    module.return_fit[2] *= 1.01  # the fitted interval ends exactly at one of these games' returns
+    fitted = module.return_fit.clone()
     trainer = make_trainer()
     trainer.validate(module, datamodule=data, verbose=False)
-    assert torch.equal(module.return_noise, fitted)
-    residuals = Residuals.of(module, data, range(1, 7)).with_noise(fitted)
+    assert torch.equal(module.return_fit, fitted)
+    residuals = Residuals.of(module, data, range(1, 7)).fitted_by(fitted)
     assert_logged(trainer.callback_metrics, "val", residuals.metrics())
 
 
