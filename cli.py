@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,26 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from bayes_rl import callbacks, video
+from bayes_rl import callbacks, summary, video
 from bayes_rl.datamodule import ReplayDataModule
 from bayes_rl.module import VariationalActorCritic
-from bayes_rl.options import given_options, one_line, option_names
-from bayes_rl.types import ConfigError, nearest
+from bayes_rl.options import find_checkpoint, given_options, one_line, option_names, saved_options
+from bayes_rl.types import ConfigError
 
-LINKED = ("game", "observation_shape", "num_actions", "pixel_scale", "num_categories")
+LINKED = (
+    *("game", "observation_shape", "num_actions", "pixel_scale", "num_categories", "num_tasks", "task_conditioning"),
+)
 """Model arguments that the data decides."""
 
 FIXED = {
     *("env", "env_kwargs", "num_envs", "frame_stack", "frame_skip", "sticky_actions", "crop", "max_episode_frames"),
     *("full_action_space", "auto_fire", "replay_capacity", "frames_per_epoch", "updates_per_step", "seed"),
+    *("frames_per_task", "cycles", "epsilon_at_switch", "keep_replays"),
 }
 """Data options that a resumed run cannot change: the state of environments, replay and counters depends on them."""
+
+NETWORKS = {"tasks", "task_conditioning"}
+"""Data options that decide what the networks are."""
 
 EXACT = {"exit_on_error": False, "allow_abbrev": False}
 """Options of the parser: an error is raised for `main` to word, and no option may be shortened."""
@@ -72,25 +79,9 @@ class BayesCLI(LightningCLI):
             if self.config.subcommand != "fit":
                 raise ConfigError("ckpt_path", None, "names no agent to play; nearest: 'last'")
             return
-        if path in ("last", "best"):
-            found = sorted(
-                self._run_directory().glob(f"version_*/checkpoints/{path}*.ckpt"), key=lambda p: p.stat().st_mtime
-            )
-            if not found:
-                raise ConfigError("ckpt_path", path, f"finds no checkpoint below {self._run_directory()}")
-            path = str(found[-1])
-        if not Path(path).is_file():
-            folder = Path(path).parent
-            known = [str(p) for p in (folder.glob("*.ckpt") if folder.is_dir() else Path("runs").glob("*/*/*/*.ckpt"))]
-            raise ConfigError("ckpt_path", path, f"does not exist{nearest(path, known)}")
-        options.ckpt_path = path
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            saved = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
-            self._saved_model = {key: saved["model"][key] for key in LINKED}
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError("ckpt_path", path, f"is not a checkpoint of this program ({reason})") from None
+        options.ckpt_path = find_checkpoint(path, self._run_directory())
+        saved = saved_options(options.ckpt_path, LINKED)
+        self._saved_model = saved["model"]
         self._take_over(saved)
 
     def _take_over(self, saved: dict[str, Any]) -> None:
@@ -106,7 +97,7 @@ class BayesCLI(LightningCLI):
                 if key in LINKED or key not in options[section] or value == options[section][key]:
                     continue
                 name = "seed_everything" if key == "seed" else f"{section}.{key}"
-                binding = section == "model" or (fitting and key in FIXED)
+                binding = section == "model" or key in NETWORKS or (fitting and key in FIXED)
                 if binding and name in typed:
                     problem = f"contradicts the checkpoint, which has {value!r}; drop it or start a new run"
                     raise ConfigError(name, options[section][key], problem)
@@ -147,9 +138,25 @@ class BayesCLI(LightningCLI):
         options.model.num_actions = data.num_actions
         options.model.pixel_scale = data.pixel_scale
         options.model.num_categories = data.num_categories
+        options.model.num_tasks, options.model.task_conditioning = data.num_tasks, data.task_conditioning
+        if data.num_tasks > 1 and self.config.subcommand == "fit":
+            self._plan_epochs(data)
         options.weights_only = True  # a checkpoint from elsewhere executes nothing
         if "verbose" in options:
             options.verbose = False  # our own table is printed instead
+
+    def _plan_epochs(self, data: ReplayDataModule) -> None:
+        """As many epochs as the tasks take, unless fewer are asked for; the untrained agent is validated too."""
+        trainer, planned = self._options().trainer, data.curriculum.visits * data.curriculum.epochs
+        configs = [Path(str(c)) for c in self._options().get("config") or []]
+        given = given_options(sys.argv[1:], configs)
+        if "trainer.max_epochs" not in given:
+            trainer.max_epochs = planned
+        if trainer.max_epochs is None or not 0 <= trainer.max_epochs <= planned:
+            problem = f"is not what the tasks take: {planned} epochs of --data.frames_per_epoch; drop it"
+            raise ConfigError("trainer.max_epochs", trainer.max_epochs, problem)
+        if "trainer.num_sanity_val_steps" not in given:
+            trainer.num_sanity_val_steps = data.num_tasks
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         options = self._options()
@@ -169,8 +176,14 @@ class BayesCLI(LightningCLI):
             "save_on_train_epoch_end": True,
             "enable_version_counter": False,
         }
+        tasks = self._options().data.tasks
+        if tasks:  # which agent is the best one depends on the task: that of each visit's end is kept
+            every = round(options.data.frames_per_task / options.data.frames_per_epoch)
+            kept = ModelCheckpoint(filename="end_of_task_{epoch}", save_top_k=-1, every_n_epochs=every, **saving)
+        else:
+            kept = ModelCheckpoint(filename="best", monitor="val/return_mean", mode="max", **saving)
         extra = [
-            ModelCheckpoint(filename="best", monitor="val/return_mean", mode="max", **saving),
+            kept,
             ModelCheckpoint(filename="last", **saving),  # `save_last` would follow the best one only
             callbacks.StreamMetrics(),
             callbacks.LearningCurve(),
@@ -205,21 +218,26 @@ class BayesCLI(LightningCLI):
         saved = [run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
         best = next((path for path in saved if path.is_file()), None)  # no best one without a validation
         trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
-        scores = callbacks.as_scores(trainer.callback_metrics, "test")
+        scores = summary.as_scores(trainer.callback_metrics, "test")
         run = Path(os.path.relpath(run))
-        game = self.datamodule.games("predict", 1).play(self.model.act)[0]
-        try:
-            film = str(video.write_video(self.datamodule.settings, game, run / "videos", self.datamodule.fps))
-        except ConfigError as error:  # the package that draws this environment is not installed
-            film = f"none ({error})"
+        films = ", ".join(self._film(task, run) for task in range(self.datamodule.num_tasks))
         curve = {"learning curve": "learning_curve.png", "metrics": "metrics.npy"}  # none without a validation
         files = {
             "checkpoint": os.path.relpath(best) if best else "none",
             **{name: str(run / file) for name, file in curve.items() if (run / file).exists()},
-            "video": film,
+            "video": films,
             "TensorBoard": f"{os.path.relpath(sys.executable)} -m tensorboard.main --logdir {run}",
         }
-        print(callbacks.report(self.datamodule, scores, files))
+        print(summary.report(self.datamodule, scores, files))
+
+    def _film(self, task: int, run: Path) -> str:
+        """Path of the video of one game of a task."""
+        games = self.datamodule.games("predict", 1, task)
+        game = games.play(partial(self.model.act, task=task))[0]
+        try:
+            return str(video.write_video(games.settings, game, run / "videos", self.datamodule.fps))
+        except ConfigError as error:  # the package that draws this environment is not installed
+            return f"none ({error})"
 
     def after_validate(self) -> None:
         """Print the scores."""
@@ -230,8 +248,8 @@ class BayesCLI(LightningCLI):
         self._print_scores("test")
 
     def _print_scores(self, stage: str) -> None:
-        scores = callbacks.as_scores(self.trainer.callback_metrics, stage)
-        print(callbacks.report(self.datamodule, scores, {"checkpoint": str(self._options().ckpt_path)}))
+        scores = summary.as_scores(self.trainer.callback_metrics, stage)
+        print(summary.report(self.datamodule, scores, {"checkpoint": str(self._options().ckpt_path)}))
 
 
 class _SaveConfig(SaveConfigCallback):

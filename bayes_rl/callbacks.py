@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import Callback, ProgressBar
 from tqdm.auto import tqdm
 
 from bayes_rl.datamodule import ReplayDataModule
+from bayes_rl.summary import write_curve
 
 
 def _data(trainer: pl.Trainer) -> ReplayDataModule:
@@ -51,7 +52,8 @@ class FrameProgress(ProgressBar):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = _data(trainer)
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
-        prefill = data.min_replay_size * data.settings.frame_skip
+        visits = 1 + data.curriculum.visit(epochs - 1) if epochs else 1
+        prefill = visits * data.min_replay_size * data.settings.frame_skip
         total = prefill + epochs * data.frames_per_epoch if epochs else None
         self._bar = tqdm(
             total=total,
@@ -71,6 +73,9 @@ class FrameProgress(ProgressBar):
             return
         self._drawn = time.monotonic()
         stream = _data(trainer).stream
+        data = _data(trainer)
+        if data.num_tasks > 1:
+            self._bar.set_description(f"{data.game} ({data.visit + 1} of {data.curriculum.visits})", refresh=False)
         status = {"epsilon": f"{stream.epsilon:.2f}"}
         if stream.recent_returns:
             status["return"] = f"{np.mean(stream.recent_returns):.1f}"
@@ -84,8 +89,13 @@ class FrameProgress(ProgressBar):
         if trainer.state.fn != "fit" or self._bar is None:
             return
         scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        frames = _data(trainer).stream.frames
-        line = f"{frames:>10,} frames: score {scores['val/return_mean']:.1f} over {scores['val/games']:.0f} games"
+        data = _data(trainer)
+        line = f"{data.stream.frames:>10,} frames: "
+        if data.num_tasks > 1:
+            names = data.curriculum.names
+            self._bar.write(line + ", ".join(f"{name} {scores[f'val/{name}/return_mean']:.1f}" for name in names))
+            return
+        line += f"score {scores['val/return_mean']:.1f} over {scores['val/games']:.0f} games"
         self._bar.write(f"{line} (median {scores['val/return_median']:.1f}, IQM {scores['val/return_iqm']:.1f})")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -175,6 +185,8 @@ class GracefulStop(Callback):
 class LearningCurve(Callback):
     """Keeps every validation, and writes `metrics.npy` and `learning_curve.png` into the run's directory.
 
+    Of several tasks rows also say which `visit` was trained, -1 for a validation before any.
+
     The history is part of the checkpoint, so a resumed run draws the whole curve.
     """
 
@@ -188,64 +200,14 @@ class LearningCurve(Callback):
         self.history = list(state_dict["history"])
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
+        data = _data(trainer)
+        several = data.num_tasks > 1
+        if trainer.state.fn != "fit" or (trainer.sanity_checking and not several):
             return
         row = {k[4:]: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        row["frames"] = float(_data(trainer).stream.frames)
+        row["frames"] = float(data.stream.frames)
+        if several:
+            row["visit"] = -1.0 if trainer.sanity_checking else float(data.visit)
         self.history = [r for r in self.history if r["frames"] < row["frames"]] + [row]
         if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
-            write_curve(self.history, _data(trainer).game, run_directory(trainer))
-
-
-def write_curve(history: list[dict[str, float]], game: str, directory: Path) -> None:
-    """Write `metrics.npy` (a structured float64 array, a row per validation) and `learning_curve.png`."""
-    from matplotlib.figure import Figure
-
-    directory.mkdir(parents=True, exist_ok=True)
-    columns = sorted(history[0])
-    table = np.array([tuple(row[c] for c in columns) for row in history], [(c, np.float64) for c in columns])
-    np.save(directory / "metrics.npy", table)
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.fill_between(table["frames"], table["return_min"], table["return_max"], alpha=0.15, label="min to max")
-    axes.plot(table["frames"], table["return_mean"], marker="o", label="mean")
-    axes.plot(table["frames"], table["return_iqm"], linestyle="--", label="IQM")
-    axes.set(title=f"{game}: raw score of whole greedy games", xlabel="environment frames", ylabel="score")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(directory / "learning_curve.png", dpi=120)
-
-
-def report(data: ReplayDataModule, scores: dict[str, float], files: dict[str, str]) -> str:
-    """The closing table: `scores` of whole games, then the files of the run, one per line."""
-    keys = (
-        "games",
-        "games_cut",
-        "return_mean",
-        "return_median",
-        "return_iqm",
-        "return_min",
-        "return_max",
-        "human_normalised",
-        "return_rmse",
-        "coverage_50",
-        "coverage_90",
-        "calibration_error",
-        "epistemic_std",
-        "greedy_disagreement",
-    )
-    names = (
-        *("games", "cut when idle", "mean", "median", "IQM", "min", "max", "human-normalised"),
-        *("error of values", "in 50 % interval", "in 90 % interval", "calibration error"),
-        *("std of Q", "draws disagree"),
-    )
-    rows = [(name, scores[key]) for key, name in zip(keys, names, strict=True) if key in scores]
-    rows = [(name, value) for name, value in rows if value == value]  # nothing to say: not a number
-    title = f"{data.game}: raw scores of whole greedy games, sticky actions {data.settings.sticky_actions:g}"
-    lines = [title, *(f"  {name:<18}{value:>10.2f}" for name, value in rows)]
-    return "\n".join([*lines, *(f"{name:<16}{path}" for name, path in files.items())])
-
-
-def as_scores(metrics: Any, stage: str) -> dict[str, float]:
-    """The metrics of a stage (`val`, `test`) as plain floats, without its prefix."""
-    return {k.removeprefix(f"{stage}/"): float(v) for k, v in metrics.items() if k.startswith(f"{stage}/")}
+            write_curve(self.history, data.game, run_directory(trainer), data.curriculum.names if several else ())

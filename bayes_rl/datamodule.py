@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +11,20 @@ import pytorch_lightning as pl
 
 from bayes_rl.envs import Envs, EnvSettings, check_env, episode_seed, game_name, make_envs
 from bayes_rl.exploration import EpsilonSchedule
-from bayes_rl.games import GameLoader, Games
-from bayes_rl.replay import ReplayBuffer
+from bayes_rl.games import Games
+from bayes_rl.loaders import GameLoader, StreamLoader
+from bayes_rl.replay import ReplayBuffer, check_disk
+from bayes_rl.settings import check_data
 from bayes_rl.stream import ReplayStream
-from bayes_rl.types import Batch, check
+from bayes_rl.tasks import plan
+from bayes_rl.types import Transition, check
 
 STAGES = {"validate": 1_000_001, "test": 1_000_002, "predict": 1_000_003}
 """Stand where training has the rank in an episode's seed, so that no stage plays another's games."""
 
+FISHER = 0x46  # domain of the generator of samples for the Fisher information
+
 JUDGE_EVERY = 4  # steps between the states of a validation game that the agent is asked about: neighbours are alike
-
-
-class StreamLoader:
-    """The stream as Lightning's training loader.
-
-    Its state is the data module's: Lightning restores that of loaders in the middle of an epoch only. An empty one
-    tells Lightning that stopping there is safe.
-    """
-
-    def __init__(self, stream: ReplayStream) -> None:
-        self.stream = stream
-
-    def __len__(self) -> int:
-        return len(self.stream)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self.stream)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to load."""
 
 
 class ReplayDataModule(pl.LightningDataModule):
@@ -53,6 +33,13 @@ class ReplayDataModule(pl.LightningDataModule):
     Args:
         env: any Gymnasium id with discrete actions, or the short name of a bundled Atari game (`breakout`).
         env_kwargs: keyword arguments of the environment's constructor, e.g. '{size: 20}' of bayes_rl/DeepSea-v0.
+        tasks: several games to learn one after the other, instead of `env`; all Atari games, or all of another kind.
+        frames_per_task: environment frames of training on each, a multiple of `frames_per_epoch`.
+        cycles: times that all tasks are gone through.
+        task_conditioning: what the networks are told of the task: none, gains (a gain and a bias for each feature and
+            task, as Kirkpatrick et al. 2017), or heads (output layers for each task).
+        epsilon_at_switch: restart its schedule at each task, or continue it.
+        keep_replays: go on learning from the replays of earlier tasks too (rehearsal).
         num_envs: environments stepped together.
         frame_stack: newest screens per observation.
         frame_skip: environment frames per agent step.
@@ -91,6 +78,12 @@ class ReplayDataModule(pl.LightningDataModule):
         self,
         env: str = "breakout",
         env_kwargs: dict[str, Any] | None = None,
+        tasks: list[str] | None = None,
+        frames_per_task: int = 1_000_000,
+        cycles: int = 1,
+        task_conditioning: str = "none",
+        epsilon_at_switch: str = "restart",
+        keep_replays: bool = False,
         num_envs: int = 8,
         frame_stack: int = 4,
         frame_skip: int = 4,
@@ -120,16 +113,10 @@ class ReplayDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.settings = EnvSettings(
-            env,
-            frame_skip,
-            sticky_actions,
-            crop,
-            max_episode_frames,
-            full_action_space,
-            auto_fire,
-            env_kwargs=env_kwargs or {},
-        )
+        check_data(self.hparams)
+        rules = (frame_skip, sticky_actions, crop, max_episode_frames, full_action_space, auto_fire, env_kwargs or {})
+        self.curriculum = plan(EnvSettings(env, *rules), tasks, frames_per_task, frames_per_epoch, cycles)
+        self.settings, self.visit = self.curriculum.settings[0], 0  # of the task at hand
         self.epsilon = EpsilonSchedule(epsilon_start, epsilon_end, epsilon_decay_frames)
         self.directory: Path | None = None  # of the replay's files; in memory without one
         self.refill_replay, self.seed = refill_replay, seed
@@ -138,21 +125,6 @@ class ReplayDataModule(pl.LightningDataModule):
         self.frames_per_epoch = frames_per_epoch
         self.eval_games, self.eval_idle_frames = eval_games, eval_idle_frames
         self.render, self.fps = render, fps
-        check(replay_capacity >= 1, "data.replay_capacity", replay_capacity, "must be a positive number of transitions")
-        check(batch_size >= 1, "data.batch_size", batch_size, "must be a positive number of transitions")
-        check(
-            replay_capacity >= batch_size,
-            "data.batch_size",
-            batch_size,
-            f"exceeds the replay of {replay_capacity} slots",
-        )
-        limit = f"must lie between 1 and the replay's capacity, {replay_capacity}"
-        check(1 <= min_replay_size <= replay_capacity, "data.min_replay_size", min_replay_size, limit)
-        check(updates_per_step > 0, "data.updates_per_step", updates_per_step, "must be positive")
-        check(eval_games >= 1, "data.eval_games", eval_games, "must be at least 1 game")
-        check(eval_idle_frames >= 0, "data.eval_idle_frames", eval_idle_frames, "must be zero or more frames")
-        check(render in (None, "human"), "data.render", render, "must be null or 'human'")
-        check(fps >= 1, "data.fps", fps, "must be at least 1 picture per second")
         check_env(self.settings)
         self.batches_per_epoch = int(frames_per_epoch / frame_skip * updates_per_step)
         rule = f"makes an epoch of no update at {updates_per_step} updates per step and {frame_skip} frames per step"
@@ -170,6 +142,16 @@ class ReplayDataModule(pl.LightningDataModule):
     def game(self) -> str:
         """Short name of the game, or the Gymnasium id."""
         return game_name(self.settings.env)
+
+    @property
+    def num_tasks(self) -> int:
+        """T, 1 without a list of tasks."""
+        return len(self.curriculum.settings)
+
+    @property
+    def task_conditioning(self) -> str:
+        """What the networks are told of the task."""
+        return self.hparams.task_conditioning
 
     def _replay(self, envs: Envs, directory: Path | None = None) -> ReplayBuffer:
         options = self.hparams
@@ -195,12 +177,12 @@ class ReplayDataModule(pl.LightningDataModule):
             return
         trainer = self.trainer
         agent: Any = trainer.lightning_module
-        envs = make_envs(self.settings, self.num_envs)
-        directory = self.directory / f"rank{trainer.global_rank}" if self.directory else None
-        self._check_disk(envs, directory)
+        self._check_disk()
+        self.visit, self.settings = 0, self.curriculum.settings[0]
+        envs, replay = self._games_and_replay(0)
         self.stream = ReplayStream(
             envs,
-            self._replay(envs, directory),
+            replay,
             agent.act,
             self.epsilon if agent.explores_at_random else EpsilonSchedule(0, 0, 0),
             batch_size=self.batch_size,
@@ -213,19 +195,44 @@ class ReplayDataModule(pl.LightningDataModule):
             world_size=trainer.world_size,
             refill_replay=self.refill_replay,
             draw_policy=agent.act_by_draw if agent.explores_by_draw else None,
+            keep_replays=self.hparams.keep_replays,
+            restart_epsilon=self.hparams.epsilon_at_switch == "restart",
         )
 
-    def _check_disk(self, envs: Envs, directory: Path | None) -> None:
-        if directory is None:
-            return
-        capacity = self.hparams.replay_capacity
-        screen = int(np.prod(envs.screen_shape)) * envs.screen_dtype.itemsize
-        parent = next(p for p in [directory, *directory.absolute().parents] if p.exists())
-        held = sum(f.stat().st_blocks * 512 for f in directory.glob("*")) if directory.is_dir() else 0
-        need, free = capacity * screen - held, shutil.disk_usage(parent).free
-        check(
-            need < free, "data.replay_capacity", capacity, f"needs {need >> 20} MiB of disk, {free >> 20} MiB are free"
-        )
+    def begin(self, visit: int) -> None:
+        """Go on to another visit of the curriculum: new games, an empty replay.
+
+        The replay that is left stays on disk for one visit more: until the next checkpoint, the last one refers to it.
+        """
+        task = self.curriculum.task(visit)
+        self.visit, self.settings = visit, self.curriculum.settings[task]
+        self.stream.switch(task, *self._games_and_replay(visit))
+        for old in range(visit - 1):
+            directory = self._replay_directory(old)
+            if directory is not None and not self.hparams.keep_replays:
+                shutil.rmtree(directory, ignore_errors=True)
+
+    def _replay_directory(self, visit: int) -> Path | None:
+        if self.directory is None or self.trainer is None:
+            return None
+        rank = self.directory / f"rank{self.trainer.global_rank}"
+        return rank if self.hparams.tasks is None else rank / f"visit{visit}"
+
+    def _games_and_replay(self, visit: int) -> tuple[Envs, ReplayBuffer]:
+        envs = make_envs(self.curriculum.settings[self.curriculum.task(visit)], self.num_envs)
+        return envs, self._replay(envs, self._replay_directory(visit))
+
+    def fisher_samples(self, count: int) -> Transition:
+        """So many transitions of the task at hand, for its Fisher information; the same ones at the same update."""
+        rng = np.random.default_rng([self.seed, self.stream.rank, FISHER, self.stream.updates])
+        return self.stream.replay.sample(count, rng)
+
+    def _check_disk(self) -> None:
+        if self.directory is not None:
+            shape, capacity = self.observation_shape, self.hparams.replay_capacity
+            screen = int(np.prod(shape)) // self.frame_stack * (1 if len(shape) == 3 else 4)  # pixels, or numbers
+            rings = self.curriculum.visits if self.hparams.keep_replays else min(2, self.curriculum.visits)
+            check_disk(self.directory, rings * capacity * screen, "data.replay_capacity", capacity)
 
     def train_dataloader(self) -> StreamLoader:
         """The stream: no DataLoader, because a worker process would act with a stale copy of the policy."""
@@ -233,28 +240,32 @@ class ReplayDataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, environments and the replay's positions; part of every checkpoint."""
-        return {"stream": self.stream.state_dict()} if hasattr(self, "stream") else {}
+        return {"visit": self.visit, "stream": self.stream.state_dict()} if hasattr(self, "stream") else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was made; games by a trained agent need none of it."""
         if self.trainer is not None and self.trainer.state.fn == "fit" and "stream" in state_dict:
+            for visit in range(1, state_dict["visit"] + 1):
+                if visit == state_dict["visit"] or self.hparams.keep_replays:
+                    self.begin(visit)
             self.stream.load_state_dict(state_dict["stream"])
 
-    def games(self, stage: str, count: int | None = None) -> Games:
-        """The games of a stage (`validate`, `test` or `predict`), split over ranks."""
+    def games(self, stage: str, count: int | None = None, task: int = 0) -> Games:
+        """The games of a stage (`validate`, `test` or `predict`) and task, split over ranks."""
         count = count or self.eval_games
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        seeds = [episode_seed(self.seed, STAGES[stage], 0, game) for game in range(count)][rank::world_size]
+        seeds = [episode_seed(self.seed, STAGES[stage], task, game) for game in range(count)][rank::world_size]
         options = self.hparams
         every = 1 if stage == "predict" else JUDGE_EVERY
         return Games(
-            self.settings,
+            self.curriculum.settings[task],
             seeds,
             self.frame_stack,
             self.eval_idle_frames,
             options.life_loss,
             options.reward_clip,
             every,
+            task=task,
         )
 
     @property
@@ -264,18 +275,18 @@ class ReplayDataModule(pl.LightningDataModule):
 
     def _loader(self, stage: str) -> GameLoader:
         quick = self.trainer is not None and getattr(self.trainer, "fast_dev_run", False)
-        return GameLoader(self.games(stage, 1 if quick else None))
+        return GameLoader([self.games(stage, 1 if quick else None, task) for task in range(self.num_tasks)])
 
     def val_dataloader(self) -> GameLoader:
-        """One batch: the validation games."""
+        """One batch for each task: its validation games."""
         return self._loader("validate")
 
     def test_dataloader(self) -> GameLoader:
-        """One batch: the test games."""
+        """One batch for each task: its test games."""
         return self._loader("test")
 
     def predict_dataloader(self) -> GameLoader:
-        """One batch: the games to be shown."""
+        """One batch for each task: its games to be shown."""
         return self._loader("predict")
 
     def teardown(self, stage: str) -> None:

@@ -53,6 +53,31 @@ class OneHotLinear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+class Gained(Weighted):
+    """A layer whose outputs have a gain and a bias of their own for each task (Kirkpatrick et al. 2017).
+
+    Args:
+        layer: any.
+        features: outputs, or channels of its outputs.
+        num_tasks: T.
+        dimensions: axes behind the channels.
+
+    Attributes:
+        task: whose gains and biases are used.
+    """
+
+    def __init__(self, layer: nn.Module, features: int, num_tasks: int, dimensions: int = 0) -> None:
+        super().__init__()
+        shape = (features, *[1] * dimensions)
+        self.layer, self.task = layer, 0
+        # Tensors of their own, not rows of one: those of other tasks have no gradient, so that no momentum moves them.
+        self.gain = nn.ParameterList(torch.ones(shape) for _ in range(num_tasks))
+        self.shift = nn.ParameterList(torch.zeros(shape) for _ in range(num_tasks))
+
+    def forward(self, x: Tensor, weights: Weights = "mean") -> Tensor:
+        return apply(self.layer, x, weights) * self.gain[self.task] + self.shift[self.task]
+
+
 @dataclass(frozen=True)
 class Layers:
     """Makes layers, Bayesian ones where `bayesian` says so.
@@ -61,28 +86,37 @@ class Layers:
         settings: of the Bayesian layers.
         bayesian: which are: the output `heads`, the `trunk` below them, `all` or `none`.
         categories: number of values of an integer observation, 0 if observations are arrays.
+        num_tasks: T.
+        conditioning: what is told of the task: `none`, `gains` of every layer of the trunk, or `heads`.
     """
 
     settings: Variational
     bayesian: str = "heads"
     categories: int = 0
+    num_tasks: int = 1
+    conditioning: str = "none"
 
     def __post_init__(self) -> None:
         check_choice("model.bayesian", self.bayesian, BAYESIAN)
 
     def linear(self, in_features: int, out_features: int, head: bool = False) -> nn.Module:
         """A linear layer of the trunk, or of the heads."""
-        if self.bayesian in ("all", "heads" if head else "trunk"):
-            return BayesLinear(in_features, out_features, self.settings)
-        return nn.Linear(in_features, out_features)
+        bayesian = self.bayesian in ("all", "heads" if head else "trunk")
+        make = (
+            BayesLinear(in_features, out_features, self.settings) if bayesian else nn.Linear(in_features, out_features)
+        )
+        return make if head else self._gained(make, out_features)
+
+    def _gained(self, layer: nn.Module, features: int, dimensions: int = 0) -> nn.Module:
+        return Gained(layer, features, self.num_tasks, dimensions) if self.conditioning == "gains" else layer
 
     def conv(
         self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0
     ) -> nn.Module:
         """A convolution, part of the trunk."""
-        if self.bayesian in ("all", "trunk"):
-            return BayesConv2d(in_channels, out_channels, kernel_size, stride, padding, self.settings)
-        return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding)
+        shape = (in_channels, out_channels, kernel_size, stride, padding)
+        layer = BayesConv2d(*shape, self.settings) if self.bayesian in ("all", "trunk") else nn.Conv2d(*shape)
+        return self._gained(layer, out_channels, 2)
 
     def first(self, shape: tuple[int, ...], out_features: int) -> nn.Module:
         """The first layer of an MLP: on flattened arrays, or on the one-hot vector of an integer."""
@@ -91,8 +125,8 @@ class Layers:
         check(shape == (1,), "data.frame_stack", shape[0], "must be 1 where observations are single integers")
         if self.bayesian in ("all", "trunk"):
             scale = replace(self.settings, init_scale=self.settings.init_scale * math.sqrt(self.categories))
-            return BayesLinear(self.categories, out_features, scale)
-        return OneHotLinear(self.categories, out_features)
+            return self._gained(BayesLinear(self.categories, out_features, scale), out_features)
+        return self._gained(OneHotLinear(self.categories, out_features), out_features)
 
 
 def _flat_size(layers: nn.Module, shape: tuple[int, ...], key: str) -> int:

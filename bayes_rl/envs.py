@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bayes_rl.atari import ATARI_COLUMNS, ATARI_ROWS, AtariEnvs, atari_actions, atari_games
 from bayes_rl.types import ConfigError, check, nearest
 from bayes_rl.vector import UNSEEDED, BoolArray, Envs, EnvSettings, History, ObservationStack, Step
-from bayes_rl.wrappers import FrameSkip, FreshStart, Screen
+from bayes_rl.wrappers import CommonSpaces, FrameSkip, FreshStart, Screen
 
 __all__ = [
     "UNSEEDED",
@@ -52,7 +52,8 @@ def make_single(settings: EnvSettings, render_mode: str | None = None) -> gym.En
     if isinstance(env.action_space, gym.spaces.Discrete) and (start := int(env.action_space.start)):
         from_zero = gym.spaces.Discrete(int(env.action_space.n))
         env = gym.wrappers.TransformAction(env, lambda action: action + start, from_zero)
-    return Screen(FrameSkip(env, settings.frame_skip) if settings.frame_skip > 1 else env)
+    env = Screen(FrameSkip(env, settings.frame_skip) if settings.frame_skip > 1 else env)
+    return CommonSpaces(env, settings.screen_shape, settings.action_map) if settings.action_map else env
 
 
 class GymnasiumEnvs(Envs):

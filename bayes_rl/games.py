@@ -54,6 +54,7 @@ class Games:
         reward_clip: of the learner, or None.
         judge_every: steps between two judgements.
         parallel: games played at once.
+        task: number of the task they belong to.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class Games:
         reward_clip: float | None = None,
         judge_every: int = 4,
         parallel: int = 10,
+        task: int = 0,
     ) -> None:
+        self.task = task
         self.settings, self.seeds, self.frame_stack, self.idle_frames = settings, seeds, frame_stack, idle_frames
         self.life_loss, self.reward_clip, self.judge_every = life_loss, reward_clip, judge_every
         self.parallel = min(parallel, len(seeds))
@@ -144,19 +147,6 @@ class Games:
             reward = float(np.clip(reward, -self.reward_clip, self.reward_clip))
         game.rewards.append(reward - (self.life_loss == "penalty" and (life_lost or terminated)))
         game.discounts.append(float(not (terminated or (self.life_loss == "discount" and life_lost))))
-
-
-class GameLoader:
-    """A loader of one batch, which is a set of games."""
-
-    def __init__(self, games: Games) -> None:
-        self.games = games
-
-    def __len__(self) -> int:
-        return 1
-
-    def __iter__(self) -> Iterator[Games]:
-        yield self.games
 
 
 def pictures(settings: EnvSettings, game: Game) -> Iterator[NDArray[np.uint8]]:

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from bayes_rl import losses
-from bayes_rl.consolidation import Consolidator
+from bayes_rl.consolidation import ConsolidationSettings, Consolidator
 from bayes_rl.diagnostics import training_values
 from bayes_rl.encoders import Layers
+from bayes_rl.lifelong import Lifelong
 from bayes_rl.likelihoods import make_likelihood
 from bayes_rl.networks import Twin, TwinOutput, TwinSettings, parameter_groups
-from bayes_rl.player import Player
 from bayes_rl.posterior import Draws, Variational, Weights, index_draws
 from bayes_rl.settings import check_agent
 from bayes_rl.types import Batch, Transition
 
 
-class VariationalActorCritic(Player):
+class VariationalActorCritic(Lifelong):
     """Twin DDPG on the action simplex with Bayesian heads, an ELBO and Elastic Weight Consolidation.
 
     Args:
@@ -55,14 +55,24 @@ class VariationalActorCritic(Player):
         policy_temperature: of that softmax, in clipped return units, > 0.
         entropy_weight: weight of the actors' entropy in their loss, in return units per nat, >= 0.
         update_pairs: improve `both` pairs each update, or one at `random` (the original).
-        ewc_lambda: strength of the EWC penalty, >= 0; 0 switches it off.
-        consolidate_every: updates between registrations of the Fisher and its anchor; 0 never registers.
-        fisher_batches: latest minibatches the Fisher is averaged over.
+        consolidation: what keeps a finished task: none; ewc (an anchor for each task); online_ewc (one, decayed); vcl
+            (the posterior becomes the prior, and deterministic weights are kept by ewc).
+        ewc_lambda: strength of the EWC penalty, >= 0; null is 0 without consolidation and with vcl, else 1000.
+        protect: whose weights: of the actor, the critic, or both.
+        fisher: expectation over what the networks say (true), or at what was done and observed (empirical).
+        fisher_samples: transitions of a task that its Fisher is averaged over.
+        fisher_norm: none, or mean: divide a task's Fisher by its mean, so that ewc_lambda has one scale for all.
+        online_decay: what online_ewc keeps of the Fisher of earlier tasks, in [0, 1].
+        consolidate_every: updates between registrations within a task (the original); 0 registers at its end only.
+        optimizer_at_switch: reset Adam's averages at a new task, or keep them.
+        critic_at_switch: keep the critics' output layers at a new task, or reset them.
         actor_lr: Adam step size of the actors' heads (and own trunks).
         critic_lr: Adam step size of the critics and of a shared trunk.
         adam_eps: Adam's denominator offset.
         weight_decay: decoupled weight decay of deterministic matrices and kernels, per unit of step size.
         game: short name of the game, for human-normalised scores; set from the data by the command line.
+        num_tasks: T; set from the data by the command line.
+        task_conditioning: what the networks are told of the task: none, gains or heads; likewise.
         observation_shape: of one observation, channels first; set from the data by the command line.
         num_actions: A; set from the data by the command line.
         pixel_scale: divisor of uint8 observations; set from the data by the command line.
@@ -100,9 +110,16 @@ class VariationalActorCritic(Player):
         policy_temperature: float = 0.02,
         entropy_weight: float = 0.0,
         update_pairs: str = "both",
-        ewc_lambda: float = 0.0,
+        consolidation: str = "none",
+        ewc_lambda: float | None = None,
+        protect: str = "both",
+        fisher: str = "true",
+        fisher_samples: int = 2000,
+        fisher_norm: str = "mean",
+        online_decay: float = 1.0,
         consolidate_every: int = 0,
-        fisher_batches: int = 8,
+        optimizer_at_switch: str = "reset",
+        critic_at_switch: str = "keep",
         actor_lr: float = 2.5e-4,
         critic_lr: float = 2.5e-4,
         adam_eps: float = 1e-5,
@@ -112,40 +129,44 @@ class VariationalActorCritic(Player):
         num_actions: int = 4,
         pixel_scale: float = 255.0,
         num_categories: int = 0,
+        num_tasks: int = 1,
+        task_conditioning: str = "none",
     ) -> None:
-        super().__init__()
+        super().__init__(num_tasks)
         self.save_hyperparameters()
         check_agent(self.hparams)
-        variational = Variational(posterior, index_dim, prior, prior_precision, init_log_var, log_var_limit, init_scale)
+        family = (posterior, index_dim, prior, prior_precision, init_log_var, log_var_limit, init_scale)
+        variational = Variational(*family, sequential=consolidation == "vcl")
+        strength = (0.0 if consolidation in ("none", "vcl") else 1000.0) if ewc_lambda is None else ewc_lambda
+        keeping = (strength, protect, fisher, fisher_samples, fisher_norm, online_decay)
         networks = TwinSettings(
             encoder,
             tuple(observation_shape),
             num_actions,
             hidden_dim,
             shared_trunk,
-            Layers(variational, bayesian, num_categories),
+            Layers(variational, bayesian, num_categories, num_tasks, task_conditioning),
             prior_scale,
             pixel_scale,
         )
         self.twin = Twin(networks, make_likelihood(likelihood, noise_std, value_range, num_bins))
         self.target_twin = copy.deepcopy(self.twin).requires_grad_(False) if target == "ema" else None
-        self.consolidator = (
-            Consolidator(self.twin, ewc_lambda, consolidate_every, fisher_batches) if ewc_lambda > 0 else None
-        )
-        self._learning: set[int] = set()  # pairs with a loss since the last optimizer step
+        kept = ConsolidationSettings(consolidation, *keeping)
+        self.consolidator = Consolidator(self.twin, kept) if consolidation != "none" else None
+        self._learning: set[tuple[int, int]] = set()  # pairs and tasks with a loss since the last optimizer step
 
     # ------------------------------------------------------------------ learning
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One update: the critics' negative ELBO and EWC penalty, plus the actors' loss."""
         transition = batch.transition
         weights = self._training_weights()
-        targets = self._targets(transition, weights)
-        output: TwinOutput = self.twin(_for_draws(transition.observation, weights), weights)
+        targets = self._targets(transition, weights, batch.task)
+        output: TwinOutput = self.twin(_for_draws(transition.observation, weights), weights, batch.task)
         pairs = [0, 1] if self.hparams.update_pairs == "both" else [int(torch.randint(2, ()))]
-        self._learning |= set(pairs)
+        self._learning |= {(pair, batch.task) for pair in pairs}
         nll = self._nll(output, transition, targets, pairs)
-        kl = self.twin.kl_divergence(pairs, output.heads)
-        ewc_penalty = self._ewc_penalty(transition)
+        kl = self.twin.kl_divergence(pairs, output.heads, batch.task)
+        ewc_penalty = self._ewc_penalty()
         actor_loss = self._actor_loss(output, pairs)
         elbo_loss = losses.negative_elbo(nll, kl, batch.num_data, self.hparams.temperature)
         self.frames = batch.frames
@@ -159,11 +180,11 @@ class VariationalActorCritic(Player):
         return index_draws(self.twin.posterior, self.hparams.draws, self.device)
 
     @torch.no_grad()
-    def _targets(self, transition: Transition, weights: Weights) -> Tensor:
+    def _targets(self, transition: Transition, weights: Weights, task: int = 0) -> Tensor:
         """TD targets `[2, (D,) B]`, one for each pair: from mean weights, or by the same draws as the values."""
         weights = replace(weights, noise={}) if isinstance(weights, Draws) else "mean"
         twin = self.twin if self.target_twin is None else self.target_twin
-        output: TwinOutput = twin(_for_draws(transition.next_observation, weights), weights)
+        output: TwinOutput = twin(_for_draws(transition.next_observation, weights), weights, task)
         probs, q_values = output.action_logits.softmax(-1), output.q_values
         if self.target_twin is None:
             probs, q_values = probs.flip(0), q_values.flip(0)  # pair 0 learns from pair 1 and the other way round
@@ -197,19 +218,10 @@ class VariationalActorCritic(Player):
                 total = total - self.hparams.entropy_weight * losses.entropy(logits)
         return total
 
-    def _ewc_penalty(self, transition: Transition) -> Tensor:
-        if self.consolidator is None:
-            return torch.zeros((), device=self.device)
-        return self.consolidator.penalty(self.twin, transition, self.global_step)
-
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keep the pair that rests as it is: a gradient of zero would still move it, by Adam's momentum and decay."""
-        if len(self._learning) < 2:
-            learning = {id(p) for p in self.twin.networks(sorted(self._learning)).parameters()}
-            learning |= {id(p) for p in self.twin.likelihood.parameters()}
-            for parameter in self.twin.parameters():
-                if id(parameter) not in learning:
-                    parameter.grad = None
+        """Keep what rests as it is: a gradient of zero would still move it, by Adam's momentum and decay."""
+        for parameter in self.twin.resting(self._learning):
+            parameter.grad = None
         self._learning.clear()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -241,7 +253,8 @@ class VariationalActorCritic(Player):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or (self.global_step + 1) % every:
             return
-        self.log_dict(training_values(self.twin, batch, output, targets, self.hparams.temperature, parts))
+        values = training_values(self.twin, batch, output, targets, self.hparams.temperature, parts)
+        self.log_dict(values | self._watch_penalty(parts["ewc_penalty"], parts["nll"]))
         self.log("step", float(batch.frames))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -249,18 +262,13 @@ class VariationalActorCritic(Player):
         checkpoint["torch_rng"] = torch.get_rng_state()
         if self.device.type == "cuda":
             checkpoint["cuda_rng"] = torch.cuda.get_rng_state(self.device)
-        if self.consolidator is not None:
-            checkpoint["fisher_samples"] = list(self.consolidator.samples)
-            checkpoint["consolidated_at"] = self.consolidator.registered_at
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.frames = checkpoint["frames"]
-        if self.consolidator is not None:
-            self.consolidator.samples.extend(checkpoint["fisher_samples"])
-            self.consolidator.registered_at = checkpoint["consolidated_at"]
         self._rng = {key: checkpoint[key] for key in ("torch_rng", "cuda_rng") if key in checkpoint}
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         # Now, not when loading: what Lightning does in between draws random numbers of its own.
         state = self.__dict__.pop("_rng", None)
         if state is not None:

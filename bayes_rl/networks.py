@@ -1,8 +1,9 @@
-"""The twin of two actor-critic pairs on one of the encoders, and fixed random prior functions."""
+"""The twin of two actor-critic pairs on one of the encoders."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -10,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from bayes_rl.bayes import BayesLayer, BayesLinear, Moments, bayesian_layers, joint_kl, joint_moments
-from bayes_rl.encoders import Layers, apply, build_encoder
+from bayes_rl.encoders import Gained, Layers, apply, build_encoder
 from bayes_rl.likelihoods import Likelihood
 from bayes_rl.posterior import Draws, Variational, Weights, every_member, index_size
+from bayes_rl.priors import PriorFunction
 from bayes_rl.types import check
+
+GAIN = re.compile(r"\.(?:gain|shift)\.(\d+)$")  # of which task
 
 
 class TwinOutput(NamedTuple):
@@ -41,54 +45,6 @@ class TwinOutput(NamedTuple):
     def mean_q_values(self) -> Tensor:
         """The mean of both critics (and of all draws), `[B, A]`."""
         return self.q_values.flatten(0, -3).mean(0)
-
-
-class PriorFunction(nn.Module):
-    """Fixed random values added to those that are learned (Osband, Aslanides and Cassirer 2018, arXiv:1806.03335).
-
-    A draw's prior is linear in its index: sum_j index_j p_j(s, a), p an untrained encoder of the same kind. Where
-    there are data the learned part makes up for it; elsewhere draws differ by it, and one that hopes goes to see.
-
-    Args:
-        encoder: name of the encoder.
-        observation_shape: of one observation.
-        num_actions: A.
-        hidden_dim: of the encoder.
-        scale: standard deviation over draws, states and actions, in return units.
-        layers: makes the layers.
-    """
-
-    def __init__(
-        self,
-        encoder: str,
-        observation_shape: tuple[int, ...],
-        num_actions: int,
-        hidden_dim: int,
-        scale: float,
-        layers: Layers,
-    ) -> None:
-        super().__init__()
-        settings = layers.settings
-        size = index_size(settings)
-        self.encoder = build_encoder(
-            encoder, observation_shape, hidden_dim, Layers(settings, "none", layers.categories)
-        )
-        self.values = nn.Linear(self.encoder.out_features, num_actions * size, bias=False)
-        # Features have unit second moment before their ReLU, half of it after; an index of normal numbers has length
-        # sqrt(size), one of a member 1.
-        length = size if settings.posterior == "low_rank" else 1
-        nn.init.normal_(self.values.weight, std=scale * (2 / self.encoder.out_features / length) ** 0.5)
-        self.num_actions = num_actions
-        self.requires_grad_(False)
-
-    def forward(self, x: Tensor, index: Tensor) -> Tensor:
-        """Prepared observations `[D or 1, B, ...]` and indices `[D, d]` to `[D, B, A]`."""
-        features = apply(self.encoder, x.flatten(0, 1), "mean").float()
-        with torch.autocast(x.device.type, enabled=False):
-            values = self.values(features).unflatten(-1, (-1, self.num_actions)).unflatten(0, x.shape[:2])
-            if len(values) == 1:
-                return torch.einsum("bja,dj->dba", values[0], index)
-            return torch.einsum("dbja,dj->dba", values, index)
 
 
 @dataclass(frozen=True)
@@ -144,9 +100,10 @@ class Twin(nn.Module):
             for _ in range(1 if s.shared_trunk else 4)
         )
         width: int = self.trunks[0].out_features  # type: ignore[assignment]
-        self.actors = nn.ModuleList(s.layers.linear(width, s.num_actions, head=True) for _ in range(2))
+        count = 2 * (s.layers.num_tasks if s.layers.conditioning == "heads" else 1)  # pairs of task 0, of task 1, ...
+        self.actors = nn.ModuleList(s.layers.linear(width, s.num_actions, head=True) for _ in range(count))
         outputs = s.num_actions * likelihood.outputs
-        self.critics = nn.ModuleList(s.layers.linear(width, outputs, head=True) for _ in range(2))
+        self.critics = nn.ModuleList(s.layers.linear(width, outputs, head=True) for _ in range(count))
         for name, layer in bayesian_layers(self).items():
             layer.key = name
         self.prior: PriorFunction | None = None
@@ -157,6 +114,8 @@ class Twin(nn.Module):
             if isinstance(module, nn.Conv2d):
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._layers: dict[tuple[int, ...], list[BayesLayer]] = {}
+        self._resting: dict[frozenset[tuple[int, int]], list[nn.Parameter]] = {}
+        self._gained = [module for module in self.modules() if isinstance(module, Gained)]
 
     @property
     def posterior(self) -> Variational:
@@ -167,41 +126,81 @@ class Twin(nn.Module):
         """Key to weight shape of every Bayesian layer."""
         return {name: tuple(layer.weight_log_var.shape) for name, layer in bayesian_layers(self).items()}
 
-    def networks(self, pairs: Sequence[int]) -> nn.ModuleList:
+    def heads_of(self, pair: int, task: int = 0) -> tuple[nn.Module, nn.Module]:
+        """Actor and critic head of a pair."""
+        return self.actors[self._head(pair, task)], self.critics[self._head(pair, task)]
+
+    def networks(self, pairs: Sequence[int], task: int = 0) -> nn.ModuleList:
         """Trunks and heads of the given pairs (0, 1)."""
         trunks = [self.trunks[0]] if self.shared_trunk else [self.trunks[i + j] for i in pairs for j in (0, 2)]
-        return nn.ModuleList([*trunks, *(head[i] for i in pairs for head in (self.actors, self.critics))])
+        return nn.ModuleList([*trunks, *(head for i in pairs for head in self.heads_of(i, task))])
 
-    def kl_divergence(self, pairs: Sequence[int] = (0, 1), heads: Moments | None = None) -> Tensor:
+    def resting(self, learning: Iterable[tuple[int, int]]) -> list[nn.Parameter]:
+        """What has no part in the losses of these (pair, task): other pairs' networks, other tasks' heads and gains."""
+        key = frozenset(learning)
+        if key not in self._resting:
+            tasks = {task for _, task in key}
+            named = [pair for p, task in key for pair in self.networks([p], task).named_parameters()]
+            own = {id(p) for name, p in named if not (match := GAIN.search(name)) or int(match[1]) in tasks}
+            own |= {id(p) for p in self.likelihood.parameters()}
+            self._resting[key] = [p for p in self.parameters() if id(p) not in own]
+        return self._resting[key]
+
+    def kl_divergence(self, pairs: Sequence[int] = (0, 1), heads: Moments | None = None, task: int = 0) -> Tensor:
         """KL(q || prior) of the given pairs' Bayesian layers, in nats.
 
         Args:
             pairs: 0, 1 or both.
-            heads: posterior of all heads, if it is known already from an output: computing it twice is slow.
+            heads: posterior of the task's heads, if it is known already from an output: computing it twice is slow.
+            task: whose heads.
         """
-        key = tuple(pairs)
+        key = (*pairs, task)
         if key not in self._layers:  # walking the tree takes as long as the sum itself
-            self._layers[key] = list(bayesian_layers(self.networks(pairs)).values())
+            self._layers[key] = list(bayesian_layers(self.networks(pairs, task)).values())
         layers = self._layers[key]
         known: list[tuple[BayesLayer, Moments]] = []
-        if heads is not None and len(key) == 2:
+        if heads is not None and len(pairs) == 2:
             layers = [layer for layer in layers if not layer.key.startswith(("actors", "critics"))]
             known = [(cast(BayesLayer, self.actors[0]), heads)]
         return joint_kl(layers, known).to(self.device)
+
+    def become_prior(self) -> None:
+        """The posterior of all Bayesian layers becomes their prior."""
+        for layer in bayesian_layers(self).values():
+            layer.become_prior()
 
     @property
     def device(self) -> torch.device:
         """Where the networks are."""
         return next(self.parameters()).device
 
-    def critic_prefixes(self, pair: int) -> tuple[str, str]:
+    def critic_prefixes(self, pair: int, task: int = 0) -> tuple[str, str]:
         """Names of critic `pair`'s trunk and head, as prefixes of parameter names."""
-        return f"trunks.{0 if self.shared_trunk else 2 + pair}.", f"critics.{pair}."
+        return f"trunks.{0 if self.shared_trunk else 2 + pair}.", f"critics.{self._head(pair, task)}."
 
-    def critic(self, pair: int, prepared: Tensor) -> Tensor:
+    def actor_prefixes(self, pair: int, task: int = 0) -> tuple[str, str]:
+        """Likewise of actor `pair`."""
+        return f"trunks.{0 if self.shared_trunk else pair}.", f"actors.{self._head(pair, task)}."
+
+    def _head(self, pair: int, task: int) -> int:
+        return 2 * task + pair if len(self.actors) > 2 else pair
+
+    def set_task(self, task: int) -> None:
+        """Use the gains and biases of this task from now on."""
+        for module in self._gained:
+            module.task = task
+
+    def critic(self, pair: int, prepared: Tensor, task: int = 0) -> Tensor:
         """Outputs of one critic alone, from mean weights and an observation out of `prepare`: `[B, A, n]` float32."""
+        self.set_task(task)
         trunk = self.trunks[0 if self.shared_trunk else 2 + pair]
-        return self.critics[pair](trunk(prepared)).unflatten(-1, (self.settings.num_actions, -1))
+        return self.heads_of(pair, task)[1](trunk(prepared)).unflatten(-1, (self.settings.num_actions, -1))
+
+    def actor(self, pair: int, prepared: Tensor, task: int = 0) -> Tensor:
+        """Logits of one actor alone, likewise: `[B, A]`. Unlike in `forward`, gradients reach a shared trunk."""
+        self.set_task(task)
+        trunk = self.trunks[0 if self.shared_trunk else pair]
+        return self.heads_of(pair, task)[0](trunk(prepared))
 
     def prepare(self, observation: Tensor, weights: Weights = "mean") -> Tensor:
         """Observation `[B, ...]` as the encoders take it: pixels scaled to [0, 1], channels last in memory.
@@ -219,16 +218,18 @@ class Twin(nn.Module):
             return observation.to(dtype, memory_format=layout).mul_(1.0 / self.settings.pixel_scale)
         return observation.contiguous(memory_format=torch.channels_last) if images else observation
 
-    def forward(self, observation: Tensor, weights: Weights = "mean") -> TwinOutput:
+    def forward(self, observation: Tensor, weights: Weights = "mean", task: int = 0) -> TwinOutput:
         """Evaluate both pairs; with a shared trunk the actors' gradient stops there.
 
         Args:
             observation: `[B, *observation_shape]`; with `Draws`, `[D or 1, B, *observation_shape]`.
             weights: how to treat weight distributions. The `mean` of a mixture of members is taken of what they say,
                 not of their weights.
+            task: number of the task that the observations come from.
         """
+        self.set_task(task)
         if weights == "mean" and self.posterior.posterior == "members" and self._any_bayesian():
-            output = self(observation[None], every_member(self.posterior, observation.device))
+            output = self(observation[None], every_member(self.posterior, observation.device), task)
             probs = output.action_logits.softmax(-1).mean(1)
             prior = None if output.prior is None else output.prior.mean(0)
             return TwinOutput(probs.log(), output.raw.mean(1), output.q_values.mean(1), prior)
@@ -241,7 +242,7 @@ class Twin(nn.Module):
         prior = self.prior(x, weights.index) if self.prior is not None and isinstance(weights, Draws) else None
         # Heads stay in float32: eight bits of mantissa are too few to tell neighbouring actions apart.
         with torch.autocast(x.device.type, enabled=False):
-            logits, raw, heads = self._heads([f.float() for f in features], weights)
+            logits, raw, heads = self._heads([f.float() for f in features], weights, task)
             raw = raw.unflatten(-1, (self.settings.num_actions, self.likelihood.outputs))
             q_values = self.likelihood.value(raw)
         return TwinOutput(logits, raw, q_values if prior is None else q_values + prior, prior, heads)
@@ -249,12 +250,13 @@ class Twin(nn.Module):
     def _any_bayesian(self) -> bool:
         return self.settings.layers.bayesian != "none"
 
-    def _heads(self, features: list[Tensor], weights: Weights) -> tuple[Tensor, Tensor, Moments | None]:
+    def _heads(self, features: list[Tensor], weights: Weights, task: int) -> tuple[Tensor, Tensor, Moments | None]:
         """Outputs of the actors and of the critics, pair first, and the heads' posterior if evaluated jointly.
 
         On one trunk's features all heads are one layer: many small operations take longer than few.
         """
-        heads: list[Any] = [*self.actors, *self.critics]
+        (actor, critic), (other_actor, other_critic) = (self.heads_of(pair, task) for pair in range(2))
+        heads: list[Any] = [actor, other_actor, critic, other_critic]
         if not (self.shared_trunk and isinstance(heads[0], BayesLinear)):
             each = [apply(head, f, weights) for head, f in zip(heads, features, strict=True)]
             outputs = [torch.stack(each[:2]), torch.stack(each[2:])]
@@ -287,7 +289,8 @@ def parameter_groups(twin: Twin, rates: dict[str, float], weight_decay: float) -
         own_actor_trunk = name.startswith(("trunks.0", "trunks.1")) and not twin.shared_trunk
         owner = "actor" if name.startswith("actors") or own_actor_trunk else "critic"
         # Members have several biases.
-        decayed = parameter.ndim > 1 and not name.endswith(("weight_mu", "weight_log_var", "weight_factor", "bias"))
+        spared = ("weight_mu", "weight_log_var", "weight_factor", "bias")
+        decayed = parameter.ndim > 1 and not name.endswith(spared) and ".gain." not in name and ".shift." not in name
         groups.setdefault((owner, decayed), []).append(parameter)
     return [
         {"params": parameters, "lr": rates[owner], "weight_decay": weight_decay * decayed, "name": owner}

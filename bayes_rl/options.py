@@ -1,19 +1,22 @@
-"""What stands on the command line, and how the parser's errors are worded."""
+"""What stands on the command line and in checkpoints, and how the parser's errors are worded."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import torch
 import yaml
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 
 from bayes_rl.datamodule import ReplayDataModule
 from bayes_rl.module import VariationalActorCritic
-from bayes_rl.types import nearest
+from bayes_rl.types import ConfigError, nearest
 
 
 def given_options(words: list[str], configs: list[Path]) -> set[str]:
@@ -23,6 +26,45 @@ def given_options(words: list[str], configs: list[Path]) -> set[str]:
         for section, value in (yaml.safe_load(path.read_text()) or {}).items():
             given |= {f"{section}.{key}" for key in value} if isinstance(value, dict) else {section}
     return given
+
+
+def find_checkpoint(path: str, directory: Path) -> str:
+    """The file that `path` names: itself, or the newest `last` or `best` of the runs in `directory`.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if path in ("last", "best"):
+        found = sorted(directory.glob(f"version_*/checkpoints/{path}*.ckpt"), key=lambda p: p.stat().st_mtime)
+        if not found:
+            raise ConfigError("ckpt_path", path, f"finds no checkpoint below {directory}")
+        return str(found[-1])
+    if not Path(path).is_file():
+        folder = Path(path).parent
+        known = [str(p) for p in (folder.glob("*.ckpt") if folder.is_dir() else Path("runs").glob("*/*/*/*.ckpt"))]
+        raise ConfigError("ckpt_path", path, f"does not exist{nearest(path, known)}")
+    return path
+
+
+def saved_options(path: str, needed: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Options of `model` and `data` in a checkpoint; no code in it is executed.
+
+    Args:
+        path: of the checkpoint.
+        needed: options of the model that must be among them.
+
+    Raises:
+        ConfigError: if it is no checkpoint of this program.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        saved = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
+        for key in needed:
+            saved["model"][key]
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError("ckpt_path", path, f"is not a checkpoint of this program ({reason})") from None
+    return saved
 
 
 def _config_names() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,14 @@ from bayes_rl.types import ConfigError, Transition, check, check_choice
 
 TERMINATED, TRUNCATED, LIFE_LOST, LAST_SCREEN = 1, 2, 4, 8
 LIFE_LOSS = ("none", "discount", "penalty")
+
+
+def check_disk(directory: Path, size: int, key: str, value: object) -> None:
+    """Raise `ConfigError` unless files of `size` bytes in all, those below `directory` included, fit on its disk."""
+    parent = next(p for p in [directory, *directory.absolute().parents] if p.exists())
+    held = sum(f.stat().st_blocks * 512 for f in directory.rglob("*") if f.is_file())
+    need, free = size - held, shutil.disk_usage(parent).free
+    check(need < free, key, value, f"needs {need >> 20} MiB of disk, {free >> 20} MiB are free")
 
 
 class ReplayBuffer:

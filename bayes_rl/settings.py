@@ -12,9 +12,13 @@ CHOICES = {
     "update_pairs": ("both", "random"),
     "exploration": ("epsilon", "thompson", "both"),
     "bootstrap": ("actor", "greedy"),
+    "optimizer_at_switch": ("keep", "reset"),
+    "critic_at_switch": ("keep", "reset"),
 }
+DATA_CHOICES = {"task_conditioning": ("none", "gains", "heads"), "epsilon_at_switch": ("restart", "continue")}
 POSITIVE = ("policy_temperature", "tau", "actor_lr", "critic_lr")
-NOT_NEGATIVE = ("temperature", "entropy_weight", "ewc_lambda", "adam_eps", "weight_decay")
+NOT_NEGATIVE = ("temperature", "entropy_weight", "adam_eps", "weight_decay")
+WITHOUT = "has no effect without a method; nearest: --model.consolidation online_ewc"
 
 
 def check_agent(hparams: Any) -> None:
@@ -32,10 +36,42 @@ def check_agent(hparams: Any) -> None:
     check(hparams.draws >= 1, "model.draws", hparams.draws, "must be at least 1")
     every = hparams.consolidate_every
     check(every >= 0, "model.consolidate_every", every, "must be zero or more updates")
-    check(hparams.fisher_batches >= 1, "model.fisher_batches", hparams.fisher_batches, "must be at least 1 minibatch")
+    check(not every or hparams.consolidation != "none", "model.consolidate_every", every, WITHOUT)
+    check(not hparams.ewc_lambda or hparams.consolidation != "none", "model.ewc_lambda", hparams.ewc_lambda, WITHOUT)
+    reset = hparams.critic_at_switch == "reset" and hparams.consolidation != "none" and hparams.protect != "actor"
+    rule = "forgets what is protected; choose --model.protect actor"
+    check(not reset, "model.critic_at_switch", hparams.critic_at_switch, rule)
+    rule = "needs Bayesian layers, whose posterior becomes their prior; nearest: --model.bayesian all"
+    check(hparams.consolidation != "vcl" or hparams.bayesian != "none", "model.consolidation", "vcl", rule)
     by_draw = hparams.exploration != "epsilon"
     rule = "draws weights, but no layer is Bayesian; nearest: --model.bayesian heads"
     check(not by_draw or hparams.bayesian != "none", "model.exploration", hparams.exploration, rule)
     rule = "protects one network, not the members of a mixture; choose --model.posterior mean_field or low_rank"
     members = hparams.posterior == "members" and hparams.bayesian != "none"
-    check(not (hparams.ewc_lambda and members), "model.ewc_lambda", hparams.ewc_lambda, rule)
+    kept = hparams.consolidation in ("ewc", "online_ewc")
+    check(not (kept and members), "model.consolidation", hparams.consolidation, rule)
+
+
+def check_data(hparams: Any) -> None:
+    """Raise `ConfigError` unless the arguments of `ReplayDataModule` can work together.
+
+    What concerns environments, the replay, the schedule of epsilon or that of tasks is checked where that is built.
+    """
+    capacity, batch = hparams.replay_capacity, hparams.batch_size
+    check(capacity >= 1, "data.replay_capacity", capacity, "must be a positive number of transitions")
+    check(batch >= 1, "data.batch_size", batch, "must be a positive number of transitions")
+    check(capacity >= batch, "data.batch_size", batch, f"exceeds the replay of {capacity} slots")
+    limit = f"must lie between 1 and the replay's capacity, {capacity}"
+    check(1 <= hparams.min_replay_size <= capacity, "data.min_replay_size", hparams.min_replay_size, limit)
+    check(hparams.updates_per_step > 0, "data.updates_per_step", hparams.updates_per_step, "must be positive")
+    check(hparams.eval_games >= 1, "data.eval_games", hparams.eval_games, "must be at least 1 game")
+    idle = hparams.eval_idle_frames
+    check(idle >= 0, "data.eval_idle_frames", idle, "must be zero or more frames")
+    check(hparams.render in (None, "human"), "data.render", hparams.render, "must be null or 'human'")
+    check(hparams.fps >= 1, "data.fps", hparams.fps, "must be at least 1 picture per second")
+    for key, known in DATA_CHOICES.items():
+        check_choice(f"data.{key}", hparams[key], known)
+    one = hparams.tasks is None
+    rule = "is for several tasks: --data.tasks '[GAME, ...]'"
+    for key in ("task_conditioning", "keep_replays", "cycles"):
+        check(not one or hparams[key] in ("none", False, 1), f"data.{key}", hparams[key], rule)

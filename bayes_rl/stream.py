@@ -18,6 +18,8 @@ from bayes_rl.replay import ReplayBuffer
 from bayes_rl.types import Batch, ConfigError, DrawPolicy, Policy
 
 SAMPLE = 0x53  # domain of the generators of minibatches
+COUNTERS = ("vector_steps", "learning_steps", "task_began", "updates", "finished_episodes")
+ARRAYS = ("episodes", "lives", "episode_return", "seeded_episode", "restarting")
 
 
 class ReplayStream(IterableDataset[Batch]):
@@ -42,6 +44,8 @@ class ReplayStream(IterableDataset[Batch]):
         world_size: processes; frames are counted over all of them.
         refill_replay: collect a new replay when a state is loaded, instead of requiring the old one.
         draw_policy: acts instead of `policy`, by a posterior draw for each environment and episode.
+        keep_replays: learn from the replays of finished tasks too: each minibatch is of one of them, all alike.
+        restart_epsilon: begin the schedule again at each task, instead of once.
     """
 
     def __init__(
@@ -61,30 +65,49 @@ class ReplayStream(IterableDataset[Batch]):
         world_size: int = 1,
         refill_replay: bool = False,
         draw_policy: DrawPolicy | None = None,
+        keep_replays: bool = False,
+        restart_epsilon: bool = True,
     ) -> None:
         self.draw_policy = draw_policy
-        self.envs, self.replay, self.policy, self.epsilon_schedule = envs, replay, policy, epsilon
+        self.policy, self.epsilon_schedule = policy, epsilon
+        self.keep_replays, self.restart_epsilon = keep_replays, restart_epsilon
         self.batch_size, self.updates_per_step = batch_size, updates_per_step
         self.batches_per_epoch, self.min_replay_size = batches_per_epoch, min_replay_size
         self.frame_skip, self.seed, self.rank, self.world_size = frame_skip, seed, rank, world_size
         self.refill_replay = refill_replay
-        count = envs.num_envs
-        self.stack = ObservationStack(count, replay.frame_stack, envs.screen_shape, envs.screen_dtype)
         self.vector_steps = 0  # steps of all environments together, prefill included
         self.learning_steps = 0  # the same, since the prefill
+        self.task_began = 0  # learning steps before the task at hand
         self.updates = 0  # minibatches handed out
-        self.episodes = np.zeros(count, np.int64)
+        self.episodes = np.zeros(envs.num_envs, np.int64)
+        self.finished_episodes = 0
+        self._chance = Chance(seed, rank, envs.num_envs, envs.num_actions)
+        self.finished: list[tuple[int, ReplayBuffer]] = []  # tasks and their replays, if these are kept
+        self._take(0, envs, replay)
+
+    def _take(self, task: int, envs: Envs, replay: ReplayBuffer) -> None:
+        """Begin with new games and an empty replay; counters go on."""
+        self.task, self.envs, self.replay = task, envs, replay
+        count = envs.num_envs
+        self.stack = ObservationStack(count, replay.frame_stack, envs.screen_shape, envs.screen_dtype)
         self.lives = np.zeros(count, np.int64)
         self.histories = [History() for _ in range(count)]
         self.seeded_episode = np.zeros(count, np.int64)  # the episode of the last seeded reset
         self.restarting = np.zeros(count, bool)  # whose next step is the beginning of an episode
         self.episode_return = np.zeros(count)
         self.recent_returns: deque[float] = deque(maxlen=100)
-        self.finished_episodes = 0
         self._in_flight: NDArray[np.int64] | None = None
         self._screens: NDArray[Any] = np.zeros(0)  # the newest ones, once there are any
         self._started = False
-        self._chance = Chance(seed, rank, count, envs.num_actions)
+
+    def switch(self, task: int, envs: Envs, replay: ReplayBuffer) -> None:
+        """Leave the games at hand for those of `task`, whose replay is filled at random before anything is learned."""
+        self.finish_step()
+        self.envs.close()
+        if self.keep_replays:
+            self.finished.append((self.task, self.replay))
+        self.task_began = self.learning_steps
+        self._take(task, envs, replay)
 
     @property
     def agent_steps(self) -> int:
@@ -98,9 +121,10 @@ class ReplayStream(IterableDataset[Batch]):
 
     @property
     def epsilon(self) -> float:
-        """Probability of a uniformly random action now; 1 during the prefill."""
-        learning = self.learning_steps * self.envs.num_envs * self.world_size * self.frame_skip
-        return self.epsilon_schedule(learning) if self.learning_steps else 1.0
+        """Probability of a uniformly random action now; 1 during each prefill."""
+        steps = self.learning_steps - self.task_began
+        since = steps if self.restart_epsilon else self.learning_steps
+        return self.epsilon_schedule(since * self.envs.num_envs * self.world_size * self.frame_skip) if steps else 1.0
 
     def __len__(self) -> int:
         return self.batches_per_epoch
@@ -115,7 +139,11 @@ class ReplayStream(IterableDataset[Batch]):
                 self.step_environments()
             rng = np.random.default_rng([self.seed, self.rank, SAMPLE, self.updates])
             self.updates += 1
-            yield Batch(self.replay.sample(self.batch_size, rng), len(self.replay) * self.world_size, self.frames)
+            task, replay = self.task, self.replay
+            if self.finished and (earlier := int(rng.integers(len(self.finished) + 1))) < len(self.finished):
+                task, replay = self.finished[earlier]
+            num_data = sum(len(r) for r in (self.replay, *(r for _, r in self.finished)))
+            yield Batch(replay.sample(self.batch_size, rng), num_data * self.world_size, self.frames, task)
 
     def _prefill(self) -> None:
         size = min(self.min_replay_size, self.replay.ring * self.replay.num_envs)
@@ -225,33 +253,24 @@ class ReplayStream(IterableDataset[Batch]):
     def state_dict(self) -> dict[str, Any]:
         """Counters, and environments as (seed, what was done since): tensors and primitives only."""
         return {
-            "vector_steps": self.vector_steps,
-            "learning_steps": self.learning_steps,
-            "updates": self.updates,
-            "finished_episodes": self.finished_episodes,
-            "episodes": torch.from_numpy(self.episodes.copy()),
-            "lives": torch.from_numpy(self.lives.copy()),
-            "episode_return": torch.from_numpy(self.episode_return.copy()),
+            **{key: getattr(self, key) for key in COUNTERS},
+            **{key: torch.from_numpy(getattr(self, key).copy()) for key in ARRAYS},
             "recent_returns": list(self.recent_returns),
-            "seeded_episode": torch.from_numpy(self.seeded_episode.copy()),
-            "restarting": torch.from_numpy(self.restarting.copy()),
             "actions": [torch.tensor(h.actions, dtype=torch.int16) for h in self.histories],
             "resets": [torch.tensor(h.resets, dtype=torch.int32) for h in self.histories],
             "in_flight": self._in_flight is not None,  # then the last action of each history is under way, or a restart
             "stack": torch.from_numpy(self.stack.array.copy()),
             "replay": self.replay.state_dict(),
+            "finished": [replay.state_dict() for _, replay in self.finished],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Rebuild counters and environments; the replay too unless it is to be collected again."""
-        for key in ("vector_steps", "learning_steps", "updates", "finished_episodes"):
+        for key in COUNTERS:
             setattr(self, key, state[key])
-        self.episodes[:] = state["episodes"].numpy()
-        self.lives = state["lives"].numpy().copy()
-        self.episode_return[:] = state["episode_return"].numpy()
+        for key in ARRAYS:
+            setattr(self, key, state[key].numpy().copy())
         self.recent_returns.extend(state["recent_returns"])
-        self.seeded_episode[:] = state["seeded_episode"].numpy()
-        self.restarting = state["restarting"].numpy().copy()
         pairs = zip(state["actions"], state["resets"], strict=True)
         self.histories = [History(actions.tolist(), resets.tolist()) for actions, resets in pairs]
         if self.refill_replay:
@@ -259,6 +278,8 @@ class ReplayStream(IterableDataset[Batch]):
             self.restarting[:] = False
             return
         self.replay.load_state_dict(state["replay"])
+        for (_, replay), saved in zip(self.finished, state["finished"], strict=True):
+            replay.load_state_dict(saved)
         self._started = self.vector_steps > 0
         if self._started:
             self.stack.array[:] = state["stack"].numpy()

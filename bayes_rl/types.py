@@ -34,11 +34,13 @@ class Batch(NamedTuple):
         transition: the minibatch.
         num_data: N of the ELBO: transitions the posterior is conditioned on (those in the replay).
         frames: environment frames collected so far, over all ranks.
+        task: number of the task that the minibatch comes from.
     """
 
     transition: Transition
     num_data: int
     frames: int
+    task: int = 0
 
 
 class Policy(Protocol):

@@ -61,6 +61,8 @@ class EnvSettings:
         full_action_space: all 18 Atari actions instead of the game's own.
         auto_fire: press FIRE at the start of a game and after each lost life (Atari games that have FIRE).
         env_kwargs: keyword arguments of the environment's constructor; empty for Atari games.
+        screen_shape: what screens are padded to with zeros, along their first axis; () leaves them as they are.
+        action_map: the game's own action for each action of the agent; () if they are the same.
     """
 
     env: str
@@ -71,6 +73,8 @@ class EnvSettings:
     full_action_space: bool = False
     auto_fire: bool = False
     env_kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
+    screen_shape: tuple[int, ...] = ()
+    action_map: tuple[int, ...] = ()
 
 
 class Envs(ABC):

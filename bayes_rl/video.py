@@ -35,15 +35,17 @@ class VideoWriter(Callback):
         if data.render == "human" and windowless:
             raise ConfigError("data.render", "human", "needs a display; leave it out and open the video instead")
 
-    def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
+    def on_predict_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, ReplayDataModule)
         directory = run_directory(trainer) / "videos"
         for game in outputs:
-            path = write_video(data.settings, game, directory, data.fps)
+            path = write_video(batch.settings, game, directory, data.fps)
             print(f"seed {game.seed}: score {game.score:g} in {game.frames:,} frames, {path}", flush=True)
             if data.render == "human":
-                show(data.settings, game, data.fps)
+                show(batch.settings, game, data.fps)
 
 
 class Panel:

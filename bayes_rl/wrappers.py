@@ -71,3 +71,37 @@ class Screen(gym.ObservationWrapper[Any, Any, Any]):
         if self.number:
             return np.array([int(observation) - self.start], np.int32)
         return observation.astype(np.float32)
+
+
+class CommonSpaces(gym.Wrapper[Any, Any, Any, Any]):
+    """One of several games as all of them look: screens padded with zeros, actions looked up.
+
+    Args:
+        env: whose screens are arrays.
+        screen_shape: to pad to, along the first axis.
+        action_map: the game's action for each action of the agent.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], screen_shape: tuple[int, ...], action_map: tuple[int, ...]) -> None:
+        super().__init__(env)
+        space = env.observation_space
+        assert isinstance(space, gym.spaces.Box)
+        self.missing = screen_shape[0] - space.shape[0]
+        self.action_map = action_map
+        widths = [(0, self.missing), *[(0, 0)] * (len(space.shape) - 1)]
+        low, high = (np.pad(bound, widths, mode="edge") for bound in (space.low, space.high))
+        self.observation_space = gym.spaces.Box(low, high, dtype=space.dtype.type)
+        self.action_space = gym.spaces.Discrete(len(action_map))
+
+    def _padded(self, screen: NDArray[Any]) -> NDArray[Any]:
+        if not self.missing:
+            return screen
+        return np.concatenate([screen, np.zeros((self.missing, *screen.shape[1:]), screen.dtype)])
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        screen, info = self.env.reset(seed=seed, options=options)
+        return self._padded(screen), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        screen, reward, terminated, truncated, info = self.env.step(self.action_map[int(action)])
+        return self._padded(screen), reward, terminated, truncated, info

@@ -25,21 +25,31 @@ RANKS = {
     "calibration": 1,
     "uncertainty": 1,
     "metrics": 1,
+    "continual": 1,
     "atari": 1,
     "envs": 1,
     "layers": 2,
     "bayes": 2,
     "encoders": 2,
+    "priors": 2,
     "networks": 2,
+    "fisher": 2,
     "consolidation": 2,
     "replay": 2,
     "exploration": 2,
+    "tasks": 2,
     "stream": 3,
     "games": 3,
     "diagnostics": 3,
+    "scores": 3,
+    "loaders": 3,
     "player": 4,
+    "lifelong": 4,
     "module": 4,
     "datamodule": 4,
+    "figures": 4,
+    "report": 5,
+    "summary": 4,
     "callbacks": 4,
     "video": 5,
     "options": 5,
@@ -53,9 +63,19 @@ ALLOWED_WITHIN_A_RANK = {
     ("bayes", "layers"),  # what layers share; layers, encoders of layers, networks of encoders
     ("encoders", "bayes"),
     ("networks", "bayes"),
+    ("priors", "encoders"),
     ("networks", "encoders"),
-    ("consolidation", "networks"),  # the Fisher is that of one critic
-    ("module", "player"),  # the agent is what plays, and learns
+    ("networks", "priors"),
+    ("fisher", "networks"),  # of each of them
+    ("consolidation", "fisher"),
+    ("consolidation", "networks"),
+    ("loaders", "games"),  # what Lightning iterates over
+    ("loaders", "stream"),
+    ("scores", "games"),  # metrics of them
+    ("lifelong", "player"),  # the agent is what plays, goes from task to task, and learns
+    ("module", "lifelong"),
+    ("summary", "datamodule"),
+    ("callbacks", "summary"),
     ("callbacks", "datamodule"),  # callbacks read the data module's counters
 }
 MAX_FILE_LINES = 300
@@ -125,8 +145,8 @@ def test_no_allowed_pair_is_left_over() -> None:
 
 def test_the_learner_and_the_data_do_not_know_each_other() -> None:
     """Only the command line knows both; the policy reaches the stream as a `Policy`."""
-    data = {"envs", "exploration", "replay", "stream", "datamodule"}
-    learner = {"networks", "consolidation", "module", "losses", "bayes"}
+    data = {"envs", "tasks", "exploration", "replay", "stream", "datamodule"}
+    learner = {"networks", "fisher", "consolidation", "lifelong", "module", "losses", "bayes"}
     for path in FILES:
         imports = imported_rooms(parse(path))
         if path.stem in data:

@@ -88,7 +88,7 @@ def test_fit_writes_everything_it_names(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_every_logged_tag_is_documented_and_every_documented_tag_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    run(monkeypatch, "fit", *TINY, "--model.ewc_lambda=1", "--model.consolidate_every=20")
+    run(monkeypatch, "fit", *TINY, "--model.consolidation=ewc", "--model.consolidate_every=20")
     tags = set(curves(Path("runs/cartpole/version_0")))
     layers = {tag for tag in tags if tag.startswith("kl/")}
     assert layers == {f"kl/{head}.{pair}" for head in ("actors", "critics") for pair in (0, 1)}
@@ -158,7 +158,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
 
 CONTRADICTIONS = {
     "model.hidden_dim": ("32", "16"),
-    "model.ewc_lambda": ("0", "0.5"),  # the default, but typed
+    "model.ewc_lambda": ("null", "0.5"),  # the default, but typed
     "data.num_envs": ("4", "8"),
     "data.replay_capacity": ("3000", "2000"),
     "data.updates_per_step": ("1", "0.25"),
@@ -170,9 +170,9 @@ def test_options_that_contradict_the_checkpoint_stop_and_harm_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     configuration = (ROOT / "configs/cartpole.yaml").read_text()
-    Path("mine.yaml").write_text(re.sub(r"\n  ewc_lambda:.*", "", configuration))
+    Path("mine.yaml").write_text(re.sub(r"\n  consolidation:.*", "", configuration))
     tiny = ["--config", "mine.yaml", *TINY[2:]]
-    run(monkeypatch, "fit", *tiny, "--model.ewc_lambda=0.5")
+    run(monkeypatch, "fit", *tiny, "--model.consolidation=ewc", "--model.ewc_lambda=0.5")
     capsys.readouterr()
     for key, (asked, saved) in CONTRADICTIONS.items():
         line = error_of(monkeypatch, capsys, "fit", *tiny, "--ckpt_path=last", f"--{key}={asked}")
@@ -205,8 +205,8 @@ def test_a_large_seed_and_no_logger_leave_nothing_outside_the_run(monkeypatch: p
 
 
 def test_ewc_of_pixels_under_mixed_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ["--config", str(ROOT / "configs/quickstart.yaml"), "--trainer.max_steps=9", "--model.ewc_lambda=1"]
-    options += ["--model.consolidate_every=4", "--model.fisher_batches=1", "--data.batch_size=4"]
+    options = ["--config", str(ROOT / "configs/quickstart.yaml"), "--trainer.max_steps=9", "--model.consolidation=ewc"]
+    options += ["--model.consolidate_every=4", "--model.fisher_samples=8", "--data.batch_size=4"]
     options += ["--data.min_replay_size=64", "--data.replay_capacity=2000", "--data.eval_games=1"]
     options += ["--data.max_episode_frames=100", "--trainer.enable_progress_bar=false", "--data.frames_per_epoch=1000"]
     module = run(monkeypatch, "fit", *options).model
@@ -353,8 +353,33 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "one bin": (["--model.likelihood=two_hot", "--model.num_bins=1"], ["model.num_bins", "1"]),
     "no noise": (["--model.noise_std=0"], ["model.noise_std", "0"]),
     "EWC of a mixture": (
-        ["--model.posterior=members", "--model.ewc_lambda=1"],
-        ["model.ewc_lambda", "--model.posterior mean_field"],
+        ["--model.posterior=members", "--model.consolidation=ewc"],
+        ["model.consolidation", "--model.posterior mean_field"],
+    ),
+    "penalty of nothing": (["--model.ewc_lambda=3"], ["model.ewc_lambda", "3.0", "--model.consolidation online_ewc"]),
+    "games that share no network": (
+        ["--data.tasks=[breakout, CartPole-v1]"],
+        ["data.tasks", "breakout is an Atari game", "CartPole-v1 is not"],
+    ),
+    "unknown task": (["--data.tasks=[breakout, tenis]"], ["data.tasks", "'tenis'", "nearest: 'tennis'"]),
+    "a task twice": (["--data.tasks=[tennis, tennis]"], ["data.tasks", "--data.cycles"]),
+    "no task": (["--data.tasks=[]"], ["data.tasks", "names no game"]),
+    "part of an epoch": (
+        ["--data.tasks=[breakout, tennis]", "--data.frames_per_task=70_000", "--data.frames_per_epoch=20_000"],
+        ["data.frames_per_task", "70000", "nearest: 80000"],
+    ),
+    "more epochs than tasks": (
+        [
+            *("--data.tasks=[breakout, tennis]", "--data.frames_per_task=20_000", "--data.frames_per_epoch=20_000"),
+            "--trainer.max_epochs=3",
+        ],
+        ["trainer.max_epochs", "3", "2 epochs"],
+    ),
+    "gains of one task": (["--data.task_conditioning=gains"], ["data.task_conditioning", "gains", "--data.tasks"]),
+    "cycles of one task": (["--data.cycles=2"], ["data.cycles", "2", "--data.tasks"]),
+    "conditioning by another name": (
+        ["--data.task_conditioning=gain"],
+        ["data.task_conditioning", "nearest: 'gains'"],
     ),
     "argument of no environment": (["--data.env_kwargs={sise: 3}"], ["data.env_kwargs", "sise"]),
     "argument that cannot be": (

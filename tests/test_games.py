@@ -16,7 +16,8 @@ from torch import Tensor
 from bayes_rl.calibration import realised_returns
 from bayes_rl.datamodule import ReplayDataModule
 from bayes_rl.envs import Envs, EnvSettings, Step, make_envs
-from bayes_rl.games import Game, GameLoader, Games, pictures
+from bayes_rl.games import Game, Games, pictures
+from bayes_rl.loaders import GameLoader
 from bayes_rl.types import Judgement
 from tests.oracles import Episode, Recorder, Rules
 
@@ -333,7 +334,7 @@ def test_no_seeds_are_no_games() -> None:
 
 def test_a_loader_hands_out_one_set_of_games() -> None:
     games = Games(CARTPOLE, [1, 2], 1, 0)
-    loader = GameLoader(games)
+    loader = GameLoader([games])
     assert len(loader) == 1
     assert list(loader) == [games] == list(loader)
     assert len(games) == 2

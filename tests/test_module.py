@@ -19,6 +19,7 @@ from torch.distributions import kl_divergence as distribution_kl
 from bayes_rl import losses
 from bayes_rl.bayes import kl_divergence
 from bayes_rl.diagnostics import training_values
+from bayes_rl.lifelong import Lifelong
 from bayes_rl.module import VariationalActorCritic
 from bayes_rl.networks import TwinOutput
 from bayes_rl.posterior import Draws
@@ -34,9 +35,19 @@ FEATURES = 4
 FLOOR_STD = 1e-4
 
 
+class Samples:
+    """Data of which only samples for the Fisher are asked."""
+
+    def fisher_samples(self, count: int) -> Transition:
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            return make_batch(count).transition
+
+
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(7)
+    monkeypatch.setattr(Lifelong, "_data", property(lambda module: Samples()))
 
 
 # ------------------------------------------------------------------ helpers
@@ -555,6 +566,13 @@ def test_histograms_learn_a_fixed_batch(likelihood: str, family: dict[str, Any])
 
 
 # ------------------------------------------------------------------ updates
+EWC: dict[str, Any] = {
+    "consolidation": "online_ewc",
+    "ewc_lambda": 1.0,
+    "fisher": "empirical",
+    "fisher_samples": 20,
+    "consolidate_every": 2,
+}
 EVERYTHING: dict[str, Any] = {**LOW_RANK, "prior_scale": 1.0, "likelihood": "learned_gaussian"}
 
 
@@ -584,9 +602,7 @@ def test_the_moving_average_starts_as_a_copy_and_other_has_none() -> None:
 
 
 @pytest.mark.parametrize("shared_trunk", [True, False])
-@pytest.mark.parametrize(
-    "settings", [{}, {"weight_decay": 0.1}, {"ewc_lambda": 1.0, "consolidate_every": 3}, MEMBERS, EVERYTHING]
-)
+@pytest.mark.parametrize("settings", [{}, {"weight_decay": 0.1}, EWC, MEMBERS, EVERYTHING])
 def test_update_pairs_random_leaves_the_other_pair_bitwise_unchanged(
     shared_trunk: bool, settings: dict[str, Any]
 ) -> None:
@@ -621,7 +637,7 @@ def test_update_pairs_both_changes_both_pairs() -> None:
 
 # ------------------------------------------------------------------ optimizer
 @pytest.mark.parametrize("shared_trunk", [True, False])
-@pytest.mark.parametrize("settings", [{}, {"target": "other"}, {"ewc_lambda": 1.0}, EVERYTHING])
+@pytest.mark.parametrize("settings", [{}, {"target": "other"}, EWC, EVERYTHING])
 def test_every_trainable_parameter_is_in_the_optimizer_exactly_once(
     shared_trunk: bool, settings: dict[str, Any]
 ) -> None:
@@ -695,7 +711,7 @@ def test_the_logged_kl_of_a_bf16_mixed_update_is_that_of_float32() -> None:
 
 # ------------------------------------------------------------------ logging
 def test_the_logged_loss_parts_are_logged_apart_with_the_frames_as_the_axis() -> None:
-    module = make_module(ewc_lambda=1.0)
+    module = make_module(**EWC)
     batch = make_batch(num_data=321)._replace(frames=8888)
     logged = fit(module, [batch], log_every=1).callback_metrics
     for part in ("nll", "kl", "num_data", "temperature", "ewc_penalty", "kl_to_nll", "actor_loss", "elbo_loss"):
@@ -760,7 +776,7 @@ def test_every_training_tag_is_documented(settings: dict[str, Any]) -> None:
 # ------------------------------------------------------------------ checkpoints
 CHECKPOINTED = [
     {"target": "ema"},
-    {"target": "other", "shared_trunk": False, "ewc_lambda": 1.0, "consolidate_every": 2},
+    {"target": "other", "shared_trunk": False, **EWC},
     {"encoder": "minatar", "observation_shape": (2, 8, 8), "pixel_scale": 1.0, "hidden_dim": 5, "game": "breakout"},
     {**EVERYTHING, "exploration": "thompson", "bayesian": "all"},
     {**MEMBERS, "exploration": "both", "likelihood": "hl_gauss", "num_bins": 7, "value_range": (-2.0, 2.0)},
@@ -798,7 +814,7 @@ def test_a_checkpoint_alone_gives_the_same_agent(settings: dict[str, Any], tmp_p
 @pytest.mark.parametrize("family", [{}, {**EVERYTHING, "bootstrap": "greedy"}], ids=["mean_field", "low_rank"])
 def test_a_resumed_fit_equals_an_uninterrupted_one(family: dict[str, Any], tmp_path: Path) -> None:
     """The weights' noise and draws, Adam's moments, the moving average, Fisher samples and anchors all continue."""
-    settings = {"ewc_lambda": 1.0, "consolidate_every": 3, "fisher_batches": 4, "update_pairs": "random", **family}
+    settings = {**EWC, "update_pairs": "random", **family}
     batches = [make_batch() for _ in range(10)]
 
     class Epoch(Stream):

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from bayes_rl.bayes import BayesConv2d, bayesian_layers
 from bayes_rl.calibration import ReturnFit, fit_returns
 from bayes_rl.encoders import OneHotLinear
-from bayes_rl.games import Game, GameLoader, Games
+from bayes_rl.games import Game, Games
+from bayes_rl.loaders import GameLoader
 from bayes_rl.module import VariationalActorCritic
 from bayes_rl.player import JUDGE_DRAWS
 from bayes_rl.posterior import draws_by_seed
@@ -290,7 +291,7 @@ class Data(pl.LightningDataModule):
 
     def games(self, seeds: range, every: int) -> GameLoader:
         options = (self.life_loss, self.reward_clip, every)
-        return GameLoader(Games(SCRIPTED, list(seeds), 2, IDLE_FRAMES, *options, parallel=4))
+        return GameLoader([Games(SCRIPTED, list(seeds), 2, IDLE_FRAMES, *options, parallel=4)])
 
     def train_dataloader(self) -> Updates:
         return Updates()
@@ -421,14 +422,14 @@ class EachValidation(pl.Callback):
         self.fits: list[list[float]] = []
 
     def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
-        self.before = module.return_fit.clone()
+        self.before = module.scores[0].return_fit.clone()
 
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
         residuals = Residuals.of(module, trainer.datamodule, range(1, 7))
         known = residuals if self.before.isnan().any() else residuals.fitted_by(self.before)
         assert_logged(trainer.callback_metrics, "val", known.metrics() | named(residuals.fitted()))
-        assert module.return_fit.tolist() == pytest.approx(residuals.fitted(), rel=1e-4, abs=1e-5)
-        self.fits.append(module.return_fit.tolist())
+        assert module.scores[0].return_fit.tolist() == pytest.approx(residuals.fitted(), rel=1e-4, abs=1e-5)
+        self.fits.append(module.scores[0].return_fit.tolist())
 
 
 @pytest.mark.parametrize(
@@ -450,12 +451,12 @@ def test_validations_and_test_say_what_the_definitions_say(
     assert all(scale > 0 for _, _, scale in watch.fits)
     trainer.save_checkpoint(tmp_path / "agent.ckpt")
     loaded = VariationalActorCritic.load_from_checkpoint(tmp_path / "agent.ckpt", weights_only=True)
-    assert loaded.return_fit.tolist() == watch.fits[-1]
+    assert loaded.scores[0].return_fit.tolist() == watch.fits[-1]
     trainer = make_trainer()
     trainer.test(loaded, datamodule=data, verbose=False)
-    expected = Residuals.of(loaded, data, range(7, 12)).fitted_by(loaded.return_fit).metrics()
+    expected = Residuals.of(loaded, data, range(7, 12)).fitted_by(loaded.scores[0].return_fit).metrics()
     assert_logged(trainer.callback_metrics, "test", expected | named(watch.fits[-1]))
-    assert loaded.return_fit.tolist() == watch.fits[-1]
+    assert loaded.scores[0].return_fit.tolist() == watch.fits[-1]
 
 
 def test_bias_noise_and_scale_are_fitted_in_training_only() -> None:
@@ -463,24 +464,24 @@ def test_bias_noise_and_scale_are_fitted_in_training_only() -> None:
     module, data = make_module(), Data()
     trainer = make_trainer()
     trainer.validate(module, datamodule=data, verbose=False)
-    assert module.return_fit.isnan().all()
+    assert module.scores[0].return_fit.isnan().all()
     assert trainer.callback_metrics["val/fitted_noise_std"].isnan()
     residuals = Residuals.of(module, data, range(1, 7))
     assert_logged(trainer.callback_metrics, "val", residuals.metrics())
 
     class BeforeTraining(pl.Callback):
         def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-            seen.append(module.return_fit.isnan().all().item())
+            seen.append(module.scores[0].return_fit.isnan().all().item())
 
     seen: list[bool] = []
     make_trainer(BeforeTraining(), num_sanity_val_steps=1).fit(module, datamodule=data)
     assert seen == [True]
-    assert module.return_fit[2] > 0
-    module.return_fit[2] *= 1.01  # the fitted interval ends exactly at one of these games' returns
-    fitted = module.return_fit.clone()
+    assert module.scores[0].return_fit[2] > 0
+    module.scores[0].return_fit[2] *= 1.01  # the fitted interval ends exactly at one of these games' returns
+    fitted = module.scores[0].return_fit.clone()
     trainer = make_trainer()
     trainer.validate(module, datamodule=data, verbose=False)
-    assert torch.equal(module.return_fit, fitted)
+    assert torch.equal(module.scores[0].return_fit, fitted)
     residuals = Residuals.of(module, data, range(1, 7)).fitted_by(fitted)
     assert_logged(trainer.callback_metrics, "val", residuals.metrics())
 

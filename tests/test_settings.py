@@ -67,10 +67,20 @@ BAD = [
     ("entropy_weight", -0.01),
     ("entropy_weight", NAN),
     ("update_pairs", "one"),
+    ("consolidation", "emc"),
     ("ewc_lambda", -1.0),
     ("ewc_lambda", NAN),
+    ("ewc_lambda", 1.0),  # of what?
+    ("protect", "all"),
+    ("fisher", "real"),
+    ("fisher_samples", 0),
+    ("fisher_norm", "max"),
+    ("online_decay", 1.5),
+    ("online_decay", NAN),
     ("consolidate_every", -1),
-    ("fisher_batches", 0),
+    ("consolidate_every", 5),  # what?
+    ("optimizer_at_switch", "restart"),
+    ("critic_at_switch", "restart"),
     ("actor_lr", 0.0),
     ("actor_lr", -1e-3),
     ("critic_lr", 0.0),
@@ -92,7 +102,10 @@ TOGETHER = [
     ("init_log_var", {"init_log_var": -9.0, "log_var_limit": 5.0}, "within +-5"),
     ("exploration", {"exploration": "thompson", "bayesian": "none"}, "--model.bayesian heads"),
     ("exploration", {"exploration": "both", "bayesian": "none", "posterior": "members"}, "--model.bayesian heads"),
-    ("ewc_lambda", {"ewc_lambda": 1.0, "posterior": "members"}, "mean_field or low_rank"),
+    ("consolidation", {"consolidation": "ewc", "posterior": "members"}, "mean_field or low_rank"),
+    ("consolidation", {"consolidation": "vcl", "posterior": "low_rank"}, "mean_field with prior gaussian"),
+    ("consolidation", {"consolidation": "vcl", "bayesian": "none"}, "--model.bayesian all"),
+    ("critic_at_switch", {"critic_at_switch": "reset", "consolidation": "ewc"}, "--model.protect actor"),
     ("prior_scale", {"prior_scale": 1.0}, "members or low_rank"),
     ("prior_scale", {"prior_scale": 1.0, "posterior": "low_rank", "bayesian": "none"}, "with Bayesian layers"),
     ("prior", {"prior": "log_uniform", "posterior": "low_rank"}, "mean_field or members"),
@@ -132,6 +145,8 @@ def test_a_stack_of_numbered_states_names_the_data_s_setting() -> None:
         ("likelihood", "hlgauss", "hl_gauss"),
         ("exploration", "thomson", "thompson"),
         ("bootstrap", "greed", "greedy"),
+        ("consolidation", "online-ewc", "online_ewc"),
+        ("optimizer_at_switch", "rest", "reset"),
     ],
 )
 def test_a_misspelt_choice_names_the_nearest(key: str, value: str, meant: str) -> None:
@@ -140,9 +155,12 @@ def test_a_misspelt_choice_names_the_nearest(key: str, value: str, meant: str) -
 
 WORKING: list[dict[str, Any]] = [
     {},
-    {"bayesian": "none", "posterior": "members", "ewc_lambda": 1.0},  # whose members nobody asks for
+    {"bayesian": "none", "posterior": "members", "consolidation": "ewc"},  # whose members nobody asks for
+    {"consolidation": "online_ewc", "ewc_lambda": 0.0},
+    {"consolidation": "ewc", "critic_at_switch": "reset", "protect": "actor"},
+    {"consolidation": "vcl", "ewc_lambda": 5.0, "bayesian": "trunk"},
     {"prior": "log_uniform", "posterior": "members", "index_dim": 1},
-    {"posterior": "low_rank", "ewc_lambda": 1.0, "prior_scale": 2.0, "exploration": "both", "draws": 1},
+    {"posterior": "low_rank", "consolidation": "ewc", "prior_scale": 2.0, "exploration": "both", "draws": 1},
     {"exploration": "thompson", "bayesian": "trunk"},
     {"value_range": (5.0, -5.0), "num_bins": 0},  # of histograms, and there is none
     {"noise_std": 1e4},

@@ -1,0 +1,106 @@
+"""What the agent does between tasks: it keeps what it knows, and makes room for what comes."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayes_rl.consolidation import Consolidator
+from bayes_rl.networks import Twin
+from bayes_rl.player import Player
+from bayes_rl.posterior import Weights
+from bayes_rl.types import Transition
+
+TARGETS_CHUNK = 250  # transitions whose targets are found at once
+
+
+class Lifelong(Player):
+    """The part of the agent that goes from task to task; how it learns one is the subclass's.
+
+    Attributes:
+        consolidator: keeps what was learned, or None.
+        target_twin: moving average that targets come from, or None.
+    """
+
+    consolidator: Consolidator | None
+    target_twin: Twin | None
+
+    def _targets(self, transition: Transition, weights: Weights, task: int = 0) -> Tensor:
+        raise NotImplementedError
+
+    @property
+    def _data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def on_train_start(self) -> None:
+        """Take up the task where the data are."""
+        if len(self.scores) > 1:
+            self.task = self._data.curriculum.task(self._data.visit)
+
+    def on_train_epoch_start(self) -> None:
+        """Go on to the next task if this epoch belongs to it."""
+        if len(self.scores) == 1:
+            return
+        visit = self._data.curriculum.visit(self.current_epoch)
+        if visit != self._data.visit:
+            self._data.begin(visit)
+            self.task = self._data.curriculum.task(visit)
+            self._make_room()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Register the task at hand every `consolidate_every` updates, as the original system does."""
+        every = self.hparams.consolidate_every
+        if every and self.global_step % every == 0:
+            self.consolidate()
+
+    def on_train_epoch_end(self) -> None:
+        """Register a task at its end; before the checkpoint of this epoch, which callbacks write later."""
+        if len(self.scores) > 1 and self._data.curriculum.ends(self.current_epoch):
+            self.consolidate()
+
+    @torch.no_grad()
+    def consolidate(self) -> None:
+        """Protect what was learned of the task at hand, on a sample of its transitions."""
+        if self.consolidator is None:
+            return
+        settings = self.consolidator.settings
+        transition = self._data.fisher_samples(settings.fisher_samples)
+        targets = None
+        if settings.fisher == "empirical":
+            chunks = zip(*(x.split(TARGETS_CHUNK) for x in transition), strict=True)
+            parts = [
+                self._targets(Transition(*(x.to(self.device) for x in chunk)), "mean", self.task) for chunk in chunks
+            ]
+            targets = torch.cat(parts, -1).cpu()
+        generator = torch.Generator().manual_seed(self.global_step)
+        self.consolidator.consolidate(
+            self.twin, transition.observation, transition.action, targets, generator, self.task
+        )
+
+    def _make_room(self) -> None:
+        """At a task's beginning: the optimizer forgets, and critics begin anew, where they are told to."""
+        if self.hparams.optimizer_at_switch == "reset":
+            self.trainer.optimizers[0].state.clear()
+        if self.hparams.critic_at_switch == "reset":
+            new = Twin(self.twin.settings, self.twin.likelihood).to(self.device).critics.state_dict()
+            for twin in (self.twin, self.target_twin):
+                if twin is not None:
+                    twin.critics.load_state_dict(new)
+
+    def _ewc_penalty(self) -> Tensor:
+        if self.consolidator is None:
+            return torch.zeros((), device=self.device)
+        return self.consolidator.penalty(self.twin)
+
+    def _watch_penalty(self, penalty: Tensor, loss: Tensor) -> dict[str, Tensor | float]:
+        """Values to log of the penalty; warns once of a strength that is out of scale."""
+        if self.consolidator is None or not self.consolidator.ewc.active:
+            return {}
+        message = self.consolidator.out_of_scale(penalty.item(), loss.item(), self.global_step)
+        if message is not None:
+            warnings.warn(message, stacklevel=2)
+        share = self.consolidator.frozen_share(self.twin, self.trainer.optimizers[0])
+        return {"train/frozen_share": share}

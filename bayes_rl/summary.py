@@ -1,0 +1,82 @@
+"""What is left of a run for people to read: its curve and its closing table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bayes_rl.datamodule import ReplayDataModule
+
+
+def write_curve(history: list[dict[str, float]], game: str, directory: Path, tasks: Sequence[str] = ()) -> None:
+    """Write `metrics.npy` (a structured float64 array, a row per validation) and `learning_curve.png`, which has a
+    panel for each of several tasks.
+    """
+    from matplotlib.figure import Figure
+
+    directory.mkdir(parents=True, exist_ok=True)
+    columns = sorted(history[0])
+    table = np.array([tuple(row[c] for c in columns) for row in history], [(c, np.float64) for c in columns])
+    np.save(directory / "metrics.npy", table)
+    prefixes = [f"{task}/" for task in tasks] or [""]
+    figure = Figure(figsize=(7, 1.5 + 2.5 * len(prefixes)), layout="constrained")
+    panels = figure.subplots(len(prefixes), 1, sharex=True, squeeze=False)[:, 0]
+    for number, (prefix, axes) in enumerate(zip(prefixes, panels, strict=True)):
+        low, high = table[f"{prefix}return_min"], table[f"{prefix}return_max"]
+        axes.fill_between(table["frames"], low, high, alpha=0.15, label="min to max")
+        axes.plot(table["frames"], table[f"{prefix}return_mean"], marker="o", label="mean")
+        axes.plot(table["frames"], table[f"{prefix}return_iqm"], linestyle="--", label="IQM")
+        for visit in range(int(table["visit"].max()) + 1 if tasks else 0):
+            ends = table["frames"][table["visit"] <= visit]
+            if visit % len(tasks) == number and (table["visit"] == visit).any():
+                begin = table["frames"][table["visit"] < visit].max(initial=0)
+                axes.axvspan(begin, ends.max(), color="tab:orange", alpha=0.12)  # where it is trained
+        axes.set(title=f"{prefix[:-1] or game}: raw score of whole greedy games", ylabel="score")
+        axes.grid(alpha=0.3)
+    panels[-1].set(xlabel="environment frames")
+    panels[0].legend()
+    figure.savefig(directory / "learning_curve.png", dpi=120)
+
+
+def report(data: ReplayDataModule, scores: dict[str, float], files: dict[str, str]) -> str:
+    """The closing table: `scores` of whole games, then the files of the run, one per line."""
+    keys = (
+        "games",
+        "games_cut",
+        "return_mean",
+        "return_median",
+        "return_iqm",
+        "return_min",
+        "return_max",
+        "human_normalised",
+        "return_rmse",
+        "coverage_50",
+        "coverage_90",
+        "calibration_error",
+        "epistemic_std",
+        "greedy_disagreement",
+    )
+    names = (
+        *("games", "cut when idle", "mean", "median", "IQM", "min", "max", "human-normalised"),
+        *("error of values", "in 50 % interval", "in 90 % interval", "calibration error"),
+        *("std of Q", "draws disagree"),
+    )
+    tasks = data.curriculum.names if data.num_tasks > 1 else []
+    prefixes = [f"{task}/" for task in tasks] or [""]
+    title = f"{'tasks' if tasks else data.game}: raw scores of whole greedy games"
+    lines = [f"{title}, sticky actions {data.settings.sticky_actions:g}"]
+    if tasks:
+        lines.append(f"  {'':<18}" + "".join(f"{task[-20:]:>22}" for task in tasks))
+    for key, name in zip(keys, names, strict=True):
+        values = [scores[f"{prefix}{key}"] for prefix in prefixes if f"{prefix}{key}" in scores]
+        if values and all(value == value for value in values):  # nothing to say: not a number
+            lines.append(f"  {name:<18}" + "".join(f"{value:>{22 if tasks else 10}.2f}" for value in values))
+    return "\n".join([*lines, *(f"{name:<16}{path}" for name, path in files.items())])
+
+
+def as_scores(metrics: Any, stage: str) -> dict[str, float]:
+    """The metrics of a stage (`val`, `test`) as plain floats, without its prefix."""
+    return {k.removeprefix(f"{stage}/"): float(v) for k, v in metrics.items() if k.startswith(f"{stage}/")}

@@ -1,0 +1,135 @@
+"""Several games in turn for one network: which, in what common shape, and when each is played."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from bayes_rl.envs import EnvSettings, atari_games, check_env, game_name, make_single
+from bayes_rl.types import ConfigError, check
+
+
+def task_name(env: str) -> str:
+    """Name of a task in tags and columns: that of the game, `/` replaced by `-`."""
+    return game_name(env).replace("/", "-")
+
+
+def task_settings(settings: EnvSettings, tasks: Sequence[str]) -> list[EnvSettings]:
+    """Settings of each task, with actions and screens that all of them share.
+
+    Atari games are played with all 18 actions. Elsewhere an action that a game does not know is its action 0 (of
+    MinAtar, where actions go by their meaning, that is to do nothing); planes and vectors are padded with zeros.
+
+    Args:
+        settings: everything but the game.
+        tasks: Gymnasium ids or short names of Atari games, each once.
+
+    Raises:
+        ConfigError: unknown or repeated tasks, or such as cannot share a network.
+    """
+    key, listed = "data.tasks", list(tasks)
+    check(len(listed) > 0, key, listed, "names no game")
+    check(not settings.env_kwargs, "data.env_kwargs", settings.env_kwargs, "is for a single environment; drop it")
+    names = [task_name(env) for env in listed]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    check(not repeated, key, listed, f"names {', '.join(repeated)} twice; to come back to a task use --data.cycles")
+    each = [replace(settings, env=env) for env in listed]
+    for one in each:
+        try:
+            check_env(one)
+        except ConfigError as error:
+            text = str(error).partition(f"{one.env!r} ")[2]
+            raise ConfigError(key, one.env, text) from None
+    atari = [one.env in atari_games() for one in each]
+    if all(atari):
+        return [replace(one, full_action_space=True) for one in each]
+    if any(atari):
+        raise ConfigError(key, listed, f"mixes kinds that cannot share a network: {_kinds(each, atari)}")
+    return _padded(each, listed)
+
+
+def _kinds(each: list[EnvSettings], atari: list[bool]) -> str:
+    one, other = each[atari.index(True)].env, each[atari.index(False)].env
+    return f"{one} is an Atari game, {other} is not"
+
+
+def _padded(each: list[EnvSettings], listed: list[str]) -> list[EnvSettings]:
+    found: list[tuple[spaces.Box, list[int]]] = []
+    for one in each:
+        env = make_single(one)
+        check(isinstance(env.action_space, spaces.Discrete), "data.tasks", one.env, "has no discrete actions")
+        number = int(env.action_space.n)  # type: ignore[attr-defined]
+        unwrapped: Any = env.unwrapped
+        meanings = unwrapped.action_set if one.env.startswith("MinAtar/") else range(number)
+        found.append((env.observation_space, list(meanings)))  # type: ignore[arg-type]
+        env.close()
+    first = found[0][0]
+    for one, (space, _) in zip(each, found, strict=True):
+        alike = space.dtype == first.dtype and space.shape[1:] == first.shape[1:]
+        alike &= space.dtype != np.int32 or bool((space.high == first.high).all())
+        texts = [f"{env} has {s.dtype} {list(s.shape)}" for env, s in ((each[0].env, first), (one.env, space))]
+        rule = f"mixes kinds that cannot share a network: {', '.join(texts)}"
+        check(bool(alike), "data.tasks", listed, rule)
+    shape = (max(space.shape[0] for space, _ in found), *first.shape[1:])
+    union = sorted({meaning for _, meanings in found for meaning in meanings})
+    maps = [tuple(meanings.index(m) if m in meanings else 0 for m in union) for _, meanings in found]
+    return [replace(one, screen_shape=shape, action_map=table) for one, table in zip(each, maps, strict=True)]
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """The order of tasks. A visit is one stretch of training on one task.
+
+    Args:
+        settings: of each task.
+        epochs: per visit.
+        cycles: through all tasks.
+    """
+
+    settings: tuple[EnvSettings, ...]
+    epochs: int
+    cycles: int = 1
+
+    @property
+    def names(self) -> list[str]:
+        """Of the tasks."""
+        return [task_name(one.env) for one in self.settings]
+
+    @property
+    def visits(self) -> int:
+        """In all."""
+        return len(self.settings) * self.cycles
+
+    def visit(self, epoch: int) -> int:
+        """Number of the visit that `epoch`, counted from 0, belongs to; epochs beyond the plan belong to its last."""
+        return min(epoch // self.epochs, self.visits - 1)
+
+    def task(self, visit: int) -> int:
+        """Number of the task that is trained in `visit`."""
+        return visit % len(self.settings)
+
+    def ends(self, epoch: int) -> bool:
+        """Whether a visit ends with `epoch`."""
+        return (epoch + 1) % self.epochs == 0 and (epoch + 1) // self.epochs <= self.visits
+
+
+def plan(
+    settings: EnvSettings, tasks: Sequence[str] | None, frames_per_task: int, frames_per_epoch: int, cycles: int
+) -> Curriculum:
+    """The curriculum of `tasks`; of the one game in `settings` without any.
+
+    Raises:
+        ConfigError: naming what does not fit.
+    """
+    if tasks is None:
+        return Curriculum((settings,), epochs=1 << 60)
+    check(cycles >= 1, "data.cycles", cycles, "must be at least 1")
+    check(frames_per_task >= 1, "data.frames_per_task", frames_per_task, "must be a positive number of frames")
+    epochs = max(1, round(frames_per_task / frames_per_epoch))
+    rule = f"must be a multiple of --data.frames_per_epoch, {frames_per_epoch}; nearest: {epochs * frames_per_epoch}"
+    check(epochs * frames_per_epoch == frames_per_task, "data.frames_per_task", frames_per_task, rule)
+    return Curriculum(tuple(task_settings(settings, tasks)), epochs, cycles)
