@@ -179,7 +179,9 @@ class BayesCLI(LightningCLI):
         tasks = self._options().data.tasks
         if tasks:  # which agent is the best one depends on the task: that of each visit's end is kept
             every = round(options.data.frames_per_task / options.data.frames_per_epoch)
-            kept = ModelCheckpoint(filename="end_of_task_{epoch}", save_top_k=-1, every_n_epochs=every, **saving)
+            kept: ModelCheckpoint = callbacks.TaskEnds(
+                filename="end_of_task_{epoch}", save_top_k=-1, every_n_epochs=every, **saving
+            )
         else:
             kept = ModelCheckpoint(filename="best", monitor="val/return_mean", mode="max", **saving)
         extra = [

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ProgressBar
 from tqdm.auto import tqdm
 
 from bayes_rl.datamodule import ReplayDataModule
@@ -180,6 +180,10 @@ class GracefulStop(Callback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+class TaskEnds(ModelCheckpoint):
+    """Keeps the agent of each task's end. A class of its own, as Lightning tells the states of callbacks by it."""
 
 
 class LearningCurve(Callback):

@@ -100,12 +100,14 @@ class Layers:
         check_choice("model.bayesian", self.bayesian, BAYESIAN)
 
     def linear(self, in_features: int, out_features: int, head: bool = False) -> nn.Module:
-        """A linear layer of the trunk, or of the heads."""
-        bayesian = self.bayesian in ("all", "heads" if head else "trunk")
-        make = (
-            BayesLinear(in_features, out_features, self.settings) if bayesian else nn.Linear(in_features, out_features)
-        )
-        return make if head else self._gained(make, out_features)
+        """A linear layer of the trunk; Bayesian with the heads if it counts among them."""
+        return self._gained(self.output(in_features, out_features, head), out_features)
+
+    def output(self, in_features: int, out_features: int, head: bool = True) -> nn.Module:
+        """A linear layer of the heads, which has no gains."""
+        if self.bayesian in ("all", "heads" if head else "trunk"):
+            return BayesLinear(in_features, out_features, self.settings)
+        return nn.Linear(in_features, out_features)
 
     def _gained(self, layer: nn.Module, features: int, dimensions: int = 0) -> nn.Module:
         return Gained(layer, features, self.num_tasks, dimensions) if self.conditioning == "gains" else layer

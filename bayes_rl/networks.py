@@ -101,9 +101,9 @@ class Twin(nn.Module):
         )
         width: int = self.trunks[0].out_features  # type: ignore[assignment]
         count = 2 * (s.layers.num_tasks if s.layers.conditioning == "heads" else 1)  # pairs of task 0, of task 1, ...
-        self.actors = nn.ModuleList(s.layers.linear(width, s.num_actions, head=True) for _ in range(count))
+        self.actors = nn.ModuleList(s.layers.output(width, s.num_actions) for _ in range(count))
         outputs = s.num_actions * likelihood.outputs
-        self.critics = nn.ModuleList(s.layers.linear(width, outputs, head=True) for _ in range(count))
+        self.critics = nn.ModuleList(s.layers.output(width, outputs) for _ in range(count))
         for name, layer in bayesian_layers(self).items():
             layer.key = name
         self.prior: PriorFunction | None = None

@@ -782,7 +782,7 @@ def test_the_same_generator_gives_the_same_fisher_and_another_one_another() -> N
 
 def test_vcl_makes_the_posterior_the_prior_and_other_methods_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Twin] = []
-    monkeypatch.setattr(Twin, "become_prior", seen.append)
+    monkeypatch.setattr(Twin, "become_prior", lambda twin: seen.append(twin))
     for method, ewc_lambda, handed in (
         ("vcl", 1.0, True),
         ("vcl", 0.0, True),

@@ -184,7 +184,8 @@ def test_a_switch_leaves_the_old_games_and_fills_the_new_replay_at_random_first(
     assert seen(batches) == {1}
     assert {batch.task for batch in batches} == {1}
     assert batches[0].num_data >= 30
-    assert stream.frames == frames + 30 + 30  # a prefill and ten updates, one for three steps
+    assert batches[-1].frames - batches[0].frames == 27  # ten updates, one for three steps of three environments
+    assert batches[0].frames - frames >= 27  # the prefill
     assert stream.updates == 20
     assert stream.epsilon == pytest.approx(0.5)
 
@@ -201,7 +202,6 @@ def test_epsilon_can_go_on_where_it_was() -> None:
 def test_kept_replays_are_rehearsed_in_equal_shares_and_counted_as_data() -> None:
     stream = stream_of(keep=True)
     list(stream)
-    held = len(stream.replay)
     for task in (1, 2):
         stream.switch(task, *scripted(10 * task))
         batches = [batch for _ in range(30) for batch in stream]
@@ -211,7 +211,9 @@ def test_kept_replays_are_rehearsed_in_equal_shares_and_counted_as_data() -> Non
         assert seen(mine) == {task}
         # 300 draws of probability 1/3: 4 standard errors are 4 x sqrt(300 x 2 / 9) = 33
         assert abs(len(mine) - 100) < 33
-    assert batches[-1].num_data == held + len(stream.finished[1][1]) + len(stream.replay)
+    assert [task for task, _ in stream.finished] == [0, 1]
+    held = [len(replay) for replay in (stream.finished[0][1], stream.finished[1][1], stream.replay)]
+    assert batches[-1].num_data == sum(held)
 
 
 # ------------------------------------------------------------------ what the networks are told
@@ -292,6 +294,7 @@ def test_every_encoder_has_gains_of_its_channels(encoder: str) -> None:
 
 def test_acting_and_judging_follow_the_task() -> None:
     module = agent("heads")
+    module._trainer = None
     observation = torch.randn(50, FEATURES)
     answers = [module.act(observation, task=task) for task in range(3)]
     assert not torch.equal(answers[0], answers[1])
@@ -323,8 +326,8 @@ def test_a_sequence_plays_all_tasks_and_keeps_an_agent_of_each_end(
     folder = Path("runs/continual/version_0")
     table = np.load(folder / "metrics.npy", allow_pickle=False)
     assert table["visit"].tolist() == [-1, 0, 0, 1, 1]
-    # 104: the prefill of each visit, in steps of 8 environments
-    assert table["frames"].tolist() == [0, 504, 904, 1408, 1808]
+    # 104: the prefill of each visit, in steps of 8 environments; 8: the step under way at the switch
+    assert table["frames"].tolist() == [0, 504, 904, 1416, 1816]
     tags = set(curves(folder))
     for name in ("MinAtar-Breakout-v1", "MinAtar-Freeway-v1"):
         assert np.isfinite(table[f"{name}/return_mean"]).all()
@@ -364,7 +367,9 @@ def test_a_run_resumed_before_or_after_a_switch_equals_the_uninterrupted_one(
     a, b = weights(straight / "checkpoints/last.ckpt"), weights(parts / "checkpoints/last.ckpt")
     assert a.keys() == b.keys()
     assert [k for k in a if not torch.equal(a[k], b[k])] == []
-    assert np.array_equal(np.load(straight / "metrics.npy"), np.load(parts / "metrics.npy"))
+    tables = [np.load(folder / "metrics.npy", allow_pickle=False) for folder in (straight, parts)]
+    assert tables[0]["visit"].tolist() == [-1, 0, 1, 2, 3]
+    assert tables[0].tobytes() == tables[1].tobytes()  # bit for bit: some of it is not a number
     one, two = curves(straight), curves(parts)
     for tag in ("train/nll", "train/ewc_penalty", "train/epsilon", "train/return_mean"):
         assert one[tag] == two[tag]
