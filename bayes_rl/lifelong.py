@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from bayes_rl.consolidation import Consolidator
@@ -36,7 +37,9 @@ class Lifelong(Player):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
-        """Take up the task where the data are."""
+        """Take up the task where the data are, and say what is kept, and in how much memory."""
+        if self.consolidator is not None:
+            rank_zero_info(self.consolidator.describe())
         if len(self.scores) > 1:
             self.task = self._data.curriculum.task(self._data.visit)
 

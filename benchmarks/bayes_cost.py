@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock
 
 import torch
@@ -36,23 +37,24 @@ def minibatch(shape: tuple[int, ...]) -> Batch:
     return Batch(Transition(before, *numbers, after), 10_000, 0)
 
 
-def updater(encoder: str, bayesian: str) -> Callable[[], None]:
-    """One whole update of an agent, without Lightning's loop."""
+def make_agent(encoder: str, **settings: Any) -> VariationalActorCritic:
+    """An agent outside of Lightning's loop."""
     torch.manual_seed(0)
-    agent = VariationalActorCritic(
-        encoder=encoder,
-        hidden_dim=HIDDEN[encoder],
-        bayesian=bayesian,
-        observation_shape=SHAPES[encoder],
-        num_actions=ACTIONS,
-    )
+    sizes: dict[str, Any] = {"hidden_dim": HIDDEN[encoder], "observation_shape": SHAPES[encoder], "num_actions": ACTIONS}
+    agent = VariationalActorCritic(encoder=encoder, **sizes, **settings)
     agent._trainer = MagicMock(log_every_n_steps=0, gradient_clip_val=None, global_step=1)
+    return agent
+
+
+def updater(agent: VariationalActorCritic, encoder: str) -> Callable[[], None]:
+    """One whole update of an agent."""
     optimizer = agent.configure_optimizers()
     batch = minibatch(SHAPES[encoder])
 
     def update() -> None:
         optimizer.zero_grad()
         agent.training_step(batch, 0).backward()
+        agent.on_before_optimizer_step(optimizer)
         optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(*agent._averaged, agent.hparams.tau)
@@ -66,6 +68,22 @@ def seconds(update: Callable[[], None], steps: int) -> float:
     for _ in range(steps):
         update()
     return time.perf_counter() - start
+
+
+def compare(agents: dict[str, Callable[[], None]], rounds: int, steps: int) -> dict[str, object]:
+    """Milliseconds of an update of two agents in turns of `steps` updates, and their ratio, first to second."""
+    for update in agents.values():
+        seconds(update, 5)  # warm up
+    times: dict[str, list[float]] = {name: [] for name in agents}
+    for round in range(rounds):
+        for name in sorted(agents, reverse=round % 2 == 1):
+            times[name].append(1000 * seconds(agents[name], steps) / steps)
+    ratios = [a / b for a, b in zip(*times.values(), strict=True)]
+    return {
+        **{f"{name}_ms": round_to(statistics.median(values)) for name, values in times.items()},
+        "ratio_median": round_to(statistics.median(ratios)),
+        "ratio_quartiles": [round_to(q) for q in statistics.quantiles(ratios, n=4)],
+    }
 
 
 def main() -> None:
@@ -82,20 +100,8 @@ def main() -> None:
         "threads": 1,
     }
     for encoder in options.encoders:
-        agents = {name: updater(encoder, name) for name in ("heads", "none")}
-        for update in agents.values():
-            seconds(update, 5)  # warm up
-        times: dict[str, list[float]] = {name: [] for name in agents}
-        for round in range(options.rounds):
-            for name in sorted(agents, reverse=round % 2 == 1):
-                times[name].append(1000 * seconds(agents[name], options.steps) / options.steps)
-        ratios = [a / b for a, b in zip(times["heads"], times["none"], strict=True)]
-        result[encoder] = {
-            "bayesian_ms": round_to(statistics.median(times["heads"])),
-            "plain_ms": round_to(statistics.median(times["none"])),
-            "ratio_median": round_to(statistics.median(ratios)),
-            "ratio_quartiles": [round_to(q) for q in statistics.quantiles(ratios, n=4)],
-        }
+        agents = {name: updater(make_agent(encoder, bayesian=name), encoder) for name in ("heads", "none")}
+        result[encoder] = compare(agents, options.rounds, options.steps)
         print(encoder, result[encoder], flush=True)
     write(options.output, result)
 
