@@ -155,7 +155,7 @@ class BayesCLI(LightningCLI):
         if trainer.max_epochs is None or not 0 <= trainer.max_epochs <= planned:
             problem = f"is not what the tasks take: {planned} epochs of --data.frames_per_epoch; drop it"
             raise ConfigError("trainer.max_epochs", trainer.max_epochs, problem)
-        if "trainer.num_sanity_val_steps" not in given:
+        if "trainer.num_sanity_val_steps" not in given and not self._options().get("ckpt_path"):
             trainer.num_sanity_val_steps = data.num_tasks
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:

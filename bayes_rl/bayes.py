@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bayes_rl.fused import sampled_linear
 from bayes_rl.layers import BayesLayer, Moments, half_log_det, joint_moments
 from bayes_rl.posterior import Variational, Weights
 
@@ -31,6 +32,17 @@ class BayesLinear(BayesLayer):
 
     def __init__(self, in_features: int, out_features: int, settings: Variational | None = None) -> None:
         super().__init__((out_features, in_features), settings or Variational())
+
+    def evaluate(self, x: Tensor, weights: Weights, m: Moments, blocked: int = 0) -> Tensor:
+        """The forward pass by given moments; so many of the first outputs have no gradient with respect to `x`."""
+        plain = x.is_floating_point() and x.ndim == 2 and not torch.is_autocast_enabled(x.device.type)
+        if weights == "sample" and self.settings.posterior == "mean_field" and plain:
+            assert m.raw is not None
+            return sampled_linear(x, m.mean, m.raw, m.bias, m.limit, blocked)
+        if not blocked:
+            return super().evaluate(x, weights, m)
+        parts = zip((x.detach(), x), m.split([blocked, m.bias.shape[-1] - blocked]), strict=True)
+        return torch.cat([super(BayesLinear, self).evaluate(f, weights, part) for f, part in parts], -1)
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return linear(x, weight, bias)

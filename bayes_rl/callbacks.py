@@ -206,12 +206,13 @@ class LearningCurve(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = _data(trainer)
         several = data.num_tasks > 1
-        if trainer.state.fn != "fit" or (trainer.sanity_checking and not several):
+        before = trainer.sanity_checking
+        if trainer.state.fn != "fit" or (before and (not several or data.stream.frames)):
             return
         row = {k[4:]: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         row["frames"] = float(data.stream.frames)
         if several:
-            row["visit"] = -1.0 if trainer.sanity_checking else float(data.visit)
+            row["visit"] = -1.0 if before else float(data.visit)
         self.history = [r for r in self.history if r["frames"] < row["frames"]] + [row]
         if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
             write_curve(self.history, data.game, run_directory(trainer), data.curriculum.names if several else ())

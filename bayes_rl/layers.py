@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayes_rl.bounds import bounded
+from bayes_rl.fused import VARIANCE_FLOOR, gaussian_kl
 from bayes_rl.posterior import Draws, Variational, Weights
 
-VARIANCE_FLOOR = 1e-8
 # Molchanov, Ashukha and Vetrov (2017, arXiv:1701.05369), equation 14.
 K1, K2, K3 = 0.63576, 1.87320, 1.48695
 
@@ -26,8 +28,8 @@ class Moments:
     Attributes:
         mean: `[*shape]`, or of every member, `[K, *shape]`.
         bias: `[out]`, or `[K, out]`.
-        log_var: `[*shape]`, clamped, or None where only means are asked for.
-        variance: its exponential, or None where no fresh noise is asked for.
+        raw: log-variances before they are clamped, `[*shape]`, or None where only means are asked for.
+        limit: that they are clamped to.
         factor: C of `low_rank`, `[d, *shape]`, or None.
         prior: mean and precision of each weight's own prior, each `[*shape]`, or None.
         noise: of given `Draws`, `[D, *shape]`, or None.
@@ -35,19 +37,30 @@ class Moments:
 
     mean: Tensor
     bias: Tensor
-    log_var: Tensor | None = None
-    variance: Tensor | None = None
+    raw: Tensor | None = None
+    limit: float = 0.0
     factor: Tensor | None = None
     prior: tuple[Tensor, Tensor] | None = None
     noise: Tensor | None = None
 
+    @functools.cached_property
+    def log_var(self) -> Tensor:
+        """Clamped, `[*shape]`."""
+        assert self.raw is not None
+        return bounded(self.raw, -self.limit, self.limit)
+
+    @functools.cached_property
+    def variance(self) -> Tensor:
+        """`[*shape]`."""
+        return self.log_var.exp()
+
     def split(self, sizes: list[int]) -> list[Moments]:
         """Those of linear layers with so many outputs each, by views; without their priors."""
 
-        def parts(x: Tensor | None, axis: int = -2) -> Sequence[Tensor | None]:
+        def parts(x: Tensor | None, axis: int = -2) -> Sequence[Any]:
             return [None] * len(sizes) if x is None else x.split(sizes, axis)
 
-        columns = [parts(self.mean), parts(self.bias, -1), parts(self.log_var), parts(self.variance)]
+        columns = [parts(self.mean), parts(self.bias, -1), parts(self.raw), [self.limit] * len(sizes)]
         columns += [parts(self.factor), [None] * len(sizes), parts(self.noise)]
         return [Moments(*row) for row in zip(*columns, strict=True)]
 
@@ -88,11 +101,7 @@ class BayesLayer(nn.Module, ABC):
 
     def log_var(self) -> Tensor:
         """Log-variances in use, `[*shape]`, clamped so that neither exp nor its inverse overflows."""
-        return self.clamped(self.weight_log_var)
-
-    def clamped(self, log_var: Tensor) -> Tensor:
-        """`log_var` within the limit of this layer."""
-        return bounded(log_var, -self.settings.log_var_limit, self.settings.log_var_limit)
+        return bounded(self.weight_log_var, -self.settings.log_var_limit, self.settings.log_var_limit)
 
     def moments(self, weights: Weights = "sample") -> Moments:
         """Everything a forward pass, or the KL, needs."""
@@ -111,7 +120,7 @@ class BayesLayer(nn.Module, ABC):
                 weight, bias = weight[member], bias[member]
             elif m.factor is not None:
                 weight = weight + torch.tensordot(weights.index, m.factor, 1)
-            if m.noise is not None and m.log_var is not None:
+            if m.noise is not None:
                 weight = weight + (0.5 * m.log_var).exp() * m.noise
             if weight.ndim == len(self.shape):  # nothing drew on the index or the noise
                 weight = weight[None]
@@ -119,11 +128,9 @@ class BayesLayer(nn.Module, ABC):
             y = y.expand(weights.size, *y.shape[1:])
             if weights.noise is not None:
                 return y
-            assert m.variance is not None
             return _noisy(y, self.batched(_square(x), m.variance[None], None))
         if weights == "mean":
             return self.product(x, m.mean.mean(0), m.bias.mean(0)) if members else self.product(x, m.mean, m.bias)
-        assert m.variance is not None
         return _noisy(self._sampled_index(x, m), self.product(_square(x), m.variance, None))
 
     def _sampled_index(self, x: Tensor, m: Moments) -> Tensor:
@@ -155,8 +162,7 @@ class BayesLayer(nn.Module, ABC):
         None.
         """
         s = self.settings
-        assert m.log_var is not None
-        assert m.variance is not None
+        assert m.raw is not None
         with torch.autocast(m.mean.device.type, enabled=False):
             copies = len(m.mean) if s.posterior == "members" else 1
             if s.prior == "log_uniform":
@@ -167,14 +173,11 @@ class BayesLayer(nn.Module, ABC):
                 mean, precision = m.prior
                 second_moment = (precision * ((m.mean - mean).square() + m.variance)).sum()
                 return 0.5 * (second_moment - (m.log_var + precision.log() + 1).sum()), None
-            second_moment = m.mean.square().sum() / copies + m.variance.sum()
-            gram = None
-            if m.factor is not None:
-                second_moment = second_moment + m.factor.square().sum()
-                scaled = (m.factor * (-0.5 * m.log_var).exp()).flatten(1)
-                gram = scaled @ scaled.T
-            constant = m.log_var.numel() * (1.0 + math.log(s.prior_precision))
-            return 0.5 * (s.prior_precision * second_moment - m.log_var.sum() - constant), gram
+            kl = gaussian_kl(m.mean, m.raw, s.prior_precision, m.limit, copies)
+            if m.factor is None:
+                return kl, None
+            scaled = (m.factor * (-0.5 * m.log_var).exp()).flatten(1)
+            return kl + 0.5 * s.prior_precision * m.factor.square().sum(), scaled @ scaled.T
 
     def kl_divergence(self) -> Tensor:
         """KL(q || prior) of this layer alone, a scalar in nats: the sum over weights, in float32 under autocast.
@@ -203,18 +206,16 @@ def joint_moments(layers: Sequence[BayesLayer], weights: Weights = "sample") -> 
     def joined(parts: Sequence[Tensor], axis: int = -2) -> Tensor:
         return parts[0] if len(parts) == 1 else torch.cat(list(parts), axis)
 
-    log_var, variance, noise, factor, prior = None, None, None, None, None
-    if isinstance(weights, Draws) and weights.noise is not None:
-        noise = _joined_noise(layers, weights.noise)
-    if weights == "sample" or noise is not None or (isinstance(weights, Draws) and weights.noise is None):
-        log_var = first.clamped(joined([layer.weight_log_var for layer in layers]))
-        variance = log_var.exp() if noise is None else None
+    noise = _joined_noise(layers, weights.noise) if isinstance(weights, Draws) and weights.noise else None
+    certain = weights == "mean" or (isinstance(weights, Draws) and weights.noise is not None and noise is None)
+    factor, prior = None, None
     if first.weight_factor is not None:
         factor = joined([layer.weight_factor for layer in layers])
     if first.settings.sequential and weights == "sample":
         prior = joined([layer.prior_mean for layer in layers]), joined([layer.prior_precision for layer in layers])
     mean, bias = joined([layer.weight_mu for layer in layers]), joined([layer.bias for layer in layers], -1)
-    return Moments(mean, bias, log_var, variance, factor, prior, noise)
+    raw = None if certain else joined([layer.weight_log_var for layer in layers])
+    return Moments(mean, bias, raw, first.settings.log_var_limit, factor, prior, noise)
 
 
 def _joined_noise(layers: Sequence[BayesLayer], noise: dict[str, Tensor]) -> Tensor | None:

@@ -100,9 +100,7 @@ class Lifelong(Player):
 
     def _watch_penalty(self, penalty: Tensor, loss: Tensor) -> dict[str, Tensor | float]:
         """Values to log of the penalty; warns once of a strength that is out of scale."""
-        if self.consolidator is None:
-            return {}
-        if not self.consolidator.ewc.active:
+        if self.consolidator is None or not self.consolidator.ewc.active:
             return {"train/frozen_share": 0.0}
         message = self.consolidator.out_of_scale(penalty.item(), loss.item(), self.global_step)
         if message is not None:

@@ -264,12 +264,9 @@ class Twin(nn.Module):
                 outputs = [y.expand(2, weights.size, *y.shape[2:]) for y in outputs]
             return outputs[0], outputs[1], None
         posterior = joint_moments(heads, weights)
-        sizes = [2 * self.settings.num_actions, 2 * self.settings.num_actions * self.likelihood.outputs]
-        if torch.is_grad_enabled():  # the actors' gradient stops at the features, the critics' does not
-            parts = zip((features[0], features[2]), posterior.split(sizes), strict=True)
-            outputs = [heads[0].evaluate(f, weights, part) for f, part in parts]
-        else:
-            outputs = list(heads[0].evaluate(features[0], weights, posterior).split(sizes, -1))
+        actors = 2 * self.settings.num_actions  # their gradient stops at the features, the critics' does not
+        output = heads[0].evaluate(features[-1], weights, posterior, actors if torch.is_grad_enabled() else 0)
+        outputs = output.split([actors, output.shape[-1] - actors], -1)
         logits, raw = (y.unflatten(-1, (2, -1)).movedim(-2, 0) for y in outputs)
         return logits, raw, posterior
 

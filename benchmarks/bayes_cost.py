@@ -40,8 +40,8 @@ def minibatch(shape: tuple[int, ...]) -> Batch:
 def make_agent(encoder: str, **settings: Any) -> VariationalActorCritic:
     """An agent outside of Lightning's loop."""
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_dim": HIDDEN[encoder], "observation_shape": SHAPES[encoder], "num_actions": ACTIONS}
-    agent = VariationalActorCritic(encoder=encoder, **sizes, **settings)
+    sizes: dict[str, Any] = {"hidden_dim": HIDDEN[encoder], "num_actions": ACTIONS}
+    agent = VariationalActorCritic(encoder=encoder, observation_shape=SHAPES[encoder], **sizes, **settings)
     agent._trainer = MagicMock(log_every_n_steps=0, gradient_clip_val=None, global_step=1)
     return agent
 

@@ -28,6 +28,7 @@ RANKS = {
     "continual": 1,
     "atari": 1,
     "envs": 1,
+    "fused": 1,
     "layers": 2,
     "bayes": 2,
     "encoders": 2,

@@ -426,7 +426,12 @@ def brute_force_loss(module: VariationalActorCritic, batch: Batch, seed: int) ->
         joint = torch.randn(*shape, 2 * width).split(width, -1) if h.shared_trunk else None
         return list(joint) if joint else [torch.randn(*shape, width) for _ in range(2)]
 
-    noise = [noise_of(ACTIONS), noise_of(ACTIONS * twin.likelihood.outputs)]
+    numbers = ACTIONS * twin.likelihood.outputs
+    if h.posterior == "mean_field" and h.shared_trunk:  # then actors and critics are one, too
+        actors, critics = torch.randn(*shape, 2 * ACTIONS + 2 * numbers).split([2 * ACTIONS, 2 * numbers], -1)
+        noise = [list(actors.split(ACTIONS, -1)), list(critics.split(numbers, -1))]
+    else:
+        noise = [noise_of(ACTIONS), noise_of(numbers)]
     pairs = [0, 1] if h.update_pairs == "both" else [int(torch.randint(2, ()))]
     rows, d_count = torch.arange(len(t.action)), len(indices)
     total = torch.zeros(())
