@@ -68,7 +68,8 @@ class BayesCLI(LightningCLI):
     def _run_directory(self) -> Path:
         options = self._options()
         config = options.config[0] if options.get("config") else None
-        name = options.name or (Path(str(config)).stem if config else options.data.env.replace("/", "-"))
+        games = options.data.tasks or [options.data.env]
+        name = options.name or (Path(str(config)).stem if config else "-".join(games).replace("/", "-"))
         return Path(options.trainer.default_root_dir or "runs") / name
 
     def _parse_ckpt_path(self) -> None:
@@ -94,7 +95,8 @@ class BayesCLI(LightningCLI):
         given = given_options(sys.argv[1:], [Path(str(c)) for c in options.get("config") or []])
         for section, values in saved.items():
             for key, value in values.items():
-                if key in LINKED or key not in options[section] or value == options[section][key]:
+                linked = section == "model" and key in LINKED
+                if linked or key not in options[section] or value == options[section][key]:
                     continue
                 name = "seed_everything" if key == "seed" else f"{section}.{key}"
                 binding = section == "model" or key in NETWORKS or (fitting and key in FIXED)
@@ -115,7 +117,10 @@ class BayesCLI(LightningCLI):
         for key in LINKED:
             if f"model.{key}" in given_options(sys.argv[1:], []):  # a saved configuration may hold them
                 raise ConfigError(f"model.{key}", self._options().model[key], "follows from the data; drop it")
-        seed = self._options().seed_everything
+        options = self._options()
+        if options.data.tasks and "data.env" in given_options(sys.argv[1:], []):
+            raise ConfigError("data.env", options.data.env, "is not played beside --data.tasks; drop one of them")
+        seed = options.seed_everything
         if isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise ConfigError("seed_everything", seed, "must be a whole number from 0 to 4294967295")
 

@@ -217,12 +217,12 @@ def fit_returns(mean: Tensor, epistemic_std: Tensor, realised: Tensor, game: Ten
     stays 1 where there are too few residuals (at most 8) to fit one.
     """
     ids = torch.zeros_like(mean) if game is None else game
-    noise = fit_return_noise(mean, epistemic_std, realised, ids)  # checks the arguments
+    check_vectors(mean=mean, epistemic_std=epistemic_std, realised=realised, game=ids)
+    mean, epistemic_std, realised, ids = float64(mean, epistemic_std, realised, ids)
+    bias = (game_weights(ids) @ (mean - realised)).item() if len(mean) else 0.0
+    noise = fit_return_noise(mean - bias, epistemic_std, realised, ids)
     if math.isnan(noise):
         return ReturnFit(math.nan, math.nan, math.nan)
-    mean, epistemic_std, realised, ids = float64(mean, epistemic_std, realised, ids)
-    bias = (game_weights(ids) @ (mean - realised)).item()
-    noise = fit_return_noise(mean - bias, epistemic_std, realised, ids)
     std = (epistemic_std.square() + noise**2).sqrt()
     half_width = conformal_scale(mean - bias, std, realised, FITTED_LEVEL)
     scale = half_width / torch.special.ndtri(torch.tensor((1 + FITTED_LEVEL) / 2, dtype=torch.float64)).item()

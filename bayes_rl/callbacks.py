@@ -92,8 +92,8 @@ class FrameProgress(ProgressBar):
         data = _data(trainer)
         line = f"{data.stream.frames:>10,} frames: "
         if data.num_tasks > 1:
-            names = data.curriculum.names
-            self._bar.write(line + ", ".join(f"{name} {scores[f'val/{name}/return_mean']:.1f}" for name in names))
+            played = [(name, scores.get(f"val/{name}/return_mean")) for name in data.curriculum.names]
+            self._bar.write(line + ", ".join(f"{name} {score:.1f}" for name, score in played if score is not None))
             return
         line += f"score {scores['val/return_mean']:.1f} over {scores['val/games']:.0f} games"
         self._bar.write(f"{line} (median {scores['val/return_median']:.1f}, IQM {scores['val/return_iqm']:.1f})")

@@ -81,6 +81,7 @@ class ElasticWeightConsolidation(nn.Module):
         super().__init__()
         self.settings = settings
         self.names = list(parameters)
+        self._keys = [[_key(what, name) for name in self.names] for what in ("anchor", "fisher")]
         for name, p in parameters.items():
             self.register_buffer(_key("anchor", name), torch.zeros_like(p))
             self.register_buffer(_key("fisher", name), torch.zeros_like(p))
@@ -129,8 +130,10 @@ class ElasticWeightConsolidation(nn.Module):
         """
         if not self.active:
             return torch.zeros_like(self.constant)
+        # Straight from the dictionary: asking a module for each of them takes as long as a tenth of the penalty.
+        kept: dict[str, Any] = self._buffers
+        anchors, fishers = ([kept[key] for key in keys] for keys in self._keys)
         weights = [parameters[name] for name in self.names]
-        anchors, fishers = [self.anchor(name) for name in self.names], [self.fisher(name) for name in self.names]
         quadratic = quadratic_penalties(weights, anchors, fishers, self.settings.ewc_lambda)
         return quadratic + 0.5 * self.settings.ewc_lambda * self.constant
 
@@ -148,17 +151,23 @@ class Consolidator(nn.Module):
         settings: what to protect, and how.
     """
 
+    _twin: Twin | None  # whose parameters are known by name
+
     def __init__(self, twin: Twin, settings: ConsolidationSettings) -> None:
         super().__init__()
         self.settings = settings
         self.ewc = ElasticWeightConsolidation(protected(twin, settings), settings)
+        object.__setattr__(self, "_twin", None)  # known, but no part of this module
+        self._named: dict[str, Tensor] = {}
         self._asked: int | None = None  # `out_of_scale` after the last consolidation, first at this update
         self._largest, self._warned = 0.0, False
 
     def penalty(self, twin: Twin) -> Tensor:
         """(lambda / 2) sum_i F_i (w_i - w*_i)^2, a scalar in nats; see `ElasticWeightConsolidation.penalty`."""
-        named = dict(twin.named_parameters())
-        return self.ewc.penalty({name: named[name] for name in self.ewc.names})
+        if self._twin is not twin:  # walking the tree takes its time too
+            object.__setattr__(self, "_twin", twin)
+            self._named = dict(twin.named_parameters())
+        return self.ewc.penalty(self._named)
 
     def consolidate(
         self,
@@ -184,7 +193,7 @@ class Consolidator(nn.Module):
         self.ewc.consolidate(parameters, fisher)
         self._asked, self._largest = None, 0.0
         if s.method == "vcl":
-            twin.become_prior()
+            twin.become_prior(task)
 
     @torch.no_grad()
     def frozen_share(self, twin: Twin, optimizer: torch.optim.Optimizer) -> float:
@@ -226,7 +235,8 @@ class Consolidator(nn.Module):
         if self._warned or not self.ewc.active:
             return None
         self._asked = update if self._asked is None else self._asked
-        ratio = penalty / max(abs(loss), 1e-12)
+        movable = penalty - 0.5 * self.settings.ewc_lambda * float(self.ewc.constant)  # what weights can change
+        ratio = movable / max(abs(loss), 1e-12)
         self._largest = max(self._largest, ratio)
         weak = self._largest < SCALES[0] and update - self._asked >= patience
         self._warned = weak or ratio > SCALES[1]

@@ -31,6 +31,7 @@ __all__ = [
     "game_name",
     "make_envs",
     "make_single",
+    "probe",
 ]
 
 with contextlib.suppress(ImportError):  # MinAtar is an extra
@@ -134,8 +135,18 @@ def make_envs(settings: EnvSettings, num_envs: int) -> Envs:
     check_env(settings)
     if settings.env in atari_games():
         return AtariEnvs(settings, num_envs)
+    probe(settings).close()
+    return GymnasiumEnvs(settings, num_envs)
+
+
+def probe(settings: EnvSettings) -> gym.Env[Any, Any]:
+    """One environment (not Atari), once it is sure that it can be made and played here.
+
+    Raises:
+        ConfigError: missing packages, an impossible constructor argument, or actions that are not discrete.
+    """
     try:
-        probe = make_single(settings)
+        env = make_single(settings)
     except (gym.error.Error, ImportError) as error:
         check(False, "data.env", settings.env, f"cannot be made here: {' '.join(str(error).split())}")
     except Exception as error:  # whatever a constructor makes of arguments that it does not expect
@@ -144,11 +155,11 @@ def make_envs(settings: EnvSettings, num_envs: int) -> Envs:
         reason = " ".join(str(error).partition(" was raised from the environment creator")[0].split())
         problem = f"is refused by {settings.env}: {type(error).__name__}: {reason}"
         raise ConfigError("data.env_kwargs", settings.env_kwargs, problem) from error
-    discrete = isinstance(probe.action_space, gym.spaces.Discrete)
-    space = str(probe.action_space)
-    probe.close()
+    discrete, space = isinstance(env.action_space, gym.spaces.Discrete), str(env.action_space)
+    if not discrete:
+        env.close()
     check(discrete, "data.env", settings.env, f"has actions {space}; only discrete actions are played here")
-    return GymnasiumEnvs(settings, num_envs)
+    return env
 
 
 def episode_seed(seed: int, rank: int, env: int, episode: int) -> int:

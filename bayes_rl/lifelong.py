@@ -53,15 +53,21 @@ class Lifelong(Player):
             self.task = self._data.curriculum.task(visit)
             self._make_room()
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Register the task at hand every `consolidate_every` updates, as the original system does."""
+    def _is_due(self, update: int) -> bool:
+        """Whether the task at hand is registered after this update, as the original system does."""
         every = self.hparams.consolidate_every
-        if every and self.global_step % every == 0:
+        return bool(every) and update % every == 0
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Register the task at hand every `consolidate_every` updates; before anything can save a checkpoint."""
+        super().optimizer_step(*args, **kwargs)
+        if self._is_due(self.global_step + 1):  # counted when this has returned
             self.consolidate()
 
     def on_train_epoch_end(self) -> None:
         """Register a task at its end; before the checkpoint of this epoch, which callbacks write later."""
-        if len(self.scores) > 1 and self._data.curriculum.ends(self.current_epoch):
+        ends = len(self.scores) > 1 and self._data.curriculum.ends(self.current_epoch)
+        if ends and not self._is_due(self.global_step):
             self.consolidate()
 
     @torch.no_grad()
@@ -88,10 +94,14 @@ class Lifelong(Player):
         if self.hparams.optimizer_at_switch == "reset":
             self.trainer.optimizers[0].state.clear()
         if self.hparams.critic_at_switch == "reset":
-            new = Twin(self.twin.settings, self.twin.likelihood).to(self.device).critics.state_dict()
-            for twin in (self.twin, self.target_twin):
-                if twin is not None:
-                    twin.critics.load_state_dict(new)
+            fresh = Twin(self.twin.settings, self.twin.likelihood).to(self.device)
+            for pair in range(2):
+                new = fresh.heads_of(pair, self.task)[1].state_dict()
+                for twin in (self.twin, self.target_twin):
+                    if twin is not None:
+                        twin.heads_of(pair, self.task)[1].load_state_dict(new)
+                for parameter in self.twin.heads_of(pair, self.task)[1].parameters():
+                    self.trainer.optimizers[0].state.pop(parameter, None)
 
     def _ewc_penalty(self) -> Tensor:
         if self.consolidator is None:

@@ -164,9 +164,9 @@ class Twin(nn.Module):
             known = [(cast(BayesLayer, self.actors[0]), heads)]
         return joint_kl(layers, known).to(self.device)
 
-    def become_prior(self) -> None:
-        """The posterior of all Bayesian layers becomes their prior."""
-        for layer in bayesian_layers(self).values():
+    def become_prior(self, task: int = 0) -> None:
+        """The posterior of what a task has trained becomes the prior; heads of tasks to come keep theirs."""
+        for layer in bayesian_layers(self.networks((0, 1), task)).values():
             layer.become_prior()
 
     @property

@@ -37,7 +37,9 @@ def find_checkpoint(path: str, directory: Path) -> str:
     if path in ("last", "best"):
         found = sorted(directory.glob(f"version_*/checkpoints/{path}*.ckpt"), key=lambda p: p.stat().st_mtime)
         if not found:
-            raise ConfigError("ckpt_path", path, f"finds no checkpoint below {directory}")
+            other = {"last": "best", "best": "last"}[path]
+            hint = f"; nearest: {other!r}" if any(directory.glob(f"version_*/checkpoints/{other}*.ckpt")) else ""
+            raise ConfigError("ckpt_path", path, f"finds no checkpoint below {directory}{hint}")
         return str(found[-1])
     if not Path(path).is_file():
         folder = Path(path).parent

@@ -124,7 +124,8 @@ class Player(pl.LightningModule):
             scores = self.scores[0].finish(self.hparams.game, fit)
         else:
             names = self.trainer.datamodule.curriculum.names  # type: ignore[attr-defined]
-            each = {name: part.finish(name, fit) for name, part in zip(names, self.scores, strict=True)}
+            named = zip(names, self.scores, strict=True)  # a task without games was left out by a limit of batches
+            each = {name: part.finish(name, fit) for name, part in named if part.returns.update_called}
             scores = {f"{name}/{key}": value for name, part in each.items() for key, value in part.items()}
             if all("human_normalised" in part for part in each.values()):
                 scores["human_normalised"] = torch.stack([part["human_normalised"] for part in each.values()]).mean()

@@ -17,7 +17,7 @@ class GameScores(nn.Module):
     """Metrics of the games of one task.
 
     Attributes:
-        return_fit: bias, noise and scale of realised returns about their prediction (`ReturnFit`), `[3]` float64:
+        return_fit: bias, noise and scale of realised returns about their prediction (`ReturnFit`), `[3]`:
             fitted on each validation's games, and used for the intervals stated on others. NaN before the first.
     """
 
@@ -26,7 +26,7 @@ class GameScores(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.returns, self.calibration, self.uncertainty = EpisodeReturns(), ReturnCalibration(), PolicyUncertainty()
-        self.register_buffer("return_fit", torch.full((3,), float("nan"), dtype=torch.float64))
+        self.register_buffer("return_fit", torch.full((3,), float("nan")))
         self._residuals: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def update(self, played: Sequence[Game], numbers: Sequence[int], every: int, gamma: float) -> None:

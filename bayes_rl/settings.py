@@ -38,6 +38,11 @@ def check_agent(hparams: Any) -> None:
     check(every >= 0, "model.consolidate_every", every, "must be zero or more updates")
     check(not every or hparams.consolidation != "none", "model.consolidate_every", every, WITHOUT)
     check(not hparams.ewc_lambda or hparams.consolidation != "none", "model.ewc_lambda", hparams.ewc_lambda, WITHOUT)
+    single = hparams.consolidation in ("ewc", "online_ewc", "vcl") and hparams.num_tasks == 1 and not every
+    rule = "has no end of a task to act at; name several --data.tasks, or --model.consolidate_every"
+    check(not single, "model.consolidation", hparams.consolidation, rule)
+    rule = "would count the same data again and again with vcl; drop it"
+    check(not every or hparams.consolidation != "vcl", "model.consolidate_every", every, rule)
     reset = hparams.critic_at_switch == "reset" and hparams.consolidation != "none" and hparams.protect != "actor"
     rule = "forgets what is protected; choose --model.protect actor"
     check(not reset, "model.critic_at_switch", hparams.critic_at_switch, rule)

@@ -45,7 +45,7 @@ class ReplayStream(IterableDataset[Batch]):
         refill_replay: collect a new replay when a state is loaded, instead of requiring the old one.
         draw_policy: acts instead of `policy`, by a posterior draw for each environment and episode.
         keep_replays: learn from the replays of finished tasks too: each minibatch is of one of them, all alike.
-        restart_epsilon: begin the schedule again at each task, instead of once.
+        restart_epsilon: begin the schedule again at each task.
     """
 
     def __init__(
@@ -78,9 +78,8 @@ class ReplayStream(IterableDataset[Batch]):
         self.vector_steps = 0  # steps of all environments together, prefill included
         self.learning_steps = 0  # the same, since the prefill
         self.task_began = 0  # learning steps before the task at hand
-        self.updates = 0  # minibatches handed out
+        self.updates = self.finished_episodes = 0  # minibatches handed out, episodes played to their end
         self.episodes = np.zeros(envs.num_envs, np.int64)
-        self.finished_episodes = 0
         self._chance = Chance(seed, rank, envs.num_envs, envs.num_actions)
         self.finished: list[tuple[int, ReplayBuffer]] = []  # tasks and their replays, if these are kept
         self._take(0, envs, replay)
@@ -276,6 +275,7 @@ class ReplayStream(IterableDataset[Batch]):
         if self.refill_replay:
             self._started = False
             self.restarting[:] = False
+            self.finished.clear()  # those of earlier tasks cannot be collected again
             return
         self.replay.load_state_dict(state["replay"])
         for (_, replay), saved in zip(self.finished, state["finished"], strict=True):

@@ -18,20 +18,21 @@ def write_curve(history: list[dict[str, float]], game: str, directory: Path, tas
     from matplotlib.figure import Figure
 
     directory.mkdir(parents=True, exist_ok=True)
-    columns = sorted(history[0])
-    table = np.array([tuple(row[c] for c in columns) for row in history], [(c, np.float64) for c in columns])
+    columns = sorted({column for row in history for column in row})
+    rows = [tuple(row.get(c, np.nan) for c in columns) for row in history]  # a limit of batches can leave tasks out
+    table = np.array(rows, [(c, np.float64) for c in columns])
     np.save(directory / "metrics.npy", table)
-    prefixes = [f"{task}/" for task in tasks] or [""]
+    prefixes = [f"{task}/" for task in tasks if f"{task}/return_mean" in columns] or [""]
     figure = Figure(figsize=(7, 1.5 + 2.5 * len(prefixes)), layout="constrained")
     panels = figure.subplots(len(prefixes), 1, sharex=True, squeeze=False)[:, 0]
-    for number, (prefix, axes) in enumerate(zip(prefixes, panels, strict=True)):
+    for prefix, axes in zip(prefixes, panels, strict=True):
         low, high = table[f"{prefix}return_min"], table[f"{prefix}return_max"]
         axes.fill_between(table["frames"], low, high, alpha=0.15, label="min to max")
         axes.plot(table["frames"], table[f"{prefix}return_mean"], marker="o", label="mean")
         axes.plot(table["frames"], table[f"{prefix}return_iqm"], linestyle="--", label="IQM")
         for visit in range(int(table["visit"].max()) + 1 if tasks else 0):
             ends = table["frames"][table["visit"] <= visit]
-            if visit % len(tasks) == number and (table["visit"] == visit).any():
+            if f"{tasks[visit % len(tasks)]}/" == prefix and (table["visit"] == visit).any():
                 begin = table["frames"][table["visit"] < visit].max(initial=0)
                 axes.axvspan(begin, ends.max(), color="tab:orange", alpha=0.12)  # where it is trained
         axes.set(title=f"{prefix[:-1] or game}: raw score of whole greedy games", ylabel="score")
@@ -71,9 +72,10 @@ def report(data: ReplayDataModule, scores: dict[str, float], files: dict[str, st
     if tasks:
         lines.append(f"  {'':<18}" + "".join(f"{task[-20:]:>22}" for task in tasks))
     for key, name in zip(keys, names, strict=True):
-        values = [scores[f"{prefix}{key}"] for prefix in prefixes if f"{prefix}{key}" in scores]
-        if values and all(value == value for value in values):  # nothing to say: not a number
-            lines.append(f"  {name:<18}" + "".join(f"{value:>{22 if tasks else 10}.2f}" for value in values))
+        values = [scores.get(f"{prefix}{key}", np.nan) for prefix in prefixes]
+        if not all(np.isnan(values)):  # nothing to say: not a number
+            cells = ["-" if np.isnan(value) else f"{value:.2f}" for value in values]
+            lines.append(f"  {name:<18}" + "".join(f"{cell:>{22 if tasks else 10}}" for cell in cells))
     return "\n".join([*lines, *(f"{name:<16}{path}" for name, path in files.items())])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from bayes_rl.envs import EnvSettings, atari_games, check_env, game_name, make_single
+from bayes_rl.envs import EnvSettings, atari_games, check_env, game_name, probe
 from bayes_rl.types import ConfigError, check
 
 
@@ -33,6 +33,7 @@ def task_settings(settings: EnvSettings, tasks: Sequence[str]) -> list[EnvSettin
     """
     key, listed = "data.tasks", list(tasks)
     check(len(listed) > 0, key, listed, "names no game")
+    check(len(listed) > 1, key, listed, f"names one game; nearest: --data.env {listed[0] if listed else ''}")
     check(not settings.env_kwargs, "data.env_kwargs", settings.env_kwargs, "is for a single environment; drop it")
     names = [task_name(env) for env in listed]
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -42,6 +43,8 @@ def task_settings(settings: EnvSettings, tasks: Sequence[str]) -> list[EnvSettin
         try:
             check_env(one)
         except ConfigError as error:
+            if error.key != "data.env":
+                raise
             text = str(error).partition(f"{one.env!r} ")[2]
             raise ConfigError(key, one.env, text) from None
     atari = [one.env in atari_games() for one in each]
@@ -57,11 +60,18 @@ def _kinds(each: list[EnvSettings], atari: list[bool]) -> str:
     return f"{one} is an Atari game, {other} is not"
 
 
+def _kind(space: spaces.Box) -> str:
+    numbers = space.dtype == np.int32
+    return f"{int(space.high[0]) + 1} states" if numbers else f"observations {space.dtype} {list(space.shape)}"
+
+
 def _padded(each: list[EnvSettings], listed: list[str]) -> list[EnvSettings]:
     found: list[tuple[spaces.Box, list[int]]] = []
     for one in each:
-        env = make_single(one)
-        check(isinstance(env.action_space, spaces.Discrete), "data.tasks", one.env, "has no discrete actions")
+        try:
+            env = probe(one)
+        except ConfigError as error:
+            raise ConfigError("data.tasks", one.env, str(error).partition(f"{one.env!r} ")[2]) from None
         number = int(env.action_space.n)  # type: ignore[attr-defined]
         unwrapped: Any = env.unwrapped
         meanings = unwrapped.action_set if one.env.startswith("MinAtar/") else range(number)
@@ -71,7 +81,7 @@ def _padded(each: list[EnvSettings], listed: list[str]) -> list[EnvSettings]:
     for one, (space, _) in zip(each, found, strict=True):
         alike = space.dtype == first.dtype and space.shape[1:] == first.shape[1:]
         alike &= space.dtype != np.int32 or bool((space.high == first.high).all())
-        texts = [f"{env} has {s.dtype} {list(s.shape)}" for env, s in ((each[0].env, first), (one.env, space))]
+        texts = [f"{env} has {_kind(s)}" for env, s in ((each[0].env, first), (one.env, space))]
         rule = f"mixes kinds that cannot share a network: {', '.join(texts)}"
         check(bool(alike), "data.tasks", listed, rule)
     shape = (max(space.shape[0] for space, _ in found), *first.shape[1:])
@@ -127,6 +137,7 @@ def plan(
     """
     if tasks is None:
         return Curriculum((settings,), epochs=1 << 60)
+    check(frames_per_epoch >= 1, "data.frames_per_epoch", frames_per_epoch, "must be a positive number of frames")
     check(cycles >= 1, "data.cycles", cycles, "must be at least 1")
     check(frames_per_task >= 1, "data.frames_per_task", frames_per_task, "must be a positive number of frames")
     epochs = max(1, round(frames_per_task / frames_per_epoch))

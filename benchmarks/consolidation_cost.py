@@ -30,20 +30,20 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/results/consolidation_cost.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    agents = {name: make_agent("nature", consolidation=name) for name in ("online_ewc", "none")}
+    agents = {name: make_agent("nature", consolidation=name, num_tasks=2) for name in ("online_ewc", "none")}
     keeper, twin = agents["online_ewc"].consolidator, agents["online_ewc"].twin
     assert keeper is not None
     observation = torch.randint(0, 255, (SAMPLES, *SHAPES["nature"]), dtype=torch.uint8)
     action = torch.randint(ACTIONS, (SAMPLES,))
     result: dict[str, object] = {**origin(" ".join(["python", *sys.argv])), "batch": 32, "samples": SAMPLES}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for threads in options.threads:
         torch.set_num_threads(threads)
-        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        start = time.perf_counter()
         keeper.consolidate(twin, observation, action, None, torch.Generator().manual_seed(0))
-        elapsed = time.perf_counter() - start
-        more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        result[f"registration_{threads}_threads"] = {"seconds": round(elapsed, 1), "more_memory_mib": more >> 10}
-        print(threads, "threads:", result[f"registration_{threads}_threads"], flush=True)
+        result[f"registration_seconds_{threads}_threads"] = round(time.perf_counter() - start, 1)
+        print(threads, "threads:", result[f"registration_seconds_{threads}_threads"], "s", flush=True)
+    result["registration_more_memory_mib"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10
     torch.set_num_threads(1)
     updates = {name: updater(agent, "nature") for name, agent in agents.items()}
     result["penalty"] = compare(updates, options.rounds, options.steps)

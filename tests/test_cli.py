@@ -156,6 +156,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
     assert all(torch.equal(a[k], b[k]) for k in b)
 
 
+EVERY = "--model.consolidate_every=9999"
 CONTRADICTIONS = {
     "model.hidden_dim": ("32", "16"),
     "model.ewc_lambda": ("null", "0.5"),  # the default, but typed
@@ -172,7 +173,7 @@ def test_options_that_contradict_the_checkpoint_stop_and_harm_nothing(
     configuration = (ROOT / "configs/cartpole.yaml").read_text()
     Path("mine.yaml").write_text(re.sub(r"\n  consolidation:.*", "", configuration))
     tiny = ["--config", "mine.yaml", *TINY[2:]]
-    run(monkeypatch, "fit", *tiny, "--model.consolidation=ewc", "--model.ewc_lambda=0.5")
+    run(monkeypatch, "fit", *tiny, "--model.consolidation=ewc", "--model.ewc_lambda=0.5", EVERY)
     capsys.readouterr()
     for key, (asked, saved) in CONTRADICTIONS.items():
         line = error_of(monkeypatch, capsys, "fit", *tiny, "--ckpt_path=last", f"--{key}={asked}")
@@ -353,7 +354,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "one bin": (["--model.likelihood=two_hot", "--model.num_bins=1"], ["model.num_bins", "1"]),
     "no noise": (["--model.noise_std=0"], ["model.noise_std", "0"]),
     "EWC of a mixture": (
-        ["--model.posterior=members", "--model.consolidation=ewc"],
+        ["--model.posterior=members", "--model.consolidation=ewc", "--model.consolidate_every=5"],
         ["model.consolidation", "--model.posterior mean_field"],
     ),
     "penalty of nothing": (["--model.ewc_lambda=3"], ["model.ewc_lambda", "3.0", "--model.consolidation online_ewc"]),
@@ -363,6 +364,11 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     ),
     "unknown task": (["--data.tasks=[breakout, tenis]"], ["data.tasks", "'tenis'", "nearest: 'tennis'"]),
     "a task twice": (["--data.tasks=[tennis, tennis]"], ["data.tasks", "--data.cycles"]),
+    "nothing to act at": (["--model.consolidation=ewc"], ["model.consolidation", "--data.tasks"]),
+    "one task": (["--data.tasks=[tennis]"], ["data.tasks", "--data.env tennis"]),
+    "a game beside tasks": (["--data.tasks=[tennis, pong]", "--data.env=pong"], ["data.env", "--data.tasks"]),
+    "setting of all tasks": (["--data.tasks=[tennis, pong]", "--data.sticky_actions=2"], ["data.sticky_actions", "2"]),
+    "no frames": (["--data.tasks=[tennis, pong]", "--data.frames_per_epoch=0"], ["data.frames_per_epoch", "0"]),
     "no task": (["--data.tasks=[]"], ["data.tasks", "names no game"]),
     "part of an epoch": (
         ["--data.tasks=[breakout, tennis]", "--data.frames_per_task=70_000", "--data.frames_per_epoch=20_000"],

@@ -194,7 +194,6 @@ def many_tensors(dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], list[T
 @pytest.mark.parametrize("upstream", [1.0, 0.25])
 def test_the_fast_penalty_equals_the_plain_formula(dtype: torch.dtype, upstream: float) -> None:
     weights, anchors, fishers = many_tensors(dtype)
-    assert sum(w.numel() > 2 * losses.PENALTY_BLOCK for w in weights) == 2  # and one a little more than one block
     gradients, values = [], []
     for fast in (True, False):
         leaves = [w.clone().requires_grad_() for w in weights]
@@ -782,7 +781,7 @@ def test_the_same_generator_gives_the_same_fisher_and_another_one_another() -> N
 
 def test_vcl_makes_the_posterior_the_prior_and_other_methods_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Twin] = []
-    monkeypatch.setattr(Twin, "become_prior", lambda twin: seen.append(twin))
+    monkeypatch.setattr(Twin, "become_prior", lambda twin, task: seen.append(twin))
     for method, ewc_lambda, handed in (
         ("vcl", 1.0, True),
         ("vcl", 0.0, True),

@@ -102,10 +102,20 @@ TOGETHER = [
     ("init_log_var", {"init_log_var": -9.0, "log_var_limit": 5.0}, "within +-5"),
     ("exploration", {"exploration": "thompson", "bayesian": "none"}, "--model.bayesian heads"),
     ("exploration", {"exploration": "both", "bayesian": "none", "posterior": "members"}, "--model.bayesian heads"),
-    ("consolidation", {"consolidation": "ewc", "posterior": "members"}, "mean_field or low_rank"),
-    ("consolidation", {"consolidation": "vcl", "posterior": "low_rank"}, "mean_field with prior gaussian"),
-    ("consolidation", {"consolidation": "vcl", "bayesian": "none"}, "--model.bayesian all"),
-    ("critic_at_switch", {"critic_at_switch": "reset", "consolidation": "ewc"}, "--model.protect actor"),
+    ("consolidation", {"consolidation": "ewc", "posterior": "members", "num_tasks": 2}, "mean_field or low_rank"),
+    (
+        "consolidation",
+        {"consolidation": "vcl", "posterior": "low_rank", "num_tasks": 2},
+        "mean_field with prior gaussian",
+    ),
+    ("consolidation", {"consolidation": "vcl", "bayesian": "none", "num_tasks": 2}, "--model.bayesian all"),
+    ("consolidation", {"consolidation": "ewc"}, "--data.tasks"),
+    ("consolidate_every", {"consolidation": "vcl", "consolidate_every": 9}, "drop it"),
+    (
+        "critic_at_switch",
+        {"critic_at_switch": "reset", "consolidation": "ewc", "num_tasks": 2},
+        "--model.protect actor",
+    ),
     ("prior_scale", {"prior_scale": 1.0}, "members or low_rank"),
     ("prior_scale", {"prior_scale": 1.0, "posterior": "low_rank", "bayesian": "none"}, "with Bayesian layers"),
     ("prior", {"prior": "log_uniform", "posterior": "low_rank"}, "mean_field or members"),
@@ -155,12 +165,24 @@ def test_a_misspelt_choice_names_the_nearest(key: str, value: str, meant: str) -
 
 WORKING: list[dict[str, Any]] = [
     {},
-    {"bayesian": "none", "posterior": "members", "consolidation": "ewc"},  # whose members nobody asks for
-    {"consolidation": "online_ewc", "ewc_lambda": 0.0},
-    {"consolidation": "ewc", "critic_at_switch": "reset", "protect": "actor"},
-    {"consolidation": "vcl", "ewc_lambda": 5.0, "bayesian": "trunk"},
+    {
+        "bayesian": "none",
+        "posterior": "members",
+        "consolidation": "ewc",
+        "num_tasks": 2,
+    },  # whose members nobody asks for
+    {"consolidation": "online_ewc", "ewc_lambda": 0.0, "num_tasks": 2},
+    {"consolidation": "ewc", "critic_at_switch": "reset", "protect": "actor", "num_tasks": 2},
+    {"consolidation": "vcl", "ewc_lambda": 5.0, "bayesian": "trunk", "num_tasks": 2},
     {"prior": "log_uniform", "posterior": "members", "index_dim": 1},
-    {"posterior": "low_rank", "consolidation": "ewc", "prior_scale": 2.0, "exploration": "both", "draws": 1},
+    {
+        "posterior": "low_rank",
+        "consolidation": "ewc",
+        "num_tasks": 2,
+        "prior_scale": 2.0,
+        "exploration": "both",
+        "draws": 1,
+    },
     {"exploration": "thompson", "bayesian": "trunk"},
     {"value_range": (5.0, -5.0), "num_bins": 0},  # of histograms, and there is none
     {"noise_std": 1e4},

@@ -83,8 +83,9 @@ def test_vectors_are_padded_and_missing_actions_are_the_first() -> None:
     [
         ([], ["names no game"]),
         (["breakout", "CartPole-v1"], ["breakout is an Atari game, CartPole-v1 is not"]),
-        (["CartPole-v1", "MinAtar/Breakout-v1"], ["CartPole-v1 has float32 [4]", "uint8 [4, 10, 10]"]),
-        (["FrozenLake-v1", "FrozenLake8x8-v1"], ["FrozenLake-v1 has int32 [1]"]),
+        (["CartPole-v1", "MinAtar/Breakout-v1"], ["CartPole-v1 has observations float32 [4]", "uint8 [4, 10, 10]"]),
+        (["FrozenLake-v1", "FrozenLake8x8-v1"], ["FrozenLake-v1 has 16 states, FrozenLake8x8-v1 has 64 states"]),
+        (["breakout"], ["names one game", "--data.env breakout"]),
         (["breakout", "tenis"], ["'tenis'", "nearest: 'tennis'"]),
         (["tennis", "ALE/Tennis-v5"], ["names tennis twice", "--data.cycles"]),
         (["CartPole-v1", "Pendulum-v1"], ["Pendulum-v1", "discrete"]),
