@@ -104,14 +104,15 @@ def atari_games() -> dict[str, str]:
     return names
 
 
-def atari_actions(env: str, num_actions: int) -> list[str]:
-    """Names of a game's own actions, or of all 18 if there are so many."""
-    everything = [action.name.lower() for action in ale_py.Action.__members__.values()]
-    if num_actions == len(everything):
-        return everything
+def atari_actions(env: str, num_actions: int | None = None) -> list[str]:
+    """Names of a game's actions: of the set that has `num_actions`, its own or the full one; the full one without it.
+
+    The full set has 18 actions in all games but Skiing and Lost Luggage, which know 9.
+    """
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     game = ale_py.ALEInterface()
     rom = roms.get_rom_path(atari_games()[env])
     assert rom is not None  # it is one of those bundled
     game.loadROM(rom)
-    return [action.name.lower() for action in game.getMinimalActionSet()]
+    full, own = game.getLegalActionSet(), game.getMinimalActionSet()
+    return [action.name.lower() for action in (full if num_actions in (None, len(full)) else own)]

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from bayes_rl.atari import atari_actions
 from bayes_rl.envs import EnvSettings, atari_games, check_env, game_name, probe
 from bayes_rl.types import ConfigError, check
+
+ATARI_ACTIONS = 18
 
 
 def task_name(env: str) -> str:
@@ -49,6 +52,10 @@ def task_settings(settings: EnvSettings, tasks: Sequence[str]) -> list[EnvSettin
             raise ConfigError(key, one.env, text) from None
     atari = [one.env in atari_games() for one in each]
     if all(atari):
+        for one in each:
+            known = len(atari_actions(one.env))
+            rule = f"knows {known} actions instead of Atari's 18, and shares no network with other games"
+            check(known == ATARI_ACTIONS, key, one.env, rule)
         return [replace(one, full_action_space=True) for one in each]
     if any(atari):
         raise ConfigError(key, listed, f"mixes kinds that cannot share a network: {_kinds(each, atari)}")

@@ -80,7 +80,7 @@ class Panel:
             middle = 20 + row * (index + 0.5)
             mean, std = float(judgement.q_mean[index]), float(judgement.q_std[index])
             colour = CHOSEN if index == action else GREY
-            if row >= 11:
+            if row >= 10:
                 pen.text((4, middle - 6), name, fill=WHITE if index == action else GREY)
             thick = min(5.0, 0.35 * row)
             left, right = sorted((self._x(0), self._x(mean)))
@@ -111,7 +111,7 @@ def write_video(settings: EnvSettings, game: Game, directory: Path, fps: int) ->
     except ImportError:
         frames = [Image.fromarray(p).quantize(32, dither=Image.Dither.NONE) for p in panelled(settings, game)]
         path = stem.with_name(stem.name + ".gif")
-        frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=10 * max(2, round(100 / fps)), loop=0)
         return path
     path = stem.with_name(stem.name + ".mp4")
     clip = ImageSequenceClip(list(panelled(settings, game)), fps=fps)

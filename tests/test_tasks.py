@@ -88,6 +88,7 @@ def test_vectors_are_padded_and_missing_actions_are_the_first() -> None:
         (["breakout"], ["names one game", "--data.env breakout"]),
         (["breakout", "tenis"], ["'tenis'", "nearest: 'tennis'"]),
         (["tennis", "ALE/Tennis-v5"], ["names tennis twice", "--data.cycles"]),
+        (["breakout", "skiing"], ["'skiing'", "knows 9 actions"]),
         (["CartPole-v1", "Pendulum-v1"], ["Pendulum-v1", "discrete"]),
     ],
 )
