@@ -159,7 +159,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
 EVERY = "--model.consolidate_every=9999"
 CONTRADICTIONS = {
     "model.hidden_dim": ("32", "16"),
-    "model.ewc_lambda": ("null", "0.5"),  # the default, but typed
+    "model.ewc_lambda": ("0", "0.5"),
     "data.num_envs": ("4", "8"),
     "data.replay_capacity": ("3000", "2000"),
     "data.updates_per_step": ("1", "0.25"),

@@ -388,9 +388,10 @@ def test_labels_tell_what_differs(tmp_path: Path) -> None:
     ]
     film: dict[str, Any] = {"task_conditioning": "film"}
     assert labels(("vcl", film, 1.0), ("vcl", {}, 1.0), ("none", film, 0.0), ("vcl", film, 2.0)) == [
-        "vcl, task_conditioning film",
-        "vcl, task_conditioning none",
+        "vcl, ewc_lambda 1.0, task_conditioning film",
+        "vcl, ewc_lambda 1.0, task_conditioning none",
         "fine-tuning",
+        "vcl, ewc_lambda 2.0, task_conditioning film",
     ]
 
 
