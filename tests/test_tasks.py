@@ -349,11 +349,17 @@ def test_a_sequence_plays_all_tasks_and_keeps_an_agent_of_each_end(
     "options",
     [
         ["--model.consolidation=online_ewc", "--data.task_conditioning=heads"],
-        ["--model.consolidation=vcl", "--model.bayesian=all", "--data.task_conditioning=gains"],
-        [
-            *("--model.consolidation=ewc", "--model.fisher=empirical", "--model.protect=actor"),
-            *("--data.keep_replays=true", "--model.critic_at_switch=reset", "--data.epsilon_at_switch=continue"),
-        ],
+        pytest.param(
+            ["--model.consolidation=vcl", "--model.bayesian=all", "--data.task_conditioning=gains"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            [
+                *("--model.consolidation=ewc", "--model.fisher=empirical", "--model.protect=actor"),
+                *("--data.keep_replays=true", "--model.critic_at_switch=reset", "--data.epsilon_at_switch=continue"),
+            ],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["online", "vcl", "rehearsal"],
 )
