@@ -33,7 +33,7 @@ def test_minatar_breakout_is_learned(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 FAMILIES = [
-    ["--model.ewc_lambda=1", "--model.consolidate_every=50"],
+    ["--model.consolidation=online_ewc", "--model.consolidate_every=50", "--model.fisher_samples=64"],
     ["--model.posterior=low_rank", "--model.prior_scale=0.5", "--model.exploration=thompson"],
     ["--model.posterior=members", "--model.likelihood=hl_gauss", "--model.exploration=both"],
     ["--model.posterior=low_rank", "--model.bayesian=all", "--model.likelihood=learned_gaussian"],
