@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from bayes_rl.types import Transition
 TARGETS_CHUNK = 250  # transitions whose targets are found at once
 
 
-class Lifelong(Player):
+class Lifelong(Player, ABC):
     """The part of the agent that goes from task to task; how it learns one is the subclass's.
 
     Attributes:
@@ -29,8 +30,9 @@ class Lifelong(Player):
     consolidator: Consolidator | None
     target_twin: Twin | None
 
+    @abstractmethod
     def _targets(self, transition: Transition, weights: Weights, task: int = 0) -> Tensor:
-        raise NotImplementedError
+        """TD targets `[2, (D,) B]` of a minibatch of a task, in clipped return units."""
 
     @property
     def _data(self) -> Any:
