@@ -38,7 +38,8 @@ class BayesLinear(BayesLayer):
         plain = x.is_floating_point() and x.ndim == 2 and not torch.is_autocast_enabled(x.device.type)
         if weights == "sample" and self.settings.posterior == "mean_field" and plain:
             assert m.raw is not None
-            return sampled_linear(x, m.mean, m.raw, m.bias, m.limit, blocked)
+            y, m.kl = sampled_linear(x, m.mean, m.raw, m.bias, m.limit, self.settings.prior_precision, blocked)
+            return y
         if not blocked:
             return super().evaluate(x, weights, m)
         parts = zip((x.detach(), x), m.split([blocked, m.bias.shape[-1] - blocked]), strict=True)

@@ -14,10 +14,13 @@ from torch.autograd.function import once_differentiable
 VARIANCE_FLOOR = 1e-8
 
 
-def sampled_linear(x: Tensor, mean: Tensor, log_var: Tensor, bias: Tensor, limit: float, blocked: int = 0) -> Tensor:
-    """A linear layer with weights N(mean, exp(log_var)) by local reparameterisation: `[B, out]`.
+def sampled_linear(
+    x: Tensor, mean: Tensor, log_var: Tensor, bias: Tensor, limit: float, precision: float, blocked: int = 0
+) -> tuple[Tensor, Tensor]:
+    """A linear layer with weights N(mean, exp(log_var)) by local reparameterisation, `[B, out]`, and its divergence.
 
-    y = x mean^T + bias + sqrt(x^2 exp(log_var)^T) eps, eps a fresh standard normal number for each output.
+    y = x mean^T + bias + sqrt(x^2 exp(log_var)^T) eps, eps a fresh standard normal number for each output; and
+    KL(N(mean, exp(log_var)) || N(0, 1 / precision)) summed over weights, a scalar in nats.
 
     Args:
         x: `[B, in]`.
@@ -25,9 +28,11 @@ def sampled_linear(x: Tensor, mean: Tensor, log_var: Tensor, bias: Tensor, limit
         log_var: `[out, in]`, used clamped to +-limit; see `bounds.bounded` for its gradient outside.
         bias: `[out]`.
         limit: of log-variances.
+        precision: of the prior, > 0.
         blocked: so many of the first outputs have no gradient with respect to `x`.
     """
-    return _SampledLinear.apply(x, mean, log_var, bias, limit, blocked)
+    y, kl = _SampledLinear.apply(x, mean, log_var, bias, limit, precision, blocked)
+    return y, kl
 
 
 def gaussian_kl(mean: Tensor, log_var: Tensor, precision: float, limit: float, copies: int = 1) -> Tensor:
@@ -43,33 +48,44 @@ def gaussian_kl(mean: Tensor, log_var: Tensor, precision: float, limit: float, c
     return _GaussianKL.apply(mean, log_var, precision, limit, copies)
 
 
-def _inward(gradient: Tensor, log_var: Tensor, limit: float) -> Tensor:
+def _kl(mean: Tensor, used: Tensor, variance: Tensor, precision: float, copies: int = 1) -> Tensor:
+    """The divergence by clamped log-variances and variances."""
+    flat = mean.flatten()
+    total = torch.sub(variance, used, alpha=1 / precision).sum().add_(flat.dot(flat), alpha=1 / copies)
+    return total.mul_(0.5 * precision).sub_(0.5 * used.numel() * (1.0 + math.log(precision)))
+
+
+def _inward(gradient: Tensor, log_var: Tensor, used: Tensor) -> Tensor:
     """Without what leads further out of the limits: below them a positive gradient, above them a negative one."""
-    return gradient.masked_fill_((log_var.abs() > limit) & (gradient * log_var < 0), 0.0)
+    return gradient.masked_fill_((log_var - used).mul_(gradient) < 0, 0.0)
 
 
 class _SampledLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mean: Tensor, log_var: Tensor, bias: Tensor, limit: float, blocked: int) -> Tensor:
-        variance, square = log_var.clamp(-limit, limit).exp_(), x.square()
-        std = (square @ variance.t()).clamp_min_(VARIANCE_FLOOR).sqrt_()
+    def forward(
+        ctx: Any, x: Tensor, mean: Tensor, log_var: Tensor, bias: Tensor, limit: float, precision: float, blocked: int
+    ) -> tuple[Tensor, Tensor]:
+        used, square = log_var.clamp(-limit, limit), x.square()
+        variance = used.exp()
+        std = (square @ variance.t()).add_(VARIANCE_FLOOR).sqrt_()
         noise = torch.randn_like(std)
-        ctx.save_for_backward(x, square, mean, log_var, variance, std, noise)
-        ctx.limit, ctx.blocked = limit, blocked
-        return torch.addmm(bias, x, mean.t()).addcmul_(std, noise)
+        ctx.save_for_backward(x, square, mean, log_var, used, variance, std, noise)
+        ctx.precision, ctx.blocked = precision, blocked
+        return torch.addmm(bias, x, mean.t()).addcmul_(std, noise), _kl(mean, used, variance, precision)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        x, square, mean, log_var, variance, std, noise = ctx.saved_tensors
-        of_variance = (gradient * noise).div_(std).mul_(0.5)
-        of_variance.masked_fill_(std <= math.sqrt(VARIANCE_FLOOR), 0.0)
+    def backward(ctx: Any, gradient: Tensor, of_kl: Tensor) -> Any:
+        x, square, mean, log_var, used, variance, std, noise = ctx.saved_tensors
+        of_variance = (gradient * noise).div_(std)  # twice that
         of_x = None
         if ctx.needs_input_grad[0]:
             k = ctx.blocked
-            of_x = torch.addcmul(gradient[:, k:] @ mean[k:], x, of_variance[:, k:] @ variance[k:], value=2)
-        of_log_var = _inward((of_variance.t() @ square).mul_(variance), log_var, ctx.limit)
-        return of_x, gradient.t() @ x, of_log_var, gradient.sum(0), None, None
+            of_x = torch.addcmul(gradient[:, k:] @ mean[k:], x, of_variance[:, k:] @ variance[k:])
+        of_moment = 0.5 * ctx.precision * of_kl
+        of_mean = torch.addmm(2 * of_moment * mean, gradient.t(), x)
+        of_log_var = torch.addmm(of_moment, of_variance.t(), square, alpha=0.5).mul_(variance).sub_(0.5 * of_kl)
+        return of_x, of_mean, _inward(of_log_var, log_var, used), gradient.sum(0), None, None, None
 
 
 class _GaussianKL(torch.autograd.Function):
@@ -77,16 +93,14 @@ class _GaussianKL(torch.autograd.Function):
     def forward(ctx: Any, mean: Tensor, log_var: Tensor, precision: float, limit: float, copies: int) -> Tensor:
         used = log_var.clamp(-limit, limit)
         variance = used.exp()
-        ctx.save_for_backward(mean, log_var, variance)
-        ctx.precision, ctx.limit, ctx.copies = precision, limit, copies
-        second_moment = mean.square().sum().div_(copies).add_(variance.sum())
-        constant = log_var.numel() * (1.0 + math.log(precision))
-        return second_moment.mul_(precision).sub_(used.sum()).sub_(constant).mul_(0.5)
+        ctx.save_for_backward(mean, log_var, used, variance)
+        ctx.precision, ctx.copies = precision, copies
+        return _kl(mean, used, variance, precision, copies)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        mean, log_var, variance = ctx.saved_tensors
+        mean, log_var, used, variance = ctx.saved_tensors
         of_mean = mean * (gradient * (ctx.precision / ctx.copies))
         of_log_var = variance.mul(ctx.precision).sub_(1.0).mul_(0.5 * gradient)
-        return of_mean, _inward(of_log_var, log_var, ctx.limit), None, None, None
+        return of_mean, _inward(of_log_var, log_var, used), None, None, None

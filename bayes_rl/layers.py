@@ -21,7 +21,7 @@ from bayes_rl.posterior import Draws, Variational, Weights
 K1, K2, K3 = 0.63576, 1.87320, 1.48695
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Moments:
     """Parameters of a layer's posterior; several layers with the same inputs make one by concatenation.
 
@@ -33,6 +33,7 @@ class Moments:
         factor: C of `low_rank`, `[d, *shape]`, or None.
         prior: mean and precision of each weight's own prior, each `[*shape]`, or None.
         noise: of given `Draws`, `[D, *shape]`, or None.
+        kl: divergence from the Gaussian prior, a scalar in nats, where an evaluation has computed it already.
     """
 
     mean: Tensor
@@ -42,6 +43,7 @@ class Moments:
     factor: Tensor | None = None
     prior: tuple[Tensor, Tensor] | None = None
     noise: Tensor | None = None
+    kl: Tensor | None = None
 
     @functools.cached_property
     def log_var(self) -> Tensor:
@@ -173,7 +175,7 @@ class BayesLayer(nn.Module, ABC):
                 mean, precision = m.prior
                 second_moment = (precision * ((m.mean - mean).square() + m.variance)).sum()
                 return 0.5 * (second_moment - (m.log_var + precision.log() + 1).sum()), None
-            kl = gaussian_kl(m.mean, m.raw, s.prior_precision, m.limit, copies)
+            kl = gaussian_kl(m.mean, m.raw, s.prior_precision, m.limit, copies) if m.kl is None else m.kl
             if m.factor is None:
                 return kl, None
             scaled = (m.factor * (-0.5 * m.log_var).exp()).flatten(1)
@@ -231,7 +233,7 @@ def _joined_noise(layers: Sequence[BayesLayer], noise: dict[str, Tensor]) -> Ten
 
 def _noisy(mean: Tensor, variance: Tensor) -> Tensor:
     """A fresh draw of every output."""
-    return torch.addcmul(mean, variance.clamp_min(VARIANCE_FLOOR).sqrt(), torch.randn_like(mean))
+    return torch.addcmul(mean, (variance + VARIANCE_FLOOR).sqrt(), torch.randn_like(mean))
 
 
 def _square(x: Tensor) -> Tensor:

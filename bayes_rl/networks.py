@@ -288,7 +288,7 @@ def parameter_groups(twin: Twin, rates: dict[str, float], weight_decay: float) -
         # Members have several biases.
         spared = ("weight_mu", "weight_log_var", "weight_factor", "bias")
         decayed = parameter.ndim > 1 and not name.endswith(spared) and ".gain." not in name and ".shift." not in name
-        groups.setdefault((owner, decayed), []).append(parameter)
+        groups.setdefault((owner, decayed and weight_decay > 0), []).append(parameter)  # each group is a call
     return [
         {"params": parameters, "lr": rates[owner], "weight_decay": weight_decay * decayed, "name": owner}
         for (owner, decayed), parameters in groups.items()

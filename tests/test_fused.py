@@ -14,6 +14,7 @@ from bayes_rl.fused import VARIANCE_FLOOR, gaussian_kl, sampled_linear
 
 LIMIT = 2.0
 BLOCKED = 2
+PRECISION = 3.0
 
 
 @pytest.fixture(autouse=True)
@@ -32,30 +33,32 @@ def parameters(
     return x.requires_grad_(), mean.requires_grad_(), log_var.requires_grad_(), bias.requires_grad_()
 
 
-def plain(x: Tensor, mean: Tensor, log_var: Tensor, bias: Tensor, blocked: int) -> Tensor:
-    """The formula, and the actors' gradient stopped by `detach`."""
+def plain(x: Tensor, mean: Tensor, log_var: Tensor, bias: Tensor, blocked: int) -> tuple[Tensor, Tensor]:
+    """The formulas; the actors' gradient is stopped by `detach`."""
     variance = bounded(log_var, -LIMIT, LIMIT).exp()
     inputs = [x.detach()] * blocked + [x] * (len(mean) - blocked)
     rows = [f @ m + b for f, m, b in zip(inputs, mean, bias, strict=True)]
-    spread = [(f.square() @ v).clamp_min(VARIANCE_FLOOR).sqrt() for f, v in zip(inputs, variance, strict=True)]
-    return torch.stack(rows, -1) + torch.stack(spread, -1) * torch.randn(len(x), len(mean), dtype=torch.float64)
+    spread = [(f.square() @ v + VARIANCE_FLOOR).sqrt() for f, v in zip(inputs, variance, strict=True)]
+    y = torch.stack(rows, -1) + torch.stack(spread, -1) * torch.randn(len(x), len(mean), dtype=torch.float64)
+    prior = Normal(torch.zeros_like(mean), torch.full_like(mean, PRECISION**-0.5))
+    return y, kl_divergence(Normal(mean, variance.sqrt()), prior).sum()
 
 
 @pytest.mark.parametrize("blocked", [0, BLOCKED, 5])
-def test_a_sampled_linear_layer_and_its_gradient_equal_the_plain_formula(blocked: int) -> None:
+def test_a_sampled_linear_layer_its_kl_and_their_gradients_equal_the_plain_formula(blocked: int) -> None:
     tensors = parameters()
     results = []
     for fused in (True, False):
         torch.manual_seed(1)
-        y = sampled_linear(*tensors, LIMIT, blocked) if fused else plain(*tensors, blocked)
-        results.append([y, *torch.autograd.grad((3 * y.sin()).sum(), tensors, materialize_grads=True)])
+        y, kl = sampled_linear(*tensors, LIMIT, PRECISION, blocked) if fused else plain(*tensors, blocked)
+        results.append([y, kl, *torch.autograd.grad((3 * y.sin()).sum() + 0.7 * kl, tensors, materialize_grads=True)])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
 def test_an_input_of_zero_has_the_floor_for_a_variance_and_a_finite_gradient() -> None:
     x, mean, log_var, bias = parameters()
-    y = sampled_linear(torch.zeros_like(x), mean, log_var, bias, LIMIT)
+    y, _ = sampled_linear(torch.zeros_like(x), mean, log_var, bias, LIMIT, PRECISION)
     assert (y - bias).abs().max() < 6 * math.sqrt(VARIANCE_FLOOR)
     (gradient,) = torch.autograd.grad(y.sum(), log_var)
     assert torch.equal(gradient, torch.zeros_like(gradient))
@@ -64,10 +67,10 @@ def test_an_input_of_zero_has_the_floor_for_a_variance_and_a_finite_gradient() -
 @pytest.mark.parametrize("members", [(), (3,)])
 def test_the_kl_and_its_gradient_equal_torch_distributions(members: tuple[int, ...]) -> None:
     _, mean, log_var, _ = parameters(members=members)
-    precision, copies = 3.0, math.prod(members)
-    ours = 0.7 * gaussian_kl(mean, log_var, precision, LIMIT, copies)
+    copies = math.prod(members)
+    ours = 0.7 * gaussian_kl(mean, log_var, PRECISION, LIMIT, copies)
     std = bounded(log_var, -LIMIT, LIMIT).exp().sqrt().expand_as(mean)
-    prior = Normal(torch.zeros_like(mean), torch.full_like(mean, precision**-0.5))
+    prior = Normal(torch.zeros_like(mean), torch.full_like(mean, PRECISION**-0.5))
     theirs = 0.7 * kl_divergence(Normal(mean, std), prior).sum() / copies
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=0.0)
     for one, other in zip(*(torch.autograd.grad(kl, [mean, log_var]) for kl in (ours, theirs)), strict=True):
