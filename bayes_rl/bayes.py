@@ -37,8 +37,10 @@ class BayesLinear(BayesLayer):
         """The forward pass by given moments; so many of the first outputs have no gradient with respect to `x`."""
         plain = x.is_floating_point() and x.ndim == 2 and not torch.is_autocast_enabled(x.device.type)
         if weights == "sample" and self.settings.posterior == "mean_field" and plain:
-            assert m.raw is not None
-            y, m.kl = sampled_linear(x, m.mean, m.raw, m.bias, m.limit, self.settings.prior_precision, blocked)
+            precision = self.settings.prior_precision
+            y, kl = sampled_linear(x, m.means, m.raws, m.biases, m.limit, precision, blocked)
+            if self.settings.prior == "gaussian" and m.prior is None:
+                m.kl = kl
             return y
         if not blocked:
             return super().evaluate(x, weights, m)

@@ -26,19 +26,19 @@ class Moments:
     """Parameters of a layer's posterior; several layers with the same inputs make one by concatenation.
 
     Attributes:
-        mean: `[*shape]`, or of every member, `[K, *shape]`.
-        bias: `[out]`, or `[K, out]`.
-        raw: log-variances before they are clamped, `[*shape]`, or None where only means are asked for.
+        means: of each layer, `[*shape]`, or of every member, `[K, *shape]`.
+        biases: `[out]`, or `[K, out]`.
+        raws: log-variances before they are clamped, `[*shape]`, or nothing where only means are asked for.
         limit: that they are clamped to.
         factor: C of `low_rank`, `[d, *shape]`, or None.
         prior: mean and precision of each weight's own prior, each `[*shape]`, or None.
         noise: of given `Draws`, `[D, *shape]`, or None.
-        kl: divergence from the Gaussian prior, a scalar in nats, where an evaluation has computed it already.
+        kl: divergence from the prior, a scalar in nats, where an evaluation has found it on its way.
     """
 
-    mean: Tensor
-    bias: Tensor
-    raw: Tensor | None = None
+    means: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+    raws: tuple[Tensor, ...] = ()
     limit: float = 0.0
     factor: Tensor | None = None
     prior: tuple[Tensor, Tensor] | None = None
@@ -46,9 +46,23 @@ class Moments:
     kl: Tensor | None = None
 
     @functools.cached_property
+    def mean(self) -> Tensor:
+        """Of all layers together; only when asked for, like the next two: joining takes time."""
+        return _joined(self.means)
+
+    @functools.cached_property
+    def bias(self) -> Tensor:
+        """Likewise."""
+        return _joined(self.biases, -1)
+
+    @functools.cached_property
+    def raw(self) -> Tensor:
+        """Likewise."""
+        return _joined(self.raws)
+
+    @functools.cached_property
     def log_var(self) -> Tensor:
         """Clamped, `[*shape]`."""
-        assert self.raw is not None
         return bounded(self.raw, -self.limit, self.limit)
 
     @functools.cached_property
@@ -62,9 +76,12 @@ class Moments:
         def parts(x: Tensor | None, axis: int = -2) -> Sequence[Any]:
             return [None] * len(sizes) if x is None else x.split(sizes, axis)
 
-        columns = [parts(self.mean), parts(self.bias, -1), parts(self.raw), [self.limit] * len(sizes)]
-        columns += [parts(self.factor), [None] * len(sizes), parts(self.noise)]
-        return [Moments(*row) for row in zip(*columns, strict=True)]
+        raws = parts(self.raw if self.raws else None)
+        columns = [parts(self.mean), parts(self.bias, -1), raws, parts(self.factor), parts(self.noise)]
+        return [
+            Moments((mean,), (bias,), () if raw is None else (raw,), self.limit, factor, None, noise)
+            for mean, bias, raw, factor, noise in zip(*columns, strict=True)
+        ]
 
 
 class BayesLayer(nn.Module, ABC):
@@ -163,8 +180,9 @@ class BayesLayer(nn.Module, ABC):
         """KL(q || prior) by given moments, in nats, without the part that layers share; then C^T S^-1 C `[d, d]` or
         None.
         """
+        if m.kl is not None:
+            return m.kl, None
         s = self.settings
-        assert m.raw is not None
         with torch.autocast(m.mean.device.type, enabled=False):
             copies = len(m.mean) if s.posterior == "members" else 1
             if s.prior == "log_uniform":
@@ -175,7 +193,7 @@ class BayesLayer(nn.Module, ABC):
                 mean, precision = m.prior
                 second_moment = (precision * ((m.mean - mean).square() + m.variance)).sum()
                 return 0.5 * (second_moment - (m.log_var + precision.log() + 1).sum()), None
-            kl = gaussian_kl(m.mean, m.raw, s.prior_precision, m.limit, copies) if m.kl is None else m.kl
+            kl = gaussian_kl(m.mean, m.raw, s.prior_precision, m.limit, copies)
             if m.factor is None:
                 return kl, None
             scaled = (m.factor * (-0.5 * m.log_var).exp()).flatten(1)
@@ -204,20 +222,21 @@ class BayesLayer(nn.Module, ABC):
 def joint_moments(layers: Sequence[BayesLayer], weights: Weights = "sample") -> Moments:
     """Those of one layer with the outputs of all `layers`, of equal settings and inputs."""
     first = layers[0]
-
-    def joined(parts: Sequence[Tensor], axis: int = -2) -> Tensor:
-        return parts[0] if len(parts) == 1 else torch.cat(list(parts), axis)
-
     noise = _joined_noise(layers, weights.noise) if isinstance(weights, Draws) and weights.noise else None
     certain = weights == "mean" or (isinstance(weights, Draws) and weights.noise is not None and noise is None)
     factor, prior = None, None
     if first.weight_factor is not None:
-        factor = joined([layer.weight_factor for layer in layers])
+        factor = _joined([layer.weight_factor for layer in layers])
     if first.settings.sequential and weights == "sample":
-        prior = joined([layer.prior_mean for layer in layers]), joined([layer.prior_precision for layer in layers])
-    mean, bias = joined([layer.weight_mu for layer in layers]), joined([layer.bias for layer in layers], -1)
-    raw = None if certain else joined([layer.weight_log_var for layer in layers])
-    return Moments(mean, bias, raw, first.settings.log_var_limit, factor, prior, noise)
+        prior = _joined([layer.prior_mean for layer in layers]), _joined([layer.prior_precision for layer in layers])
+    means, biases = tuple(layer.weight_mu for layer in layers), tuple(layer.bias for layer in layers)
+    raws = () if certain else tuple(layer.weight_log_var for layer in layers)
+    return Moments(means, biases, raws, first.settings.log_var_limit, factor, prior, noise)
+
+
+def _joined(parts: Sequence[Tensor], axis: int = -2) -> Tensor:
+    """Of several layers' tensors, one with all their outputs."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), axis)
 
 
 def _joined_noise(layers: Sequence[BayesLayer], noise: dict[str, Tensor]) -> Tensor | None:

@@ -154,15 +154,16 @@ class Twin(nn.Module):
             heads: posterior of the task's heads, if it is known already from an output: computing it twice is slow.
             task: whose heads.
         """
-        key = (*pairs, task)
+        known = heads is not None and len(pairs) == 2
+        key = (*pairs, task, known)
         if key not in self._layers:  # walking the tree takes as long as the sum itself
-            self._layers[key] = list(bayesian_layers(self.networks(pairs, task)).values())
-        layers = self._layers[key]
-        known: list[tuple[BayesLayer, Moments]] = []
-        if heads is not None and len(pairs) == 2:
-            layers = [layer for layer in layers if not layer.key.startswith(("actors", "critics"))]
-            known = [(cast(BayesLayer, self.actors[0]), heads)]
-        return joint_kl(layers, known).to(self.device)
+            layers = bayesian_layers(self.networks(pairs, task)).values()
+            self._layers[key] = [x for x in layers if not (known and x.key.startswith(("actors", "critics")))]
+        if heads is None or not known:
+            return joint_kl(self._layers[key]).to(self.device)
+        if heads.kl is not None and not self._layers[key]:
+            return heads.kl
+        return joint_kl(self._layers[key], [(cast(BayesLayer, self.actors[0]), heads)])
 
     def become_prior(self, task: int = 0) -> None:
         """The posterior of what a task has trained becomes the prior; heads of tasks to come keep theirs."""

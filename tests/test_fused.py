@@ -33,6 +33,12 @@ def parameters(
     return x.requires_grad_(), mean.requires_grad_(), log_var.requires_grad_(), bias.requires_grad_()
 
 
+def layers(x: Tensor, mean: Tensor, log_var: Tensor, bias: Tensor, blocked: int = 0) -> tuple[Tensor, Tensor]:
+    """By three layers of 2, 2 and 1 outputs."""
+    means, log_vars, biases = (values.split(2) for values in (mean, log_var, bias))
+    return sampled_linear(x, means, log_vars, biases, LIMIT, PRECISION, blocked)
+
+
 def plain(x: Tensor, mean: Tensor, log_var: Tensor, bias: Tensor, blocked: int) -> tuple[Tensor, Tensor]:
     """The formulas; the actors' gradient is stopped by `detach`."""
     variance = bounded(log_var, -LIMIT, LIMIT).exp()
@@ -50,7 +56,7 @@ def test_a_sampled_linear_layer_its_kl_and_their_gradients_equal_the_plain_formu
     results = []
     for fused in (True, False):
         torch.manual_seed(1)
-        y, kl = sampled_linear(*tensors, LIMIT, PRECISION, blocked) if fused else plain(*tensors, blocked)
+        y, kl = layers(*tensors, blocked) if fused else plain(*tensors, blocked)
         results.append([y, kl, *torch.autograd.grad((3 * y.sin()).sum() + 0.7 * kl, tensors, materialize_grads=True)])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
@@ -58,7 +64,7 @@ def test_a_sampled_linear_layer_its_kl_and_their_gradients_equal_the_plain_formu
 
 def test_an_input_of_zero_has_the_floor_for_a_variance_and_a_finite_gradient() -> None:
     x, mean, log_var, bias = parameters()
-    y, _ = sampled_linear(torch.zeros_like(x), mean, log_var, bias, LIMIT, PRECISION)
+    y, _ = layers(torch.zeros_like(x), mean, log_var, bias)
     assert (y - bias).abs().max() < 6 * math.sqrt(VARIANCE_FLOOR)
     (gradient,) = torch.autograd.grad(y.sum(), log_var)
     assert torch.equal(gradient, torch.zeros_like(gradient))
