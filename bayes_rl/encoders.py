@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayes_rl.bayes import BayesConv2d, BayesLayer, BayesLinear, linear
@@ -15,6 +14,8 @@ from bayes_rl.posterior import Draws, Variational, Weights
 from bayes_rl.types import ConfigError, check, check_choice
 
 BAYESIAN = ("heads", "trunk", "all", "none")
+ACTIVATIONS = ("relu", "leaky_relu")
+LEAK = 0.2  # slope of a leaky rectifier below zero
 
 
 class Weighted(nn.Module):
@@ -88,6 +89,8 @@ class Layers:
         categories: number of values of an integer observation, 0 if observations are arrays.
         num_tasks: T.
         conditioning: what is told of the task: `none`, `gains` of every layer of the trunk, or `heads`.
+        activation: `relu`, or `leaky_relu`, whose inactive units still have a derivative: the Fisher information of
+            a weight into a unit that is off would be 0, and nothing would keep a later task from switching it on.
     """
 
     settings: Variational
@@ -95,9 +98,15 @@ class Layers:
     categories: int = 0
     num_tasks: int = 1
     conditioning: str = "none"
+    activation: str = "relu"
 
     def __post_init__(self) -> None:
         check_choice("model.bayesian", self.bayesian, BAYESIAN)
+        check_choice("model.activation", self.activation, ACTIVATIONS)
+
+    def rectifier(self) -> nn.Module:
+        """The nonlinearity."""
+        return nn.ReLU() if self.activation == "relu" else nn.LeakyReLU(LEAK)
 
     def linear(self, in_features: int, out_features: int, head: bool = False) -> nn.Module:
         """A linear layer of the trunk; Bayesian with the heads if it counts among them."""
@@ -151,37 +160,39 @@ class PlainEncoder(Encoder):
         super().__init__()
         self.layers = stack
         self.project = layers.linear(flat_size, hidden_dim)
-        self.norm = nn.LayerNorm(hidden_dim)
+        self.norm, self.rectifier = nn.LayerNorm(hidden_dim), layers.rectifier()
         self.out_features = hidden_dim
 
     def forward(self, x: Tensor, weights: Weights = "mean") -> Tensor:
         features = _flatten(apply(self.layers, x, weights), weights)
-        return F.relu(self.norm(apply(self.project, features, weights)))
+        return self.rectifier(self.norm(apply(self.project, features, weights)))
 
 
 def nature(shape: tuple[int, ...], hidden_dim: int, layers: Layers) -> Encoder:
     """The three convolutions of Mnih et al. (2015), with a LayerNorm after the projection."""
     stack = nn.Sequential(
         layers.conv(shape[0], 32, 8, 4),
-        nn.ReLU(),
+        layers.rectifier(),
         layers.conv(32, 64, 4, 2),
-        nn.ReLU(),
+        layers.rectifier(),
         layers.conv(64, 64, 3),
-        nn.ReLU(),
+        layers.rectifier(),
     )
     return PlainEncoder(stack, _flat_size(stack, shape, "nature"), hidden_dim, layers)
 
 
 class ResidualBlock(Weighted):
-    """x + conv(relu(conv(relu(x)))), 3x3, same size."""
+    """x + conv(relu(conv(relu(x)))), 3 x 3, same size."""
 
     def __init__(self, channels: int, layers: Layers) -> None:
         super().__init__()
+        self.rectifier = layers.rectifier()
         self.first = layers.conv(channels, channels, 3, padding=1)
         self.second = layers.conv(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, weights: Weights = "mean") -> Tensor:
-        return x + apply(self.second, F.relu(apply(self.first, F.relu(x), weights)), weights)
+        inner = apply(self.first, self.rectifier(x), weights)
+        return x + apply(self.second, self.rectifier(inner), weights)
 
 
 def impala(shape: tuple[int, ...], hidden_dim: int, layers: Layers) -> Encoder:
@@ -192,20 +203,20 @@ def impala(shape: tuple[int, ...], hidden_dim: int, layers: Layers) -> Encoder:
         stack += [layers.conv(channels, width, 3, padding=1), nn.MaxPool2d(3, 2, 1)]
         stack += [ResidualBlock(width, layers), ResidualBlock(width, layers)]
         channels = width
-    whole = nn.Sequential(*stack, nn.ReLU())
+    whole = nn.Sequential(*stack, layers.rectifier())
     return PlainEncoder(whole, _flat_size(whole, shape, "impala"), hidden_dim, layers)
 
 
 def minatar(shape: tuple[int, ...], hidden_dim: int, layers: Layers) -> Encoder:
     """One 3x3 convolution with 16 channels, as in the MinAtar paper (Young and Tian 2019)."""
-    stack = nn.Sequential(layers.conv(shape[0], 16, 3), nn.ReLU())
+    stack = nn.Sequential(layers.conv(shape[0], 16, 3), layers.rectifier())
     return PlainEncoder(stack, _flat_size(stack, shape, "minatar"), hidden_dim, layers)
 
 
 def mlp(shape: tuple[int, ...], hidden_dim: int, layers: Layers) -> Encoder:
     """Two layers for vector and integer observations (or anything, flattened)."""
     flat = [] if layers.categories else [nn.Flatten()]
-    stack = nn.Sequential(*flat, layers.first(shape, hidden_dim), nn.LayerNorm(hidden_dim), nn.ReLU())
+    stack = nn.Sequential(*flat, layers.first(shape, hidden_dim), nn.LayerNorm(hidden_dim), layers.rectifier())
     return PlainEncoder(stack, hidden_dim, hidden_dim, layers)
 
 
@@ -221,7 +232,9 @@ class PseudoResNet(Encoder):
 
     def __init__(self, shape: tuple[int, ...], hidden_dim: int, layers: Layers) -> None:
         super().__init__()
-        self.block1 = nn.Sequential(layers.conv(shape[0], 64, 8, 2), nn.GroupNorm(1, 64), nn.ReLU(), nn.MaxPool2d(2))
+        self.block1 = nn.Sequential(
+            layers.conv(shape[0], 64, 8, 2), nn.GroupNorm(1, 64), layers.rectifier(), nn.MaxPool2d(2)
+        )
         self.block2 = nn.Sequential(layers.conv(64, 256, 3), nn.GroupNorm(1, 256))
         self.block3 = nn.Sequential(layers.conv(256, 1024, 3), nn.GroupNorm(1, 1024), nn.MaxPool2d(4))
         self.pool = nn.MaxPool2d(4)

@@ -29,6 +29,7 @@ class VariationalActorCritic(Lifelong):
         encoder: pseudo_resnet (the original's), nature, impala, minatar (10 x 10 planes) or mlp (vectors).
         hidden_dim: features of the encoder's projection.
         shared_trunk: one encoder for both pairs, trained by the critics; false gives each of the four its own.
+        activation: of the encoder: relu, or leaky_relu, with which EWC sees what units that are off could do.
         bayesian: which layers have distributions for weights: the output `heads` (and the linear layers of
             pseudo_resnet), the `trunk` below them, `all` or `none`.
         posterior: family of those distributions: mean_field (the original's), low_rank (w = mu + C z + s eps) or
@@ -87,6 +88,7 @@ class VariationalActorCritic(Lifelong):
         encoder: str = "nature",
         hidden_dim: int = 512,
         shared_trunk: bool = True,
+        activation: str = "relu",
         bayesian: str = "heads",
         posterior: str = "mean_field",
         index_dim: int = 8,
@@ -145,7 +147,7 @@ class VariationalActorCritic(Lifelong):
             num_actions,
             hidden_dim,
             shared_trunk,
-            Layers(variational, bayesian, num_categories, num_tasks, task_conditioning),
+            Layers(variational, bayesian, num_categories, num_tasks, task_conditioning, activation),
             prior_scale,
             pixel_scale,
         )

@@ -967,3 +967,17 @@ def test_a_penalty_that_counted_once_is_not_reported_until_the_next_task() -> No
     consolidator.consolidate(twin, *make_samples(twin), seeded())
     assert consolidator.out_of_scale(0.0, 1.0, 101, patience=10) is None
     assert consolidator.out_of_scale(0.0, 1.0, 111, patience=10) is not None
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+def test_only_a_leaky_unit_that_is_off_is_protected(activation: str) -> None:
+    layers = Layers(Variational(), activation=activation)
+    twin = Twin(
+        TwinSettings("minatar", SHAPES["minatar"], ACTIONS, 6, True, layers),
+        make_likelihood("gaussian", 1.0, (-2.0, 2.0), BINS),
+    )
+    with torch.no_grad():
+        twin.trunks[0].layers[0].bias[0] = -100.0  # no input of 0 to 1 turns this channel on
+    fisher = registered(twin, make_samples(twin))["trunks.0.layers.0.weight"]
+    assert bool((fisher[0] > 0).any()) == (activation == "leaky_relu")
+    assert (fisher[1:] > 0).any()

@@ -10,7 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayes_rl.bayes import BayesConv2d, BayesLayer, BayesLinear, bayesian_layers
-from bayes_rl.encoders import BAYESIAN, ENCODERS, Encoder, Layers, OneHotLinear, ResidualBlock, build_encoder
+from bayes_rl.encoders import (
+    ACTIVATIONS,
+    BAYESIAN,
+    ENCODERS,
+    Encoder,
+    Layers,
+    OneHotLinear,
+    ResidualBlock,
+    build_encoder,
+)
 from bayes_rl.posterior import POSTERIORS, Draws, Variational, draws_by_seed, index_size
 from bayes_rl.types import ConfigError
 
@@ -322,3 +331,29 @@ def test_convolutions_keep_stride_and_padding() -> None:
         conv = layers.conv(3, 4, 5, stride=2, padding=1)
         assert conv(torch.rand(1, 3, 11, 11)).shape == (1, 4, 5, 5)
     assert isinstance(conv, BayesConv2d)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_activation_is_that_of_every_layer_and_changes_no_parameter(name: str) -> None:
+    shape, by_activation = SHAPES[name], {}
+    for activation in ACTIVATIONS:
+        encoder = build_encoder(name, shape, HIDDEN, Layers(Variational(), activation=activation))
+        kinds = {type(module) for module in encoder.modules()} & {nn.ReLU, nn.LeakyReLU}
+        assert kinds == {nn.ReLU if activation == "relu" else nn.LeakyReLU}
+        by_activation[activation] = encoder
+    plain, leaky = by_activation.values()
+    leaky.load_state_dict(plain.state_dict())
+    x = torch.randn(BATCH, *shape)
+    before = plain(x)
+    if name != "pseudo_resnet":  # whose last layers are linear and a sigmoid
+        assert (before >= 0).all()
+        assert (leaky(x) < 0).any()
+    for module in leaky.modules():
+        if isinstance(module, nn.LeakyReLU):
+            module.negative_slope = 0.0
+    torch.testing.assert_close(leaky(x), before)
+
+
+def test_an_unknown_activation_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model\.activation: 'rely'.*nearest: 'relu'"):
+        Layers(Variational(), activation="rely")
