@@ -171,7 +171,7 @@ def parameter_count(module: nn.Module) -> int:
 
 def test_a_residual_block_adds_two_rectified_convolutions() -> None:
     block = ResidualBlock(3, Layers(Variational(), "none"))
-    x, (first, second) = torch.randn(2, 3, 5, 5), block.children()
+    x, first, second = torch.randn(2, 3, 5, 5), block.first, block.second
     conv = functools.partial(F.conv2d, padding=1)
     expected = x + conv(conv(x.relu(), first.weight, first.bias).relu(), second.weight, second.bias)
     torch.testing.assert_close(block(x), expected)
