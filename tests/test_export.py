@@ -388,7 +388,7 @@ HOSTILE: dict[str, tuple[Callable[[State, Header], Any], str]] = {
     ),
     "tasks of another shape": (data(tasks=["CartPole-v1", "Acrobot-v1"]), "has observation_shape (6,)"),
     "environment from a module": (data(env="antigravity:Game-v0"), "data.env"),
-    "object among arguments": (data(env_kwargs={"a": [SPEC]}), "class_path"),
+    "object among arguments": (data(env_kwargs={"a": [SPEC]}), "class_path is no argument"),
     "games without end": (data(eval_games=10**12), "eval_games: 1000000000000 is out of range"),
     "no seed": (data(seed=-1), "seed: -1 is out of range"),
     "stack of screens": (data(frame_stack=10**7), "frame_stack"),
