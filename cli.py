@@ -24,6 +24,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from bayes_rl import callbacks, summary, video
 from bayes_rl.datamodule import ReplayDataModule
+from bayes_rl.export import is_export, load_weights, read_export
 from bayes_rl.module import VariationalActorCritic
 from bayes_rl.options import find_checkpoint, given_options, one_line, option_names, saved_options
 from bayes_rl.types import ConfigError
@@ -81,6 +82,8 @@ class BayesCLI(LightningCLI):
                 raise ConfigError("ckpt_path", None, "names no agent to play; nearest: 'last'")
             return
         options.ckpt_path = find_checkpoint(path, self._run_directory())
+        if self.config.subcommand == "fit" and is_export(path):
+            raise ConfigError("ckpt_path", path, "holds no replay and no optimizer; resume from a checkpoint")
         saved = saved_options(options.ckpt_path, LINKED)
         self._saved_model = saved["model"]
         self._take_over(saved)
@@ -166,6 +169,10 @@ class BayesCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         options = self._options()
         directory = self._run_directory()
+        path = options.get("ckpt_path")
+        if path and is_export(path):  # which leaves the trainer nothing to load
+            load_weights(self.model, read_export(path), path)
+            self.config_init[self.config.subcommand].ckpt_path = None
         checkpoint = Path(options.get("ckpt_path") or "").absolute()
         if checkpoint.parent.name == "checkpoints":  # a resumed run goes on in its own directory
             run = checkpoint.parents[1]

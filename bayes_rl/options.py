@@ -15,6 +15,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 
 from bayes_rl.datamodule import ReplayDataModule
+from bayes_rl.export import PLAYED, SUFFIX, is_export, read_export
 from bayes_rl.module import VariationalActorCritic
 from bayes_rl.types import ConfigError, nearest
 
@@ -43,29 +44,35 @@ def find_checkpoint(path: str, directory: Path) -> str:
         return str(found[-1])
     if not Path(path).is_file():
         folder = Path(path).parent
-        known = [str(p) for p in (folder.glob("*.ckpt") if folder.is_dir() else Path("runs").glob("*/*/*/*.ckpt"))]
+        known = [str(p) for p in (folder.iterdir() if folder.is_dir() else Path("runs").glob("*/*/*/*.ckpt"))]
+        known = [name for name in known if name.endswith((".ckpt", SUFFIX))]
         raise ConfigError("ckpt_path", path, f"does not exist{nearest(path, known)}")
     return path
 
 
 def saved_options(path: str, needed: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Options of `model` and `data` in a checkpoint; no code in it is executed.
+    """Options of `model` and `data` in a checkpoint or an exported agent; no code in it is executed.
 
     Args:
-        path: of the checkpoint.
+        path: of the file.
         needed: options of the model that must be among them.
 
     Raises:
         ConfigError: if it is no checkpoint of this program.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        exported = read_export(path) if is_export(path) else None
+        checkpoint = exported or torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         saved = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
         for key in needed:
             saved["model"][key]
+    except ConfigError:
+        raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError("ckpt_path", path, f"is not a checkpoint of this program ({reason})") from None
+    if exported:  # how it was trained is for the reader
+        saved["data"] = {key: value for key, value in saved["data"].items() if key in PLAYED}
     return saved
 
 

@@ -54,6 +54,7 @@ RANKS = {
     "summary": 4,
     "callbacks": 4,
     "video": 5,
+    "export": 5,
     "options": 5,
     "cli": 6,
 }
@@ -79,6 +80,7 @@ ALLOWED_WITHIN_A_RANK = {
     ("summary", "datamodule"),
     ("callbacks", "summary"),
     ("callbacks", "datamodule"),  # callbacks read the data module's counters
+    ("options", "export"),  # an exported agent has options too
 }
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60  # of the body: a signature with many settings, and the docstring, are not counted
