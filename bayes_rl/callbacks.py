@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ProgressBar
 from tqdm.auto import tqdm
 
 from bayes_rl.datamodule import ReplayDataModule
+from bayes_rl.files import DirectoryLock, remove_temporaries
 from bayes_rl.summary import write_curve
 
 
@@ -165,11 +166,9 @@ class GracefulStop(Callback):
         directory = getattr(trainer.checkpoint_callback, "dirpath", None)
         if directory is not None:
             path = Path(directory) / "last.ckpt"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
-            trainer.save_checkpoint(temporary)
-            os.replace(temporary, path)
-            print(f"saved {path}; go on with --ckpt_path last", flush=True)
+            trainer.save_checkpoint(path)
+            if getattr(trainer.strategy.checkpoint_io, "saved", True):
+                print(f"saved {path}; go on with --ckpt_path last", flush=True)
         raise SystemExit(128 + self._signal)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -180,6 +179,29 @@ class GracefulStop(Callback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+class SoleWriter(Callback):
+    """Locks a run's directory until its fit ends, however it ends, and removes what killed saves left in it.
+
+    Args:
+        directory: of the run.
+        key: the option that chose it, for the error.
+
+    Raises:
+        ConfigError: if another fit writes to it.
+    """
+
+    def __init__(self, directory: Path, key: str) -> None:
+        self._lock = DirectoryLock(directory, key)
+        remove_temporaries(directory)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._lock.release()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._lock.release()
 
 
 class TaskEnds(ModelCheckpoint):
