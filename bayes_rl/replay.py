@@ -286,15 +286,15 @@ class ReplayBuffer:
         remedy = "; resume from checkpoints/last.ckpt, or collect again with --data.refill_replay true"
         if state["geometry"] != self._geometry:
             raise ConfigError("ckpt_path", where, f"replay of another shape, {state['geometry']}{remedy}")
-        if self._mapped and written.any() and state.get("history") != self._history:
-            raise ConfigError("ckpt_path", where, f"another replay was begun in place of this checkpoint's{remedy}")
-        end, most = self._disk
-        if (end < written).any():
-            raise ConfigError("ckpt_path", where, f"the replay that this checkpoint refers to is not there{remedy}")
-        if (most - written > self.slots - self.ring).any():
-            raise ConfigError("ckpt_path", where, f"the replay has moved on since this checkpoint{remedy}")
-        self.written[:] = written
         self._begun = bool(written.any())
         if self._begun:  # else it refers to nothing, and what is there stays until the first step
+            end, most = self._disk
+            if self._mapped and state.get("history") != self._history:
+                raise ConfigError("ckpt_path", where, f"another replay was begun in place of this checkpoint's{remedy}")
+            if (end < written).any():
+                raise ConfigError("ckpt_path", where, f"the replay that this checkpoint refers to is not there{remedy}")
+            if (most - written > self.slots - self.ring).any():
+                raise ConfigError("ckpt_path", where, f"the replay has moved on since this checkpoint{remedy}")
             self._disk[0] = written
+        self.written[:] = written
         self._age[:] = state["age"].numpy()
