@@ -338,6 +338,10 @@ def main() -> None:
         text = str(error) if isinstance(error, ConfigError) else one_line(error, option_names())
         print(f"bayes-rl: error: {text}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in checkpoints.FULL:
+            raise
+        sys.exit(f"bayes-rl: error: no room on the disk: {error}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ProgressBar
 from tqdm.auto import tqdm
 
+from bayes_rl.checkpoints import FULL
 from bayes_rl.datamodule import ReplayDataModule
 from bayes_rl.files import DirectoryLock, remove_temporaries
 from bayes_rl.summary import write_curve
@@ -237,4 +238,9 @@ class LearningCurve(Callback):
             row["visit"] = -1.0 if before else float(data.visit)
         self.history = [r for r in self.history if r["frames"] < row["frames"]] + [row]
         if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
-            write_curve(self.history, data.game, run_directory(trainer), data.curriculum.names if several else ())
+            try:
+                write_curve(self.history, data.game, run_directory(trainer), data.curriculum.names if several else ())
+            except OSError as error:  # drawn again after the next validation; the checkpoint decides on stopping
+                if error.errno not in FULL:
+                    raise
+                print("no room on the disk for the learning curve", file=sys.stderr, flush=True)
