@@ -9,7 +9,7 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 # Inside Lightning 2.6.6; its users can do nothing about it.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -22,7 +22,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from bayes_rl import callbacks, summary, video
+from bayes_rl import callbacks, checkpoints, summary, video
 from bayes_rl.datamodule import ReplayDataModule
 from bayes_rl.export import is_export, load_weights, read_export
 from bayes_rl.module import VariationalActorCritic
@@ -58,6 +58,8 @@ class BayesCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str, default="", help="Name of the run, a directory below runs/.")
+        help = "A save that finds no room on the disk ends the run, or is left out."
+        parser.add_argument("--on_full_disk", type=Literal[checkpoints.ON_FULL_DISK], default="stop", help=help)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.set_defaults(
             {"trainer.num_sanity_val_steps": 0, "trainer.log_every_n_steps": 100, "trainer.max_epochs": 10}
@@ -206,6 +208,8 @@ class BayesCLI(LightningCLI):
         ]
         if options.trainer.enable_progress_bar is not False:
             extra.append(callbacks.FrameProgress())
+        resuming = self.config.subcommand == "fit" and bool(options.get("ckpt_path"))
+        kwargs["plugins"] = [checkpoints.AtomicCheckpointIO(options.on_full_disk, resuming), *self._plugins()]
         self.trainer_defaults["callbacks"] = extra
         precision = options.trainer.precision
         if precision not in (None, "32-true", "32", 32, "bf16-mixed", "16-mixed"):
@@ -221,7 +225,15 @@ class BayesCLI(LightningCLI):
             raise ConfigError("trainer.devices", options.trainer.devices, "is more than one process can do; use 1")
         if not getattr(trainer, "fast_dev_run", False):
             self.datamodule.directory = run / "replay"
+            if self.config.subcommand == "fit":
+                sole = callbacks.SoleWriter(run, "ckpt_path" if resuming else "name")
+                trainer.callbacks.insert(0, sole)  # type: ignore[attr-defined]
         return trainer
+
+    def _plugins(self) -> list[Any]:
+        """Plugins of the trainer's own option."""
+        plugins = self.config_init[self.config.subcommand].trainer.plugins
+        return plugins if isinstance(plugins, list) else [plugins] if plugins else []
 
     def after_fit(self) -> None:
         """Play the test games with the best checkpoint, and say where everything is."""
@@ -273,7 +285,9 @@ class _SaveConfig(SaveConfigCallback):
         path = callbacks.run_directory(trainer) / "config.yaml"
         if stage == "fit" and not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, path, skip_none=False)
+            temporary = path.with_name("config.yaml.tmp")
+            self.parser.save(self.config, temporary, skip_none=False, overwrite=True)
+            os.replace(temporary, path)
 
 
 def _quiet() -> None:
@@ -331,6 +345,10 @@ def main() -> None:
         text = str(error) if isinstance(error, ConfigError) else one_line(error, option_names())
         print(f"bayes-rl: error: {text}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in checkpoints.FULL:
+            raise
+        sys.exit(f"bayes-rl: error: no room on the disk: {error}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ProgressBar
 from tqdm.auto import tqdm
 
+from bayes_rl.checkpoints import FULL
 from bayes_rl.datamodule import ReplayDataModule
+from bayes_rl.files import DirectoryLock, remove_temporaries
 from bayes_rl.summary import write_curve
 
 
@@ -165,11 +167,9 @@ class GracefulStop(Callback):
         directory = getattr(trainer.checkpoint_callback, "dirpath", None)
         if directory is not None:
             path = Path(directory) / "last.ckpt"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
-            trainer.save_checkpoint(temporary)
-            os.replace(temporary, path)
-            print(f"saved {path}; go on with --ckpt_path last", flush=True)
+            trainer.save_checkpoint(path)
+            if getattr(trainer.strategy.checkpoint_io, "saved", True):
+                print(f"saved {path}; go on with --ckpt_path last", flush=True)
         raise SystemExit(128 + self._signal)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -180,6 +180,29 @@ class GracefulStop(Callback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+class SoleWriter(Callback):
+    """Locks a run's directory until its fit ends, however it ends, and removes what killed saves left in it.
+
+    Args:
+        directory: of the run.
+        key: the option that chose it, for the error.
+
+    Raises:
+        ConfigError: if another fit writes to it.
+    """
+
+    def __init__(self, directory: Path, key: str) -> None:
+        self._lock = DirectoryLock(directory, key)
+        remove_temporaries(directory)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._lock.release()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._lock.release()
 
 
 class TaskEnds(ModelCheckpoint):
@@ -215,4 +238,9 @@ class LearningCurve(Callback):
             row["visit"] = -1.0 if before else float(data.visit)
         self.history = [r for r in self.history if r["frames"] < row["frames"]] + [row]
         if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
-            write_curve(self.history, data.game, run_directory(trainer), data.curriculum.names if several else ())
+            try:
+                write_curve(self.history, data.game, run_directory(trainer), data.curriculum.names if several else ())
+            except OSError as error:  # drawn again after the next validation; the checkpoint decides on stopping
+                if error.errno not in FULL:
+                    raise
+                print("no room on the disk for the learning curve", file=sys.stderr, flush=True)

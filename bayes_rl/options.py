@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 
+from bayes_rl.checkpoints import load_verified, manifest_of
 from bayes_rl.datamodule import ReplayDataModule
 from bayes_rl.export import PLAYED, SUFFIX, is_export, read_export
 from bayes_rl.module import VariationalActorCritic
@@ -51,28 +51,29 @@ def find_checkpoint(path: str, directory: Path) -> str:
 
 
 def saved_options(path: str, needed: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Options of `model` and `data` in a checkpoint or an exported agent; no code in it is executed.
+    """Options of `model` and `data` in an exported agent, or in a checkpoint that is what its manifest says; no code in
+    it is executed.
 
     Args:
-        path: of the file.
+        path: of the file; a checkpoint without a manifest is read all the same, with a printed note.
         needed: options of the model that must be among them.
 
     Raises:
-        ConfigError: if it is no checkpoint of this program.
+        ConfigError: if it is no checkpoint of this program, or not what was written.
     """
+    exported = read_export(path) if is_export(path) else None
+    checkpoint, made_by = (exported, None) if exported else load_verified(Path(path))
     try:
-        exported = read_export(path) if is_export(path) else None
-        checkpoint = exported or torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         saved = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
         for key in needed:
             saved["model"][key]
-    except ConfigError:
-        raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError("ckpt_path", path, f"is not a checkpoint of this program ({reason})") from None
     if exported:  # how it was trained is for the reader
         saved["data"] = {key: value for key, value in saved["data"].items() if key in PLAYED}
+    elif made_by is None:
+        print(f"{path} has no manifest {manifest_of(Path(path)).name}: whether it is whole cannot be verified")
     return saved
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bayes_rl.files import read_sealed, write_sealed
 from bayes_rl.types import ConfigError, Transition, check, check_choice
 
 TERMINATED, TRUNCATED, LIFE_LOST, LAST_SCREEN = 1, 2, 4, 8
+MANIFEST = "replay.json"
 LIFE_LOSS = ("none", "discount", "penalty")
 
 
@@ -31,6 +34,11 @@ class ReplayBuffer:
     An episode of T steps takes T + 1 slots: the extra one, marked `LAST_SCREEN`, keeps its final screen, which a
     truncated episode bootstraps from. Rings have `slack` more slots than can be sampled, so that what a
     checkpoint refers to survives the writes of one more epoch.
+
+    Files in `directory` are shared memory: what was written survives the death of the process at any moment, and
+    `state_dict` brings it to disk before a checkpoint refers to it. After a power cut the newest checkpoint finds its
+    slots; an older one (`best.ckpt`) may be let in though the last writes before the cut went over its oldest slots.
+    A manifest beside the files names the history in them, so that a checkpoint of another one is refused.
 
     Args:
         capacity: transitions kept in all, over all environments.
@@ -80,34 +88,73 @@ class ReplayBuffer:
         self.life_loss, self.reward_clip = life_loss, reward_clip
         self.slots = ring + slack
         self.directory = directory
-        self._kept = True
-        self._files: list[np.memmap[Any, Any]] = []
         total = num_envs * self.slots
-        self._screens = self._array("screens", (total, int(np.prod(screen_shape))), screen_dtype)
-        self._actions = self._array("actions", (total,), np.dtype(np.int16))
-        self._rewards = self._array("rewards", (total,), np.dtype(np.float32))
-        self._flags = self._array("flags", (total,), np.dtype(np.uint8))
-        self._ages = self._array("ages", (total,), np.dtype(np.uint8))  # steps since reset, saturating
-        # Slots of the running history, and the most ever written: going back does not undo an overwriting.
-        self._disk = self._array("written", (2, num_envs), np.dtype(np.int64))
-        if not self._kept:
-            self._disk[:] = 0  # some file was made anew: none of them means anything
+        self._layout: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+            f"screens.{screen_dtype.name}": ((total, int(np.prod(screen_shape))), screen_dtype),
+            "actions.int16": ((total,), np.dtype(np.int16)),
+            "rewards.float32": ((total,), np.dtype(np.float32)),
+            "flags.uint8": ((total,), np.dtype(np.uint8)),
+            "ages.uint8": ((total,), np.dtype(np.uint8)),  # steps since reset, saturating
+            # Slots of the running history, and the most ever written: going back does not undo an overwriting.
+            "written.int64": ((2, num_envs), np.dtype(np.int64)),
+        }
+        self._history: str | None = None
+        self._mapped = self._recognise()
+        # Files that do not fit stay as they are until a new history begins: a checkpoint may refer to them.
+        self._map("r+" if self._mapped else "")
         self.written = np.zeros(num_envs, np.int64)  # slots ever written, per ring
         self._age = np.zeros(num_envs, np.int64)
         self._base = np.arange(num_envs) * self.slots
         self._begun = False
 
-    def _array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    @property
+    def _geometry(self) -> list[int]:
+        return [self.num_envs, self.slots, *self.screen_shape]
+
+    def _manifest(self) -> dict[str, Any]:
+        sizes = {name: int(np.prod(shape)) * dtype.itemsize for name, (shape, dtype) in self._layout.items()}
+        return {"format": 1, "history": self._history, "geometry": self._geometry, "files": sizes}
+
+    def _recognise(self) -> bool:
+        """Whether the files of a ring like this one are there; takes over the name of their history."""
         if self.directory is None:
-            return np.zeros(shape, dtype)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        path = self.directory / f"{name}.{dtype.name}"
-        size = int(np.prod(shape)) * dtype.itemsize
-        keep = path.exists() and path.stat().st_size == size
-        self._kept &= keep
-        file = np.memmap(path, dtype, "r+" if keep else "w+", shape=shape)
-        self._files.append(file)
-        return file.view(np.ndarray)  # the same memory: indexing a memmap itself takes three times as long
+            return False
+        paths = {self.directory / name: size for name, size in self._manifest()["files"].items()}
+        if any(not path.is_file() or path.stat().st_size != size for path, size in paths.items()):
+            return False
+        try:
+            content = read_sealed(self.directory / MANIFEST)
+        except FileNotFoundError:  # written by an earlier version of this program
+            return True
+        except (OSError, ValueError):
+            return False
+        self._history = content.get("history")
+        return isinstance(self._history, str) and content == self._manifest()
+
+    def _map(self, mode: str) -> None:
+        """Arrays in the files of `directory`; without a `mode` in memory, of which nothing is taken before a write."""
+        self._files: list[np.memmap[Any, Any]] = []
+        arrays = []
+        for name, (shape, dtype) in self._layout.items():
+            if self.directory is None or not mode:
+                arrays.append(np.zeros(shape, dtype))
+                continue
+            self._files.append(np.memmap(self.directory / name, dtype, mode, shape=shape))  # type: ignore[call-overload]
+            # The same memory: indexing a memmap itself takes three times as long.
+            arrays.append(self._files[-1].view(np.ndarray))
+        self._screens, self._actions, self._rewards, self._flags, self._ages, self._disk = arrays
+
+    def _begin_history(self) -> None:
+        """Nothing that was written before counts any more, from before the first slot is overwritten."""
+        if self.directory is not None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if not self._mapped:
+                self._map("w+")
+                self._mapped = True
+            self._history = secrets.token_hex(16)
+            write_sealed(self.directory / MANIFEST, self._manifest())
+        self._disk[:] = 0
+        self._begun = True
 
     def __len__(self) -> int:
         """Slots inside the window that can be sampled from, all rings together."""
@@ -120,15 +167,15 @@ class ReplayBuffer:
 
     def _write(self, envs: slice | NDArray[np.int64], screens: NDArray[Any], flags: Any) -> NDArray[np.int64]:
         if not self._begun:
-            self._disk[:] = 0  # a new history in old files
-            self._begun = True
+            self._begin_history()
         slot = self._base[envs] + self.written[envs] % self.slots
+        self.written[envs] += 1
+        # Before the slots, whose old content is lost from now on, and after them: a kill can come in between.
+        np.maximum(self._disk[1], self.written, out=self._disk[1])
         self._screens[slot] = screens.reshape(len(slot), self._screens.shape[1])
         self._flags[slot] = flags
         self._ages[slot] = np.minimum(self._age[envs], 255)
-        self.written[envs] += 1
         self._disk[0] = self.written
-        np.maximum(self._disk[1], self.written, out=self._disk[1])
         return slot
 
     def add(
@@ -228,7 +275,8 @@ class ReplayBuffer:
         return {
             "written": torch.from_numpy(self.written.copy()),
             "age": torch.from_numpy(self._age.copy()),
-            "geometry": [self.num_envs, self.slots, *self.screen_shape],
+            "geometry": self._geometry,
+            "history": self._history,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -236,13 +284,17 @@ class ReplayBuffer:
         written = state["written"].numpy()
         where = str(self.directory)
         remedy = "; resume from checkpoints/last.ckpt, or collect again with --data.refill_replay true"
-        if state["geometry"] != [self.num_envs, self.slots, *self.screen_shape]:
+        if state["geometry"] != self._geometry:
             raise ConfigError("ckpt_path", where, f"replay of another shape, {state['geometry']}{remedy}")
-        end, most = self._disk
-        if (end < written).any():
-            raise ConfigError("ckpt_path", where, f"the replay that this checkpoint refers to is not there{remedy}")
-        if (most - written > self.slots - self.ring).any():
-            raise ConfigError("ckpt_path", where, f"the replay has moved on since this checkpoint{remedy}")
-        self.written[:] = self._disk[0] = written
         self._begun = bool(written.any())
+        if self._begun:  # else it refers to nothing, and what is there stays until the first step
+            end, most = self._disk
+            if self._mapped and state.get("history") != self._history:
+                raise ConfigError("ckpt_path", where, f"another replay was begun in place of this checkpoint's{remedy}")
+            if (end < written).any():
+                raise ConfigError("ckpt_path", where, f"the replay that this checkpoint refers to is not there{remedy}")
+            if (most - written > self.slots - self.ring).any():
+                raise ConfigError("ckpt_path", where, f"the replay has moved on since this checkpoint{remedy}")
+            self._disk[0] = written
+        self.written[:] = written
         self._age[:] = state["age"].numpy()

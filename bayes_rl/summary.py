@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bayes_rl.datamodule import ReplayDataModule
+from bayes_rl.files import write_whole
 
 
 def write_curve(history: list[dict[str, float]], game: str, directory: Path, tasks: Sequence[str] = ()) -> None:
@@ -17,11 +18,10 @@ def write_curve(history: list[dict[str, float]], game: str, directory: Path, tas
     """
     from matplotlib.figure import Figure
 
-    directory.mkdir(parents=True, exist_ok=True)
     columns = sorted({column for row in history for column in row})
     rows = [tuple(row.get(c, np.nan) for c in columns) for row in history]  # a limit of batches can leave tasks out
     table = np.array(rows, [(c, np.float64) for c in columns])
-    np.save(directory / "metrics.npy", table)
+    write_whole(directory / "metrics.npy", lambda file: np.save(file, table))
     prefixes = [f"{task}/" for task in tasks if f"{task}/return_mean" in columns] or [""]
     figure = Figure(figsize=(7, 1.5 + 2.5 * len(prefixes)), layout="constrained")
     panels = figure.subplots(len(prefixes), 1, sharex=True, squeeze=False)[:, 0]
@@ -39,7 +39,7 @@ def write_curve(history: list[dict[str, float]], game: str, directory: Path, tas
         axes.grid(alpha=0.3)
     panels[-1].set(xlabel="environment frames")
     panels[0].legend()
-    figure.savefig(directory / "learning_curve.png", dpi=120)
+    write_whole(directory / "learning_curve.png", lambda file: figure.savefig(file, dpi=120, format="png"))
 
 
 def report(data: ReplayDataModule, scores: dict[str, float], files: dict[str, str]) -> str:

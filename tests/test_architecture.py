@@ -15,6 +15,8 @@ FILES = sorted(path for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 RANKS = {
     "types": 0,
     "bounds": 0,
+    "files": 1,
+    "checkpoints": 2,
     "deep_sea": 0,
     "wrappers": 0,
     "vector": 0,

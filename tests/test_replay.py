@@ -631,20 +631,148 @@ def test_a_ring_of_another_shape_is_refused(tmp_path: Path, num_envs: int, ring:
         replay_of(RULES, num_envs, ring, slack, tmp_path).load_state_dict(state)
 
 
-def test_a_refused_shape_does_not_turn_the_stored_screens_into_silent_zeros(tmp_path: Path) -> None:
-    """A typing error in the capacity is refused; the corrected command finds the ring whole, or is told it is not."""
+def bytes_of(directory: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+@pytest.mark.parametrize(("num_envs", "ring", "slack"), [(1, 40, 10), (1, 15, 5), (2, 10, 5), (2, 20, 10)])
+def test_a_refused_shape_leaves_the_stored_screens_as_they_are(
+    tmp_path: Path, num_envs: int, ring: int, slack: int
+) -> None:
+    """A typing error in the capacity is refused; the corrected command finds the ring whole."""
     replay = replay_of(RULES, 1, 20, 10, tmp_path)
     play([replay], 60, 0, 1)
     state = through_a_file(replay.state_dict())
     slots, before = copy_of_window(replay)
     del replay
-    with pytest.raises(ConfigError):
-        replay_of(RULES, 1, 40, 10, tmp_path).load_state_dict(state)
+    stored = bytes_of(tmp_path)
+    with pytest.raises(ConfigError, match="another shape"):
+        replay_of(RULES, num_envs, ring, slack, tmp_path).load_state_dict(state)
+    assert bytes_of(tmp_path) == stored
     again = replay_of(RULES, 1, 20, 10, tmp_path)
-    try:
-        again.load_state_dict(state)
-    except ConfigError:
-        return
+    again.load_state_dict(state)
     found, after = every_slot(again)
     assert found == slots
     assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+def test_files_of_another_size_are_replaced_by_the_first_step_of_a_new_ring(tmp_path: Path) -> None:
+    old = replay_of(RULES, 1, 20, 10, tmp_path)
+    fresh = play([old], 60, 0, 1)
+    state = through_a_file(old.state_dict())
+    new = replay_of(RULES, 2, 30, 10, tmp_path)
+    play([new], 60, 1, 2, start=fresh)
+    again = replay_of(RULES, 2, 30, 10, tmp_path)
+    again.load_state_dict(through_a_file(new.state_dict()))
+    assert same_contents(again, new)
+    with pytest.raises(ConfigError, match="not there"):
+        replay_of(RULES, 1, 20, 10, tmp_path).load_state_dict(state)
+
+
+@pytest.mark.parametrize("steps", [60, 64])
+def test_a_ring_refilled_as_far_as_the_old_one_is_refused_to_the_old_checkpoint(tmp_path: Path, steps: int) -> None:
+    """The counters agree, the games do not."""
+    old = replay_of(RULES, 1, 20, 10, tmp_path)
+    fresh = play([old], 60, 0, 1, p_end=0.0)
+    state = through_a_file(old.state_dict())
+    new = replay_of(RULES, 1, 20, 10, tmp_path)
+    play([new], steps, 1, 1, p_end=0.0, start=fresh)
+    stored = bytes_of(tmp_path)
+    with pytest.raises(ConfigError, match=r"another replay.*--data.refill_replay true"):
+        replay_of(RULES, 1, 20, 10, tmp_path).load_state_dict(state)
+    assert bytes_of(tmp_path) == stored
+    replay_of(RULES, 1, 20, 10, tmp_path).load_state_dict(through_a_file(new.state_dict()))
+
+
+def test_a_folder_of_the_same_shape_in_place_of_the_own_one_is_refused(tmp_path: Path) -> None:
+    """Two runs alike, but for their games; also if one was written by a version without histories."""
+    states = {}
+    for seed, name in enumerate(("mine", "other")):
+        replay = replay_of(RULES, 1, 20, 10, tmp_path / name)
+        play([replay], 60, seed, 1, p_end=0.0)
+        states[name] = through_a_file(replay.state_dict())
+    with pytest.raises(ConfigError, match="another replay"):
+        replay_of(RULES, 1, 20, 10, tmp_path / "other").load_state_dict(states["mine"])
+    del states["mine"]["history"]
+    with pytest.raises(ConfigError, match="another replay"):
+        replay_of(RULES, 1, 20, 10, tmp_path / "mine").load_state_dict(states["mine"])
+    (tmp_path / "other" / "replay.json").unlink()
+    with pytest.raises(ConfigError, match="another replay"):
+        replay_of(RULES, 1, 20, 10, tmp_path / "other").load_state_dict(states["other"])
+
+
+def test_a_ring_of_a_version_without_histories_is_found_again(tmp_path: Path) -> None:
+    replay = replay_of(RULES, 1, 20, 10, tmp_path)
+    fresh = play([replay], 60, 0, 1)
+    state = through_a_file(replay.state_dict())
+    del state["history"]
+    (tmp_path / "replay.json").unlink()
+    again = replay_of(RULES, 1, 20, 10, tmp_path)
+    again.load_state_dict(state)
+    assert same_contents(again, replay)
+    play([again], 10, 1, 1, start=fresh)
+    replay_of(RULES, 1, 20, 10, tmp_path).load_state_dict(through_a_file(again.state_dict()))
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "a screen less", "swapped"])
+def test_files_or_a_manifest_that_do_not_fit_are_refused_and_kept(tmp_path: Path, damage: str) -> None:
+    mine, other = (replay_of(RULES, 1, ring, 10, tmp_path / name) for ring, name in ((20, "mine"), (21, "other")))
+    play([mine, other], 60, 0, 1)
+    state = through_a_file(mine.state_dict())
+    manifest = tmp_path / "mine" / "replay.json"
+    data = manifest.read_bytes()
+    if damage == "flipped":
+        manifest.write_bytes(data.replace(b"1", b"3", 1))
+    elif damage == "cut":
+        manifest.write_bytes(data[:-1])
+    elif damage == "swapped":
+        manifest.write_bytes((tmp_path / "other" / "replay.json").read_bytes())
+    else:
+        screens = tmp_path / "mine" / "screens.uint8"
+        screens.write_bytes(screens.read_bytes()[: -int(np.prod(SHAPE))])
+    stored = bytes_of(tmp_path / "mine")
+    with pytest.raises(ConfigError, match="not there"):
+        replay_of(RULES, 1, 20, 10, tmp_path / "mine").load_state_dict(state)
+    assert bytes_of(tmp_path / "mine") == stored
+
+
+class Killed(BaseException):
+    """Stands in for SIGKILL."""
+
+
+@pytest.mark.parametrize("moment", ["before the slots", "before the end is counted"])
+def test_a_kill_in_the_midst_of_a_step_is_counted_as_overwriting(tmp_path: Path, moment: str) -> None:
+    """The slack is used up to its last slot, and the step under way takes the first slot of the checkpoint."""
+    replay = replay_of(RULES, 1, 20, 10, tmp_path)
+    fresh = play([replay], 60, 0, 1, p_end=0.0)
+    state = through_a_file(replay.state_dict())
+    fresh = play([replay], 10, 1, 1, p_end=0.0, start=fresh)
+    replay_of(RULES, 1, 20, 10, tmp_path).load_state_dict(state)
+
+    class Dying:
+        """Stands in for an array that is being written to."""
+
+        shape = replay._screens.shape
+
+        def __setitem__(self, slot: Any, value: Any) -> None:
+            raise Killed
+
+    setattr(replay, "_screens" if moment == "before the slots" else "_ages", Dying())
+    with pytest.raises(Killed):
+        play([replay], 1, 2, 1, p_end=0.0, start=fresh)
+    with pytest.raises(ConfigError, match=r"moved on|not there"):
+        replay_of(RULES, 1, 20, 10, tmp_path).load_state_dict(state)
+
+
+def test_a_checkpoint_of_the_very_start_leaves_what_is_there_to_the_others(tmp_path: Path) -> None:
+    """It refers to no slot; until a step is taken, the newest checkpoint finds all of its own."""
+    replay = replay_of(RULES, 1, 20, 10, tmp_path)
+    start = through_a_file(replay.state_dict())
+    play([replay], 60, 0, 1)
+    state = through_a_file(replay.state_dict())
+    again = replay_of(RULES, 1, 20, 10, tmp_path)
+    again.load_state_dict(start)
+    replay_of(RULES, 1, 20, 10, tmp_path).load_state_dict(state)
+    play([again], 3, 1, 1)
+    with pytest.raises(ConfigError, match="another replay"):
+        replay_of(RULES, 1, 20, 10, tmp_path).load_state_dict(state)
