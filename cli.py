@@ -24,9 +24,10 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from bayes_rl import callbacks, summary, video
 from bayes_rl.datamodule import ReplayDataModule
+from bayes_rl.guards import ErrorLog
 from bayes_rl.module import VariationalActorCritic
 from bayes_rl.options import find_checkpoint, given_options, one_line, option_names, saved_options
-from bayes_rl.types import ConfigError
+from bayes_rl.types import ConfigError, RunError
 
 LINKED = (
     *("game", "observation_shape", "num_actions", "pixel_scale", "num_categories", "num_tasks", "task_conditioning"),
@@ -196,6 +197,7 @@ class BayesCLI(LightningCLI):
             callbacks.LearningCurve(),
             video.VideoWriter(),
             callbacks.GracefulStop(),
+            ErrorLog(Path(os.path.relpath(run))),
         ]
         if options.trainer.enable_progress_bar is not False:
             extra.append(callbacks.FrameProgress())
@@ -315,11 +317,14 @@ def run(args: ArgsType = None) -> BayesCLI:
 
 
 def main() -> None:
-    """Entry point: bad input prints one line and exits with 2."""
+    """Entry point: bad input prints one line and exits with 2, what a run cannot go on after one and with 1."""
     try:
         run()
     except KeyboardInterrupt:
         sys.exit(130)
+    except RunError as error:
+        print(f"bayes-rl: error: {error}", file=sys.stderr)
+        sys.exit(1)
     except (ConfigError, ArgumentError) as error:
         text = str(error) if isinstance(error, ConfigError) else one_line(error, option_names())
         print(f"bayes-rl: error: {text}", file=sys.stderr)

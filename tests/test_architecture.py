@@ -29,6 +29,7 @@ RANKS = {
     "atari": 1,
     "envs": 1,
     "fused": 1,
+    "guards": 1,
     "layers": 2,
     "bayes": 2,
     "encoders": 2,
