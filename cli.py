@@ -22,7 +22,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from bayes_rl import callbacks, summary, video
+from bayes_rl import callbacks, forecast, summary, video
 from bayes_rl.datamodule import ReplayDataModule
 from bayes_rl.guards import ErrorLog
 from bayes_rl.module import VariationalActorCritic
@@ -147,6 +147,7 @@ class BayesCLI(LightningCLI):
         options.model.num_tasks, options.model.task_conditioning = data.num_tasks, data.task_conditioning
         if data.num_tasks > 1 and self.config.subcommand == "fit":
             self._plan_epochs(data)
+        forecast.check_networks(options.model.as_dict())
         options.weights_only = True  # a checkpoint from elsewhere executes nothing
         if "verbose" in options:
             options.verbose = False  # our own table is printed instead
@@ -197,6 +198,7 @@ class BayesCLI(LightningCLI):
             callbacks.LearningCurve(),
             video.VideoWriter(),
             callbacks.GracefulStop(),
+            forecast.Forecast(),
             ErrorLog(Path(os.path.relpath(run))),
         ]
         if options.trainer.enable_progress_bar is not False:
@@ -217,6 +219,10 @@ class BayesCLI(LightningCLI):
         if not getattr(trainer, "fast_dev_run", False):
             self.datamodule.directory = run / "replay"
         return trainer
+
+    def before_fit(self) -> None:
+        """Refuse what cannot fit."""
+        forecast.check_room(self.trainer, self.model, self.datamodule)
 
     def after_fit(self) -> None:
         """Play the test games with the best checkpoint, and say where everything is."""

@@ -56,6 +56,7 @@ RANKS = {
     "callbacks": 4,
     "video": 5,
     "options": 5,
+    "forecast": 5,
     "cli": 6,
 }
 # Within a rank nothing imports its neighbour, but for these pairs (importer, imported).

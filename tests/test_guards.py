@@ -16,6 +16,7 @@ from torch import nn
 import cli
 from bayes_rl import guards
 from bayes_rl.envs import EnvSettings, make_envs
+from bayes_rl.games import Games
 from bayes_rl.guards import SKIPS_IN_A_ROW, UpdateGuard, WatchedEnvs
 from bayes_rl.module import VariationalActorCritic
 from bayes_rl.types import RunError
@@ -356,27 +357,26 @@ def test_a_failing_reset_is_named_too(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_a_game_that_fails_in_a_validation_ends_the_run_with_the_last_checkpoint_intact(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    plays: list[int] = []
+    play = Games.play
+
+    def counted(self: Games, *arguments: Any) -> Any:
+        plays.append(len(self))
+        return play(self, *arguments)
+
     def later(env: Fragile) -> tuple[Any, float]:
-        if len(Fragile.made) > 11 and env is Fragile.made[-1] and validations(Fragile.made) == 2:
+        if len(plays) == 2:
             raise ValueError("gone")
         return np.zeros(4, np.float32), 1.0
 
-    def validations(made: list[Fragile]) -> int:
-        return len(made) - first[0] if first else 0
-
-    first: list[int] = []
-    setup = cli.ReplayDataModule.setup
-
-    def note(self: Any, stage: str) -> None:
-        setup(self, stage)
-        if stage == "fit":
-            first.append(len(Fragile.made) + 1)  # and one that is made to see whether it can be
-
-    monkeypatch.setattr(cli.ReplayDataModule, "setup", note)
+    monkeypatch.setattr(Games, "play", counted)
     monkeypatch.setattr(Fragile, "happens", staticmethod(later))
-    line = failure(monkeypatch, capsys, *FRAGILE, "--trainer.max_epochs=3")
+    line = failure(monkeypatch, capsys, *FRAGILE)
     assert "environment 0 of BayesRLTests/Fragile-v0" in line
     assert "1 actions since) raised ValueError: gone" in line
+    saved = torch.load("runs/cartpole/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 60
+    assert "last.ckpt is from before" in line
 
 
 def test_which_atari_game_failed_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
