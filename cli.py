@@ -22,12 +22,13 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from bayes_rl import callbacks, checkpoints, summary, video
+from bayes_rl import callbacks, checkpoints, forecast, summary, video
 from bayes_rl.datamodule import ReplayDataModule
 from bayes_rl.export import is_export, load_weights, read_export
+from bayes_rl.guards import ErrorLog
 from bayes_rl.module import VariationalActorCritic
 from bayes_rl.options import find_checkpoint, given_options, one_line, option_names, saved_options
-from bayes_rl.types import ConfigError
+from bayes_rl.types import ConfigError, RunError
 
 LINKED = (
     *("game", "observation_shape", "num_actions", "pixel_scale", "num_categories", "num_tasks", "task_conditioning"),
@@ -151,6 +152,7 @@ class BayesCLI(LightningCLI):
         options.model.num_tasks, options.model.task_conditioning = data.num_tasks, data.task_conditioning
         if data.num_tasks > 1 and self.config.subcommand == "fit":
             self._plan_epochs(data)
+        forecast.check_networks(options.model.as_dict())
         options.weights_only = True  # a checkpoint from elsewhere executes nothing
         if "verbose" in options:
             options.verbose = False  # our own table is printed instead
@@ -205,6 +207,8 @@ class BayesCLI(LightningCLI):
             callbacks.LearningCurve(),
             video.VideoWriter(),
             callbacks.GracefulStop(),
+            forecast.Forecast(),
+            ErrorLog(Path(os.path.relpath(run))),
         ]
         if options.trainer.enable_progress_bar is not False:
             extra.append(callbacks.FrameProgress())
@@ -234,6 +238,10 @@ class BayesCLI(LightningCLI):
         """Plugins of the trainer's own option."""
         plugins = self.config_init[self.config.subcommand].trainer.plugins
         return plugins if isinstance(plugins, list) else [plugins] if plugins else []
+
+    def before_fit(self) -> None:
+        """Refuse what cannot fit."""
+        forecast.check_room(self.trainer, self.model, self.datamodule)
 
     def after_fit(self) -> None:
         """Play the test games with the best checkpoint, and say where everything is."""
@@ -336,11 +344,14 @@ def run(args: ArgsType = None) -> BayesCLI:
 
 
 def main() -> None:
-    """Entry point: bad input prints one line and exits with 2."""
+    """Entry point: bad input prints one line and exits with 2, what a run cannot go on after one and with 1."""
     try:
         run()
     except KeyboardInterrupt:
         sys.exit(130)
+    except RunError as error:
+        print(f"bayes-rl: error: {error}", file=sys.stderr)
+        sys.exit(1)
     except (ConfigError, ArgumentError) as error:
         text = str(error) if isinstance(error, ConfigError) else one_line(error, option_names())
         print(f"bayes-rl: error: {text}", file=sys.stderr)

@@ -59,7 +59,7 @@ class AtariEnvs(Envs):
             reward_clipping=False,  # clipped at sampling: reported scores stay raw
             autoreset_mode=AutoresetMode.NEXT_STEP,  # see `steps_per_seed`
         )
-        self.num_envs = num_envs
+        self.name, self.num_envs = settings.env, num_envs
         self.num_actions = int(self._envs.single_action_space.n)  # type: ignore[attr-defined]
         self.screen_shape = (3, height, width) if rgb else (1, SIDE, SIDE)
         self.screen_dtype = np.dtype(np.uint8)

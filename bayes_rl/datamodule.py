@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from bayes_rl.envs import Envs, EnvSettings, check_env, episode_seed, game_name,
 from bayes_rl.exploration import EpsilonSchedule
 from bayes_rl.games import Games
 from bayes_rl.loaders import GameLoader, StreamLoader
-from bayes_rl.replay import ReplayBuffer, check_disk
+from bayes_rl.replay import ReplayBuffer
 from bayes_rl.settings import check_data
 from bayes_rl.stream import ReplayStream
 from bayes_rl.tasks import plan
@@ -131,9 +132,10 @@ class ReplayDataModule(pl.LightningDataModule):
         check(self.batches_per_epoch >= 1, "data.frames_per_epoch", frames_per_epoch, rule)
         # A small ring finds bad settings and the shapes before anything is written.
         probe = make_envs(self.settings, num_envs)
-        self._replay(probe)
+        with contextlib.suppress(MemoryError):  # settings are checked first, and later its place is on disk
+            self._replay(probe)
         self.num_actions, self.num_categories = probe.num_actions, probe.num_categories
-        self.pixel_scale = probe.pixel_scale
+        self.pixel_scale, self.screen_dtype = probe.pixel_scale, probe.screen_dtype
         channels, *rest = probe.screen_shape
         self.observation_shape = (frame_stack * channels, *rest)
         probe.close()
@@ -155,7 +157,6 @@ class ReplayDataModule(pl.LightningDataModule):
 
     def _replay(self, envs: Envs, directory: Path | None = None) -> ReplayBuffer:
         options = self.hparams
-        steps_per_epoch = -(-self.frames_per_epoch // (self.settings.frame_skip * envs.num_envs))
         return ReplayBuffer(
             options.replay_capacity,
             envs.num_envs,
@@ -166,8 +167,7 @@ class ReplayDataModule(pl.LightningDataModule):
             gamma=options.gamma,
             life_loss=options.life_loss,
             reward_clip=options.reward_clip,
-            # A quarter more than the steps of an epoch, for the final screens of its episodes.
-            slack=steps_per_epoch + steps_per_epoch // 4,
+            slack=self.slack,
             directory=directory,
         )
 
@@ -177,7 +177,6 @@ class ReplayDataModule(pl.LightningDataModule):
             return
         trainer = self.trainer
         agent: Any = trainer.lightning_module
-        self._check_disk()
         self.visit, self.settings = 0, self.curriculum.settings[0]
         envs, replay = self._games_and_replay(0)
         self.stream = ReplayStream(
@@ -227,12 +226,16 @@ class ReplayDataModule(pl.LightningDataModule):
         rng = np.random.default_rng([self.seed, self.stream.rank, FISHER, self.stream.updates])
         return self.stream.replay.sample(count, rng)
 
-    def _check_disk(self) -> None:
-        if self.directory is not None:
-            shape, capacity = self.observation_shape, self.hparams.replay_capacity
-            screen = int(np.prod(shape)) // self.frame_stack * (1 if len(shape) == 3 else 4)  # pixels, or numbers
-            rings = self.curriculum.visits if self.hparams.keep_replays else min(2, self.curriculum.visits)
-            check_disk(self.directory, rings * capacity * screen, "data.replay_capacity", capacity)
+    @property
+    def slack(self) -> int:
+        """Slots of a ring that are not sampled: a quarter more than the steps of an epoch, for its final screens."""
+        steps = -(-self.frames_per_epoch // (self.settings.frame_skip * self.num_envs))
+        return steps + steps // 4
+
+    @property
+    def replays(self) -> int:
+        """Replays that there are at once: those of all visits, or of one and the one before."""
+        return self.curriculum.visits if self.hparams.keep_replays else min(2, self.curriculum.visits)
 
     def train_dataloader(self) -> StreamLoader:
         """The stream: no DataLoader, because a worker process would act with a stale copy of the policy."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bayes_rl.atari import ATARI_COLUMNS, ATARI_ROWS, AtariEnvs, atari_actions, atari_games
 from bayes_rl.types import ConfigError, check, nearest
 from bayes_rl.vector import UNSEEDED, BoolArray, Envs, EnvSettings, History, ObservationStack, Step
-from bayes_rl.wrappers import CommonSpaces, FrameSkip, FreshStart, Screen
+from bayes_rl.wrappers import CommonSpaces, FrameSkip, FreshStart, Numbered, Screen
 
 __all__ = [
     "UNSEEDED",
@@ -61,10 +61,9 @@ class GymnasiumEnvs(Envs):
     """Any other environment with discrete actions, stepped one after the other when received."""
 
     def __init__(self, settings: EnvSettings, num_envs: int) -> None:
-        self._envs = SyncVectorEnv(
-            [lambda: make_single(settings)] * num_envs, autoreset_mode=AutoresetMode.DISABLED, copy=True
-        )
-        self.num_envs = num_envs
+        makers = [lambda index=index: Numbered(make_single(settings), index) for index in range(num_envs)]
+        self._envs = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED, copy=True)
+        self.name, self.num_envs = settings.env, num_envs
         self.num_actions = int(self._envs.single_action_space.n)  # type: ignore[attr-defined]
         space = self._envs.single_observation_space
         self.screen_shape = tuple(space.shape)  # type: ignore[arg-type]

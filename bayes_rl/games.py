@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayes_rl.envs import AtariEnvs, EnvSettings, ObservationStack, Step, atari_games, make_envs, make_single
+from bayes_rl.guards import WatchedEnvs
 from bayes_rl.types import Judge, Judgement, Policy, check
 
 
@@ -86,7 +87,7 @@ class Games:
         """
         if not self.seeds:
             return []
-        envs = make_envs(self.settings, self.parallel)
+        envs = WatchedEnvs(make_envs(self.settings, self.parallel))
         stack = ObservationStack(self.parallel, self.frame_stack, envs.screen_shape, envs.screen_dtype)
         games = [Game(seed) for seed in self.seeds]
         waiting = list(range(len(games)))

@@ -14,6 +14,7 @@ from bayes_rl import losses
 from bayes_rl.consolidation import ConsolidationSettings, Consolidator
 from bayes_rl.diagnostics import training_values
 from bayes_rl.encoders import Layers
+from bayes_rl.guards import UpdateGuard
 from bayes_rl.lifelong import Lifelong
 from bayes_rl.likelihoods import make_likelihood
 from bayes_rl.networks import Twin, TwinOutput, TwinSettings, parameter_groups
@@ -155,6 +156,7 @@ class VariationalActorCritic(Lifelong):
         self.target_twin = copy.deepcopy(self.twin).requires_grad_(False) if target == "ema" else None
         kept = ConsolidationSettings(consolidation, *keeping)
         self.consolidator = Consolidator(self.twin, kept) if consolidation != "none" else None
+        self.guard = UpdateGuard()
         self._learning: set[tuple[int, int]] = set()  # pairs and tasks with a loss since the last optimizer step
 
     # ------------------------------------------------------------------ learning
@@ -172,8 +174,11 @@ class VariationalActorCritic(Lifelong):
         actor_loss = self._actor_loss(output, pairs)
         elbo_loss = losses.negative_elbo(nll, kl, batch.num_data, self.hparams.temperature)
         self.frames = batch.frames
-        self._log_training(batch, output, targets, nll=nll, kl=kl, ewc_penalty=ewc_penalty, actor_loss=actor_loss)
-        return elbo_loss + ewc_penalty + actor_loss
+        parts = {"nll": nll, "kl": kl, "ewc_penalty": ewc_penalty, "actor_loss": actor_loss}
+        self._log_training(batch, output, targets, **parts)
+        loss = elbo_loss + ewc_penalty + actor_loss
+        self.guard.note(loss, parts)
+        return loss
 
     def _training_weights(self) -> Weights:
         """A fresh draw of every output, or draws of the index that value and target share."""
@@ -221,10 +226,15 @@ class VariationalActorCritic(Lifelong):
         return total
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keep what rests as it is: a gradient of zero would still move it, by Adam's momentum and decay."""
+        """Keep what rests as it is: a gradient of zero would still move it, by Adam's momentum and decay.
+
+        Raises:
+            RunError: if too many updates in a row were not finite.
+        """
         for parameter in self.twin.resting(self._learning):
             parameter.grad = None
         self._learning.clear()
+        self.guard.check(optimizer, self.twin, scaled=str(self.trainer.precision) == "16-mixed")
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -256,17 +266,21 @@ class VariationalActorCritic(Lifelong):
         if not every or (self.global_step + 1) % every:
             return
         values = training_values(self.twin, batch, output, targets, self.hparams.temperature, parts)
+        values["train/skipped_updates"] = float(self.guard.skipped)
         self.log_dict(values | self._watch_penalty(parts["ewc_penalty"], parts["nll"]))
         self.log("step", float(batch.frames))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["frames"] = self.frames
+        self.guard.settle()
+        checkpoint["skipped_updates"] = self.guard.skipped
         checkpoint["torch_rng"] = torch.get_rng_state()
         if self.device.type == "cuda":
             checkpoint["cuda_rng"] = torch.cuda.get_rng_state(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.frames = checkpoint["frames"]
+        self.guard.skipped = checkpoint.get("skipped_updates", 0)  # older ones did not count them
         self._rng = {key: checkpoint[key] for key in ("torch_rng", "cuda_rng") if key in checkpoint}
 
     def on_train_start(self) -> None:

@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset
 
 from bayes_rl.envs import Envs, History, ObservationStack, Step, episode_seed
 from bayes_rl.exploration import Chance, EpsilonSchedule, draw_seed
+from bayes_rl.guards import WatchedEnvs
 from bayes_rl.replay import ReplayBuffer
 from bayes_rl.types import Batch, ConfigError, DrawPolicy, Policy
 
@@ -68,8 +69,7 @@ class ReplayStream(IterableDataset[Batch]):
         keep_replays: bool = False,
         restart_epsilon: bool = True,
     ) -> None:
-        self.draw_policy = draw_policy
-        self.policy, self.epsilon_schedule = policy, epsilon
+        self.policy, self.draw_policy, self.epsilon_schedule = policy, draw_policy, epsilon
         self.keep_replays, self.restart_epsilon = keep_replays, restart_epsilon
         self.batch_size, self.updates_per_step = batch_size, updates_per_step
         self.batches_per_epoch, self.min_replay_size = batches_per_epoch, min_replay_size
@@ -86,7 +86,7 @@ class ReplayStream(IterableDataset[Batch]):
 
     def _take(self, task: int, envs: Envs, replay: ReplayBuffer) -> None:
         """Begin with new games and an empty replay; counters go on."""
-        self.task, self.envs, self.replay = task, envs, replay
+        self.task, self.envs, self.replay = task, WatchedEnvs(envs), replay
         count = envs.num_envs
         self.stack = ObservationStack(count, replay.frame_stack, envs.screen_shape, envs.screen_dtype)
         self.lives = np.zeros(count, np.int64)

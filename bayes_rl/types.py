@@ -87,6 +87,19 @@ class ConfigError(ValueError):
         self.key = key
 
 
+class RunError(RuntimeError):
+    """Something that a run cannot go on after. Its text is one line.
+
+    Attributes:
+        remark: what became of the run, put behind the text where that is known.
+    """
+
+    remark = ""
+
+    def __str__(self) -> str:
+        return super().__str__() + self.remark
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The known word closest to `word`, as `"; nearest: 'x'"`, or an empty string if none is close."""
     close = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.5)

@@ -81,6 +81,7 @@ class Envs(ABC):
     """E environments stepped together: `reset`, then `send` and `recv` in turn.
 
     Attributes:
+        name: of the game, for messages.
         num_envs: E.
         num_actions: A.
         screen_shape: of one screen, channels first for images.
@@ -92,6 +93,7 @@ class Envs(ABC):
             place of a step and whatever the action: the others need not wait. 0 where every reset is seeded.
     """
 
+    name: str = ""
     num_envs: int
     num_actions: int
     screen_shape: tuple[int, ...]

@@ -105,3 +105,25 @@ class CommonSpaces(gym.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         screen, reward, terminated, truncated, info = self.env.step(self.action_map[int(action)])
         return self._padded(screen), reward, terminated, truncated, info
+
+
+class Numbered(gym.Wrapper[Any, Any, Any, Any]):
+    """One of several environments: what it raises has its number as the attribute `environment`."""
+
+    def __init__(self, env: gym.Env[Any, Any], number: int) -> None:
+        super().__init__(env)
+        self.number = number
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        try:
+            return self.env.reset(seed=seed, options=options)
+        except Exception as error:
+            error.environment = self.number  # type: ignore[attr-defined]
+            raise
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        try:
+            return self.env.step(action)
+        except Exception as error:
+            error.environment = self.number  # type: ignore[attr-defined]
+            raise

@@ -31,6 +31,7 @@ RANKS = {
     "atari": 1,
     "envs": 1,
     "fused": 1,
+    "guards": 1,
     "layers": 2,
     "bayes": 2,
     "encoders": 2,
@@ -58,6 +59,7 @@ RANKS = {
     "video": 5,
     "export": 5,
     "options": 5,
+    "forecast": 5,
     "cli": 6,
 }
 # Within a rank nothing imports its neighbour, but for these pairs (importer, imported).
