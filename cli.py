@@ -15,8 +15,8 @@ from typing import Any
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import torch
-from jsonargparse import ArgumentError
-from pytorch_lightning import seed_everything
+from jsonargparse import ArgumentError, Namespace
+from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -26,14 +26,17 @@ from bayes_rl import callbacks, summary, video
 from bayes_rl.datamodule import ReplayDataModule
 from bayes_rl.module import VariationalActorCritic
 from bayes_rl.options import (
+    check_config,
     find_checkpoint,
     given_options,
     one_line,
     option_names,
     saved_options,
     saved_trainer,
+    typed_options,
     with_own_config,
 )
+from bayes_rl.settings import check_trainer, check_values
 from bayes_rl.types import ConfigError
 
 LINKED = (
@@ -179,8 +182,21 @@ class BayesCLI(LightningCLI):
         assert isinstance(words, list)
         self._words = with_own_config(words)
         self._resumes_alone = self._words != words
+        for name, value in typed_options(self._words):
+            if name == "config" and value:
+                check_config(value)
         self.config = parser.parse_args(self._words)
-        options, typed = self._options(), given_options(self._words, [])
+        options = self._options()
+        seed = options.seed_everything
+        if isinstance(seed, bool) or seed is None or not 0 <= seed < 2**32:
+            raise ConfigError("seed_everything", seed, "must be a whole number from 0 to 4294967295")
+        for section, cls in (("trainer", Trainer), ("model", VariationalActorCritic), ("data", ReplayDataModule)):
+            if not isinstance(options[section], Namespace):
+                raise ConfigError(section, options[section], "is no mapping of options")
+            check_values(section, cls, options[section])
+        check_trainer(options.trainer)
+        self._check_name(options.name)
+        typed = given_options(self._words, [])
         if self._resumes_alone and "trainer.default_root_dir" not in typed:
             options.trainer.default_root_dir = None  # the run may have moved since, to another machine too
         for key in LINKED:
@@ -188,9 +204,12 @@ class BayesCLI(LightningCLI):
                 raise ConfigError(f"model.{key}", options.model[key], "follows from the data; drop it")
         if options.data.tasks and "data.env" in typed:
             raise ConfigError("data.env", options.data.env, "is not played beside --data.tasks; drop one of them")
-        seed = options.seed_everything
-        if isinstance(seed, bool) or not 0 <= seed < 2**32:
-            raise ConfigError("seed_everything", seed, "must be a whole number from 0 to 4294967295")
+
+    def _check_name(self, name: str) -> None:
+        inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+        short = all(len(os.fsencode(part)) <= 200 for part in Path(name).parts)
+        if not (inside and short and name.isprintable()):
+            raise ConfigError("name", name, "must be the short name of a directory below runs/")
 
     def _set_seed(self) -> None:
         """Seed everything, silently: an error found later should be the only line."""
@@ -272,13 +291,15 @@ class BayesCLI(LightningCLI):
             raise ConfigError("trainer.precision", precision, "is none of 32-true, bf16-mixed, 16-mixed")
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (ValueError, MisconfigurationException) as error:
+        except (ValueError, TypeError, MisconfigurationException) as error:
             text = " ".join(str(error).split())
-            named = re.search(r"`(\w+)=", text)
-            key = named[1] if named and named[1] in options.trainer else ""
+            words = [*re.findall(r"`(\w+)", text), *re.findall(r"\w+", text)]
+            words += ["max_time"] if options.trainer.max_time is not None else []  # refused without its name
+            key = next((word for word in words if word in options.trainer), "")
             raise ConfigError(f"trainer.{key}".rstrip("."), options.trainer.get(key), f"is refused: {text}") from None
         if trainer.world_size > 1:
-            raise ConfigError("trainer.devices", options.trainer.devices, "is more than one process can do; use 1")
+            key = "num_nodes" if options.trainer.num_nodes > 1 else "devices"
+            raise ConfigError(f"trainer.{key}", options.trainer[key], "is more than one process can do; use 1")
         if not getattr(trainer, "fast_dev_run", False):
             self.datamodule.directory = run / "replay"
         return trainer

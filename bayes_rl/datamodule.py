@@ -17,7 +17,7 @@ from bayes_rl.replay import ReplayBuffer, check_disk
 from bayes_rl.settings import check_data
 from bayes_rl.stream import ReplayStream
 from bayes_rl.tasks import plan
-from bayes_rl.types import Transition, check
+from bayes_rl.types import ConfigError, Transition, check
 
 STAGES = {"validate": 1_000_001, "test": 1_000_002, "predict": 1_000_003}
 """Stand where training has the rank in an episode's seed, so that no stage plays another's games."""
@@ -131,7 +131,11 @@ class ReplayDataModule(pl.LightningDataModule):
         check(self.batches_per_epoch >= 1, "data.frames_per_epoch", frames_per_epoch, rule)
         # A small ring finds bad settings and the shapes before anything is written.
         probe = make_envs(self.settings, num_envs)
-        self._replay(probe)
+        try:
+            self._replay(probe)
+        except MemoryError:
+            probe.close()
+            raise ConfigError("data.replay_capacity", replay_capacity, "is more than fits in memory") from None
         self.num_actions, self.num_categories = probe.num_actions, probe.num_categories
         self.pixel_scale = probe.pixel_scale
         channels, *rest = probe.screen_shape

@@ -40,7 +40,7 @@ def given_options(words: list[str], configs: list[Path]) -> set[str]:
     for name, value in typed_options(words):
         section, *key = name.split(".")[:2]
         if not key and section in SECTIONS and value is not None:  # a whole section, or a file of one
-            text = Path(value).read_text() if Path(value).is_file() else value
+            text = Path(value).read_text() if _is_file(value) else value
             given |= {f"{section}.{key}" for key in yaml.safe_load(text) or {}}
         given.add(".".join([section, *key]))
     for path in configs:
@@ -67,11 +67,41 @@ def with_own_config(words: list[str]) -> list[str]:
         path = find_checkpoint(path, root / (typed.get("name") or "*"))
         words.append(f"--ckpt_path={path}")
     config = _own_config(path)
-    return [words[0], f"--config={config}", *words[1:]] if config.is_file() else words
+    return [words[0], f"--config={config}", *words[1:]] if _is_file(str(config)) else words
 
 
 def _own_config(checkpoint: str) -> Path:
     return Path(checkpoint).parent.parent / "config.yaml"
+
+
+def check_config(path: str) -> None:
+    """Raise `ConfigError` unless a file, if there is one, is a mapping in YAML that names nothing twice."""
+    if not _is_file(path):
+        return  # the parser says so, or takes it for the text itself
+    try:
+        root = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError("config", path, f"is no YAML mapping of options: {' '.join(str(error).split())}") from None
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError("config", path, "is no YAML mapping of options")
+    for key, value in root.value:
+        if key.value in SECTIONS and isinstance(value, yaml.SequenceNode):
+            raise ConfigError(key.value, path, "has a list here, no mapping of options")
+    sections = [("", root), *((f"{key.value}.", value) for key, value in root.value)]
+    for prefix, node in sections:
+        names = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        if not all(isinstance(name, str) for name in names):
+            raise ConfigError("config", path, "is no YAML mapping of options: some name is a list or a mapping")
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError("config", path, f"names {prefix}{name} twice")
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # a name too long for any file, or with characters that none can have
+        return False
 
 
 def saved_trainer(checkpoint: str) -> dict[str, Any]:
@@ -96,7 +126,7 @@ def find_checkpoint(path: str, directory: Path) -> str:
             hint = f"; nearest: {other!r}" if any(root.glob(f"{runs}/{other}*.ckpt")) else ""
             raise ConfigError("ckpt_path", path, f"finds no checkpoint below {root}{hint}")
         return str(found[-1])
-    if not Path(path).is_file():
+    if not _is_file(path):
         folder = Path(path).parent
         known = [str(p) for p in (folder.glob("*.ckpt") if folder.is_dir() else Path("runs").glob("*/*/*/*.ckpt"))]
         raise ConfigError("ckpt_path", path, f"does not exist{nearest(path, known)}")
@@ -132,7 +162,7 @@ def saved_options(path: str, needed: Iterable[str]) -> dict[str, dict[str, Any]]
 def _config_names() -> str:
     """The configuration files on the command line, as typed."""
     words = [word.removeprefix("--config=") for word in sys.argv[1:]]
-    return ", ".join(repr(word) for word in words if Path(word).is_file())
+    return ", ".join(repr(word) for word in words if _is_file(word))
 
 
 def one_line(error: Exception, known: list[str]) -> str:
