@@ -63,8 +63,14 @@ LEARNING = {
 MOMENTARY = {"refill_replay", "render", "fps"}
 """Data options of one command only, never taken from a checkpoint."""
 
-DECISIVE = ("precision", "deterministic", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches")
-"""Trainer options that results depend on."""
+DECISIVE: dict[str, tuple[object, ...]] = {
+    "precision": (None, 32, "32", "32-true"),
+    "deterministic": (None, False),
+    "gradient_clip_val": (None, 0),
+    "gradient_clip_algorithm": (None, "norm"),
+    "accumulate_grad_batches": (None, 1),
+}
+"""Trainer options that results depend on, and values that say the same as none."""
 
 EXACT = {"exit_on_error": False, "allow_abbrev": False}
 """Options of the parser: an error is raised for `main` to word, and no option may be shortened."""
@@ -167,10 +173,10 @@ class BayesCLI(LightningCLI):
     def _name_decisive(self, saved: dict[str, Any]) -> None:
         """Name the trainer's options that are not the run's own although results depend on them."""
         now = self._options().trainer
-        usual = (None, False, 1, 32, "32", "32-true")  # other words for an option that is not given
-        for key in DECISIVE if self.config.subcommand == "fit" else DECISIVE[:1]:
+        for key, usual in DECISIVE.items():
             before, after = (None if value in usual else value for value in (saved.get(key), now.get(key)))
-            if saved and before != after:
+            plays = self.config.subcommand != "fit" and key != "precision"
+            if saved and before != after and not plays:
                 print(f"trainer.{key}: {saved.get(key)} in the run's config.yaml, {now.get(key)} now")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -240,13 +246,15 @@ class BayesCLI(LightningCLI):
     def _plan_epochs(self, data: ReplayDataModule) -> None:
         """As many epochs as the tasks take, unless fewer are asked for; the untrained agent is validated too."""
         trainer, planned = self._options().trainer, data.curriculum.visits * data.curriculum.epochs
-        given = given_options(self._words, self._configs())
+        given = given_options(self._words, [Path(str(c)) for c in self._options().get("config") or []])
         if "trainer.max_epochs" not in given:
             trainer.max_epochs = planned
         if trainer.max_epochs is None or not 0 <= trainer.max_epochs <= planned:
             problem = f"is not what the tasks take: {planned} epochs of --data.frames_per_epoch; drop it"
             raise ConfigError("trainer.max_epochs", trainer.max_epochs, problem)
-        if "trainer.num_sanity_val_steps" not in given and not self._options().get("ckpt_path"):
+        if self._resumes_alone:
+            trainer.num_sanity_val_steps = 0  # the untrained agent has been validated
+        elif "trainer.num_sanity_val_steps" not in given and not self._options().get("ckpt_path"):
             trainer.num_sanity_val_steps = data.num_tasks
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:

@@ -43,7 +43,7 @@ def given_options(words: list[str], configs: list[Path]) -> set[str]:
             text = Path(value).read_text() if _is_file(value) else value
             given |= {f"{section}.{key}" for key in yaml.safe_load(text) or {}}
         given.add(".".join([section, *key]))
-    for path in configs:
+    for path in [path for path in configs if _is_file(str(path))]:
         for section, value in (yaml.safe_load(path.read_text()) or {}).items():
             given |= {f"{section}.{key}" for key in value} if isinstance(value, dict) else {section}
     return given
@@ -105,10 +105,13 @@ def _is_file(path: str) -> bool:
 
 
 def saved_trainer(checkpoint: str) -> dict[str, Any]:
-    """Options of the trainer in the configuration beside a checkpoint; none if there is no such file."""
-    config = _own_config(checkpoint)
-    saved = yaml.safe_load(config.read_text()) if config.is_file() else None
-    return dict(saved.get("trainer") or {}) if isinstance(saved, dict) else {}
+    """Options of the trainer in the configuration beside a checkpoint; none if it cannot be read."""
+    try:
+        saved = yaml.safe_load(_own_config(checkpoint).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    trainer = saved.get("trainer") if isinstance(saved, dict) else None
+    return trainer if isinstance(trainer, dict) else {}
 
 
 def find_checkpoint(path: str, directory: Path) -> str:
