@@ -15,8 +15,8 @@ from typing import Any, Literal
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import torch
-from jsonargparse import ArgumentError
-from pytorch_lightning import seed_everything
+from jsonargparse import ArgumentError, Namespace
+from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -27,7 +27,18 @@ from bayes_rl.datamodule import ReplayDataModule
 from bayes_rl.export import is_export, load_weights, read_export
 from bayes_rl.guards import ErrorLog
 from bayes_rl.module import VariationalActorCritic
-from bayes_rl.options import find_checkpoint, given_options, one_line, option_names, saved_options
+from bayes_rl.options import (
+    check_config,
+    find_checkpoint,
+    given_options,
+    one_line,
+    option_names,
+    saved_options,
+    saved_trainer,
+    typed_options,
+    with_own_config,
+)
+from bayes_rl.settings import check_trainer, check_values
 from bayes_rl.types import ConfigError, RunError
 
 LINKED = (
@@ -45,6 +56,24 @@ FIXED = {
 NETWORKS = {"tasks", "task_conditioning"}
 """Data options that decide what the networks are."""
 
+LEARNING = {
+    *("temperature", "draws", "exploration", "bootstrap", "tau", "actor_loss", "policy_temperature", "entropy_weight"),
+    *("update_pairs", "optimizer_at_switch", "critic_at_switch"),
+}
+"""Model options that no saved state depends on; a resumed run may change them if that is said to be meant."""
+
+MOMENTARY = {"refill_replay", "render", "fps"}
+"""Data options of one command only, never taken from a checkpoint."""
+
+DECISIVE: dict[str, tuple[object, ...]] = {
+    "precision": (None, 32, "32", "32-true"),
+    "deterministic": (None, False),
+    "gradient_clip_val": (None, 0),
+    "gradient_clip_algorithm": (None, "norm"),
+    "accumulate_grad_batches": (None, 1),
+}
+"""Trainer options that results depend on, and values that say the same as none."""
+
 EXACT = {"exit_on_error": False, "allow_abbrev": False}
 """Options of the parser: an error is raised for `main` to word, and no option may be shortened."""
 
@@ -61,6 +90,8 @@ class BayesCLI(LightningCLI):
         parser.add_argument("--name", type=str, default="", help="Name of the run, a directory below runs/.")
         help = "A save that finds no room on the disk ends the run, or is left out."
         parser.add_argument("--on_full_disk", type=Literal[checkpoints.ON_FULL_DISK], default="stop", help=help)
+        text = "Go on from a checkpoint although options differ from it."
+        parser.add_argument("--allow_overrides", type=bool, nargs="?", const=True, default=False, help=text)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.set_defaults(
             {"trainer.num_sanity_val_steps": 0, "trainer.log_every_n_steps": 100, "trainer.max_epochs": 10}
@@ -68,6 +99,10 @@ class BayesCLI(LightningCLI):
 
     def _options(self) -> Any:
         return self.config[self.config.subcommand]
+
+    def _configs(self) -> list[Path]:
+        """The configuration files that were typed."""
+        return [] if self._resumes_alone else [Path(str(c)) for c in self._options().get("config") or []]
 
     def _run_directory(self) -> Path:
         options = self._options()
@@ -90,45 +125,103 @@ class BayesCLI(LightningCLI):
         saved = saved_options(options.ckpt_path, LINKED)
         self._saved_model = saved["model"]
         self._take_over(saved)
+        self._name_decisive(saved_trainer(options.ckpt_path))
 
     def _take_over(self, saved: dict[str, Any]) -> None:
-        """Use the checkpoint's options; stop at a typed one that would break the run.
+        """Use the checkpoint's options; stop at typed ones that differ.
 
-        A typed or configured option that a resumed run may change (`--data.n_step`, ...) is used as given.
+        With `--allow_overrides` typed options are used where the run does not break. Options of a configuration that
+        a resumed run may change (`data.n_step`, ...) are used as given, and so are all that say what a trained agent
+        plays.
         """
         options, fitting = self._options(), self.config.subcommand == "fit"
-        typed = given_options(sys.argv[1:], [])
-        given = given_options(sys.argv[1:], [Path(str(c)) for c in options.get("config") or []])
+        typed = given_options(self._words, [])
+        given = given_options(self._words, self._configs())
+        broken: list[tuple[str, Any, str]] = []
+        differing: list[tuple[str, Any, str]] = []
         for section, values in saved.items():
             for key, value in values.items():
+                asked = options[section].get(key)
                 linked = section == "model" and key in LINKED
-                if linked or key not in options[section] or value == options[section][key]:
+                if linked or key in MOMENTARY or key not in options[section] or value == asked:
                     continue
                 name = "seed_everything" if key == "seed" else f"{section}.{key}"
                 binding = section == "model" or key in NETWORKS or (fitting and key in FIXED)
-                if binding and name in typed:
-                    problem = f"contradicts the checkpoint, which has {value!r}; drop it or start a new run"
-                    raise ConfigError(name, options[section][key], problem)
-                if not binding and name in given:
-                    continue
-                if name in given:
-                    print(f"from the checkpoint: {name} = {value} (the configuration has {options[section][key]})")
-                options[section][key] = value
-                if key == "seed":
-                    options.seed_everything = value
+                if name in typed:
+                    line = (name, asked, f"{name}: {value} in the checkpoint, {asked} typed")
+                    if binding and not (section == "model" and key in LEARNING):
+                        broken.append(line)
+                    elif binding or fitting:
+                        differing.append(line)
+                elif not binding and name in given:
+                    if fitting:
+                        print(f"{name}: {value} in the checkpoint, {asked} in the configuration, which is used")
+                else:
+                    if name in given:
+                        print(f"from the checkpoint: {name} = {value} (the configuration has {asked})")
+                    options[section][key] = value
+                    if key == "seed":
+                        options.seed_everything = value
+        self._refuse(broken, differing)
+
+    def _refuse(self, broken: list[tuple[str, Any, str]], differing: list[tuple[str, Any, str]]) -> None:
+        """Stop at typed options that differ from the checkpoint's: always where they break the run."""
+        lines = "; ".join(line for _, _, line in [*broken, *differing])
+        if broken:
+            problem = f"contradicts the checkpoint ({lines}); drop it or start a new run"
+            raise ConfigError(*broken[0][:2], problem)
+        if differing and not ("allow_overrides" in given_options(self._words, []) and self._options().allow_overrides):
+            problem = f"differs from the checkpoint ({lines}); --allow_overrides goes on with what is typed"
+            raise ConfigError(*differing[0][:2], problem)
+        if differing:
+            print(lines.replace("; ", "\n"))
+
+    def _name_decisive(self, saved: dict[str, Any]) -> None:
+        """Name the trainer's options that are not the run's own although results depend on them."""
+        now = self._options().trainer
+        for key, usual in DECISIVE.items():
+            before, after = (None if value in usual else value for value in (saved.get(key), now.get(key)))
+            plays = self.config.subcommand != "fit" and key != "precision"
+            if saved and before != after and not plays:
+                print(f"trainer.{key}: {saved.get(key)} in the run's config.yaml, {now.get(key)} now")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse everything, and refuse what no range of a type can express."""
-        super().parse_arguments(parser, args)
-        for key in LINKED:
-            if f"model.{key}" in given_options(sys.argv[1:], []):  # a saved configuration may hold them
-                raise ConfigError(f"model.{key}", self._options().model[key], "follows from the data; drop it")
+        """Parse everything, and refuse what no range of a type can express.
+
+        A run that is resumed by its checkpoint alone goes on with its own configuration.
+        """
+        words = sys.argv[1:] if args is None else args
+        assert isinstance(words, list)
+        self._words = with_own_config(words)
+        self._resumes_alone = self._words != words
+        for name, value in typed_options(self._words):
+            if name == "config" and value:
+                check_config(value)
+        self.config = parser.parse_args(self._words)
         options = self._options()
-        if options.data.tasks and "data.env" in given_options(sys.argv[1:], []):
-            raise ConfigError("data.env", options.data.env, "is not played beside --data.tasks; drop one of them")
         seed = options.seed_everything
-        if isinstance(seed, bool) or not 0 <= seed < 2**32:
+        if isinstance(seed, bool) or seed is None or not 0 <= seed < 2**32:
             raise ConfigError("seed_everything", seed, "must be a whole number from 0 to 4294967295")
+        for section, cls in (("trainer", Trainer), ("model", VariationalActorCritic), ("data", ReplayDataModule)):
+            if not isinstance(options[section], Namespace):
+                raise ConfigError(section, options[section], "is no mapping of options")
+            check_values(section, cls, options[section])
+        check_trainer(options.trainer)
+        self._check_name(options.name)
+        typed = given_options(self._words, [])
+        if self._resumes_alone and "trainer.default_root_dir" not in typed:
+            options.trainer.default_root_dir = None  # the run may have moved since, to another machine too
+        for key in LINKED:
+            if f"model.{key}" in typed:  # a saved configuration may hold them
+                raise ConfigError(f"model.{key}", options.model[key], "follows from the data; drop it")
+        if options.data.tasks and "data.env" in typed:
+            raise ConfigError("data.env", options.data.env, "is not played beside --data.tasks; drop one of them")
+
+    def _check_name(self, name: str) -> None:
+        inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+        short = all(len(os.fsencode(part)) <= 200 for part in Path(name).parts)
+        if not (inside and short and name.isprintable()):
+            raise ConfigError("name", name, "must be the short name of a directory below runs/")
 
     def _set_seed(self) -> None:
         """Seed everything, silently: an error found later should be the only line."""
@@ -160,14 +253,15 @@ class BayesCLI(LightningCLI):
     def _plan_epochs(self, data: ReplayDataModule) -> None:
         """As many epochs as the tasks take, unless fewer are asked for; the untrained agent is validated too."""
         trainer, planned = self._options().trainer, data.curriculum.visits * data.curriculum.epochs
-        configs = [Path(str(c)) for c in self._options().get("config") or []]
-        given = given_options(sys.argv[1:], configs)
+        given = given_options(self._words, [Path(str(c)) for c in self._options().get("config") or []])
         if "trainer.max_epochs" not in given:
             trainer.max_epochs = planned
         if trainer.max_epochs is None or not 0 <= trainer.max_epochs <= planned:
             problem = f"is not what the tasks take: {planned} epochs of --data.frames_per_epoch; drop it"
             raise ConfigError("trainer.max_epochs", trainer.max_epochs, problem)
-        if "trainer.num_sanity_val_steps" not in given and not self._options().get("ckpt_path"):
+        if self._resumes_alone:
+            trainer.num_sanity_val_steps = 0  # the untrained agent has been validated
+        elif "trainer.num_sanity_val_steps" not in given and not self._options().get("ckpt_path"):
             trainer.num_sanity_val_steps = data.num_tasks
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
@@ -220,13 +314,15 @@ class BayesCLI(LightningCLI):
             raise ConfigError("trainer.precision", precision, "is none of 32-true, bf16-mixed, 16-mixed")
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (ValueError, MisconfigurationException) as error:
+        except (ValueError, TypeError, MisconfigurationException) as error:
             text = " ".join(str(error).split())
-            named = re.search(r"`(\w+)=", text)
-            key = named[1] if named and named[1] in options.trainer else ""
+            words = [*re.findall(r"`(\w+)", text), *re.findall(r"\w+", text)]
+            words += ["max_time"] if options.trainer.max_time is not None else []  # refused without its name
+            key = next((word for word in words if word in options.trainer), "")
             raise ConfigError(f"trainer.{key}".rstrip("."), options.trainer.get(key), f"is refused: {text}") from None
         if trainer.world_size > 1:
-            raise ConfigError("trainer.devices", options.trainer.devices, "is more than one process can do; use 1")
+            key = "num_nodes" if options.trainer.num_nodes > 1 else "devices"
+            raise ConfigError(f"trainer.{key}", options.trainer[key], "is more than one process can do; use 1")
         if not getattr(trainer, "fast_dev_run", False):
             self.datamodule.directory = run / "replay"
             if self.config.subcommand == "fit":

@@ -116,20 +116,6 @@ def test_a_normal_run_prints_no_warning(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ resume
-def test_two_epochs_and_a_resumed_third_equal_three_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    run(monkeypatch, "fit", *TINY, "--name=straight", "--trainer.max_epochs=3")
-    run(monkeypatch, "fit", *TINY, "--name=parts")
-    run(monkeypatch, "fit", *TINY, "--name=parts", "--trainer.max_epochs=3", "--ckpt_path=last")
-    straight, parts = (Path(f"runs/{name}/version_0") for name in ("straight", "parts"))
-    a, b = weights(straight / "checkpoints/last.ckpt"), weights(parts / "checkpoints/last.ckpt")
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[k], b[k]) for k in a)
-    one, two = curves(straight), curves(parts)
-    for tag in ("train/nll", "train/q", "train/return_mean", "val/return_mean", "train/epsilon"):
-        assert one[tag] == two[tag]
-    assert np.array_equal(np.load(straight / "metrics.npy"), np.load(parts / "metrics.npy"))
-
-
 def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +255,17 @@ def test_a_checkpoint_loads_alone_and_holds_no_code(trained: Path) -> None:
     module = VariationalActorCritic.load_from_checkpoint(trained, weights_only=True)
     assert module.hparams.observation_shape == (4,)
     assert module.act(torch.zeros(5, 4)).shape == (5,)
+
+
+def test_deterministic_algorithms_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # Lightning sets it, for good
+    small = ["--config", str(ROOT / "configs/minatar.yaml"), "--trainer.fast_dev_run=true", "--data.batch_size=4"]
+    small += ["--data.min_replay_size=64", "--data.replay_capacity=2000", "--trainer.enable_progress_bar=false"]
+    try:
+        run(monkeypatch, "fit", *small, "--trainer.deterministic", "true")
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 # ------------------------------------------------------------------------------------------------------- configs
