@@ -17,7 +17,6 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 import torch
 from jsonargparse import ArgumentError, Namespace
 from pytorch_lightning import Trainer, seed_everything
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -143,7 +142,7 @@ class BayesCLI(LightningCLI):
             for key, value in values.items():
                 asked = options[section].get(key)
                 linked = section == "model" and key in LINKED
-                if linked or key in MOMENTARY or key not in options[section] or value == asked:
+                if linked or key in MOMENTARY or key not in options[section] or _same(value, asked):
                     continue
                 name = "seed_everything" if key == "seed" else f"{section}.{key}"
                 binding = section == "model" or key in NETWORKS or (fitting and key in FIXED)
@@ -289,14 +288,14 @@ class BayesCLI(LightningCLI):
         tasks = self._options().data.tasks
         if tasks:  # which agent is the best one depends on the task: that of each visit's end is kept
             every = round(options.data.frames_per_task / options.data.frames_per_epoch)
-            kept: ModelCheckpoint = callbacks.TaskEnds(
+            kept: callbacks.KeptCheckpoint = callbacks.TaskEnds(
                 filename="end_of_task_{epoch}", save_top_k=-1, every_n_epochs=every, **saving
             )
         else:
-            kept = ModelCheckpoint(filename="best", monitor="val/return_mean", mode="max", **saving)
+            kept = callbacks.KeptCheckpoint(filename="best", monitor="val/return_mean", mode="max", **saving)
         extra = [
             kept,
-            ModelCheckpoint(filename="last", **saving),  # `save_last` would follow the best one only
+            callbacks.KeptCheckpoint(filename="last", **saving),  # `save_last` would follow the best one only
             callbacks.StreamMetrics(),
             callbacks.LearningCurve(),
             video.VideoWriter(),
@@ -380,6 +379,12 @@ class BayesCLI(LightningCLI):
     def _print_scores(self, stage: str) -> None:
         scores = summary.as_scores(self.trainer.callback_metrics, stage)
         print(summary.report(self.datamodule, scores, {"checkpoint": str(self._options().ckpt_path)}))
+
+
+def _same(saved: Any, asked: Any) -> bool:
+    """Whether two values of an option are the same; checkpoints hold tuples as lists."""
+    plain = [list(value) if isinstance(value, tuple) else value for value in (saved, asked)]
+    return bool(plain[0] == plain[1])
 
 
 class _SaveConfig(SaveConfigCallback):

@@ -143,12 +143,20 @@ def error_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return lines[0]
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_what_differs_from_the_checkpoint_is_named_and_has_to_be_meant(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ["fit", "--ckpt_path=last", "--trainer.max_epochs=2"]
-    line = error_of(monkeypatch, capsys, *more, "--data.n_step=3", "--model.tau=0.5", "--data={gamma: 0.5}")
+    line = error_of(
+        monkeypatch,
+        capsys,
+        *more,
+        "--data.n_step=3",
+        "--model.tau=0.5",
+        "--data={gamma: 0.5}",
+        "--model.value_range=[-10.0,10.0]",
+    )
+    assert "value_range" not in line  # a list is what a checkpoint makes of a tuple
     for word in (
         "data.n_step: 5 in the checkpoint, 3 typed",
         "model.tau: 0.01",
@@ -160,6 +168,7 @@ def test_what_differs_from_the_checkpoint_is_named_and_has_to_be_meant(
         line = error_of(monkeypatch, capsys, *more, "--allow_overrides", "--data.n_step=3", option)
         assert option[2:].split("=")[0] in line
         assert "new run" in line
+    before = torch.load(small / "runs/game/version_0/checkpoints/last.ckpt", weights_only=True)
     small.rename(tmp_path / "there")  # as on another machine: no path of the old one is used
     monkeypatch.chdir(tmp_path / "there")
     typed = ["--data.n_step=3", "--allow_overrides", "--trainer.gradient_clip_val=5"]
@@ -169,6 +178,11 @@ def test_what_differs_from_the_checkpoint_is_named_and_has_to_be_meant(
     assert "data.n_step: 5 in the checkpoint, 3 typed\n" in printed
     assert "trainer.gradient_clip_val: 10 in the run's config.yaml, 5" in printed
     assert sorted(tmp_path.iterdir()) == [tmp_path / "there"]
+    best = resumed.trainer.checkpoint_callback  # it has not forgotten the score to beat
+    assert best.best_model_score >= next(
+        s["best_model_score"] for s in before["callbacks"].values() if s.get("monitor")
+    )
+    assert Path(best.best_model_path) == tmp_path / "there/runs/game/version_0/checkpoints/best.ckpt"
     played = run(tmp_path / "there", monkeypatch, "validate", "--ckpt_path=last", "--data.eval_games=3")
     assert (played.datamodule.hparams.eval_games, played.datamodule.hparams.n_step) == (3, 3)
     assert "  games                   3.00" in capsys.readouterr().out
