@@ -50,6 +50,8 @@ OPTIONS = [
 ]
 CHANGING = ("history", "dirpath", "best_model_path", "last_model_path", "kth_best_model_path", "best_k_models")
 """Keys of a checkpoint that name a run, not what it learned: its replay's files, its directory."""
+FORGOTTEN = ("current_score",)
+"""Keys that Lightning saves and does not restore: the score of the latest best checkpoint of this process."""
 
 
 def start(folder: Path, epochs: int, seed: int, words: list[str]) -> int:
@@ -115,7 +117,7 @@ def differences(ours: Any, theirs: Any, where: str = "") -> Iterator[str]:
     """Paths of all values in which two checkpoints differ."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         for key in [*ours, *(key for key in theirs if key not in ours)]:
-            if str(key) in CHANGING:
+            if str(key) in CHANGING + FORGOTTEN:
                 continue
             if key not in ours or key not in theirs:
                 yield f"{where}/{key}"
@@ -180,7 +182,12 @@ def compare(disturbed: Path, straight: Path) -> dict[str, Any]:
     found = list(differences(load_verified(ours)[0], load_verified(theirs)[0]))
     a, b = (curves(path.parents[1]) for path in (ours, theirs))
     points = [f"{tag} at {step}" for tag, step in a.keys() | b.keys() if a.get((tag, step)) != b.get((tag, step))]
-    return {"different_values": found, "points_compared": len(b), "different_points": sorted(points)}
+    return {
+        "different_values": found,
+        "points_compared": len(b),
+        "different_points": sorted(points),
+        "not_compared": [*CHANGING, *FORGOTTEN],
+    }
 
 
 def main() -> None:

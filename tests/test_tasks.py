@@ -334,7 +334,7 @@ def test_a_sequence_plays_all_tasks_and_keeps_an_agent_of_each_end(
     for name in ("MinAtar-Breakout-v1", "MinAtar-Freeway-v1"):
         assert np.isfinite(table[f"{name}/return_mean"]).all()
         assert {f"val/{name}/return_mean", f"test/{name}/return_mean", f"val/{name}/coverage_90"} <= tags
-    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    names = sorted(path.name for path in (folder / "checkpoints").glob("*.ckpt"))
     assert names == ["end_of_task_epoch=1.ckpt", "end_of_task_epoch=3.ckpt", "last.ckpt"]
     assert int(program.model.consolidator.ewc.consolidations) == 2  # type: ignore[union-attr]
     assert len(list((folder / "videos").iterdir())) == 2
