@@ -54,7 +54,9 @@ def make_single(settings: EnvSettings, render_mode: str | None = None) -> gym.En
         from_zero = gym.spaces.Discrete(int(env.action_space.n))
         env = gym.wrappers.TransformAction(env, lambda action: action + start, from_zero)
     env = Screen(FrameSkip(env, settings.frame_skip) if settings.frame_skip > 1 else env)
-    return CommonSpaces(env, settings.screen_shape, settings.action_map) if settings.action_map else env
+    if not settings.action_map:
+        return env
+    return CommonSpaces(env, settings.screen_shape, settings.places, settings.action_map)
 
 
 class GymnasiumEnvs(Envs):

@@ -24,8 +24,9 @@ def task_name(env: str) -> str:
 def task_settings(settings: EnvSettings, tasks: Sequence[str]) -> list[EnvSettings]:
     """Settings of each task, with actions and screens that all of them share.
 
-    Atari games are played with all 18 actions. Elsewhere an action that a game does not know is its action 0 (of
-    MinAtar, where actions go by their meaning, that is to do nothing); planes and vectors are padded with zeros.
+    Atari games are played with all 18 actions. Elsewhere an action that a game does not know is its action 0, and
+    vectors are padded with zeros. MinAtar's actions and planes go by their meaning: its action 0 is to do nothing,
+    and a plane that several games have (`trail`) is one and the same, all others are zero.
 
     Args:
         settings: everything but the game.
@@ -73,28 +74,39 @@ def _kind(space: spaces.Box) -> str:
 
 
 def _padded(each: list[EnvSettings], listed: list[str]) -> list[EnvSettings]:
-    found: list[tuple[spaces.Box, list[int]]] = []
+    found: list[tuple[spaces.Box, list[int], list[Any]]] = []
     for one in each:
         try:
             env = probe(one)
         except ConfigError as error:
             raise ConfigError("data.tasks", one.env, str(error).partition(f"{one.env!r} ")[2]) from None
-        number = int(env.action_space.n)  # type: ignore[attr-defined]
+        space: Any = env.observation_space
         unwrapped: Any = env.unwrapped
-        meanings = unwrapped.action_set if one.env.startswith("MinAtar/") else range(number)
-        found.append((env.observation_space, list(meanings)))  # type: ignore[arg-type]
+        if one.env.startswith("MinAtar/"):
+            channels = unwrapped.game.env.channels
+            found.append((space, list(unwrapped.action_set), sorted(channels, key=channels.get)))
+        else:
+            found.append((space, list(range(env.action_space.n)), list(range(space.shape[0]))))  # type: ignore[attr-defined]
         env.close()
     first = found[0][0]
-    for one, (space, _) in zip(each, found, strict=True):
+    for one, (space, *_) in zip(each, found, strict=True):
         alike = space.dtype == first.dtype and space.shape[1:] == first.shape[1:]
         alike &= space.dtype != np.int32 or bool((space.high == first.high).all())
         texts = [f"{env} has {_kind(s)}" for env, s in ((each[0].env, first), (one.env, space))]
         rule = f"mixes kinds that cannot share a network: {', '.join(texts)}"
         check(bool(alike), "data.tasks", listed, rule)
-    shape = (max(space.shape[0] for space, _ in found), *first.shape[1:])
-    union = sorted({meaning for _, meanings in found for meaning in meanings})
-    maps = [tuple(meanings.index(m) if m in meanings else 0 for m in union) for _, meanings in found]
-    return [replace(one, screen_shape=shape, action_map=table) for one, table in zip(each, maps, strict=True)]
+    actions = sorted({action for _, known, _ in found for action in known})
+    planes = list(dict.fromkeys(plane for _, _, own in found for plane in own))  # in order of appearance
+    shape = (len(planes), *first.shape[1:])
+    return [
+        replace(
+            one,
+            screen_shape=shape,
+            places=tuple(planes.index(plane) for plane in own),
+            action_map=tuple(known.index(action) if action in known else 0 for action in actions),
+        )
+        for one, (_, known, own) in zip(each, found, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,8 @@ class EnvSettings:
         full_action_space: all 18 Atari actions instead of the game's own.
         auto_fire: press FIRE at the start of a game and after each lost life (Atari games that have FIRE).
         env_kwargs: keyword arguments of the environment's constructor; empty for Atari games.
-        screen_shape: what screens are padded to with zeros, along their first axis; () leaves them as they are.
+        screen_shape: of a screen that several games share; () leaves screens as they are.
+        places: where in it, along its first axis, each of the game's own planes or numbers stands; zeros elsewhere.
         action_map: the game's own action for each action of the agent; () if they are the same.
     """
 
@@ -74,6 +75,7 @@ class EnvSettings:
     auto_fire: bool = False
     env_kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
     screen_shape: tuple[int, ...] = ()
+    places: tuple[int, ...] = ()
     action_map: tuple[int, ...] = ()
 
 

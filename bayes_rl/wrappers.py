@@ -74,37 +74,43 @@ class Screen(gym.ObservationWrapper[Any, Any, Any]):
 
 
 class CommonSpaces(gym.Wrapper[Any, Any, Any, Any]):
-    """One of several games as all of them look: screens padded with zeros, actions looked up.
+    """One of several games as all of them look: planes in their places among zeros, actions looked up.
 
     Args:
         env: whose screens are arrays.
-        screen_shape: to pad to, along the first axis.
+        screen_shape: of the common screen.
+        places: of the game's own planes or numbers along the first axis of that.
         action_map: the game's action for each action of the agent.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], screen_shape: tuple[int, ...], action_map: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        screen_shape: tuple[int, ...],
+        places: tuple[int, ...],
+        action_map: tuple[int, ...],
+    ) -> None:
         super().__init__(env)
         space = env.observation_space
         assert isinstance(space, gym.spaces.Box)
-        self.missing = screen_shape[0] - space.shape[0]
-        self.action_map = action_map
-        widths = [(0, self.missing), *[(0, 0)] * (len(space.shape) - 1)]
-        low, high = (np.pad(bound, widths, mode="edge") for bound in (space.low, space.high))
+        self.screen_shape, self.places, self.action_map = screen_shape, list(places), action_map
+        # Where the game has nothing of its own a zero stands, which no game's range leaves out.
+        low, high = (self._common(bound) for bound in (space.low, space.high))
         self.observation_space = gym.spaces.Box(low, high, dtype=space.dtype.type)
         self.action_space = gym.spaces.Discrete(len(action_map))
 
-    def _padded(self, screen: NDArray[Any]) -> NDArray[Any]:
-        if not self.missing:
-            return screen
-        return np.concatenate([screen, np.zeros((self.missing, *screen.shape[1:]), screen.dtype)])
+    def _common(self, screen: NDArray[Any]) -> NDArray[Any]:
+        common = np.zeros(self.screen_shape, screen.dtype)
+        common[self.places] = screen
+        return common
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         screen, info = self.env.reset(seed=seed, options=options)
-        return self._padded(screen), info
+        return self._common(screen), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         screen, reward, terminated, truncated, info = self.env.step(self.action_map[int(action)])
-        return self._padded(screen), reward, terminated, truncated, info
+        return self._common(screen), reward, terminated, truncated, info
 
 
 class Numbered(gym.Wrapper[Any, Any, Any, Any]):

@@ -31,24 +31,26 @@ PLAIN = EnvSettings("?", frame_skip=1, sticky_actions=0.1)
 # MinAtar's actions in order: nothing, left, up, right, down, fire.
 MEANINGS = {"Breakout": "nlr", "Freeway": "nud", "SpaceInvaders": "nlrf"}
 UNION = "nlurdf"
+FIRST_PLANE = {"Breakout": 0, "Freeway": 4, "SpaceInvaders": 11}  # each game's own, one behind the other
 
 
 # ------------------------------------------------------------------ common spaces
-def test_minatar_tasks_share_actions_by_their_meaning_and_planes_by_padding() -> None:
+def test_minatar_tasks_share_actions_by_their_meaning_and_no_planes() -> None:
     """Each game in common spaces is the game itself: played by the same moves it shows and pays the same."""
     moves = np.random.default_rng(0).integers(0, 6, (60, 2))
     for env, settings in zip(MINATAR, task_settings(PLAIN, MINATAR), strict=True):
-        own = MEANINGS[env.split("/")[1].split("-")[0]]
+        name = env.split("/")[1].split("-")[0]
+        own, first = MEANINGS[name], FIRST_PLANE[name]
         common, original = make_envs(settings, 2), make_envs(EnvSettings(env, 1, 0.1), 2)
         assert common.num_actions == 6
-        assert common.screen_shape == (7, 10, 10)  # Freeway's planes
+        assert common.screen_shape == (17, 10, 10)
         mask, seeds = np.ones(2, bool), np.array([5, 6])
         screens = [e.reset(seeds, mask)[0] for e in (common, original)]
         planes = original.screen_shape[0]
         for action in moves:
             padded, bare = screens
-            assert np.array_equal(padded[:, :planes], bare)
-            assert not padded[:, planes:].any()
+            assert np.array_equal(padded[:, first : first + planes], bare)
+            assert padded.sum() == bare.sum()
             # An action that the game does not know is to do nothing.
             known = np.array([own.index(UNION[a]) if UNION[a] in own else 0 for a in action])
             steps = common.step(action), original.step(known)
@@ -63,6 +65,13 @@ def test_minatar_tasks_share_actions_by_their_meaning_and_planes_by_padding() ->
         original.close()
 
 
+def test_a_plane_that_several_games_have_is_one() -> None:
+    breakout, asterix = task_settings(PLAIN, ["MinAtar/Breakout-v1", "MinAtar/Asterix-v1"])
+    # paddle, ball, trail, brick; player, enemy, trail, gold
+    assert breakout.screen_shape == asterix.screen_shape == (7, 10, 10)
+    assert (breakout.places, asterix.places) == ((0, 1, 2, 3), (4, 5, 2, 6))
+
+
 def test_atari_tasks_have_all_actions() -> None:
     settings = task_settings(EnvSettings("?"), ["breakout", "ALE/Tennis-v5"])
     assert [one.full_action_space for one in settings] == [True, True]
@@ -74,8 +83,8 @@ def test_atari_tasks_have_all_actions() -> None:
 
 def test_vectors_are_padded_and_missing_actions_are_the_first() -> None:
     cartpole, acrobot = task_settings(PLAIN, ["CartPole-v1", "Acrobot-v1"])
-    assert (cartpole.screen_shape, cartpole.action_map) == ((6,), (0, 1, 0))
-    assert (acrobot.screen_shape, acrobot.action_map) == ((6,), (0, 1, 2))
+    assert (cartpole.screen_shape, cartpole.places, cartpole.action_map) == ((6,), (0, 1, 2, 3), (0, 1, 0))
+    assert (acrobot.screen_shape, acrobot.places, acrobot.action_map) == ((6,), (0, 1, 2, 3, 4, 5), (0, 1, 2))
 
 
 @pytest.mark.parametrize(
