@@ -25,8 +25,9 @@ GAMES = {
     "cartpole": ["--config", str(ROOT / "configs/cartpole.yaml"), "--data.frames_per_epoch=200"],
 }
 
-UNUSED = "current_score"
-"""Of Lightning's `ModelCheckpoint`: the score that was saved last, which it writes and neither restores nor uses."""
+NOT_COMPARED = ("current_score", "history")
+"""The score that `ModelCheckpoint` saved last, which Lightning writes and neither restores nor uses; and the random
+name of a replay's files, by which a checkpoint knows them again."""
 
 
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> cli.BayesCLI:
@@ -69,7 +70,7 @@ def checkpoint(run: Path) -> dict[str, Any]:
 
     def anywhere(value: Any) -> Any:
         if isinstance(value, dict):
-            return {anywhere(key): anywhere(one) for key, one in value.items() if key != UNUSED}
+            return {anywhere(key): anywhere(one) for key, one in value.items() if key not in NOT_COMPARED}
         return value.replace(str(run.absolute()), "RUN") if isinstance(value, str) else value
 
     return anywhere(torch.load(run / "checkpoints/last.ckpt", weights_only=True))
@@ -82,7 +83,7 @@ def referenced(run: Path) -> dict[str, np.ndarray]:
     envs, slots, *_ = replay["geometry"]
     found = {}
     for file in sorted((run / "replay/rank0").iterdir()):
-        if file.stem == "written":
+        if file.stem in ("written", "replay"):  # positions, and names
             continue
         array = np.fromfile(file, file.suffix[1:]).reshape(envs, slots, -1)
         rings = [range(max(0, n - slots), n) for n in replay["written"].tolist()]
