@@ -197,5 +197,5 @@ def option_names() -> list[str]:
     names = [name for action in parser._actions for name in action.option_strings]
     return [
         name.removeprefix("--")
-        for name in [*names, "config", "ckpt_path", "name", "allow_overrides", "seed_everything"]
+        for name in [*names, "config", "ckpt_path", "name", "allow_overrides", "on_full_disk", "seed_everything"]
     ]
