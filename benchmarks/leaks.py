@@ -23,7 +23,7 @@ import pytorch_lightning as pl
 from common import ROOT, origin, write
 from pytorch_lightning.callbacks import Callback
 
-EPOCH = 40_000  # frames: 10 000 updates
+EPOCH = 20_000  # frames: 5 000 updates, so that the first count comes after a validation and its picture
 
 
 class Watch(Callback):
