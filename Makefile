@@ -10,7 +10,7 @@ fit: $(VENV)/.fit  ## train a configuration and report
 	$(VENV)/bin/python cli.py fit --config $(CONFIG) $(ARGS)
 
 test: $(VENV)/.dev check  ## style, types and all quick tests
-	$(VENV)/bin/python -m pytest -q
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto --dist worksteal
 
 test-slow: $(VENV)/.dev  ## the tests that take minutes
 	$(VENV)/bin/python -m pytest -q -m slow

@@ -324,9 +324,6 @@ class BayesCLI(LightningCLI):
             raise ConfigError(f"trainer.{key}", options.trainer[key], "is more than one process can do; use 1")
         if not getattr(trainer, "fast_dev_run", False):
             self.datamodule.directory = run / "replay"
-            if self.config.subcommand == "fit":
-                sole = callbacks.SoleWriter(run, "ckpt_path" if resuming else "name")
-                trainer.callbacks.insert(0, sole)  # type: ignore[attr-defined]
         return trainer
 
     def _plugins(self) -> list[Any]:
@@ -335,8 +332,11 @@ class BayesCLI(LightningCLI):
         return plugins if isinstance(plugins, list) else [plugins] if plugins else []
 
     def before_fit(self) -> None:
-        """Refuse what cannot fit."""
+        """Refuse what cannot fit; then the directory is this run's alone."""
         forecast.check_room(self.trainer, self.model, self.datamodule)
+        if self.datamodule.directory is not None:
+            key = "ckpt_path" if self._options().get("ckpt_path") else "name"
+            self.trainer.callbacks.insert(0, callbacks.SoleWriter(self.datamodule.directory.parent, key))  # type: ignore[attr-defined]
 
     def after_fit(self) -> None:
         """Play the test games with the best checkpoint, and say where everything is."""

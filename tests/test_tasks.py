@@ -463,7 +463,7 @@ def test_the_data_module_says_what_the_networks_have_to_know() -> None:
         tasks=MINATAR, frames_per_task=200_000, task_conditioning="heads", frame_skip=1, frame_stack=2
     )
     assert (data.num_tasks, data.task_conditioning, data.num_actions) == (3, "heads", 6)
-    assert data.observation_shape == (14, 10, 10)
+    assert data.observation_shape == (34, 10, 10)
     assert [games.task for games in data.val_dataloader()] == [0, 1, 2]
     seeds = [tuple(games.seeds) for games in data.val_dataloader()]
     assert len(set(seeds)) == 3
