@@ -107,6 +107,10 @@ class UpdateGuard:
         return "the loss is not finite" if name is None else f"the gradient of {name} is not finite, the loss is"
 
 
+class FailedEnvError(RunError):
+    """An environment that raised, or returned what is not finite."""
+
+
 class WatchedEnvs(Envs):
     """Environments whose failures say which of them failed, and how to get there again.
 
@@ -149,7 +153,7 @@ class WatchedEnvs(Envs):
         self._over = step.terminated | step.truncated
         if not np.isfinite(step.rewards).all():
             env = int(np.argmin(np.isfinite(step.rewards)))
-            raise RunError(f"{self._place(env)} returned the reward {step.rewards[env]:g}")
+            raise FailedEnvError(f"{self._place(env)} returned the reward {step.rewards[env]:g}")
         self._check_screens(step.screens, True)
         return step
 
@@ -160,7 +164,7 @@ class WatchedEnvs(Envs):
         if self._floating and not np.isfinite(screens).all():
             bad = ~np.isfinite(screens).reshape(self.num_envs, -1).all(1) & mask
             if bad.any():
-                raise RunError(f"{self._place(int(np.argmax(bad)))} returned an observation that is not finite")
+                raise FailedEnvError(f"{self._place(int(np.argmax(bad)))} returned an observation that is not finite")
 
     def _watched(self, call: Callable[[], Any]) -> Any:
         try:
@@ -170,7 +174,7 @@ class WatchedEnvs(Envs):
         except Exception as error:
             env = getattr(error, "environment", 0 if self.num_envs == 1 else None)
             text = " ".join(f"{type(error).__name__}: {error}".split())
-            raise RunError(f"{self._place(env)} raised {text}") from error
+            raise FailedEnvError(f"{self._place(env)} raised {text}") from error
 
     def _place(self, env: int | None) -> str:
         """Which environment, or all of them if nobody knows, its seed, and the actions since its reset with that."""
@@ -186,7 +190,10 @@ def _words(numbers: Iterable[Any]) -> str:
 
 
 class ErrorLog(Callback):
-    """Writes the whole stack trace of what ended a run to `error.log`, and says where that and the last state are.
+    """Writes the whole stack trace of what ended a run to `error.log`, and says where that and the state are.
+
+    If an environment failed in training, what was learned until then is saved to `checkpoints/error.ckpt`. A run goes
+    on from there with new games: the old ones would fail again.
 
     Args:
         directory: of the run.
@@ -201,6 +208,11 @@ class ErrorLog(Callback):
         path = self.directory / "error.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(traceback.format_exception(exception)), encoding="utf-8")
-        last = self.directory / "checkpoints" / "last.ckpt"
-        state = f"{last} is from before" if last.is_file() else "no checkpoint was saved yet"
-        exception.remark = f"; {state}, the stack trace is in {path}"
+        exception.remark = f"; {self._state(trainer, exception)}, the stack trace is in {path}"
+
+    def _state(self, trainer: pl.Trainer, exception: RunError) -> str:
+        last, saved = (self.directory / "checkpoints" / f"{name}.ckpt" for name in ("last", "error"))
+        if isinstance(exception, FailedEnvError) and trainer.training and trainer.global_step:
+            trainer.save_checkpoint(saved)
+            return f"go on with new games by --ckpt_path {saved} --data.refill_replay true"
+        return f"{last} is from before" if last.is_file() else "no checkpoint was saved yet"

@@ -270,6 +270,7 @@ class Fragile(gym.Env[Any, Any]):
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)
     action_space = gym.spaces.Discrete(2)
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012
     made: list[Fragile] = []  # noqa: RUF012
     happens: Callable[[Fragile], tuple[Any, float]] | None = None
     resets: Callable[[Fragile], None] | None = None
@@ -277,6 +278,7 @@ class Fragile(gym.Env[Any, Any]):
 
     def __init__(self, render_mode: str | None = None) -> None:
         Fragile.made.append(self)
+        self.render_mode = render_mode
         self.steps = self.episodes = 0
         self.seed: int | None = None
 
@@ -292,6 +294,9 @@ class Fragile(gym.Env[Any, Any]):
         if Fragile.happens is not None:
             observation, reward = Fragile.happens(self)
         return observation, reward, self.steps >= self.length, False, {}
+
+    def render(self) -> Any:
+        return np.zeros((8, 8, 3), np.uint8)
 
 
 gym.register("BayesRLTests/Fragile-v0", Fragile)
@@ -339,9 +344,17 @@ def test_a_failing_environment_is_named_with_its_seed_and_its_actions(
     broken = Fragile.made[-4]
     assert f"environment 4 of BayesRLTests/Fragile-v0 (seed {broken.seed}, 7 actions since) {words}" in line
     assert "error.log" in line
-    assert "no checkpoint was saved yet" in line
+    saved = "runs/cartpole/version_0/checkpoints/error.ckpt"
+    assert f"go on with new games by --ckpt_path {saved} --data.refill_replay true" in line
     assert "Traceback" in log()
     assert trace in log()
+    state = torch.load(saved, weights_only=True)
+    assert 0 < state["global_step"] < 60
+    monkeypatch.setattr(Fragile, "happens", None)
+    done = fit(monkeypatch, *FRAGILE, f"--ckpt_path={saved}", "--data.refill_replay=true")
+    assert done.trainer.global_step == 120
+    stream = done.datamodule.stream
+    assert stream.vector_steps - stream.learning_steps >= 2 * 100 / 8  # a second prefill, and no update again
 
 
 def test_a_failing_reset_is_named_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
