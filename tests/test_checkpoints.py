@@ -14,12 +14,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 
 import cli
 from bayes_rl import checkpoints, files
+from bayes_rl.callbacks import SoleWriter
 from bayes_rl.checkpoints import (
     AtomicCheckpointIO,
     changed_versions,
@@ -483,3 +485,18 @@ def test_five_kills_change_nothing(tmp_path: Path) -> None:
     assert result["losses"] == 0
     assert result["different_values"] == result["different_points"] == []
     assert result["points_compared"] > 1000
+
+
+def test_a_run_of_its_own_is_tidied_and_locked_until_it_ends(tmp_path: Path) -> None:
+    left, kept = tmp_path / "checkpoints/last.ckpt.tmp", tmp_path / "checkpoints/last.ckpt"
+    left.parent.mkdir()
+    for file in (left, kept):
+        file.write_bytes(b"half")
+    writer = SoleWriter(tmp_path, "name")
+    assert (left.exists(), kept.exists()) == (False, True)
+    left.write_bytes(b"of the one that writes")
+    with pytest.raises(ConfigError, match="is being written by another fit"):
+        SoleWriter(tmp_path, "name")
+    assert left.exists()
+    writer.teardown(MagicMock(), MagicMock(), "fit")
+    SoleWriter(tmp_path, "name").teardown(MagicMock(), MagicMock(), "fit")
