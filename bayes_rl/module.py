@@ -59,7 +59,7 @@ class VariationalActorCritic(Lifelong):
         update_pairs: improve `both` pairs each update, or one at `random` (the original).
         consolidation: what keeps a finished task: none; ewc (an anchor for each task); online_ewc (one, decayed); vcl
             (the posterior becomes the prior, and deterministic weights are kept by ewc).
-        ewc_lambda: strength of the EWC penalty, >= 0; null is 0 without consolidation and with vcl, else 1000.
+        ewc_lambda: strength of the EWC penalty, >= 0; null is 0 without consolidation and with vcl, else 0.001.
         protect: whose weights: of the actor, the critic, or both.
         fisher: expectation over what the networks say (true), or at what was done and observed (empirical).
         fisher_samples: transitions of a task that its Fisher is averaged over.
@@ -140,7 +140,7 @@ class VariationalActorCritic(Lifelong):
         check_agent(self.hparams)
         family = (posterior, index_dim, prior, prior_precision, init_log_var, log_var_limit, init_scale)
         variational = Variational(*family, sequential=consolidation == "vcl")
-        strength = (0.0 if consolidation in ("none", "vcl") else 1000.0) if ewc_lambda is None else ewc_lambda
+        strength = (0.0 if consolidation in ("none", "vcl") else 0.001) if ewc_lambda is None else ewc_lambda
         keeping = (strength, protect, fisher, fisher_samples, fisher_norm, online_decay)
         networks = TwinSettings(
             encoder,
