@@ -24,6 +24,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from bayes_rl import callbacks, checkpoints, forecast, summary, video
 from bayes_rl.datamodule import ReplayDataModule
 from bayes_rl.export import is_export, load_weights, read_export
+from bayes_rl.files import write_whole
 from bayes_rl.guards import ErrorLog
 from bayes_rl.module import VariationalActorCritic
 from bayes_rl.options import (
@@ -393,10 +394,8 @@ class _SaveConfig(SaveConfigCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         path = callbacks.run_directory(trainer) / "config.yaml"
         if stage == "fit" and not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name("config.yaml.tmp")
-            self.parser.save(self.config, temporary, skip_none=False, overwrite=True)
-            os.replace(temporary, path)
+            text = self.parser.dump(self.config, skip_none=False)
+            write_whole(path, lambda file: file.write(text.encode()))
 
 
 def _quiet() -> None:
