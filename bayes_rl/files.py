@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from bayes_rl.types import ConfigError
+from bayes_rl.types import ConfigError, check
 
 try:
     import fcntl
@@ -59,6 +60,14 @@ def remove_temporaries(directory: Path) -> None:
     for path in directory.rglob(f"*{TEMPORARY}"):
         if path.is_file():
             path.unlink(missing_ok=True)
+
+
+def check_disk(directory: Path, size: int, key: str, value: object) -> None:
+    """Raise `ConfigError` unless files of `size` bytes in all, those below `directory` included, fit on its disk."""
+    parent = next(p for p in [directory, *directory.absolute().parents] if p.exists())
+    held = sum(f.stat().st_blocks * 512 for f in directory.rglob("*") if f.is_file())
+    need, free = size - held, shutil.disk_usage(parent).free
+    check(need < free, key, value, f"needs {need >> 20} MiB of disk, {free >> 20} MiB are free")
 
 
 def _canonical(content: dict[str, Any]) -> bytes:

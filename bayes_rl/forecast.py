@@ -19,8 +19,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from bayes_rl.datamodule import ReplayDataModule
+from bayes_rl.files import check_disk
 from bayes_rl.module import VariationalActorCritic
-from bayes_rl.replay import check_disk
+from bayes_rl.replay import layout
 from bayes_rl.types import check
 
 SECONDS, UPDATES = 5.0, 200
@@ -52,10 +53,10 @@ def _size(tensors: Iterable[Tensor]) -> int:
 
 def replay_bytes(data: ReplayDataModule) -> int:
     """What one replay takes, in files or in memory."""
-    slots = data.num_envs * (data.hparams.replay_capacity // data.num_envs + data.slack)
-    screen = math.prod(data.observation_shape) // data.frame_stack * data.screen_dtype.itemsize
-    step = 2 + 4 + 1 + 1  # action, reward, flags, age
-    return slots * (screen + step) + 2 * 8 * data.num_envs  # and two counters for each ring
+    channels, *rest = data.observation_shape
+    slots = data.hparams.replay_capacity // data.num_envs + data.slack
+    files = layout(data.num_envs, slots, (channels // data.frame_stack, *rest), data.screen_dtype)
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in files.values())
 
 
 def checkpoint_bytes(agent: VariationalActorCritic, data: ReplayDataModule) -> int:

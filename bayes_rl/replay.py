@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import secrets
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,20 @@ MANIFEST = "replay.json"
 LIFE_LOSS = ("none", "discount", "penalty")
 
 
-def check_disk(directory: Path, size: int, key: str, value: object) -> None:
-    """Raise `ConfigError` unless files of `size` bytes in all, those below `directory` included, fit on its disk."""
-    parent = next(p for p in [directory, *directory.absolute().parents] if p.exists())
-    held = sum(f.stat().st_blocks * 512 for f in directory.rglob("*") if f.is_file())
-    need, free = size - held, shutil.disk_usage(parent).free
-    check(need < free, key, value, f"needs {need >> 20} MiB of disk, {free >> 20} MiB are free")
+def layout(
+    num_envs: int, slots: int, screen_shape: tuple[int, ...], screen_dtype: np.dtype[Any]
+) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Name, shape and type of a replay's files: E rings of so many slots, one behind the other."""
+    total = num_envs * slots
+    return {
+        f"screens.{screen_dtype.name}": ((total, math.prod(screen_shape)), screen_dtype),
+        "actions.int16": ((total,), np.dtype(np.int16)),
+        "rewards.float32": ((total,), np.dtype(np.float32)),
+        "flags.uint8": ((total,), np.dtype(np.uint8)),
+        "ages.uint8": ((total,), np.dtype(np.uint8)),  # steps since reset, saturating
+        # Slots of the running history, and the most ever written: going back does not undo an overwriting.
+        "written.int64": ((2, num_envs), np.dtype(np.int64)),
+    }
 
 
 class ReplayBuffer:
@@ -88,16 +96,7 @@ class ReplayBuffer:
         self.life_loss, self.reward_clip = life_loss, reward_clip
         self.slots = ring + slack
         self.directory = directory
-        total = num_envs * self.slots
-        self._layout: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
-            f"screens.{screen_dtype.name}": ((total, int(np.prod(screen_shape))), screen_dtype),
-            "actions.int16": ((total,), np.dtype(np.int16)),
-            "rewards.float32": ((total,), np.dtype(np.float32)),
-            "flags.uint8": ((total,), np.dtype(np.uint8)),
-            "ages.uint8": ((total,), np.dtype(np.uint8)),  # steps since reset, saturating
-            # Slots of the running history, and the most ever written: going back does not undo an overwriting.
-            "written.int64": ((2, num_envs), np.dtype(np.int64)),
-        }
+        self._layout = layout(num_envs, self.slots, screen_shape, screen_dtype)
         self._history: str | None = None
         self._mapped = self._recognise()
         # Files that do not fit stay as they are until a new history begins: a checkpoint may refer to them.
@@ -112,7 +111,7 @@ class ReplayBuffer:
         return [self.num_envs, self.slots, *self.screen_shape]
 
     def _manifest(self) -> dict[str, Any]:
-        sizes = {name: int(np.prod(shape)) * dtype.itemsize for name, (shape, dtype) in self._layout.items()}
+        sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in self._layout.items()}
         return {"format": 1, "history": self._history, "geometry": self._geometry, "files": sizes}
 
     def _recognise(self) -> bool:
