@@ -7,7 +7,7 @@ loss = nll + (temperature / num_data) * kl + ewc_penalty      (the critic's nega
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -114,15 +114,23 @@ def quadratic_penalties(
     return _QuadraticPenalties.apply(scale, anchors, fishers, *parameters)
 
 
+def _pieces(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """Views of tensors of one shape, small enough that what is made of one stays in a processor's cache."""
+    if not all(x.is_cpu and x.is_contiguous() for x in tensors):
+        return [tensors]
+    return zip(*(x.view(-1).split(2**17) for x in tensors), strict=True)
+
+
 class _QuadraticPenalties(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scale: float, anchors: Any, fishers: Any, *parameters: Tensor) -> Tensor:
         ctx.gradients = [torch.empty_like(w) for w in parameters]
         total, zero = parameters[0].new_zeros(2).unbind()
-        for w, a, f, g in zip(parameters, anchors, fishers, ctx.gradients, strict=True):
-            difference = w - a
-            torch.addcmul(zero, difference, f, value=scale, out=g)  # one pass over memory
-            total += difference.flatten().dot(g.flatten())
+        for tensors in zip(parameters, anchors, fishers, ctx.gradients, strict=True):
+            for w, a, f, g in _pieces(*tensors):
+                difference = w - a
+                torch.addcmul(zero, difference, f, value=scale, out=g)
+                total += difference.flatten().dot(g.flatten())
         return 0.5 * total
 
     @staticmethod
