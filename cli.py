@@ -7,7 +7,6 @@ import os
 import re
 import sys
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,41 +37,9 @@ from bayes_rl.options import (
     typed_options,
     with_own_config,
 )
+from bayes_rl.resume import LINKED, name_decisive, take_over
 from bayes_rl.settings import check_trainer, check_values
 from bayes_rl.types import ConfigError, RunError
-
-LINKED = (
-    *("game", "observation_shape", "num_actions", "pixel_scale", "num_categories", "num_tasks", "task_conditioning"),
-)
-"""Model arguments that the data decides."""
-
-FIXED = {
-    *("env", "env_kwargs", "num_envs", "frame_stack", "frame_skip", "sticky_actions", "crop", "max_episode_frames"),
-    *("full_action_space", "auto_fire", "replay_capacity", "frames_per_epoch", "updates_per_step", "seed"),
-    *("frames_per_task", "cycles", "epsilon_at_switch", "keep_replays"),
-}
-"""Data options that a resumed run cannot change: the state of environments, replay and counters depends on them."""
-
-NETWORKS = {"tasks", "task_conditioning"}
-"""Data options that decide what the networks are."""
-
-LEARNING = {
-    *("temperature", "draws", "exploration", "bootstrap", "tau", "actor_loss", "policy_temperature", "entropy_weight"),
-    *("update_pairs", "optimizer_at_switch", "critic_at_switch"),
-}
-"""Model options that no saved state depends on; a resumed run may change them if that is said to be meant."""
-
-MOMENTARY = {"refill_replay", "render", "fps"}
-"""Data options of one command only, never taken from a checkpoint."""
-
-DECISIVE: dict[str, tuple[object, ...]] = {
-    "precision": (None, 32, "32", "32-true"),
-    "deterministic": (None, False),
-    "gradient_clip_val": (None, 0),
-    "gradient_clip_algorithm": (None, "norm"),
-    "accumulate_grad_batches": (None, 1),
-}
-"""Trainer options that results depend on, and values that say the same as none."""
 
 EXACT = {"exit_on_error": False, "allow_abbrev": False}
 """Options of the parser: an error is raised for `main` to word, and no option may be shortened."""
@@ -124,66 +91,9 @@ class BayesCLI(LightningCLI):
             raise ConfigError("ckpt_path", path, "holds no replay and no optimizer; resume from a checkpoint")
         saved = saved_options(options.ckpt_path, LINKED)
         self._saved_model = saved["model"]
-        self._take_over(saved)
-        self._name_decisive(saved_trainer(options.ckpt_path))
-
-    def _take_over(self, saved: dict[str, Any]) -> None:
-        """Use the checkpoint's options; stop at typed ones that differ.
-
-        With `--allow_overrides` typed options are used where the run does not break. Options of a configuration that
-        a resumed run may change (`data.n_step`, ...) are used as given, and so are all that say what a trained agent
-        plays.
-        """
-        options, fitting = self._options(), self.config.subcommand == "fit"
-        typed = given_options(self._words, [])
-        given = given_options(self._words, self._configs())
-        broken: list[tuple[str, Any, str]] = []
-        differing: list[tuple[str, Any, str]] = []
-        for section, values in saved.items():
-            for key, value in values.items():
-                asked = options[section].get(key)
-                linked = section == "model" and key in LINKED
-                if linked or key in MOMENTARY or key not in options[section] or _same(value, asked):
-                    continue
-                name = "seed_everything" if key == "seed" else f"{section}.{key}"
-                binding = section == "model" or key in NETWORKS or (fitting and key in FIXED)
-                if name in typed:
-                    line = (name, asked, f"{name}: {value} in the checkpoint, {asked} typed")
-                    if binding and not (section == "model" and key in LEARNING):
-                        broken.append(line)
-                    elif binding or fitting:
-                        differing.append(line)
-                elif not binding and name in given:
-                    if fitting:
-                        print(f"{name}: {value} in the checkpoint, {asked} in the configuration, which is used")
-                else:
-                    if name in given:
-                        print(f"from the checkpoint: {name} = {value} (the configuration has {asked})")
-                    options[section][key] = value
-                    if key == "seed":
-                        options.seed_everything = value
-        self._refuse(broken, differing)
-
-    def _refuse(self, broken: list[tuple[str, Any, str]], differing: list[tuple[str, Any, str]]) -> None:
-        """Stop at typed options that differ from the checkpoint's: always where they break the run."""
-        lines = "; ".join(line for _, _, line in [*broken, *differing])
-        if broken:
-            problem = f"contradicts the checkpoint ({lines}); drop it or start a new run"
-            raise ConfigError(*broken[0][:2], problem)
-        if differing and not ("allow_overrides" in given_options(self._words, []) and self._options().allow_overrides):
-            problem = f"differs from the checkpoint ({lines}); --allow_overrides goes on with what is typed"
-            raise ConfigError(*differing[0][:2], problem)
-        if differing:
-            print(lines.replace("; ", "\n"))
-
-    def _name_decisive(self, saved: dict[str, Any]) -> None:
-        """Name the trainer's options that are not the run's own although results depend on them."""
-        now = self._options().trainer
-        for key, usual in DECISIVE.items():
-            before, after = (None if value in usual else value for value in (saved.get(key), now.get(key)))
-            plays = self.config.subcommand != "fit" and key != "precision"
-            if saved and before != after and not plays:
-                print(f"trainer.{key}: {saved.get(key)} in the run's config.yaml, {now.get(key)} now")
+        typed, fitting = given_options(self._words, []), self.config.subcommand == "fit"
+        take_over(options, saved, typed, given_options(self._words, self._configs()), fitting)
+        name_decisive(saved_trainer(options.ckpt_path), options.trainer, fitting)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse everything, and refuse what no range of a type can express.
@@ -281,13 +191,36 @@ class BayesCLI(LightningCLI):
             kwargs["logger"] = False  # playing games adds nothing to the curves of the run
         elif options.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(str(run.parent), name="", version=run.name, default_hp_metric=False)
+        resuming = self.config.subcommand == "fit" and bool(options.get("ckpt_path"))
+        kwargs["plugins"] = [checkpoints.AtomicCheckpointIO(options.on_full_disk, resuming), *self._plugins()]
+        self.trainer_defaults["callbacks"] = self._callbacks(run)
+        precision = options.trainer.precision
+        if precision not in (None, "32-true", "32", 32, "bf16-mixed", "16-mixed"):
+            raise ConfigError("trainer.precision", precision, "is none of 32-true, bf16-mixed, 16-mixed")
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            text = " ".join(str(error).split())
+            words = [*re.findall(r"`(\w+)", text), *re.findall(r"\w+", text)]
+            words += ["max_time"] if options.trainer.max_time is not None else []  # refused without its name
+            key = next((word for word in words if word in options.trainer), "")
+            raise ConfigError(f"trainer.{key}".rstrip("."), options.trainer.get(key), f"is refused: {text}") from None
+        if trainer.world_size > 1:
+            key = "num_nodes" if options.trainer.num_nodes > 1 else "devices"
+            raise ConfigError(f"trainer.{key}", options.trainer[key], "is more than one process can do; use 1")
+        if not getattr(trainer, "fast_dev_run", False):
+            self.datamodule.directory = run / "replay"
+        return trainer
+
+    def _callbacks(self, run: Path) -> list[Any]:
+        """What every run into this directory has."""
         saving: dict[str, Any] = {
             "dirpath": run / "checkpoints",
             "save_on_train_epoch_end": True,
             "enable_version_counter": False,
         }
-        tasks = self._options().data.tasks
-        if tasks:  # which agent is the best one depends on the task: that of each visit's end is kept
+        options = self._options()
+        if options.data.tasks:  # which agent is the best one depends on the task: that of each visit's end is kept
             every = round(options.data.frames_per_task / options.data.frames_per_epoch)
             kept: callbacks.KeptCheckpoint = callbacks.TaskEnds(
                 filename="end_of_task_{epoch}", save_top_k=-1, every_n_epochs=every, **saving
@@ -306,26 +239,7 @@ class BayesCLI(LightningCLI):
         ]
         if options.trainer.enable_progress_bar is not False:
             extra.append(callbacks.FrameProgress())
-        resuming = self.config.subcommand == "fit" and bool(options.get("ckpt_path"))
-        kwargs["plugins"] = [checkpoints.AtomicCheckpointIO(options.on_full_disk, resuming), *self._plugins()]
-        self.trainer_defaults["callbacks"] = extra
-        precision = options.trainer.precision
-        if precision not in (None, "32-true", "32", 32, "bf16-mixed", "16-mixed"):
-            raise ConfigError("trainer.precision", precision, "is none of 32-true, bf16-mixed, 16-mixed")
-        try:
-            trainer = super().instantiate_trainer(**kwargs)
-        except (ValueError, TypeError, MisconfigurationException) as error:
-            text = " ".join(str(error).split())
-            words = [*re.findall(r"`(\w+)", text), *re.findall(r"\w+", text)]
-            words += ["max_time"] if options.trainer.max_time is not None else []  # refused without its name
-            key = next((word for word in words if word in options.trainer), "")
-            raise ConfigError(f"trainer.{key}".rstrip("."), options.trainer.get(key), f"is refused: {text}") from None
-        if trainer.world_size > 1:
-            key = "num_nodes" if options.trainer.num_nodes > 1 else "devices"
-            raise ConfigError(f"trainer.{key}", options.trainer[key], "is more than one process can do; use 1")
-        if not getattr(trainer, "fast_dev_run", False):
-            self.datamodule.directory = run / "replay"
-        return trainer
+        return extra
 
     def _plugins(self) -> list[Any]:
         """Plugins of the trainer's own option."""
@@ -350,7 +264,9 @@ class BayesCLI(LightningCLI):
         trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
         scores = summary.as_scores(trainer.callback_metrics, "test")
         run = Path(os.path.relpath(run))
-        films = ", ".join(self._film(task, run) for task in range(self.datamodule.num_tasks))
+        films = ", ".join(
+            video.film(self.datamodule, self.model, task, run) for task in range(self.datamodule.num_tasks)
+        )
         curve = {"learning curve": "learning_curve.png", "metrics": "metrics.npy"}  # none without a validation
         files = {
             "checkpoint": os.path.relpath(best) if best else "none",
@@ -359,15 +275,6 @@ class BayesCLI(LightningCLI):
             "TensorBoard": f"{os.path.relpath(sys.executable)} -m tensorboard.main --logdir {run}",
         }
         print(summary.report(self.datamodule, scores, files))
-
-    def _film(self, task: int, run: Path) -> str:
-        """Path of the video of one game of a task."""
-        games = self.datamodule.games("predict", 1, task)
-        game = games.play(partial(self.model.act, task=task))[0]
-        try:
-            return str(video.write_video(games.settings, game, run / "videos", self.datamodule.fps))
-        except ConfigError as error:  # the package that draws this environment is not installed
-            return f"none ({error})"
 
     def after_validate(self) -> None:
         """Print the scores."""
@@ -380,12 +287,6 @@ class BayesCLI(LightningCLI):
     def _print_scores(self, stage: str) -> None:
         scores = summary.as_scores(self.trainer.callback_metrics, stage)
         print(summary.report(self.datamodule, scores, {"checkpoint": str(self._options().ckpt_path)}))
-
-
-def _same(saved: Any, asked: Any) -> bool:
-    """Whether two values of an option are the same; checkpoints hold tuples as lists."""
-    plain = [list(value) if isinstance(value, tuple) else value for value in (saved, asked)]
-    return bool(plain[0] == plain[1])
 
 
 class _SaveConfig(SaveConfigCallback):

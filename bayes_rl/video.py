@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bayes_rl.callbacks import run_directory
 from bayes_rl.datamodule import ReplayDataModule
 from bayes_rl.envs import EnvSettings, action_names
 from bayes_rl.games import Game, pictures
+from bayes_rl.player import Player
 from bayes_rl.types import ConfigError, Judgement
 
 PANEL_WIDTH = 200  # pixels
@@ -117,6 +119,16 @@ def write_video(settings: EnvSettings, game: Game, directory: Path, fps: int) ->
     clip = ImageSequenceClip(list(panelled(settings, game)), fps=fps)
     clip.write_videofile(str(path), logger=None, audio=False)
     return path
+
+
+def film(data: ReplayDataModule, agent: Player, task: int, run: Path) -> str:
+    """Path of the video of one game of a task, or why there is none."""
+    games = data.games("predict", 1, task)
+    game = games.play(partial(agent.act, task=task))[0]
+    try:
+        return str(write_video(games.settings, game, run / "videos", data.fps))
+    except ConfigError as error:  # the package that draws this environment is not installed
+        return f"none ({error})"
 
 
 def show(settings: EnvSettings, game: Game, fps: int) -> None:

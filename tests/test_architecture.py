@@ -59,6 +59,7 @@ RANKS = {
     "video": 5,
     "export": 5,
     "options": 5,
+    "resume": 5,
     "forecast": 5,
     "cli": 6,
 }

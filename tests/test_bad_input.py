@@ -21,6 +21,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningCLI
 
 import cli
+from bayes_rl import resume
 from bayes_rl.datamodule import ReplayDataModule
 from bayes_rl.module import VariationalActorCritic
 from bayes_rl.options import option_names
@@ -59,7 +60,7 @@ def typed(key: str, value: Any) -> st.SearchStrategy[Bad]:
 
 def options_of(cls: type, section: str) -> dict[str, Any]:
     hints = get_type_hints(cls.__init__)  # type: ignore[misc]
-    names = [name for name in inspect.signature(cls).parameters if name not in cli.LINKED and name != "seed"]
+    names = [name for name in inspect.signature(cls).parameters if name not in resume.LINKED and name != "seed"]
     return {f"{section}.{name}": hints[name] for name in [*names, "task_conditioning"][: len(names)]}
 
 
@@ -332,7 +333,7 @@ COMBINATIONS: list[tuple[str, dict[str, Any]]] = [
 def combinations(draw: st.DrawFn) -> Bad:
     """Options that cannot work together, in any order, typed or in files."""
     key, values = draw(st.sampled_from(COMBINATIONS))
-    linked = key.startswith("model.") and key[6:] in cli.LINKED  # a saved configuration may hold them
+    linked = key.startswith("model.") and key[6:] in resume.LINKED  # a saved configuration may hold them
     env = key == "data.env" and "data.tasks" in values
     if not linked and not env and draw(st.booleans()):
         tree: dict[str, dict[str, Any]] = {}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-import cli
+from bayes_rl import resume
 from bayes_rl.datamodule import ReplayDataModule
 from bayes_rl.encoders import ENCODERS, Layers, build_encoder
 from bayes_rl.envs import Envs, EnvSettings, make_envs
@@ -468,4 +468,4 @@ def test_the_data_module_says_what_the_networks_have_to_know() -> None:
     seeds = [tuple(games.seeds) for games in data.val_dataloader()]
     assert len(set(seeds)) == 3
     assert data.curriculum.epochs == 2
-    assert set(data.hparams) >= cli.NETWORKS
+    assert set(data.hparams) >= resume.NETWORKS
