@@ -188,16 +188,16 @@ class ReplayBuffer:
         next_screens: NDArray[Any],
         idle: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Append one step of every environment, all `[E]`, but for those that were `idle`; `next_screens` is kept
-        where the episode ended.
-        """
+        """Append a step of every environment `[E]` that was not `idle`; `next_screens` is kept where episodes ended."""
         envs = slice(None) if idle is None or not idle.any() else np.flatnonzero(~idle)
-        flags = terminated * TERMINATED + truncated * TRUNCATED + life_lost * LIFE_LOST
+        ended = np.flatnonzero(terminated | truncated)
+        flags = life_lost * LIFE_LOST
+        if len(ended):
+            flags += terminated * TERMINATED + truncated * TRUNCATED
         slot = self._write(envs, screens[envs], flags[envs])
         self._actions[slot] = actions[envs]
         self._rewards[slot] = rewards[envs]
         self._age[envs] += 1
-        ended = np.flatnonzero(terminated | truncated)
         if len(ended):
             self._write(ended, next_screens[ended], LAST_SCREEN)
             self._age[ended] = 0

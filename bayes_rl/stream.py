@@ -151,12 +151,12 @@ class ReplayStream(IterableDataset[Batch]):
 
     def step_environments(self) -> None:
         """Fetch the step under way, act and send the next one; store the fetched one while that is emulated."""
+        random_actions, explore = self._chances()  # no matter what is fetched, so while it still may be emulated
         store = self._receive()
         if not self._started:
             self._reset(np.ones(self.envs.num_envs, bool))
             self._started = True
-        actions = self._explore()
-        self._send(actions)
+        self._send(random_actions if explore.all() else self._act(random_actions, explore))
         self.vector_steps += 1
         store()
 
@@ -166,16 +166,16 @@ class ReplayStream(IterableDataset[Batch]):
             if not self.restarting[env]:
                 self.histories[env].actions.append(action)
 
-    def _explore(self) -> NDArray[np.int64]:
+    def _chances(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Random actions of the next step, and where to take them."""
         random_actions, u = self._chance(self.vector_steps)
-        explore = u < self.epsilon
-        if explore.all():
-            return random_actions
+        return random_actions, u < self.epsilon
+
+    def _act(self, random_actions: NDArray[np.int64], explore: NDArray[np.bool_]) -> NDArray[np.int64]:
         observations = self.stack.observations()
         if self.draw_policy is None:
             return np.where(explore, random_actions, self.policy(observations).numpy())
-        episodes = enumerate(self.episodes.tolist())
-        seeds = [draw_seed(self.seed, self.rank, env, episode) for env, episode in episodes]
+        seeds = [draw_seed(self.seed, self.rank, env, episode) for env, episode in enumerate(self.episodes.tolist())]
         return np.where(explore, random_actions, self.draw_policy(observations, seeds).numpy())
 
     def finish_step(self) -> None:
@@ -187,14 +187,14 @@ class ReplayStream(IterableDataset[Batch]):
         if self._in_flight is None:
             return lambda: None
         step = self.envs.recv()
-        store = partial(self._store, step, self._screens, self._in_flight, self.lives, self.restarting)
+        ended = step.terminated | step.truncated
+        store = partial(self._store, step, ended, self._screens, self._in_flight, self.lives, self.restarting)
         self._in_flight = None
         self._screens, self.lives = step.screens, step.lives
         self.stack.push(step.screens)
         if self.restarting.any():
             self._begin(self.restarting, step.screens)
             self.restarting = np.zeros_like(self.restarting)
-        ended = step.terminated | step.truncated
         if ended.any():
             self._end(ended)
         return store
@@ -202,6 +202,7 @@ class ReplayStream(IterableDataset[Batch]):
     def _store(
         self,
         step: Step,
+        ended: NDArray[np.bool_],
         screens: NDArray[Any],
         actions: NDArray[np.int64],
         lives: NDArray[np.int64],
@@ -211,7 +212,6 @@ class ReplayStream(IterableDataset[Batch]):
         life_lost = step.lives < lives
         self.replay.add(screens, actions, step.rewards, step.terminated, step.truncated, life_lost, step.screens, idle)
         self.episode_return += step.rewards
-        ended = step.terminated | step.truncated
         if ended.any():
             self.recent_returns.extend(self.episode_return[ended].tolist())
             self.finished_episodes += int(ended.sum())

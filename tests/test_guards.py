@@ -426,6 +426,41 @@ def test_actions_are_counted_as_the_history_counts_them() -> None:
     watched.close()
 
 
+@pytest.mark.parametrize(
+    "rewards", [[0, 0, 0], [3e38, 3e38, -3e38], [1, np.nan, 0], [0, np.inf, -np.inf], [0, 1, -np.inf]]
+)
+def test_a_reward_that_is_not_finite_is_found_wherever_it_is(
+    rewards: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The quick test agrees with the obvious one, and large rewards whose sum is not finite are no failure."""
+    watched = WatchedEnvs(make_envs(EnvSettings("CartPole-v1", 1, 0.0), 3))
+    watched.reset(np.arange(3), np.ones(3, bool))
+    watched.send(np.zeros(3, np.int64))
+    step = watched.envs.recv()._replace(rewards=np.array(rewards, np.float32))
+    monkeypatch.setattr(watched.envs, "recv", lambda: step)
+    bad = np.flatnonzero(~np.isfinite(rewards))
+    if not len(bad):
+        assert watched.recv() is step
+        return
+    with pytest.raises(
+        RunError, match=rf"^environment {bad[0]} of CartPole-v1 .* returned the reward {rewards[bad[0]]:g}$"
+    ):
+        watched.recv()
+
+
+def test_an_action_counts_once_the_game_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = WatchedEnvs(make_envs(EnvSettings("CartPole-v1", 1, 0.0), 1))
+    watched.reset(np.array([5]), np.ones(1, bool))
+    watched.step(np.zeros(1, np.int64))
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no entry")
+
+    monkeypatch.setattr(watched.envs, "send", broken)
+    with pytest.raises(RunError, match=r"\(seed 5, 1 actions since\) raised RuntimeError: no entry"):
+        watched.send(np.zeros(1, np.int64))
+
+
 def test_what_is_wrong_with_a_setting_stays_that(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = WatchedEnvs(make_envs(EnvSettings("CartPole-v1", 1, 0.0), 1))
     error = guards.ConfigError("data.env", "x", "is wrong")

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from bayes_rl.envs import Envs, EnvSettings, ObservationStack, Step, episode_seed, make_envs
-from bayes_rl.exploration import EpsilonSchedule, draw_seed
+from bayes_rl.exploration import Chance, EpsilonSchedule, draw_seed
 from bayes_rl.module import VariationalActorCritic
 from bayes_rl.replay import ReplayBuffer
 from bayes_rl.stream import ReplayStream
@@ -244,6 +244,26 @@ def test_act_step_store_in_this_order_and_minibatches_while_the_games_step() -> 
             assert not idle.any()
             stored += 1
     assert stored >= 20
+
+
+def test_chances_are_drawn_while_the_games_step_and_are_those_of_the_step_they_are_for() -> None:
+    """Not between a step and the next one, when the emulators wait; the slow twin draws one step at a time."""
+    envs = ScriptedEnvs(3)
+    stream = stream_of(envs, ring(envs), epsilon=RANDOM)
+    drawn: list[bool] = []
+    chances = stream._chances
+
+    def noted() -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        drawn.append(envs.pending is not None)
+        return chances()
+
+    stream._chances = noted  # type: ignore[method-assign]
+    for _ in range(150):
+        stream.step_environments()
+    assert drawn == [False] + [True] * 149
+    sent = [actions.tolist() for name, actions in envs.log if name == "send"]
+    key = (stream.seed, stream.rank, envs.num_envs, envs.num_actions)
+    assert sent == [Chance(*key)(step)[0].tolist() for step in range(150)]
 
 
 class RestartingEnvs(ScriptedEnvs):
