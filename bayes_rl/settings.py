@@ -17,7 +17,11 @@ CHOICES = {
     "optimizer_at_switch": ("keep", "reset"),
     "critic_at_switch": ("keep", "reset"),
 }
-DATA_CHOICES = {"task_conditioning": ("none", "gains", "heads"), "epsilon_at_switch": ("restart", "continue")}
+DATA_CHOICES = {
+    "task_conditioning": ("none", "gains", "heads"),
+    "epsilon_at_switch": ("restart", "continue"),
+    "replay_device": ("cpu", "cuda"),
+}
 POSITIVE = ("policy_temperature", "tau", "actor_lr", "critic_lr")
 NOT_NEGATIVE = ("temperature", "entropy_weight", "adam_eps", "weight_decay")
 LIMITS = {

@@ -15,6 +15,7 @@ FILES = sorted(path for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 RANKS = {
     "types": 0,
     "bounds": 0,
+    "transfers": 0,
     "files": 1,
     "checkpoints": 2,
     "deep_sea": 0,
@@ -40,6 +41,7 @@ RANKS = {
     "fisher": 2,
     "consolidation": 2,
     "replay": 2,
+    "device_replay": 2,
     "exploration": 2,
     "tasks": 2,
     "stream": 3,
@@ -74,6 +76,7 @@ ALLOWED_WITHIN_A_RANK = {
     ("networks", "encoders"),
     ("networks", "priors"),
     ("fisher", "networks"),  # of each of them
+    ("device_replay", "replay"),  # the same, with a copy of it
     ("consolidation", "fisher"),
     ("consolidation", "networks"),
     ("loaders", "games"),  # what Lightning iterates over
@@ -153,7 +156,7 @@ def test_no_allowed_pair_is_left_over() -> None:
 
 def test_the_learner_and_the_data_do_not_know_each_other() -> None:
     """Only the command line knows both; the policy reaches the stream as a `Policy`."""
-    data = {"envs", "tasks", "exploration", "replay", "stream", "datamodule"}
+    data = {"envs", "tasks", "exploration", "replay", "device_replay", "stream", "datamodule"}
     learner = {"networks", "fisher", "consolidation", "lifelong", "module", "losses", "bayes"}
     for path in FILES:
         imports = imported_rooms(parse(path))
