@@ -22,6 +22,7 @@ RANKS = {
     "wrappers": 0,
     "vector": 0,
     "posterior": 1,
+    "capture": 1,
     "settings": 1,
     "losses": 1,
     "likelihoods": 1,
@@ -67,6 +68,7 @@ RANKS = {
 # Within a rank nothing imports its neighbour, but for these pairs (importer, imported).
 ALLOWED_WITHIN_A_RANK = {
     ("envs", "atari"),  # one door for all kinds of environment
+    ("settings", "capture"),  # what can be chosen there
     ("likelihoods", "losses"),  # the Gaussian one is a formula of the objective
     ("uncertainty", "calibration"),  # metrics of its formulas
     ("bayes", "layers"),  # what layers share; layers, encoders of layers, networks of encoders
