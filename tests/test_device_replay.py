@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from bayes_rl import forecast
 from bayes_rl.datamodule import ReplayDataModule
 from bayes_rl.device_replay import DeviceReplay, copy_bytes
 from bayes_rl.replay import LIFE_LOSS, ReplayBuffer
-from bayes_rl.types import Transition
+from bayes_rl.types import ConfigError, Transition
 
 CPU = torch.device("cpu")
 ROOT = Path(cli.__file__).parent
@@ -224,3 +226,15 @@ def test_the_forecast_counts_the_copy(tmp_path: Path, monkeypatch: pytest.Monkey
     data.hparams.replay_device = "cuda"
     assert forecast.copied_bytes(data) == taken == copy_bytes(*shape)
     assert f"{forecast._mib(taken)} for replay" in forecast.describe(done.trainer, done.model, data)
+
+
+def test_a_copy_that_does_not_fit_into_the_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = ReplayDataModule(env="CartPole-v1", replay_capacity=50_000, replay_device="cuda")
+    agent: Any = cli.VariationalActorCritic(encoder="mlp", observation_shape=(16,), num_actions=2, hidden_dim=8)
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 0)), max_epochs=1)
+    trainer.max_steps, trainer.limit_train_batches = -1, 1.0
+    copied = forecast.copied_bytes(data)
+    for free, fits in ((copied // 2, False), (2 * copied, True)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 10**12))
+        with nullcontext() if fits else pytest.raises(ConfigError, match=r"replay_capacity.* of the GPU's memory"):
+            forecast.check_room(trainer, agent, data)
