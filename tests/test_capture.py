@@ -130,6 +130,17 @@ def test_without_capture_the_function_itself_is_called() -> None:
     assert captured(max, "none") is max
 
 
+def test_what_a_recorded_graph_returns_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also within structures, and with its gradient: the next replay writes to the same memory."""
+    monkeypatch.setattr(capture, "BACKEND", "eager")
+    x = torch.ones(3, requires_grad=True)
+    one, (two, nothing) = captured(lambda x: (x, (x.detach(), None)), "reduce-overhead")(x)
+    assert len({y.data_ptr() for y in (x, one, two)}) == 3
+    assert nothing is None
+    one.sum().backward()
+    assert x.grad is not None
+
+
 def test_what_cannot_be_captured_here_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.delenv("CC", raising=False)
