@@ -187,11 +187,11 @@ def cases(study: dict[str, Any], device: str, forced: dict[str, Any]) -> dict[st
                 for compile in group["compile"]:
                     options = {**(group.get("options") or {}), "data.num_envs": envs, "model.compile": compile}
                     options |= {} if updates is None else {"data.updates_per_step": updates}
-                    name = (
-                        f"{Path(group['config']).stem} {envs} environments, {updates or 'its own'} updates, {compile}"
-                    )
+                    options |= forced
+                    how = f"{updates or 'its own'} updates, {options['model.compile']}"
+                    name = f"{Path(group['config']).stem} {options['data.num_envs']} environments, {how}"
                     case = {"config": group["config"], "seconds": group["seconds"], "device": device}
-                    found[name] = case | {"options": options | forced}
+                    found[name] = case | {"options": options}
     return found
 
 
@@ -367,7 +367,7 @@ def main() -> None:
             if run.state["sittings"] > before[run.name]:
                 results["learning"][run.name] = run.result() | command
     save()
-    left = [name for name in cases(study, "", {}) if name not in results["throughput"]]
+    left = [name for name in cases(study, "", forced) if name not in results["throughput"]]
     left += [run.name for run in runs if run.state["exit"] != 0]
     print(f"{len(left)} left: {'; '.join(left)}" if left else "nothing is left", flush=True)
 
