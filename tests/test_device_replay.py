@@ -92,6 +92,18 @@ def test_what_may_change_between_samples_may_change_here_too() -> None:
         assert_alike(replays)
 
 
+@pytest.mark.parametrize("n_step", [3, 10])
+def test_returns_are_added_up_in_the_order_of_steps(n_step: int) -> None:
+    """A small reward is lost behind a huge one that is taken back later; in another order it would not be."""
+    replays, no = pair(1, 40, n_step=n_step, gamma=1.0, reward_clip=None), np.zeros(1, bool)
+    screen = np.zeros((1, 1, 3, 3), np.uint8)
+    for reward in ([1.0, 2.0**80, -(2.0**80)] + [0.0] * 7) * 3:
+        for replay in replays:
+            replay.add(screen, np.zeros(1, np.int64), np.array([reward], np.float32), no, no, no, screen)
+    assert_alike(replays)
+    assert replays[1].transitions(np.array([0]), np.array([0])).reward.tolist() == [0.0]
+
+
 def test_ages_that_no_longer_fit_into_their_byte() -> None:
     replays = pair(1, 400, n_step=2, frame_stack=200)
     play(replays, 390, 1, p_end=0.003, p_idle=0.0)
