@@ -89,7 +89,7 @@ def train(
         callbacks=list(callbacks),
     )
     try:
-        trainer.fit(module, stream, [])
+        trainer.fit(module, stream, Stream(stream.replay, 0))
     finally:
         torch.cuda.set_sync_debug_mode(0)
     return module
