@@ -21,6 +21,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from bayes_rl import callbacks, checkpoints, forecast, summary, video
+from bayes_rl.capture import check_capture
 from bayes_rl.datamodule import ReplayDataModule
 from bayes_rl.export import is_export, load_weights, read_export
 from bayes_rl.files import write_whole
@@ -248,6 +249,8 @@ class BayesCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Refuse what cannot fit; then the directory is this run's alone."""
+        device, accumulated = self.trainer.strategy.root_device, self.trainer.accumulate_grad_batches
+        check_capture(self.model.hparams["compile"], device, accumulated)
         forecast.check_room(self.trainer, self.model, self.datamodule)
         if self.datamodule.directory is not None:
             key = "ckpt_path" if self._options().get("ckpt_path") else "name"

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 
+from bayes_rl.device_replay import DeviceReplay
 from bayes_rl.envs import Envs, EnvSettings, check_env, episode_seed, game_name, make_envs
 from bayes_rl.exploration import EpsilonSchedule
 from bayes_rl.games import Games
@@ -52,6 +54,7 @@ class ReplayDataModule(pl.LightningDataModule):
         life_loss: what a lost life is to the learner: none, discount (of 0) or penalty (a reward of -1).
         reward_clip: training rewards are clipped to +- this; null leaves them raw. Scores are always raw.
         replay_capacity: transitions kept, over all environments.
+        replay_device: where minibatches are made: cpu, or cuda, by a copy of the replay in the GPU's memory.
         min_replay_size: transitions collected at random before the first update.
         batch_size: transitions per minibatch.
         n_step: agent steps of the n-step return.
@@ -96,6 +99,7 @@ class ReplayDataModule(pl.LightningDataModule):
         life_loss: str = "discount",
         reward_clip: float | None = 1.0,
         replay_capacity: int = 100_000,
+        replay_device: str = "cpu",
         min_replay_size: int = 5_000,
         batch_size: int = 32,
         n_step: int = 4,
@@ -123,9 +127,8 @@ class ReplayDataModule(pl.LightningDataModule):
         self.refill_replay, self.seed = refill_replay, seed
         self.frame_stack, self.num_envs, self.batch_size = frame_stack, num_envs, batch_size
         self.min_replay_size, self.updates_per_step = min_replay_size, updates_per_step
-        self.frames_per_epoch = frames_per_epoch
+        self.frames_per_epoch, self.render, self.fps = frames_per_epoch, render, fps
         self.eval_games, self.eval_idle_frames = eval_games, eval_idle_frames
-        self.render, self.fps = render, fps
         check_env(self.settings)
         self.batches_per_epoch = int(frames_per_epoch / frame_skip * updates_per_step)
         rule = f"makes an epoch of no update at {updates_per_step} updates per step and {frame_skip} frames per step"
@@ -156,20 +159,17 @@ class ReplayDataModule(pl.LightningDataModule):
         return self.hparams.task_conditioning
 
     def _replay(self, envs: Envs, directory: Path | None = None) -> ReplayBuffer:
-        options = self.hparams
-        return ReplayBuffer(
-            options.replay_capacity,
-            envs.num_envs,
-            envs.screen_shape,
-            envs.screen_dtype,
-            frame_stack=self.frame_stack,
-            n_step=options.n_step,
-            gamma=options.gamma,
-            life_loss=options.life_loss,
-            reward_clip=options.reward_clip,
-            slack=self.slack,
-            directory=directory,
-        )
+        options, device = self.hparams, self._copy_device
+        kept: dict[str, Any] = {"slack": self.slack, "directory": directory}
+        kept |= {key: options[key] for key in ("frame_stack", "n_step", "gamma", "life_loss", "reward_clip")}
+        arguments = (options.replay_capacity, envs.num_envs, envs.screen_shape, envs.screen_dtype)
+        return ReplayBuffer(*arguments, **kept) if device is None else DeviceReplay(*arguments, device=device, **kept)
+
+    @property
+    def _copy_device(self) -> torch.device | None:
+        """Where a copy of the replay is; None without one, as before training."""
+        copied = self.hparams.replay_device == "cuda" and self.trainer is not None
+        return self.trainer.strategy.root_device if copied else None  # type: ignore[union-attr]
 
     def setup(self, stage: str) -> None:
         """Build environments, replay and stream before training; nothing is needed for playing games."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from bayes_rl.datamodule import ReplayDataModule
+from bayes_rl.device_replay import copy_bytes
 from bayes_rl.files import check_disk
 from bayes_rl.module import VariationalActorCritic
 from bayes_rl.replay import layout
@@ -51,12 +52,21 @@ def _size(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def replay_bytes(data: ReplayDataModule) -> int:
-    """What one replay takes, in files or in memory."""
+def _rings(data: ReplayDataModule) -> tuple[int, int, tuple[int, ...], np.dtype[Any]]:
+    """Of a replay: how many there are, of how many slots, and what a screen is."""
     channels, *rest = data.observation_shape
     slots = data.hparams.replay_capacity // data.num_envs + data.slack
-    files = layout(data.num_envs, slots, (channels // data.frame_stack, *rest), data.screen_dtype)
-    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in files.values())
+    return data.num_envs, slots, (channels // data.frame_stack, *rest), data.screen_dtype
+
+
+def replay_bytes(data: ReplayDataModule) -> int:
+    """What one replay takes, in files or in memory."""
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout(*_rings(data)).values())
+
+
+def copied_bytes(data: ReplayDataModule) -> int:
+    """What copies of replays take in a GPU's memory."""
+    return data.replays * copy_bytes(*_rings(data)) if data.hparams.replay_device == "cuda" else 0
 
 
 def checkpoint_bytes(agent: VariationalActorCritic, data: ReplayDataModule) -> int:
@@ -138,6 +148,12 @@ def check_room(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayD
         need = 0
     _check_networks(agent, need, free, "memory to learn in")
     capacity, replays = data.hparams.replay_capacity, data.replays * replay_bytes(data)
+    if copied := copied_bytes(data):
+        problem = f"is where nothing learns: this run's device is {device.type}; use cpu, or a machine with a GPU"
+        check(device.type == "cuda", "data.replay_device", data.hparams.replay_device, problem)
+        need_there, there = sum(parts.values()) + copied, torch.cuda.mem_get_info(device)[0]
+        problem = f"needs {_mib(need_there)} of the GPU's memory, networks included, {_mib(there)} are available"
+        check(need_there < there, "data.replay_capacity", capacity, problem)
     if data.directory is not None:
         check_disk(data.directory, replays, "data.replay_capacity", capacity)
         return
@@ -168,6 +184,10 @@ def describe(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayDat
         f"device {device.type}, {name}",
         f"memory {_mib(sum(parts.values()))} for networks ({sizes}), {_mib(replay)} for {several}{stored}",
     ]
+    if copied := copied_bytes(data):
+        lines.append(
+            f"GPU    {_mib(sum(parts.values()) + copied)} of its memory: networks, {_mib(copied)} for {several}"
+        )
     if data.directory is not None:
         kept = len(trainer.checkpoint_callbacks) + (data.curriculum.visits - 1 if data.num_tasks > 1 else 0)
         checkpoint = _mib(checkpoint_bytes(agent, data))

@@ -67,9 +67,9 @@ class UpdateGuard:
         torch._amp_foreach_non_finite_check_and_unscale_(values, found, torch.ones_like(found))
         if fused and not scaled:
             optimizer.found_inf = found  # type: ignore[attr-defined]
-            if found.is_cuda and not self.in_a_row:  # all was well: it is enough to hear of it at the next update
-                self._ask_later(found)
-                return
+        if (fused or scaled) and found.is_cuda and not self.in_a_row:
+            self._ask_later(found)  # all was well: it is enough to hear of it at the next update
+            return
         bad = bool(found)
         self._count(bad, network)
         if bad and not (fused or scaled):

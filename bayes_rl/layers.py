@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,18 @@ from bayes_rl.posterior import Draws, Variational, Weights
 
 # Molchanov, Ashukha and Vetrov (2017, arXiv:1701.05369), equation 14.
 K1, K2, K3 = 0.63576, 1.87320, 1.48695
+
+
+class _Once:
+    """`functools.cached_property` without the lock that this has in Python 3.11: `torch.compile` cannot take it."""
+
+    def __init__(self, find: Callable[[Any], Tensor]) -> None:
+        self.find, self.__doc__ = find, find.__doc__
+
+    def __get__(self, of: Any, owner: type) -> Tensor:
+        value = self.find(of)
+        setattr(of, self.find.__name__, value)
+        return value
 
 
 @dataclass(eq=False)
@@ -45,27 +56,27 @@ class Moments:
     noise: Tensor | None = None
     kl: Tensor | None = None
 
-    @functools.cached_property
+    @_Once
     def mean(self) -> Tensor:
         """Of all layers together; only when asked for, like the next two: joining takes time."""
         return _joined(self.means)
 
-    @functools.cached_property
+    @_Once
     def bias(self) -> Tensor:
         """Likewise."""
         return _joined(self.biases, -1)
 
-    @functools.cached_property
+    @_Once
     def raw(self) -> Tensor:
         """Likewise."""
         return _joined(self.raws)
 
-    @functools.cached_property
+    @_Once
     def log_var(self) -> Tensor:
         """Clamped, `[*shape]`."""
         return bounded(self.raw, -self.limit, self.limit)
 
-    @functools.cached_property
+    @_Once
     def variance(self) -> Tensor:
         """`[*shape]`."""
         return self.log_var.exp()

@@ -1,4 +1,4 @@
-"""What the agent does between tasks: it keeps what it knows, and makes room for what comes."""
+"""What the agent does between tasks, and between sittings: it keeps what it knows, and makes room for what comes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from bayes_rl.consolidation import Consolidator
+from bayes_rl.guards import UpdateGuard
 from bayes_rl.networks import Twin
 from bayes_rl.player import Player
 from bayes_rl.posterior import Weights
@@ -25,8 +26,10 @@ class Lifelong(Player, ABC):
     Attributes:
         consolidator: keeps what was learned, or None.
         target_twin: moving average that targets come from, or None.
+        guard: leaves out updates that are not finite, and counts them.
     """
 
+    guard: UpdateGuard
     consolidator: Consolidator | None
     target_twin: Twin | None
 
@@ -44,6 +47,27 @@ class Lifelong(Player, ABC):
             rank_zero_info(self.consolidator.describe())
         if len(self.scores) > 1:
             self.task = self._data.curriculum.task(self._data.visit)
+        # Now, not when loading: what Lightning does in between draws random numbers of its own.
+        state = self.__dict__.pop("_rng", None)
+        if state is not None:
+            torch.set_rng_state(state["torch_rng"].cpu())
+            if self.device.type == "cuda" and "cuda_rng" in state:
+                torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Counters and the state of the random generators."""
+        checkpoint["frames"] = self.frames
+        self.guard.settle()
+        checkpoint["skipped_updates"] = self.guard.skipped
+        checkpoint["torch_rng"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            checkpoint["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them up again; the generators when training begins."""
+        self.frames = checkpoint["frames"]
+        self.guard.skipped = checkpoint.get("skipped_updates", 0)  # older ones did not count them
+        self._rng = {key: checkpoint[key] for key in ("torch_rng", "cuda_rng") if key in checkpoint}
 
     def on_train_epoch_start(self) -> None:
         """Go on to the next task if this epoch belongs to it."""

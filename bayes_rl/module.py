@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bayes_rl import losses
+from bayes_rl.capture import captured
 from bayes_rl.consolidation import ConsolidationSettings, Consolidator
 from bayes_rl.diagnostics import training_values
 from bayes_rl.encoders import Layers
@@ -72,6 +74,8 @@ class VariationalActorCritic(Lifelong):
         critic_lr: Adam step size of the critics and of a shared trunk.
         adam_eps: Adam's denominator offset.
         weight_decay: decoupled weight decay of deterministic matrices and kernels, per unit of step size.
+        compile: capture of an update as one graph: none, default (torch.compile), reduce-overhead (as CUDA graphs,
+            on a GPU), or cudagraphs (these alone, without a compiler).
         game: short name of the game, for human-normalised scores; set from the data by the command line.
         num_tasks: T; set from the data by the command line.
         task_conditioning: what the networks are told of the task: none, gains or heads; likewise.
@@ -127,6 +131,7 @@ class VariationalActorCritic(Lifelong):
         critic_lr: float = 2.5e-4,
         adam_eps: float = 1e-5,
         weight_decay: float = 0.0,
+        compile: str = "none",
         game: str = "",
         observation_shape: tuple[int, ...] = (4, 84, 84),
         num_actions: int = 4,
@@ -162,16 +167,11 @@ class VariationalActorCritic(Lifelong):
     # ------------------------------------------------------------------ learning
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One update: the critics' negative ELBO and EWC penalty, plus the actors' loss."""
-        transition = batch.transition
         weights = self._training_weights()
-        targets = self._targets(transition, weights, batch.task)
-        output: TwinOutput = self.twin(_for_draws(transition.observation, weights), weights, batch.task)
-        pairs = [0, 1] if self.hparams.update_pairs == "both" else [int(torch.randint(2, ()))]
+        pairs = (0, 1) if self.hparams.update_pairs == "both" else (int(torch.randint(2, ())),)
         self._learning |= {(pair, batch.task) for pair in pairs}
-        nll = self._nll(output, transition, targets, pairs)
-        kl = self.twin.kl_divergence(pairs, output.heads, batch.task)
+        nll, kl, actor_loss, targets, output = self._captured(batch.transition, weights, pairs, batch.task)
         ewc_penalty = self._ewc_penalty()
-        actor_loss = self._actor_loss(output, pairs)
         elbo_loss = losses.negative_elbo(nll, kl, batch.num_data, self.hparams.temperature)
         self.frames = batch.frames
         parts = {"nll": nll, "kl": kl, "ewc_penalty": ewc_penalty, "actor_loss": actor_loss}
@@ -179,6 +179,20 @@ class VariationalActorCritic(Lifelong):
         loss = elbo_loss + ewc_penalty + actor_loss
         self.guard.note(loss, parts)
         return loss
+
+    @functools.cached_property
+    def _captured(self) -> Any:
+        return captured(self._objective, self.hparams.compile)
+
+    def _objective(
+        self, transition: Transition, weights: Weights, pairs: Sequence[int], task: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, TwinOutput]:
+        """Everything with one graph at every update: nll, KL and actors' loss; and to look at, targets and outputs."""
+        targets = self._targets(transition, weights, task)
+        output: TwinOutput = self.twin(_for_draws(transition.observation, weights), weights, task)
+        nll = self._nll(output, transition, targets, pairs)
+        kl = self.twin.kl_divergence(pairs, output.heads, task)
+        return nll, kl, self._actor_loss(output, pairs), targets, _to_look_at(output)
 
     def _training_weights(self) -> Weights:
         """A fresh draw of every output, or draws of the index that value and target share."""
@@ -202,7 +216,7 @@ class VariationalActorCritic(Lifelong):
         shape = q_values.shape[:-1]
         return losses.td_target(transition.reward.expand(shape), transition.discount.expand(shape), probs, q_values)
 
-    def _nll(self, output: TwinOutput, transition: Transition, targets: Tensor, pairs: list[int]) -> Tensor:
+    def _nll(self, output: TwinOutput, transition: Transition, targets: Tensor, pairs: Sequence[int]) -> Tensor:
         """-log likelihood of the targets in nats: summed over the `pairs` that learn, mean over draws and batch."""
         action = transition.action.expand(targets.shape)[..., None, None]
         raw = output.raw.gather(-2, action.expand(*action.shape[:-1], output.raw.shape[-1])).squeeze(-2)
@@ -211,7 +225,7 @@ class VariationalActorCritic(Lifelong):
         nll = self.twin.likelihood.nll(raw, targets)
         return torch.stack([nll[pair].mean() for pair in pairs]).sum()
 
-    def _actor_loss(self, output: TwinOutput, pairs: list[int]) -> Tensor:
+    def _actor_loss(self, output: TwinOutput, pairs: Sequence[int]) -> Tensor:
         """The actors climb the mean of both critics; a scalar, summed over the `pairs` that learn."""
         q_values = output.q_values.mean(0).flatten(0, -2)
         total = torch.zeros((), device=q_values.device)
@@ -259,7 +273,7 @@ class VariationalActorCritic(Lifelong):
         groups = parameter_groups(self.twin, rates, self.hparams.weight_decay)
         return torch.optim.AdamW(groups, eps=self.hparams.adam_eps, fused=not clipped_amp)
 
-    # ------------------------------------------------------------------ logging and state
+    # ------------------------------------------------------------------ logging
     def _log_training(self, batch: Batch, output: TwinOutput, targets: Tensor, **parts: Tensor) -> None:
         """Everything `docs/metrics.md` lists under training; computed only when it will be written."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -270,28 +284,12 @@ class VariationalActorCritic(Lifelong):
         self.log_dict(values | self._watch_penalty(parts["ewc_penalty"], parts["nll"]))
         self.log("step", float(batch.frames))
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["frames"] = self.frames
-        self.guard.settle()
-        checkpoint["skipped_updates"] = self.guard.skipped
-        checkpoint["torch_rng"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            checkpoint["cuda_rng"] = torch.cuda.get_rng_state(self.device)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.frames = checkpoint["frames"]
-        self.guard.skipped = checkpoint.get("skipped_updates", 0)  # older ones did not count them
-        self._rng = {key: checkpoint[key] for key in ("torch_rng", "cuda_rng") if key in checkpoint}
-
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        # Now, not when loading: what Lightning does in between draws random numbers of its own.
-        state = self.__dict__.pop("_rng", None)
-        if state is not None:
-            torch.set_rng_state(state["torch_rng"].cpu())
-            if self.device.type == "cuda" and "cuda_rng" in state:
-                torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
-
 
 def _for_draws(observation: Tensor, weights: Weights) -> Tensor:
     return observation[None] if isinstance(weights, Draws) else observation
+
+
+def _to_look_at(output: TwinOutput) -> TwinOutput:
+    """Without gradients and without the posterior."""
+    prior = None if output.prior is None else output.prior.detach()
+    return TwinOutput(output.action_logits.detach(), output.raw.detach(), output.q_values.detach(), prior)

@@ -156,14 +156,16 @@ class Twin(nn.Module):
         """
         known = heads is not None and len(pairs) == 2
         key = (*pairs, task, known)
-        if key not in self._layers:  # walking the tree takes as long as the sum itself
+        # Capture walks the tree once; a change of what is remembered would have it do so again.
+        kept = {} if torch.compiler.is_compiling() else self._layers
+        if key not in kept:  # walking the tree takes as long as the sum itself
             layers = bayesian_layers(self.networks(pairs, task)).values()
-            self._layers[key] = [x for x in layers if not (known and x.key.startswith(("actors", "critics")))]
+            kept[key] = [x for x in layers if not (known and x.key.startswith(("actors", "critics")))]
         if heads is None or not known:
-            return joint_kl(self._layers[key]).to(self.device)
-        if heads.kl is not None and not self._layers[key]:
+            return joint_kl(kept[key]) if kept[key] else torch.zeros((), device=self.device)
+        if heads.kl is not None and not kept[key]:
             return heads.kl
-        return joint_kl(self._layers[key], [(cast(BayesLayer, self.actors[0]), heads)])
+        return joint_kl(kept[key], [(cast(BayesLayer, self.actors[0]), heads)])
 
     def become_prior(self, task: int = 0) -> None:
         """The posterior of what a task has trained becomes the prior; heads of tasks to come keep theirs."""

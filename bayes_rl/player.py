@@ -14,6 +14,7 @@ from bayes_rl.games import Game, Games
 from bayes_rl.networks import Twin
 from bayes_rl.posterior import Draws, EpisodeDraws, draws_by_seed, every_member, to_device
 from bayes_rl.scores import GameScores
+from bayes_rl.transfers import upload
 from bayes_rl.types import Judgement
 
 JUDGE_DRAWS = 16  # posterior draws behind an opinion, the same ones always (of members, all)
@@ -49,7 +50,7 @@ class Player(pl.LightningModule):
         hand, or another.
         """
         with self._precision():
-            output = self.twin(observations.to(self.device), task=self.task if task is None else task)
+            output = self.twin(upload(observations, self.device), task=self.task if task is None else task)
         return output.mean_action_probs().argmax(-1).cpu()
 
     @torch.no_grad()
@@ -59,7 +60,7 @@ class Player(pl.LightningModule):
             self._episode_draws = EpisodeDraws(self.twin.posterior, self.twin.draw_shapes())
         with self._precision():
             draws = self._episode_draws(seeds, self.device)
-            output = self.twin(observations.to(self.device)[:, None], draws, self.task)
+            output = self.twin(upload(observations, self.device)[:, None], draws, self.task)
         return output.q_values.mean(0)[:, 0].argmax(-1).cpu()
 
     @property
@@ -81,7 +82,7 @@ class Player(pl.LightningModule):
         metrics of the validation under way.
         """
         with self._precision():
-            output = self.twin(observations.to(self.device)[None], self._judging(), task)
+            output = self.twin(upload(observations, self.device)[None], self._judging(), task)
         every = output.q_values.flatten(0, 1)
         if measure:
             self.scores[task].uncertainty.update(every)

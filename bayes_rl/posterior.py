@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bayes_rl.transfers import upload
 from bayes_rl.types import check, check_choice
 
 POSTERIORS = ("mean_field", "low_rank", "members")
@@ -147,9 +148,10 @@ class EpisodeDraws:
             changed = [row for row, (old, new) in enumerate(zip(self._seeds, seeds, strict=True)) if old != new]
             if changed:
                 fresh = to_device(draws_by_seed(self._settings, self._shapes, [seeds[r] for r in changed]), device)
-                self._draws.index[changed] = fresh.index
+                rows = upload(torch.tensor(changed), device)
+                self._draws.index.index_copy_(0, rows, fresh.index)
                 for key, values in (fresh.noise or {}).items():
-                    self._draws.noise[key][changed] = values  # type: ignore[index]
+                    self._draws.noise[key].index_copy_(0, rows, values)  # type: ignore[index]
         self._seeds = list(seeds)
         return self._draws
 
@@ -157,4 +159,5 @@ class EpisodeDraws:
 def to_device(draws: Draws, device: torch.device) -> Draws:
     """The same draws on `device`."""
     noise = draws.noise
-    return Draws(draws.index.to(device), None if noise is None else {k: v.to(device) for k, v in noise.items()})
+    there = None if noise is None else {k: upload(v, device) for k, v in noise.items()}
+    return Draws(upload(draws.index, device), there)

@@ -235,8 +235,7 @@ class ReplayBuffer:
 
     def transitions(self, env: NDArray[np.int64], number: NDArray[np.int64]) -> Transition:
         """The n-step transitions that start at slot `number` `[B]` of ring `env` `[B]`."""
-        steps = np.arange(self.n_step)
-        window = self._slot(env[:, None], number[:, None] + steps)
+        window = self._slot(env[:, None], number[:, None] + np.arange(self.n_step))
         flags = self._flags[window]
         reward = np.asarray(self._rewards[window], np.float64)
         if self.reward_clip is not None:
@@ -247,8 +246,10 @@ class ReplayBuffer:
         ends = absorbing | ((flags & TRUNCATED) > 0)
         taken: NDArray[np.bool_] = np.cumsum(ends, 1) - ends == 0  # steps up to and including the first end
         k: NDArray[np.int64] = taken.sum(1)
-        n_step_return = (reward * taken * self.gamma**steps).sum(1)
-        discount = self.gamma**k * ~absorbing[np.arange(len(k)), k - 1]
+        powers = self.gamma ** np.arange(self.n_step + 1)
+        # One after the other, for the same rounding on every device.
+        n_step_return = sum((reward * taken * powers[:-1]).T, np.zeros(len(k)))
+        discount = powers[k] * ~absorbing[np.arange(len(k)), k - 1]
         return Transition(
             self._observations(env, number),
             torch.from_numpy(self._actions[self._slot(env, number)].astype(np.int64)),

@@ -27,8 +27,8 @@ LEARNING = {
 }
 """Model options that no saved state depends on; a resumed run may change them if that is said to be meant."""
 
-MOMENTARY = {"refill_replay", "render", "fps"}
-"""Data options of one command only, never taken from a checkpoint."""
+MOMENTARY = {"refill_replay", "render", "fps", "replay_device", "compile"}
+"""Options of one command only, and of how, not what, is computed: never taken from a checkpoint."""
 
 DECISIVE: dict[str, tuple[object, ...]] = {
     "precision": (None, 32, "32", "32-true"),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
 
+from bayes_rl.capture import MODES, REPLAYED
 from bayes_rl.types import check, check_choice
 
 CHOICES = {
@@ -16,8 +17,13 @@ CHOICES = {
     "bootstrap": ("actor", "greedy"),
     "optimizer_at_switch": ("keep", "reset"),
     "critic_at_switch": ("keep", "reset"),
+    "compile": MODES,
 }
-DATA_CHOICES = {"task_conditioning": ("none", "gains", "heads"), "epsilon_at_switch": ("restart", "continue")}
+DATA_CHOICES = {
+    "task_conditioning": ("none", "gains", "heads"),
+    "epsilon_at_switch": ("restart", "continue"),
+    "replay_device": ("cpu", "cuda"),
+}
 POSITIVE = ("policy_temperature", "tau", "actor_lr", "critic_lr")
 NOT_NEGATIVE = ("temperature", "entropy_weight", "adam_eps", "weight_decay")
 LIMITS = {
@@ -66,6 +72,9 @@ def check_agent(hparams: Any) -> None:
     by_draw = hparams.exploration != "epsilon"
     rule = "draws weights, but no layer is Bayesian; nearest: --model.bayesian heads"
     check(not by_draw or hparams.bayesian != "none", "model.exploration", hparams.exploration, rule)
+    waits = hparams.posterior == "low_rank" and hparams.bayesian != "none"
+    problem = "records CUDA graphs, but the determinant of a low_rank posterior waits for the device; use default"
+    check(not (waits and hparams.compile in REPLAYED), "model.compile", hparams.compile, problem)
     rule = "protects one network, not the members of a mixture; choose --model.posterior mean_field or low_rank"
     members = hparams.posterior == "members" and hparams.bayesian != "none"
     kept = hparams.consolidation in ("ewc", "online_ewc")

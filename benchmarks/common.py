@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -24,17 +25,23 @@ RESULTS = ROOT / "docs" / "results"
 
 def origin(command: str) -> dict[str, str | int | None]:
     """Command, commit, versions and hardware of a figure."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     machine = platform.processor() or platform.machine()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     return {
         "command": command,
-        "commit": commit,
+        "commit": _commit(),
         "processor": machine,
         "cores": os.cpu_count(),
         "gpu": device,
     } | versions
+
+
+def _commit() -> str:
+    """Of the working tree; the variable COMMIT where there is no repository, as in a copy on another machine."""
+    git = shutil.which("git")
+    done = subprocess.run([git, "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True) if git else None
+    return done.stdout.strip() if done and not done.returncode else os.environ.get("COMMIT", "")
 
 
 def learner(

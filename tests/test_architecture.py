@@ -15,12 +15,14 @@ FILES = sorted(path for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 RANKS = {
     "types": 0,
     "bounds": 0,
+    "transfers": 0,
     "files": 1,
     "checkpoints": 2,
     "deep_sea": 0,
     "wrappers": 0,
     "vector": 0,
     "posterior": 1,
+    "capture": 1,
     "settings": 1,
     "losses": 1,
     "likelihoods": 1,
@@ -40,6 +42,7 @@ RANKS = {
     "fisher": 2,
     "consolidation": 2,
     "replay": 2,
+    "device_replay": 2,
     "exploration": 2,
     "tasks": 2,
     "stream": 3,
@@ -66,6 +69,7 @@ RANKS = {
 # Within a rank nothing imports its neighbour, but for these pairs (importer, imported).
 ALLOWED_WITHIN_A_RANK = {
     ("envs", "atari"),  # one door for all kinds of environment
+    ("settings", "capture"),  # what can be chosen there
     ("likelihoods", "losses"),  # the Gaussian one is a formula of the objective
     ("uncertainty", "calibration"),  # metrics of its formulas
     ("bayes", "layers"),  # what layers share; layers, encoders of layers, networks of encoders
@@ -75,6 +79,7 @@ ALLOWED_WITHIN_A_RANK = {
     ("networks", "encoders"),
     ("networks", "priors"),
     ("fisher", "networks"),  # of each of them
+    ("device_replay", "replay"),  # the same, with a copy of it
     ("consolidation", "fisher"),
     ("consolidation", "networks"),
     ("loaders", "games"),  # what Lightning iterates over
@@ -154,7 +159,7 @@ def test_no_allowed_pair_is_left_over() -> None:
 
 def test_the_learner_and_the_data_do_not_know_each_other() -> None:
     """Only the command line knows both; the policy reaches the stream as a `Policy`."""
-    data = {"envs", "tasks", "exploration", "replay", "stream", "datamodule"}
+    data = {"envs", "tasks", "exploration", "replay", "device_replay", "stream", "datamodule"}
     learner = {"networks", "fisher", "consolidation", "lifelong", "module", "losses", "bayes"}
     for path in FILES:
         imports = imported_rooms(parse(path))

@@ -273,8 +273,8 @@ def test_deterministic_algorithms_are_enough(monkeypatch: pytest.MonkeyPatch) ->
 def test_every_configuration_runs(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = ["--trainer.fast_dev_run=true", "--trainer.enable_progress_bar=false", "--data.min_replay_size=64"]
     small += ["--data.batch_size=4", "--data.replay_capacity=2000", "--data.max_episode_frames=200"]
-    wide = ["--model.hidden_dim=16"] if config.stem == "seed" else []
-    run(monkeypatch, "fit", "--config", str(config), *small, *wide)
+    own = {"seed": ["--model.hidden_dim=16"], "fast_gpu": ["--data.num_envs=8", "--data.replay_device=cpu"]}
+    run(monkeypatch, "fit", "--config", str(config), *small, *own.get(config.stem, []))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)

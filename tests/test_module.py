@@ -420,6 +420,7 @@ def brute_force_loss(module: VariationalActorCritic, batch: Batch, seed: int) ->
         "low_rank": lambda: torch.randn(h.draws, h.index_dim),
         "members": lambda: torch.eye(h.index_dim),
     }[h.posterior]()
+    pairs = [0, 1] if h.update_pairs == "both" else [int(torch.randint(2, ()))]
     shape = (len(indices), len(t.action))
 
     def noise_of(width: int) -> list[Tensor]:  # heads on one trunk are one layer
@@ -432,7 +433,6 @@ def brute_force_loss(module: VariationalActorCritic, batch: Batch, seed: int) ->
         noise = [list(actors.split(ACTIONS, -1)), list(critics.split(numbers, -1))]
     else:
         noise = [noise_of(ACTIONS), noise_of(numbers)]
-    pairs = [0, 1] if h.update_pairs == "both" else [int(torch.randint(2, ()))]
     rows, d_count = torch.arange(len(t.action)), len(indices)
     total = torch.zeros(())
     for d, index in enumerate(indices):

@@ -1,0 +1,376 @@
+"""How busy a GPU is kept, and what is learned with it: in short sittings that go on where the last one stopped.
+
+    python benchmarks/gpu_study.py --minutes 9                      # again and again, until nothing is left to do
+    python benchmarks/gpu_study.py --part learning --jobs 4 --set model.compile=cudagraphs
+    python benchmarks/gpu_study.py --device cpu --study TINY.yaml   # the same without a GPU
+
+What is done stands in `benchmarks/study.yaml`. Throughput: a process for each number of environments, updates per agent
+step and capture measures emulation alone (random actions, replay written), acting alone, the learner alone (sampling
+included) and all together, whose slowest part is the bottleneck. Learning: runs of `cli.py fit`, `--jobs` at a time.
+When the time is up they are told to stop, and save; the next sitting resumes them. No network is needed.
+
+State lives in `--work`. Everything that is known is written to `--output` after each sitting: what stands there already
+and is not measured again stays, so that a machine whose disk is lost between sittings loses its running runs only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import yaml
+from common import RESULTS, ROOT, origin, write
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bayes_rl.datamodule import ReplayDataModule
+from bayes_rl.exploration import EpsilonSchedule
+from bayes_rl.module import VariationalActorCritic
+from bayes_rl.stream import ReplayStream
+from bayes_rl.types import Batch
+
+STOPPED = (130, 143, -signal.SIGTERM, -signal.SIGKILL)  # exit statuses of what was told to stop
+LINKED = ("observation_shape", "num_actions", "num_categories", "pixel_scale")
+POLL = 0.5  # seconds between two looks at processes or at the GPU
+
+
+# -------------------------------------------------------------------------------------------------- throughput
+class Watch(threading.Thread):
+    """Asks `nvidia-smi` how busy the first GPU is, and for its memory, until told to stop."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.seen: list[list[float]] = []
+        self._stop_asking = threading.Event()
+
+    def run(self) -> None:
+        query = ["nvidia-smi", "--id=0", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits"]
+        while shutil.which(query[0]) and not self._stop_asking.wait(POLL):
+            done = subprocess.run(query, capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                self.seen.append([float(number) for number in done.stdout.split(",")])
+
+    def finish(self) -> dict[str, float | None]:
+        """Median share of the time in which something ran on the GPU, in percent, and most memory, in MiB."""
+        self._stop_asking.set()
+        self.join()
+        if not self.seen:
+            return {"gpu_percent": None, "gpu_mib": None}
+        return {"gpu_percent": statistics.median(s[0] for s in self.seen), "gpu_mib": max(s[1] for s in self.seen)}
+
+
+class Phases:
+    """A loader that measures while it is read: emulation, acting, learning, and all of them together.
+
+    Args:
+        stream: of a training about to begin.
+        agent: that learns.
+        seconds: of each phase.
+    """
+
+    def __init__(self, stream: ReplayStream, agent: VariationalActorCritic, seconds: float) -> None:
+        self.stream, self.agent, self.seconds = stream, agent, seconds
+        self.found: dict[str, Any] = {}
+
+    def __iter__(self) -> Iterator[Batch]:
+        stream, schedule = self.stream, self.stream.epsilon_schedule
+        warm = iter(stream)
+        for _ in range(20):  # fills the replay; the first updates compile and record
+            yield next(warm)
+        stream.epsilon_schedule = EpsilonSchedule(1.0, 1.0, 0)
+        begin, frames = self._now(), stream.frames
+        while time.monotonic() - begin < self.seconds:
+            stream.step_environments()
+        self.found["emulation_fps"] = (stream.frames - frames) / (self._now() - begin)
+        stream.epsilon_schedule = schedule
+        observations = stream.stack.observations()
+        begin, acts = self._now(), 0
+        while time.monotonic() - begin < self.seconds / 4:
+            self.agent.act(observations)
+            acts += 1
+        self.found["acting_ms"] = 1000 * (self._now() - begin) / acts
+        begin, updates = self._now(), 0
+        while time.monotonic() - begin < self.seconds:
+            rng = np.random.default_rng(updates)
+            yield Batch(stream.replay.sample(stream.batch_size, rng), len(stream.replay), stream.frames)
+            updates += 1
+        self.found["learner_ups"] = updates / (self._now() - begin)
+        # As if the updates that those frames were owed had been made.
+        stream.updates = int(stream.learning_steps * stream.envs.num_envs * stream.updates_per_step)
+        watch = Watch()
+        watch.start()
+        begin, frames, updates = self._now(), stream.frames, stream.updates
+        while time.monotonic() - begin < self.seconds:
+            yield from self._some(stream)
+        passed = self._now() - begin
+        self.found |= watch.finish()
+        self.found |= {"fps": (stream.frames - frames) / passed, "ups": (stream.updates - updates) / passed}
+
+    def _some(self, stream: ReplayStream) -> Iterator[Batch]:
+        """A few minibatches as training has them; a new pass, as a stream may be gone through in parts."""
+        for _, batch in zip(range(16), stream, strict=False):
+            yield batch
+
+    def _now(self) -> float:
+        if self.agent.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.monotonic()
+
+
+def measure(case: dict[str, Any]) -> dict[str, Any]:
+    """Rates of one configuration on this machine, in this process."""
+    config = yaml.safe_load((ROOT / case["config"]).read_text())
+    options: dict[str, dict[str, Any]] = {"data": config["data"], "model": config["model"], "trainer": {}}
+    for key, value in case["options"].items():
+        section, name = key.split(".")
+        options[section][name] = value
+    precision = options["trainer"].get("precision", config["trainer"].get("precision"))
+    pl.seed_everything(1, verbose=False)
+    data = ReplayDataModule(**options["data"] | {"seed": 1})
+    agent = VariationalActorCritic(**options["model"], **{key: getattr(data, key) for key in LINKED})
+    trainer = pl.Trainer(
+        accelerator=case["device"],
+        devices=1,
+        precision=precision,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=200,
+    )
+    phases: list[Phases] = []
+
+    def loader() -> Phases:
+        phases.append(Phases(data.stream, agent, case["seconds"]))
+        return phases[-1]
+
+    data.train_dataloader = loader  # type: ignore[assignment, method-assign]
+    trainer.fit(agent, datamodule=data)
+    found, skip = phases[-1].found, data.settings.frame_skip
+    step = {  # seconds per step of all environments
+        "emulation": data.num_envs * skip / found["emulation_fps"],
+        "acting": found["acting_ms"] / 1000,
+        "learner": data.num_envs * data.updates_per_step / found["learner_ups"],
+    }
+    whole = data.num_envs * skip / found["fps"]
+    found["step_ms"] = {name: round(1000 * value, 3) for name, value in (step | {"all": whole}).items()}
+    found["bottleneck"] = max(step, key=lambda name: step[name])
+    found["overlap"] = round(max(step.values()) / whole, 3)  # 1: nothing else took any time
+    if agent.device.type == "cuda":
+        found["torch_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    return {key: round(value, 2) if isinstance(value, float) else value for key, value in found.items()}
+
+
+def cases(study: dict[str, Any], device: str, forced: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every measurement by name."""
+    found = {}
+    for group in study.get("throughput") or []:
+        for envs in group["num_envs"]:
+            for updates in group["updates_per_step"]:
+                for compile in group["compile"]:
+                    options = {**(group.get("options") or {}), "data.num_envs": envs, "model.compile": compile}
+                    options |= {} if updates is None else {"data.updates_per_step": updates}
+                    options |= forced
+                    how = f"{updates or 'its own'} updates, {options['model.compile']}"
+                    name = f"{Path(group['config']).stem} {options['data.num_envs']} environments, {how}"
+                    case = {"config": group["config"], "seconds": group["seconds"], "device": device}
+                    found[name] = case | {"options": options}
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------- learning
+class Run:
+    """One entry of the study's `runs`.
+
+    Args:
+        entry: game, seed, frames, config and options; name, or one made of these.
+        work: directory of all runs.
+        forced: options of every run.
+    """
+
+    def __init__(self, entry: dict[str, Any], work: Path, forced: dict[str, Any]) -> None:
+        self.entry = entry
+        self.name = str(entry.get("name") or f"{Path(entry['config']).stem}-{entry['game']}-seed{entry['seed']}")
+        self.directory, self.forced = work / self.name, forced
+        self.process: subprocess.Popen[bytes] | None = None
+        self._began = 0.0
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Sittings and seconds so far, and what the last one ended with."""
+        path = self.directory / "state.json"
+        return json.loads(path.read_text()) if path.exists() else {"sittings": 0, "seconds": 0.0, "exit": None}
+
+    @property
+    def _folder(self) -> Path | None:
+        """The newest version that has a checkpoint to go on from, else none."""
+        saved = sorted(self.directory.glob("version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+        return saved[-1].parents[1] if saved else None
+
+    def command(self) -> list[str]:
+        """What starts it, or goes on with it."""
+        words = [sys.executable, str(ROOT / "cli.py"), "fit"]
+        if self._folder is not None:
+            return [*words, f"--ckpt_path={self._folder / 'checkpoints/last.ckpt'}"]
+        config = yaml.safe_load((ROOT / self.entry["config"]).read_text())
+        options = {**(self.entry.get("options") or {}), **self.forced}
+        epoch = options.get("data.frames_per_epoch", config["data"]["frames_per_epoch"])
+        options |= {"data.env": self.entry["game"], "seed_everything": self.entry["seed"], "name": self.name}
+        options["trainer.max_epochs"] = math.ceil(self.entry["frames"] / epoch)
+        options["trainer.default_root_dir"] = str(self.directory.parent)
+        typed = [f"--{key}={'null' if value is None else value}" for key, value in options.items()]
+        return [*words, f"--config={ROOT / self.entry['config']}", *typed, "--trainer.enable_progress_bar=false"]
+
+    def start(self, threads: int) -> None:
+        """In a process of its own; what it prints goes to `log.txt`."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self.directory / "log.txt").open("ab") as log:
+            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+            self.process = subprocess.Popen(self.command(), stdout=log, stderr=subprocess.STDOUT, env=environment)
+        self._began = time.monotonic()
+
+    def finish(self) -> None:
+        """Note how a sitting ended."""
+        assert self.process is not None
+        before = self.state
+        seconds = before["seconds"] + time.monotonic() - self._began
+        write(
+            self.directory / "state.json",
+            {"sittings": before["sittings"] + 1, "seconds": round(seconds, 1), "exit": self.process.returncode},
+        )
+        self.process = None
+
+    def result(self) -> dict[str, Any]:
+        """Scores after every epoch, and those of the test games once it has ended."""
+        found: dict[str, Any] = {**self.entry, "forced": self.forced, **self.state, "finished": self.state["exit"] == 0}
+        if self._folder is not None and (table := self._folder / "metrics.npy").exists():
+            rows = np.load(table)
+            found["scores"] = [{key: float(row[key]) for key in rows.dtype.names} for row in rows]
+        if self._folder is not None and found["finished"]:
+            events = EventAccumulator(str(self._folder)).Reload()
+            tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("test/")]
+            found["test"] = {tag.removeprefix("test/"): events.Scalars(tag)[-1].value for tag in tags}
+        if found["exit"] not in (None, 0, *STOPPED):
+            found["error"] = (self.directory / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
+        return found
+
+
+def learn(runs: list[Run], jobs: int, until: float, last: float) -> None:
+    """Work on unfinished runs, `jobs` at a time, until a moment; then have them stop, and kill them at the last."""
+    waiting = [run for run in runs if run.state["exit"] != 0]
+    running: list[Run] = []
+    threads = max(1, (os.cpu_count() or 1) // (2 * jobs))  # the emulators have as many of their own
+    while (waiting or running) and time.monotonic() < until:
+        while waiting and len(running) < jobs:
+            running.append(waiting.pop(0))
+            running[-1].start(threads)
+            print(f"working on {running[-1].name}", flush=True)
+        time.sleep(POLL)
+        running = [run for run in running if not _ended(run)]
+    for run in running:
+        assert run.process is not None
+        run.process.terminate()
+    while running and time.monotonic() < last:
+        time.sleep(POLL)
+        running = [run for run in running if not _ended(run)]
+    for run in running:  # as after any kill, the checkpoint before is whole
+        assert run.process is not None
+        run.process.kill()
+        run.process.wait()
+        _ended(run)
+
+
+def _ended(run: Run) -> bool:
+    assert run.process is not None
+    if run.process.poll() is None:
+        return False
+    print(f"{run.name} ended with {run.process.returncode}", flush=True)
+    run.finish()
+    return True
+
+
+# ------------------------------------------------------------------------------------------------------- sittings
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("throughput", "learning", "both"), default="both")
+    parser.add_argument("--minutes", type=float, default=9.0, help="of this sitting, by the clock on the wall")
+    parser.add_argument("--grace", type=float, default=45.0, help="seconds of them in which runs save and end")
+    parser.add_argument("--jobs", type=int, default=2, help="learning runs at a time")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="options of every run and measurement"
+    )
+    parser.add_argument("--study", type=Path, default=ROOT / "benchmarks" / "study.yaml")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "gpu_study")
+    parser.add_argument("--output", type=Path, default=RESULTS / "gpu_study.json")
+    parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print("\n" + json.dumps(measure(arguments.measure)))
+        return
+    last = time.monotonic() + 60 * arguments.minutes
+    until = last - arguments.grace
+    cpu = arguments.device == "cpu" or not torch.cuda.is_available()
+    if arguments.device == "cuda" and cpu:
+        sys.exit("--device cuda: there is no GPU here")
+    forced = {key: yaml.safe_load(value) for key, value in (word.split("=", 1) for word in arguments.set)}
+    if cpu:
+        forced |= {"data.replay_device": "cpu", "model.compile": "none"}
+    study = yaml.safe_load(arguments.study.read_text())
+    known = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    results: dict[str, dict[str, Any]] = {part: known.get(part, {}) for part in ("throughput", "learning")}
+    command = origin("python benchmarks/gpu_study.py " + " ".join(sys.argv[1:])) | {"lightning": pl.__version__}
+
+    def save() -> None:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        write(arguments.output, results)
+
+    if arguments.part != "learning":
+        for name, case in cases(study, "cpu" if cpu else "cuda", forced).items():
+            if name in results["throughput"] or time.monotonic() + 6 * case["seconds"] > until:
+                continue
+            words = [sys.executable, __file__, "--measure", json.dumps(case)]
+            try:
+                done = subprocess.run(words, capture_output=True, text=True, timeout=max(1, last - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                print(f"no time left for {name}", flush=True)
+                break
+            if done.returncode:
+                print(f"{name} failed: {done.stderr.strip().splitlines()[-1:]}", flush=True)
+                continue
+            results["throughput"][name] = json.loads(done.stdout.strip().splitlines()[-1]) | command
+            print(f"{name}: {results['throughput'][name]['step_ms']}", flush=True)
+            save()
+    runs = [Run(entry, arguments.work.absolute(), forced) for entry in study.get("runs") or []]
+    if arguments.part != "throughput":
+        before = {run.name: run.state["sittings"] for run in runs}
+        runs = [run for run in runs if not results["learning"].get(run.name, {}).get("finished")]
+        learn(runs, arguments.jobs, until, last)
+        for run in runs:
+            if run.state["sittings"] > before[run.name]:
+                results["learning"][run.name] = run.result() | command
+    save()
+    left = [name for name in cases(study, "", forced) if name not in results["throughput"]]
+    left += [run.name for run in runs if run.state["exit"] != 0]
+    print(f"{len(left)} left: {'; '.join(left)}" if left else "nothing is left", flush=True)
+
+
+if __name__ == "__main__":
+    main()
