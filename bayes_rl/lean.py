@@ -1,0 +1,56 @@
+"""What Lightning does around every update, at a cost that a small network can bear.
+
+None of it changes a result. The figures are in `docs/results/learner_throughput.json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.profilers import PassThroughProfiler
+
+from bayes_rl.types import Batch
+
+NOTHING = contextlib.nullcontext()
+
+
+class Unmeasured(PassThroughProfiler):
+    """The profiler that measures nothing, without making a context of its own for each of forty hooks."""
+
+    def profile(self, action_name: str) -> Any:
+        """A context that does nothing."""
+        return NOTHING
+
+
+class LeanModule(pl.LightningModule):
+    """A LightningModule whose updates spend their time on what is learned."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_fx_name":  # set before and after each hook; a module looks for parameters in it
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    def on_fit_start(self) -> None:
+        """Measure nothing cheaply, unless something is to be measured."""
+        super().on_fit_start()
+        if type(self.trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
+            self.trainer.profiler = Unmeasured()  # type: ignore[attr-defined]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """On a CPU the stream's minibatches are where they should be."""
+        if device.type == "cpu" and isinstance(batch, Batch):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Let go of what the update before has logged: Lightning would read it again after every one to come."""
+        super().on_train_batch_start(batch, batch_idx)
+        results = self.trainer._results
+        if results and not next(iter(results.values())).has_reset:
+            for value in results.values():
+                if not value.meta.on_epoch:  # those are still being averaged
+                    value.reset()
