@@ -170,7 +170,7 @@ class VariationalActorCritic(LeanModule, Lifelong):
         pairs = [0, 1] if self.hparams.update_pairs == "both" else [int(torch.randint(2, ()))]
         self._learning |= {(pair, batch.task) for pair in pairs}
         nll = self._nll(output, transition, targets, pairs)
-        kl = self.twin.kl_divergence(pairs, output.heads, batch.task)
+        kl = self.twin.kl_divergence(pairs, output, batch.task)
         ewc_penalty = self._ewc_penalty()
         actor_loss = self._actor_loss(output, pairs)
         elbo_loss = losses.negative_elbo(nll, kl, batch.num_data, self.hparams.temperature)
