@@ -35,7 +35,7 @@ class BayesLinear(BayesLayer):
 
     def evaluate(self, x: Tensor, weights: Weights, m: Moments, blocked: int = 0) -> Tensor:
         """The forward pass by given moments; so many of the first outputs have no gradient with respect to `x`."""
-        plain = x.is_floating_point() and x.ndim == 2 and not torch.is_autocast_enabled(x.device.type)
+        plain = x.is_floating_point() and x.ndim == 2
         if weights == "sample" and self.settings.posterior == "mean_field" and plain:
             precision = self.settings.prior_precision
             y, kl = sampled_linear(x, m.means, m.raws, m.biases, m.limit, precision, blocked)

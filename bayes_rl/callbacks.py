@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -207,6 +208,11 @@ class SoleWriter(Callback):
 
 class KeptCheckpoint(ModelCheckpoint):
     """Finds its files in its own directory, wherever a run was moved to and whatever paths a checkpoint holds."""
+
+    @functools.cached_property
+    def state_key(self) -> str:
+        """Its name in checkpoints, which Lightning asks for at every hook of every update."""
+        return super().state_key
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         def here(path: str) -> str:

@@ -4,6 +4,7 @@ with a place in autograd's graph, take several times as long. Their plain twins 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 VARIANCE_FLOOR = 1e-8
+SMALL = 100_000  # weights whose limits are faster kept than looked at
 
 
 def sampled_linear(
@@ -39,9 +41,12 @@ def sampled_linear(
         blocked: so many of the first outputs have no gradient with respect to `x`.
 
     Returns:
-        `[B, sum of out]`, and a scalar in nats.
+        `[B, sum of out]`, of autocast's type where that is in force, and a scalar in nats, of the weights' type.
     """
-    y, kl = _SampledLinear.apply(x, limit, precision, blocked, *means, *log_vars, *biases)
+    kind = x.device.type
+    reduced = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    with torch.autocast(kind, enabled=False) if reduced else contextlib.nullcontext():
+        y, kl = _SampledLinear.apply(x, limit, precision, blocked, reduced, *means, *log_vars, *biases)
     return y, kl
 
 
@@ -61,8 +66,17 @@ def gaussian_kl(mean: Tensor, log_var: Tensor, precision: float, limit: float, c
 def _kl(mean: Tensor, used: Tensor, variance: Tensor, precision: float, copies: int = 1) -> Tensor:
     """The divergence by clamped log-variances and variances."""
     flat = mean.flatten()
-    total = torch.sub(variance, used, alpha=1 / precision).sum().add_(flat.dot(flat), alpha=1 / copies)
+    total = variance.sum().sub_(used.sum(), alpha=1 / precision).add_(flat.dot(flat), alpha=1 / copies)
     return total.mul_(0.5 * precision).sub_(0.5 * used.numel() * (1.0 + math.log(precision)))
+
+
+def _clamped(log_var: Tensor, limit: float) -> Tensor:
+    """Within the limits; the tensor itself if a CPU, which need not be waited for, finds that it is."""
+    if log_var.device.type == "cpu" and log_var.numel() > SMALL:
+        low, high = log_var.aminmax()
+        if -limit <= low and high <= limit:
+            return log_var
+    return log_var.clamp(-limit, limit)
 
 
 def _inward(gradient: Tensor, log_var: Tensor, used: Tensor) -> Tensor:
@@ -70,44 +84,58 @@ def _inward(gradient: Tensor, log_var: Tensor, used: Tensor) -> Tensor:
     return gradient.masked_fill_((log_var - used).mul_(gradient) < 0, 0.0)
 
 
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
 class _SampledLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, limit: float, precision: float, blocked: int, *parts: Tensor
+        ctx: Any, x: Tensor, limit: float, precision: float, blocked: int, reduced: torch.dtype | None, *parts: Tensor
     ) -> tuple[Tensor, Tensor]:
         # Joined here and not before: autograd's own splitting of gradients takes a fifth of a small update.
         n = len(parts) // 3
-        mean, log_var, bias = (torch.cat(parts[i : i + n]) for i in (0, n, 2 * n))
+        mean, log_var, bias = (_joined(parts[i : i + n]) for i in (0, n, 2 * n))
         ctx.sizes = [len(part) for part in parts[:n]]
-        used, square = log_var.clamp(-limit, limit), x.square()
+        dtype = reduced or x.dtype
+        ctx.dtype, x = x.dtype, x.to(dtype)
+        used, square = _clamped(log_var, limit), x.square()
         variance = used.exp()
-        std = (square @ variance.t()).add_(VARIANCE_FLOOR).sqrt_()
+        mean_used, variance_used = mean.to(dtype), variance.to(dtype)
+        std = (square @ variance_used.t()).add_(VARIANCE_FLOOR).sqrt_()
         noise = torch.randn_like(std)
-        ctx.save_for_backward(x, square, mean, log_var, used, variance, std, noise)
+        ctx.same = used is log_var  # what is saved comes back as another object
+        ctx.save_for_backward(x, square, mean, log_var, used, variance, mean_used, variance_used, std, noise)
         ctx.precision, ctx.blocked = precision, blocked
-        return torch.addmm(bias, x, mean.t()).addcmul_(std, noise), _kl(mean, used, variance, precision)
+        y = torch.addmm(bias.to(dtype), x, mean_used.t()).addcmul_(std, noise)
+        return y, _kl(mean, used, variance, precision)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, of_kl: Tensor) -> Any:
-        x, square, mean, log_var, used, variance, std, noise = ctx.saved_tensors
+        x, square, mean, log_var, used, variance, mean_used, variance_used, std, noise = ctx.saved_tensors
         of_variance = (gradient * noise).div_(std)  # twice that
         of_x = None
         if ctx.needs_input_grad[0]:
             k = ctx.blocked
-            of_x = torch.addcmul(gradient[:, k:] @ mean[k:], x, of_variance[:, k:] @ variance[k:])
+            of_x = torch.addcmul(gradient[:, k:] @ mean_used[k:], x, of_variance[:, k:] @ variance_used[k:])
+            of_x = of_x.to(ctx.dtype)
         of_moment = 0.5 * ctx.precision * of_kl
-        of_mean = torch.addmm(2 * of_moment * mean, gradient.t(), x)
-        of_log_var = torch.addmm(of_moment, of_variance.t(), square, alpha=0.5).mul_(variance).sub_(0.5 * of_kl)
-        of_parts = of_mean, _inward(of_log_var, log_var, used), gradient.sum(0)
-        return of_x, None, None, None, *(part for whole in of_parts for part in whole.split(ctx.sizes))
+        # In place, each pass over memory being as long as a product.
+        of_mean = (gradient.t() @ x).to(mean.dtype).addcmul_(mean, 2 * of_moment)
+        of_log_var = (of_variance.mul_(0.5).t() @ square).to(mean.dtype).add_(of_moment)
+        of_log_var = of_log_var.mul_(variance).sub_(0.5 * of_kl)
+        of_log_var = of_log_var if ctx.same else _inward(of_log_var, log_var, used)
+        of_parts = of_mean, of_log_var, gradient.sum(0).to(mean.dtype)
+        return of_x, None, None, None, None, *(part for whole in of_parts for part in whole.split(ctx.sizes))
 
 
 class _GaussianKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mean: Tensor, log_var: Tensor, precision: float, limit: float, copies: int) -> Tensor:
-        used = log_var.clamp(-limit, limit)
+        used = _clamped(log_var, limit)
         variance = used.exp()
+        ctx.same = used is log_var
         ctx.save_for_backward(mean, log_var, used, variance)
         ctx.precision, ctx.copies = precision, copies
         return _kl(mean, used, variance, precision, copies)
@@ -118,4 +146,4 @@ class _GaussianKL(torch.autograd.Function):
         mean, log_var, used, variance = ctx.saved_tensors
         of_mean = mean * (gradient * (ctx.precision / ctx.copies))
         of_log_var = variance.mul(ctx.precision).sub_(1.0).mul_(0.5 * gradient)
-        return of_mean, _inward(of_log_var, log_var, used), None, None, None
+        return of_mean, of_log_var if ctx.same else _inward(of_log_var, log_var, used), None, None, None

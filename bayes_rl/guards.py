@@ -24,8 +24,8 @@ SKIPS_IN_A_ROW = 5
 class UpdateGuard:
     """Leaves out updates whose loss or gradient is not finite, and counts them.
 
-    A fused optimizer is told by its `found_inf`, on the device: weights, averages and step counters stay as they are,
-    and nothing waits. Of another one the gradients are taken away. Under a gradient scaler, which leaves out updates
+    A fused optimizer on a GPU is told by its `found_inf`: weights, averages and step counters stay as they are, and
+    nothing waits. Of another one the gradients are taken away. Under a gradient scaler, which leaves out updates
     itself and finds its scale by it, only losses are counted.
 
     Attributes:
@@ -65,14 +65,15 @@ class UpdateGuard:
         found = torch.zeros((), device=values[0].device)
         # The gradient scaler's own test: everything in one pass, times 1.
         torch._amp_foreach_non_finite_check_and_unscale_(values, found, torch.ones_like(found))
-        if fused and not scaled:
+        told = fused and found.is_cuda and not scaled
+        if told:
             optimizer.found_inf = found  # type: ignore[attr-defined]
-        if (fused or scaled) and found.is_cuda and not self.in_a_row:
+        if (told or scaled) and found.is_cuda and not self.in_a_row:
             self._ask_later(found)  # all was well: it is enough to hear of it at the next update
             return
         bad = bool(found)
         self._count(bad, network)
-        if bad and not (fused or scaled):
+        if bad and not (told or scaled):
             for parameter in parameters:
                 parameter.grad = None
 

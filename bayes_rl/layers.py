@@ -107,6 +107,7 @@ class BayesLayer(nn.Module, ABC):
         shape: of its weights.
         key: name by which `Draws.noise` knows the layer.
         prior_mean, prior_precision: of each weight's own prior, if the posterior can become the prior.
+        found: where a forward pass puts the layer and its moments, if it found their divergence on its way.
     """
 
     prior_mean: Tensor
@@ -115,6 +116,7 @@ class BayesLayer(nn.Module, ABC):
     def __init__(self, shape: tuple[int, ...], settings: Variational) -> None:
         super().__init__()
         self.settings, self.shape, self.key = settings, shape, ""
+        self.found: list[tuple[BayesLayer, Moments]] | None = None
         scale = settings.init_scale / math.sqrt(math.prod(shape[1:]))
         members = (settings.index_dim,) if settings.posterior == "members" else ()
         self.weight_mu = nn.Parameter(scale * torch.randn(*members, *shape))
@@ -138,7 +140,11 @@ class BayesLayer(nn.Module, ABC):
         return joint_moments([self], weights)
 
     def forward(self, x: Tensor, weights: Weights = "mean") -> Tensor:
-        return self.evaluate(x, weights, self.moments(weights))
+        moments = self.moments(weights)
+        y = self.evaluate(x, weights, moments)
+        if self.found is not None and moments.kl is not None:
+            self.found.append((self, moments))
+        return y
 
     def evaluate(self, x: Tensor, weights: Weights, m: Moments) -> Tensor:
         """The forward pass by given moments."""

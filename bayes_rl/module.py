@@ -17,6 +17,7 @@ from bayes_rl.consolidation import ConsolidationSettings, Consolidator
 from bayes_rl.diagnostics import training_values
 from bayes_rl.encoders import Layers
 from bayes_rl.guards import UpdateGuard
+from bayes_rl.lean import LeanModule
 from bayes_rl.lifelong import Lifelong
 from bayes_rl.likelihoods import make_likelihood
 from bayes_rl.networks import Twin, TwinOutput, TwinSettings, parameter_groups
@@ -25,7 +26,7 @@ from bayes_rl.settings import check_agent
 from bayes_rl.types import Batch, Transition
 
 
-class VariationalActorCritic(Lifelong):
+class VariationalActorCritic(LeanModule, Lifelong):
     """Twin DDPG on the action simplex with Bayesian heads, an ELBO and Elastic Weight Consolidation.
 
     Args:
@@ -191,7 +192,7 @@ class VariationalActorCritic(Lifelong):
         targets = self._targets(transition, weights, task)
         output: TwinOutput = self.twin(_for_draws(transition.observation, weights), weights, task)
         nll = self._nll(output, transition, targets, pairs)
-        kl = self.twin.kl_divergence(pairs, output.heads, task)
+        kl = self.twin.kl_divergence(pairs, output, task)
         return nll, kl, self._actor_loss(output, pairs), targets, _to_look_at(output)
 
     def _training_weights(self) -> Weights:
@@ -222,22 +223,20 @@ class VariationalActorCritic(Lifelong):
         raw = output.raw.gather(-2, action.expand(*action.shape[:-1], output.raw.shape[-1])).squeeze(-2)
         if output.prior is not None:  # what is left for the learned part to explain
             targets = targets - output.prior.expand_as(output.q_values).gather(-1, action[..., 0]).squeeze(-1)
-        nll = self.twin.likelihood.nll(raw, targets)
-        return torch.stack([nll[pair].mean() for pair in pairs]).sum()
+        return len(pairs) * _of(pairs, self.twin.likelihood.nll(raw, targets)).mean()
 
     def _actor_loss(self, output: TwinOutput, pairs: Sequence[int]) -> Tensor:
         """The actors climb the mean of both critics; a scalar, summed over the `pairs` that learn."""
-        q_values = output.q_values.mean(0).flatten(0, -2)
-        total = torch.zeros((), device=q_values.device)
-        for i in pairs:
-            logits = output.action_logits[i].flatten(0, -2)
-            if self.hparams.actor_loss == "dpg":
-                total = total + losses.dpg_loss(logits, q_values)
-            else:
-                total = total + losses.cross_entropy_loss(logits, q_values, self.hparams.policy_temperature)
-            if self.hparams.entropy_weight:
-                total = total - self.hparams.entropy_weight * losses.entropy(logits)
-        return total
+        logits = _of(pairs, output.action_logits)
+        q_values = output.q_values.detach().mean(0).expand_as(logits)
+        if self.hparams.actor_loss == "dpg":
+            mean = losses.dpg_loss(logits, q_values)
+        else:
+            flat = logits.flatten(0, -2), q_values.flatten(0, -2)
+            mean = losses.cross_entropy_loss(*flat, self.hparams.policy_temperature)
+        if self.hparams.entropy_weight:
+            mean = mean - self.hparams.entropy_weight * losses.entropy(logits)
+        return len(pairs) * mean
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep what rests as it is: a gradient of zero would still move it, by Adam's momentum and decay.
@@ -283,6 +282,10 @@ class VariationalActorCritic(Lifelong):
         values["train/skipped_updates"] = float(self.guard.skipped)
         self.log_dict(values | self._watch_penalty(parts["ewc_penalty"], parts["nll"]))
         self.log("step", float(batch.frames))
+
+
+def _of(pairs: Sequence[int], values: Tensor) -> Tensor:
+    return values if len(pairs) == 2 else values.narrow(0, pairs[0], 1)
 
 
 def _for_draws(observation: Tensor, weights: Weights) -> Tensor:

@@ -29,6 +29,7 @@ class TwinOutput(NamedTuple):
         q_values: `[2, (D,) B, A]` float32, in (clipped) return units, prior function included.
         prior: value of the prior function, `[(D,) B, A]`, or None without one.
         heads: the posterior of all heads together, as evaluated; None where they were evaluated one by one.
+        found: layers whose divergence was found on the way, with their posteriors.
     """
 
     action_logits: Tensor
@@ -36,6 +37,7 @@ class TwinOutput(NamedTuple):
     q_values: Tensor
     prior: Tensor | None = None
     heads: Moments | None = None
+    found: Sequence[tuple[BayesLayer, Moments]] = ()
 
     def mean_action_probs(self) -> Tensor:
         """The acting policy: the mean of both actors (and of all draws), `[B, A]`, rows summing to 1."""
@@ -104,12 +106,11 @@ class Twin(nn.Module):
         self.actors = nn.ModuleList(s.layers.output(width, s.num_actions) for _ in range(count))
         outputs = s.num_actions * likelihood.outputs
         self.critics = nn.ModuleList(s.layers.output(width, outputs) for _ in range(count))
+        self._found: list[tuple[BayesLayer, Moments]] = []  # by the forward pass under way
         for name, layer in bayesian_layers(self).items():
-            layer.key = name
-        self.prior: PriorFunction | None = None
-        if s.prior_scale:
-            arguments = (s.encoder, s.observation_shape, s.num_actions, s.hidden_dim, s.prior_scale, s.layers)
-            self.prior = PriorFunction(*arguments)
+            layer.key, layer.found = name, self._found
+        arguments = (s.encoder, s.observation_shape, s.num_actions, s.hidden_dim, s.prior_scale, s.layers)
+        self.prior = PriorFunction(*arguments) if s.prior_scale else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -146,26 +147,26 @@ class Twin(nn.Module):
             self._resting[key] = [p for p in self.parameters() if id(p) not in own]
         return self._resting[key]
 
-    def kl_divergence(self, pairs: Sequence[int] = (0, 1), heads: Moments | None = None, task: int = 0) -> Tensor:
+    def kl_divergence(self, pairs: Sequence[int] = (0, 1), output: TwinOutput | None = None, task: int = 0) -> Tensor:
         """KL(q || prior) of the given pairs' Bayesian layers, in nats.
 
         Args:
             pairs: 0, 1 or both.
-            heads: posterior of the task's heads, if it is known already from an output: computing it twice is slow.
+            output: of present weights, for what it has found already: computing it twice is slow.
             task: whose heads.
         """
-        known = heads is not None and len(pairs) == 2
-        key = (*pairs, task, known)
+        heads = None if output is None or len(pairs) < 2 else output.heads
+        key = (*pairs, task, heads is not None)
         # Capture walks the tree once; a change of what is remembered would have it do so again.
         kept = {} if torch.compiler.is_compiling() else self._layers
         if key not in kept:  # walking the tree takes as long as the sum itself
-            layers = bayesian_layers(self.networks(pairs, task)).values()
-            kept[key] = [x for x in layers if not (known and x.key.startswith(("actors", "critics")))]
-        if heads is None or not known:
-            return joint_kl(kept[key]) if kept[key] else torch.zeros((), device=self.device)
-        if heads.kl is not None and not kept[key]:
-            return heads.kl
-        return joint_kl(kept[key], [(cast(BayesLayer, self.actors[0]), heads)])
+            own = bayesian_layers(self.networks(pairs, task)).values()
+            kept[key] = [x for x in own if heads is None or not x.key.startswith(("actors", "critics"))]
+        found = {} if output is None else {layer.key: moments for layer, moments in output.found}
+        unknown = [layer for layer in kept[key] if layer.key not in found]
+        known = [(layer, found[layer.key]) for layer in kept[key] if layer.key in found]
+        known += [] if heads is None else [(cast(BayesLayer, self.actors[0]), heads)]
+        return joint_kl(unknown, known) if unknown or known else torch.zeros((), device=self.device)
 
     def become_prior(self, task: int = 0) -> None:
         """The posterior of what a task has trained becomes the prior; heads of tasks to come keep theirs."""
@@ -215,10 +216,10 @@ class Twin(nn.Module):
             return self.prepare(observation.flatten(0, 1)).unflatten(0, observation.shape[:2])
         if observation.dtype == torch.uint8:
             device = observation.device.type
-            # Under autocast straight to its type: every pixel value is exact in bfloat16.
+            # Rearranged as bytes, of which there are fewer; under autocast straight to its type, exact for pixels.
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
             layout = torch.channels_last if images else torch.contiguous_format
-            return observation.to(dtype, memory_format=layout).mul_(1.0 / self.settings.pixel_scale)
+            return observation.contiguous(memory_format=layout).to(dtype).mul_(1.0 / self.settings.pixel_scale)
         return observation.contiguous(memory_format=torch.channels_last) if images else observation
 
     def forward(self, observation: Tensor, weights: Weights = "mean", task: int = 0) -> TwinOutput:
@@ -248,7 +249,9 @@ class Twin(nn.Module):
             logits, raw, heads = self._heads([f.float() for f in features], weights, task)
             raw = raw.unflatten(-1, (self.settings.num_actions, self.likelihood.outputs))
             q_values = self.likelihood.value(raw)
-        return TwinOutput(logits, raw, q_values if prior is None else q_values + prior, prior, heads)
+        q_values = q_values if prior is None else q_values + prior
+        found, self._found[:] = tuple(self._found), []
+        return TwinOutput(logits, raw, q_values, prior, heads, found)
 
     def _any_bayesian(self) -> bool:
         return self.settings.layers.bayesian != "none"

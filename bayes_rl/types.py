@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -41,6 +42,11 @@ class Batch(NamedTuple):
     num_data: int
     frames: int
     task: int = 0
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on `device`. Lightning asks for it, and takes batches without it apart to look for tensors."""
+        moved = (x.to(device, non_blocking=device.type == "cuda") for x in self.transition)
+        return self._replace(transition=Transition(*moved))
 
 
 class Policy(Protocol):

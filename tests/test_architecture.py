@@ -34,6 +34,7 @@ RANKS = {
     "envs": 1,
     "fused": 1,
     "guards": 1,
+    "lean": 1,
     "layers": 2,
     "bayes": 2,
     "encoders": 2,

@@ -1,0 +1,151 @@
+"""The update of `learner_throughput.py` written out by hand: plain PyTorch, no modules, no Lightning, no hooks.
+
+Same mathematics as `VariationalActorCritic` with a shared trunk, a moving average as target and cross-entropy actors:
+started from the same weights and random numbers both learn the same (`tests/test_learner_throughput.py`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bayes_rl.module import VariationalActorCritic
+from bayes_rl.types import Batch
+
+Layer = tuple[Tensor, Tensor]  # weight and bias
+STRIDES = {"nature": (4, 2, 1), "minatar": (1,)}
+
+
+class Trunk:
+    """Convolutions, linear layers and layer normalisations of an encoder, in the order of evaluation."""
+
+    def __init__(self, encoder: str, tensors: list[Tensor]) -> None:
+        pairs = list(zip(tensors[::2], tensors[1::2], strict=True))
+        self.encoder = encoder
+        self.convs = [pair for pair in pairs if pair[0].ndim == 4]
+        self.linears = [pair for pair in pairs if pair[0].ndim == 2]
+        self.norms = [pair for pair in pairs if pair[0].ndim == 1]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.encoder == "mlp":
+            x = F.relu(_normed(F.linear(x, *self.linears[0]), self.norms[0]))
+        elif self.encoder == "impala":
+            x = self._residual(x)
+        else:
+            for layer, stride in zip(self.convs, STRIDES[self.encoder], strict=True):
+                x = F.relu(F.conv2d(x, *layer, stride))
+        return F.relu(_normed(F.linear(x.flatten(1), *self.linears[-1]), self.norms[-1]))
+
+    def _residual(self, x: Tensor) -> Tensor:
+        for i in range(0, 15, 5):  # a convolution and two blocks of two
+            x = F.max_pool2d(F.conv2d(x, *self.convs[i], padding=1), 3, 2, 1)
+            for j in (i + 1, i + 3):
+                inner = F.relu(F.conv2d(F.relu(x), *self.convs[j], padding=1))
+                x = x + F.conv2d(inner, *self.convs[j + 1], padding=1)
+        return F.relu(x)
+
+
+def _normed(x: Tensor, layer: Layer) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], *layer)
+
+
+class BareLearner:
+    """Parameters, their moving average and an optimizer, with one method.
+
+    Args:
+        agent: whose networks and settings are copied; one trunk, `target` ema, `actor_loss` cross_entropy.
+        encoder: its encoder.
+        dtype: of the trunk's arithmetic: float32, or bfloat16 by autocast.
+    """
+
+    def __init__(self, agent: VariationalActorCritic, encoder: str, dtype: torch.dtype) -> None:
+        self.settings, self.dtype = agent.hparams, dtype
+        self.bayesian = self.settings.bayesian == "heads"
+        self.tensors = _tensors(agent, self.bayesian)
+        self.averages = [tensor.clone() for tensor in self.tensors]
+        for tensor in self.tensors:
+            tensor.requires_grad_()
+        count = 6 if self.bayesian else 4  # of the heads
+        self.heads, self.average_heads = self.tensors[-count:], self.averages[-count:]
+        self.trunk = Trunk(encoder, self.tensors[:-count])
+        self.average_trunk = Trunk(encoder, self.averages[:-count])
+        self.optimizer = torch.optim.AdamW(
+            self.tensors, lr=self.settings.critic_lr, eps=self.settings.adam_eps, weight_decay=0, fused=True
+        )
+
+    def update(self, batch: Batch) -> Tensor:
+        """One whole update; the loss."""
+        self.optimizer.zero_grad()
+        loss = self.loss(batch)
+        loss.backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(self.averages, self.tensors, self.settings.tau)
+        return loss
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Negative ELBO of the critics and cross-entropy of the actors."""
+        s, transition = self.settings, batch.transition
+        target = self._target(batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            features = self.trunk(self._prepared(transition.observation))
+        logits, q_values = (y.unflatten(1, (2, -1)) for y in self._sampled_heads(features.float()))  # [B, 2, A]
+        q = q_values.gather(2, transition.action[:, None, None].expand(-1, 2, 1))[..., 0]
+        error = (target[:, None] - q) / s.noise_std
+        nll = (0.5 * error.square() + math.log(s.noise_std) + 0.5 * math.log(2 * math.pi)).mean(0).sum()
+        policy = (q_values.detach().mean(1, keepdim=True) / s.policy_temperature).softmax(-1)
+        actor_loss = -(policy * logits.log_softmax(-1)).sum(-1).mean(0).sum()
+        return nll + s.temperature / batch.num_data * self._kl() + actor_loss
+
+    @torch.no_grad()
+    def _target(self, batch: Batch) -> Tensor:
+        transition = batch.transition
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            features = self.average_trunk(self._prepared(transition.next_observation)).float()
+        means, biases = (self.average_heads[0], self.average_heads[2]), (self.average_heads[1], self.average_heads[3])
+        logits, q = (F.linear(features, m, b).unflatten(1, (2, -1)) for m, b in zip(means, biases, strict=True))
+        value = (logits.softmax(-1).mean(1) * q.mean(1)).sum(-1)
+        return torch.addcmul(transition.reward, transition.discount, value)
+
+    def _prepared(self, observation: Tensor) -> Tensor:
+        if observation.dtype != torch.uint8:
+            return observation
+        x = observation.contiguous(memory_format=torch.channels_last)
+        return x.to(self.dtype).mul_(1 / self.settings.pixel_scale)
+
+    def _sampled_heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the actors, whose gradient ends at the features, and of the critics: `[B, 2 A]` each."""
+        inputs = features.detach(), features
+        rows = [F.linear(x, *self.heads[2 * i : 2 * i + 2]) for i, x in enumerate(inputs)]
+        if not self.bayesian:
+            return rows[0], rows[1]
+        noise = torch.randn(len(features), rows[0].shape[1] + rows[1].shape[1]).split([y.shape[1] for y in rows], 1)
+        spread = [(x.square() @ self._log_var(i).exp().t() + 1e-8).sqrt() for i, x in enumerate(inputs)]
+        actors, critics = (torch.addcmul(y, s, e) for y, s, e in zip(rows, spread, noise, strict=True))
+        return actors, critics
+
+    def _log_var(self, which: int) -> Tensor:
+        limit = self.settings.log_var_limit
+        return self.heads[4 + which].clamp(-limit, limit)
+
+    def _kl(self) -> Tensor:
+        if not self.bayesian:
+            return torch.zeros(())
+        k, total = self.settings.prior_precision, torch.zeros(())
+        for i in range(2):
+            log_var = self._log_var(i)
+            total = total + (k * (self.heads[2 * i].square() + log_var.exp()) - 1 - log_var - math.log(k)).sum()
+        return 0.5 * total
+
+
+def _tensors(agent: VariationalActorCritic, bayesian: bool) -> list[Tensor]:
+    """The trunk's, then mean and bias of both actors together and of both critics, then their log-variances."""
+    twin = agent.twin
+    heads = [[head.state_dict() for head in heads] for heads in (twin.actors, twin.critics)]
+    names = ("weight_mu", "bias") if bayesian else ("weight", "bias")
+    joined = [torch.cat([head[name] for head in pair]) for pair in heads for name in names]
+    joined += [torch.cat([head["weight_log_var"] for head in pair]) for pair in heads] if bayesian else []
+    return [parameter.detach().clone() for parameter in twin.trunks[0].parameters()] + joined
