@@ -118,10 +118,11 @@ class Clock:
 
     Args:
         seconds: to measure for.
+        begin: agent steps before, those at random too.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float, begin: int = PREFILL + WARM_UP) -> None:
+        self.seconds, self.begin = seconds, begin
         self._began: tuple[float, int, int] | None = None
         self.elapsed, self.steps, self.updates = 0.0, 0, 0
 
@@ -129,7 +130,7 @@ class Clock:
         """Whether the time is over, given all agent steps (those at random too) and updates until now."""
         now = time.perf_counter()
         if self._began is None:
-            if steps >= PREFILL + WARM_UP:
+            if steps >= self.begin:
                 self._began = now, steps, updates
             return False
         began, steps_before, updates_before = self._began

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 from common import RESULTS, origin, write
-from end_to_end import SKIP, Cell, Clock, Watch, measure_apart, run_bayes_rl
+from end_to_end import SKIP, WARM_UP, Cell, Clock, Watch, measure_apart, run_bayes_rl
 
 AXES = {
     "num_envs": (1, 2, 4, 8, 16, 32, 64),
@@ -67,7 +67,7 @@ def own_mib() -> float:
 
 def measure(cell: Cell, seconds: float, folder: str) -> dict[str, Any]:
     """Measure one cell in this process."""
-    clock = Clock(seconds)
+    clock = Clock(seconds, begin=WARM_UP)  # a full replay needs no steps at random
     known = run_bayes_rl(cell, clock, folder, "scaling.Filled")
     return asdict(cell) | clock.result() | known | {"own_mib": own_mib()}
 
