@@ -1,6 +1,6 @@
 """Frames per second, learning included, and memory of this library as it grows: environments, batch, replay.
 
-    python benchmarks/scaling.py                     # all of it: five minutes on two cores
+    python benchmarks/scaling.py                     # all of it: six minutes on two cores
     python benchmarks/scaling.py --axes batch_size --seconds 20
     python benchmarks/scaling.py --keep --most 4     # in pieces: the next four processes
 
@@ -103,9 +103,9 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axes", nargs="+", default=list(AXES), choices=list(AXES))
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
+    parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
     parser.add_argument("--precision", default="bf16-mixed", help="of the trainer")
-    parser.add_argument("--seconds", type=float, default=8, help="measured of each process")
+    parser.add_argument("--seconds", type=float, default=6, help="measured of each process")
     parser.add_argument("--keep", action="store_true", help="go on with the measurements that the file has")
     parser.add_argument("--most", type=int, default=10**6, help="processes now; the others with --keep")
     parser.add_argument("--output", type=Path, default=RESULTS / "scaling.json")
