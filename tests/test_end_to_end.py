@@ -1,0 +1,120 @@
+"""The arithmetic of `benchmarks/end_to_end.py` and `scaling.py`, and that their arms learn the same network."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from bayes_rl.module import VariationalActorCritic
+
+ROOT = Path(__file__).parent.parent
+ENCODER = 32 * (4 * 8 * 8 + 1) + 64 * (32 * 4 * 4 + 1) + 64 * (64 * 3 * 3 + 1) + 512 * (64 * 7 * 7 + 1)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`benchmarks/end_to_end.py` as a module."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("end_to_end")
+
+
+def row(bench: Any, cell: Any, round: int, frames: float) -> dict[str, Any]:
+    """A measurement."""
+    known = {"frames_per_second": frames, "updates_per_second": frames / 16, "peak_mib": 1.0, "replay_mib": 1.0}
+    return {**bench.asdict(cell), **known, "round": round}
+
+
+def measure_all(bench: Any, frames: dict[str, float], **options: Any) -> list[Any]:
+    """What is measured if nothing fails, in order."""
+    asked = argparse.Namespace(parts=bench.PARTS, arms=list(bench.NEEDS), rounds=2, **options)
+    rows: list[dict[str, Any]] = []
+    order = []
+    while todo := bench.next_cell(asked, rows, []):
+        cell, round = todo
+        order.append(todo)
+        rows.append(row(bench, cell, round, frames[cell.arm] + cell.num_envs))
+    return order
+
+
+def test_the_clock_counts_what_lies_between(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    clock, begin = bench.Clock(10), bench.PREFILL + bench.WARM_UP
+    assert not clock.tick(begin - 1, 5)  # still warming up
+    now = 100.0
+    assert not clock.tick(begin, 6)
+    now = 109.0
+    assert not clock.tick(begin + 360, 96)
+    now = 112.0
+    assert clock.tick(begin + 480, 126)
+    result = {"frames_per_second": 4 * 480 / 12, "updates_per_second": 10, "agent_steps": 480, "seconds": 12}
+    assert clock.result() == result
+
+
+def test_an_arm_that_learns_less_than_asked_for_is_refused(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, begin = bench.Clock(0), bench.PREFILL + bench.WARM_UP
+    clock.tick(begin, 0)
+    assert clock.tick(begin + 400, 90)
+    with pytest.raises(RuntimeError, match="90 updates in 400 agent steps"):
+        clock.result()
+
+
+def test_arms_take_turns_and_the_best_of_each_is_measured_again(bench: Any) -> None:
+    order = measure_all(bench, {"sb3": 1, "torchrl": 2, "bayes_rl": 3, "bayes_rl_plain": 4})
+    first = [(cell.arm, cell.num_envs, round) for cell, round in order[:9]]
+    turn = [(arm, num_envs, 0) for num_envs in (1, 8) for arm in bench.NEEDS]
+    assert first == [*turn, ("sb3", 1, 1)]
+    searched = [cell for cell, _ in order if cell.part == "search"]
+    assert searched == bench.grid()
+    assert len(set(map(repr, searched))) == len(searched)
+    last = [(cell.arm, cell.num_envs, round) for cell, round in order if cell.part == "best"]
+    most = {arm: max(cell.num_envs for cell in searched if cell.arm == arm) for arm in ("sb3", "torchrl", "bayes_rl")}
+    assert last == [(arm, num_envs, round) for round in (0, 1) for arm, num_envs in most.items()]
+
+
+def test_ratios_are_taken_within_a_round(bench: Any) -> None:
+    theirs, ours = bench.Cell("sb3", 8), bench.Cell("bayes_rl", 8)
+    pairs = [(100, 200), (50, 150), (200, 200)]
+    rows = [row(bench, cell, i, pair[j]) for i, pair in enumerate(pairs) for j, cell in enumerate((theirs, ours))]
+    base, line = bench.summary(rows)
+    assert base["ratio_to_sb3"] == [1, 1, 1]
+    assert line["ratio_to_sb3"] == [1.5, 2, 2.5]
+    assert line["frames_per_second"] == [175, 200, 200]
+    assert "| matched | bayes_rl | 8 envs, 2 threads | 3 | **200** (175 to 200) | 12.5 |" in bench.table([line], rows)
+
+
+def test_our_encoder_is_the_one_that_is_compared(bench: Any) -> None:
+    config = yaml.safe_load((ROOT / "configs/breakout.yaml").read_text())
+    agent = VariationalActorCritic(**config["model"])
+    assert len(agent.twin.trunks) == 1
+    assert bench.encoder_size(agent.twin.trunks[0]) == ENCODER
+    assert config["data"]["frame_skip"] == bench.SKIP
+    assert config["data"]["frame_stack"] == bench.STACK
+
+
+def test_stable_baselines_has_the_same_encoder(bench: Any) -> None:
+    layers = pytest.importorskip("stable_baselines3.common.torch_layers")
+    gym = pytest.importorskip("gymnasium")
+    space = gym.spaces.Box(0, 255, (4, 84, 84), "uint8")
+    assert bench.encoder_size(layers.NatureCNN(space, 512)) == ENCODER
+
+
+def test_torchrl_has_the_same_encoder(bench: Any) -> None:
+    modules = pytest.importorskip("torchrl.modules")
+    assert bench.encoder_size(bench.torchrl_network(modules, torch.zeros(4, 84, 84), 4)) == ENCODER
+
+
+def test_one_thing_grows_at_a_time(bench: Any) -> None:
+    scaling = importlib.import_module("scaling")
+    for axis, value, cell in scaling.cells(list(scaling.AXES), 1, "32-true"):
+        point = {"num_envs": cell.num_envs} | {
+            key: cell.options.get(f"data.{key}") for key in scaling.FROM if key != "num_envs"
+        }
+        assert point == scaling.FROM | {axis: value}
