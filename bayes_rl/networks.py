@@ -157,16 +157,15 @@ class Twin(nn.Module):
         """
         heads = None if output is None or len(pairs) < 2 else output.heads
         key = (*pairs, task, heads is not None)
-        # Capture walks the tree once; a change of what is remembered would have it do so again.
-        kept = {} if torch.compiler.is_compiling() else self._layers
+        kept = {} if torch.compiler.is_compiling() else self._layers  # capture, which walks the tree once, keeps none
         if key not in kept:  # walking the tree takes as long as the sum itself
             own = bayesian_layers(self.networks(pairs, task)).values()
             kept[key] = [x for x in own if heads is None or not x.key.startswith(("actors", "critics"))]
         found = {} if output is None else {layer.key: moments for layer, moments in output.found}
-        unknown = [layer for layer in kept[key] if layer.key not in found]
         known = [(layer, found[layer.key]) for layer in kept[key] if layer.key in found]
         known += [] if heads is None else [(cast(BayesLayer, self.actors[0]), heads)]
-        return joint_kl(unknown, known) if unknown or known else torch.zeros((), device=self.device)
+        rest = [layer for layer in kept[key] if layer.key not in found]
+        return joint_kl(rest, known) if rest or known else torch.zeros((), device=self.device)
 
     def become_prior(self, task: int = 0) -> None:
         """The posterior of what a task has trained becomes the prior; heads of tasks to come keep theirs."""
