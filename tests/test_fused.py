@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
+from bayes_rl import fused
 from bayes_rl.bounds import bounded
 from bayes_rl.fused import VARIANCE_FLOOR, gaussian_kl, sampled_linear
 
@@ -22,13 +23,21 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(params=["small", "large"])
+def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A layer counts as small, whose log-variances are clamped, or as large, where it is looked first."""
+    if request.param == "large":
+        monkeypatch.setattr(fused, "SMALL", 0)
+    return str(request.param)
+
+
 def parameters(
-    outputs: int = 5, inputs: int = 4, members: tuple[int, ...] = ()
+    outputs: int = 5, inputs: int = 4, members: tuple[int, ...] = (), span: float = 3 * LIMIT
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x, mean, log_var (some of it beyond the limits) and bias, in float64."""
+    """x, mean, log_var (within +-span, so that some of it is beyond the limits) and bias, in float64."""
     x = torch.randn(7, inputs, dtype=torch.float64)
     mean = torch.randn(*members, outputs, inputs, dtype=torch.float64)
-    log_var = torch.empty(outputs, inputs, dtype=torch.float64).uniform_(-3 * LIMIT, 3 * LIMIT)
+    log_var = torch.empty(outputs, inputs, dtype=torch.float64).uniform_(-span, span)
     bias = torch.randn(outputs, dtype=torch.float64)
     return x.requires_grad_(), mean.requires_grad_(), log_var.requires_grad_(), bias.requires_grad_()
 
@@ -50,16 +59,55 @@ def plain(x: Tensor, mean: Tensor, log_var: Tensor, bias: Tensor, blocked: int) 
     return y, kl_divergence(Normal(mean, variance.sqrt()), prior).sum()
 
 
+@pytest.mark.usefixtures("size")
+@pytest.mark.parametrize("span", [3 * LIMIT, 0.9 * LIMIT])
 @pytest.mark.parametrize("blocked", [0, BLOCKED, 5])
-def test_a_sampled_linear_layer_its_kl_and_their_gradients_equal_the_plain_formula(blocked: int) -> None:
-    tensors = parameters()
+def test_a_sampled_linear_layer_its_kl_and_their_gradients_equal_the_plain_formula(blocked: int, span: float) -> None:
+    tensors = parameters(span=span)
     results = []
-    for fused in (True, False):
+    for by_hand in (True, False):
         torch.manual_seed(1)
-        y, kl = layers(*tensors, blocked) if fused else plain(*tensors, blocked)
+        y, kl = layers(*tensors, blocked) if by_hand else plain(*tensors, blocked)
         results.append([y, kl, *torch.autograd.grad((3 * y.sin()).sum() + 0.7 * kl, tensors, materialize_grads=True)])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_large_log_variances_within_the_limits_are_used_as_they_are(size: str) -> None:
+    within = torch.full((3,), LIMIT)
+    assert (fused._clamped(within, LIMIT) is within) == (size == "large")
+    for end in (-LIMIT, LIMIT):
+        assert torch.equal(fused._clamped(torch.tensor([0.0, 1.01 * end]), LIMIT), torch.tensor([0.0, end]))
+    assert fused._clamped(torch.tensor([0.0, math.nan]), LIMIT).isnan().tolist() == [False, True]
+
+
+def test_under_autocast_only_products_lose_digits() -> None:
+    """bfloat16 keeps 8 bits: a relative error of 2^-8 for each of the products and their operands."""
+    x, mean, _, bias = (tensor.detach().float().requires_grad_() for tensor in parameters(outputs=6, inputs=64))
+    narrow = torch.full_like(mean, -30.0).requires_grad_()  # next to no noise
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, kl = sampled_linear(x, [mean], [narrow], [bias], 40.0, PRECISION)
+    assert (y.dtype, kl.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(kl, gaussian_kl(mean, narrow, PRECISION, 40.0), rtol=1e-6, atol=0.0)
+    gradients = torch.autograd.grad(y.float().sum() + kl, [x, mean, narrow, bias])
+    exact = x @ mean.t() + bias
+    scale = 4 * 2**-8 * float((x.abs() @ mean.abs().t()).detach().max())
+    torch.testing.assert_close(y.float(), exact, rtol=0.0, atol=scale)
+    expected = torch.autograd.grad(exact.sum() + gaussian_kl(mean, narrow, PRECISION, 40.0), [x, mean, narrow, bias])
+    for ours, theirs in zip(gradients, expected, strict=True):
+        assert ours.dtype == torch.float32
+        # The noise has a standard deviation of 1e-4, and its derivatives are as small.
+        torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=4 * 2**-8 * float(theirs.abs().max()) + 1e-3)
+
+
+def test_under_autocast_the_noise_has_the_same_variance() -> None:
+    draws = 4000
+    x = torch.linspace(0.2, 1.5, 8).expand(draws, 8)
+    log_var = torch.linspace(-2.0, 0.5, 3 * 8).view(3, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, _ = sampled_linear(x, [torch.zeros(3, 8)], [log_var], [torch.zeros(3)], 4.0, PRECISION)
+    ratio = y.float().square().mean(0) / (x[0].square() @ log_var.exp().t())
+    assert ((ratio - 1).abs() < 4 * math.sqrt(2 / draws) + 2**-6).all()
 
 
 def test_an_input_of_zero_has_the_floor_for_a_variance_and_a_finite_gradient() -> None:
@@ -70,9 +118,11 @@ def test_an_input_of_zero_has_the_floor_for_a_variance_and_a_finite_gradient() -
     assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
+@pytest.mark.usefixtures("size")
+@pytest.mark.parametrize("span", [3 * LIMIT, 0.9 * LIMIT])
 @pytest.mark.parametrize("members", [(), (3,)])
-def test_the_kl_and_its_gradient_equal_torch_distributions(members: tuple[int, ...]) -> None:
-    _, mean, log_var, _ = parameters(members=members)
+def test_the_kl_and_its_gradient_equal_torch_distributions(members: tuple[int, ...], span: float) -> None:
+    _, mean, log_var, _ = parameters(members=members, span=span)
     copies = math.prod(members)
     ours = 0.7 * gaussian_kl(mean, log_var, PRECISION, LIMIT, copies)
     std = bounded(log_var, -LIMIT, LIMIT).exp().sqrt().expand_as(mean)
