@@ -130,7 +130,6 @@ class WatchedEnvs(Envs):
         self._seeds = np.zeros(self.num_envs, np.int64)  # of the last seeded resets
         self._actions = np.zeros(self.num_envs, np.int64)  # since these
         self._over = np.zeros(self.num_envs, bool)  # whose next step is no action, but the next episode's beginning
-        self._nothing = np.zeros(self.num_envs, np.float32)
         self._floating = np.issubdtype(self.screen_dtype, np.floating)
 
     def __getattr__(self, name: str) -> Any:
@@ -154,7 +153,7 @@ class WatchedEnvs(Envs):
     def recv(self) -> Step:
         step: Step = self._watched(self.envs.recv)
         self._over = step.terminated | step.truncated
-        if np.dot(step.rewards, self._nothing) != 0:  # 0 times what is not finite is no number
+        if not np.isfinite(step.rewards).all():
             env = int(np.argmin(np.isfinite(step.rewards)))
             raise FailedEnvError(f"{self._place(env)} returned the reward {step.rewards[env]:g}")
         self._check_screens(step.screens, True)
