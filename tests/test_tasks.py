@@ -406,7 +406,13 @@ def test_a_strength_of_0_is_bitwise_fine_tuning(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_posterior_of_a_task_is_the_prior_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    vcl = [*TWO, "--model.consolidation=vcl", "--model.bayesian=all", "--model.ewc_lambda=null"]
+    vcl = [
+        *TWO,
+        "--data.task_conditioning=heads",
+        "--model.consolidation=vcl",
+        "--model.bayesian=all",
+        "--model.ewc_lambda=null",
+    ]
     run(monkeypatch, "fit", *vcl, "--trainer.max_epochs=2")
     state = weights(Path("runs/continual/version_0/checkpoints/last.ckpt"))
     means = [name for name in state if name.startswith("twin.") and name.endswith("weight_mu")]
