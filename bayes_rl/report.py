@@ -171,6 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         references = read_file(file, lambda file: json.loads(file.read_bytes())) if file else {}
         if not isinstance(references, dict):
             raise ReportError(f"{file} must be {{task: [random, reference]}}, got {references!r}")
+        if references and not set(references) & set(runs[0].tasks):
+            raise ReportError(f"{file} names none of the tasks {', '.join(runs[0].tasks)}")
         kind = options.normalise or ("reference" if references or singles else "human")
         bounds = [find_bounds(task, kind, references, singles, runs) for task in runs[0].tasks]
         text, figures = compare(runs, singles, torch.tensor(bounds, dtype=torch.float64).T, kind)

@@ -5,12 +5,15 @@
 Arms: `fine_tuning` protects nothing; `ewc`, `online_ewc` and `vcl` are `--model.consolidation`; `single` learns each
 game alone, as reference. All else is `configs/continual.yaml`. Each run is one `cli.py fit` of its own; a run that was
 stopped goes on from its last checkpoint, and one that is finished leaves `config.yaml` and `metrics.npy` in
-`docs/results/continual/runs/`. The last thing is the report of all finished runs: table, curves and heat map.
+`docs/results/continual/runs/`. The last thing is the report of all finished runs: table, curves and heat map. Scores
+are normalised by uniformly random play (0) and by the mean of the references' last validations (1), which
+`references.json` holds. Untrained play is no zero: a network that always says "up" does well in Freeway.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -18,11 +21,16 @@ from pathlib import Path
 
 import common
 import numpy as np
+import torch
 import yaml
 from common import ROOT, origin, run_missing, write
 
+from bayes_rl.datamodule import ReplayDataModule
+from bayes_rl.tasks import task_name
+
 RESULTS = common.RESULTS / "continual"
 CONFIG = ROOT / "configs" / "continual.yaml"
+RANDOM_GAMES = 200
 ARMS: dict[str, list[str]] = {
     "fine_tuning": ["--model.consolidation=none", "--model.ewc_lambda=null"],
     "ewc": ["--model.consolidation=ewc"],
@@ -76,10 +84,35 @@ def run(arm: str, seed: str, more: list[str]) -> None:
     print(name_of(arm, seed), shown, flush=True)
 
 
+def random_score(task: str) -> float:
+    """Mean score of a uniformly random player, with the game's own actions."""
+    config = yaml.safe_load(CONFIG.read_text())["data"] | {"tasks": None, "env": task, "seed": 0}
+    data = ReplayDataModule(**config)
+    generator = torch.Generator().manual_seed(0)
+    games = data.games("test", RANDOM_GAMES).play(
+        lambda observations: torch.randint(data.num_actions, (len(observations),), generator=generator)
+    )
+    return float(np.mean([game.score for game in games]))
+
+
+def references() -> list[str]:
+    """The report's option for what counts as 0 and as 1, as far as all games have been learned alone."""
+    pairs: dict[str, list[float]] = {}
+    for task in tasks():
+        files = (RESULTS / "runs").glob(f"{name_of(f'single:{task}', '*')}/origin.json")
+        alone = [json.loads(file.read_text())["scores"]["return_mean"] for file in files]
+        if not alone:
+            return []
+        pairs[task_name(task)] = [random_score(task), float(np.mean(alone))]
+    file = RESULTS / "references.json"
+    write(file, {**pairs, "random_games": RANDOM_GAMES, **origin("python benchmarks/continual.py")})
+    return ["--references", str(file.relative_to(ROOT)), "--normalise", "reference"]
+
+
 def report() -> None:
     """Table, curves and heat map of all finished runs; it says itself what is missing, single-task references first."""
     finished = sorted(path.parent for path in (RESULTS / "runs").glob("*/origin.json"))
-    words = [str(path.relative_to(ROOT)) for path in finished]
+    words = [*(str(path.relative_to(ROOT)) for path in finished), *references()]
     where = str(RESULTS.relative_to(ROOT))
     subprocess.run([sys.executable, "-m", "bayes_rl.report", *words, "--output", where], cwd=ROOT)
 

@@ -732,5 +732,7 @@ def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "missing.json: No such file" in refused(capsys, run, "--references", tmp_path / "missing.json")
     for content in ("[1", "[1]", "3"):
         assert "r.json" in refused(capsys, run, *references(tmp_path / "r.json", content))
+    other = references(tmp_path / "r.json", {"MinAtar/Pong-v1": [0, 1]})
+    assert "names none of the tasks breakout, " in refused(capsys, run, *other)
     (tmp_path / "file").touch()
     assert "file" in refused(capsys, run, "--output", tmp_path / "file")
