@@ -736,3 +736,13 @@ def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "names none of the tasks breakout, " in refused(capsys, run, *other)
     (tmp_path / "file").touch()
     assert "file" in refused(capsys, run, "--output", tmp_path / "file")
+
+
+def test_validations_of_all_seeds_a_few_frames_apart_are_one_point() -> None:
+    """Else the last one, where only one seed is known, would be a spike of its own."""
+    scores = [np.array([0.0, 4.0, 8.0]), np.array([2.0, 6.0, 2.0])]
+    near = band([(np.array([0.0, 100.0, 200.0]), scores[0]), (np.array([0.0, 102.0, 206.0]), scores[1])])
+    assert near.frames.tolist() == [0, 101, 203]
+    assert [near.mean.tolist(), near.low.tolist(), near.high.tolist()] == [[1, 5, 5], [0, 4, 2], [2, 6, 8]]
+    far = band([(np.array([0.0, 100.0, 200.0]), scores[0]), (np.array([0.0, 150.0, 200.0]), scores[1])])
+    assert far.frames.tolist() == [0, 100, 150, 200]
