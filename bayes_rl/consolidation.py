@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_rl.fisher import Network, Parameters, normalised, prefixes, twin_fisher
-from bayes_rl.losses import quadratic_penalties, sum_of_quadratics
+from bayes_rl.losses import add_penalty_gradients, quadratic_penalty, sum_of_quadratics
 from bayes_rl.networks import Twin
 from bayes_rl.types import check, check_choice
 
@@ -130,12 +130,20 @@ class ElasticWeightConsolidation(nn.Module):
         """
         if not self.active:
             return torch.zeros_like(self.constant)
-        # Straight from the dictionary: asking a module for each of them takes as long as a tenth of the penalty.
+        parts = [quadratic_penalty(*three) for three in zip(*self._tensors(parameters), strict=True)]
+        return self.settings.ewc_lambda * (torch.stack(parts).sum() + 0.5 * self.constant)
+
+    def add_gradients(self, parameters: Mapping[str, Tensor]) -> None:
+        """Add the gradient of `penalty` to `.grad` of every protected tensor that has one."""
+        if self.active:
+            add_penalty_gradients(*self._tensors(parameters), self.settings.ewc_lambda)
+
+    def _tensors(self, parameters: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Any], list[Any]]:
+        """Protected tensors, their anchors and Fisher diagonals."""
+        # Straight from the dictionary: a module takes long to find a buffer.
         kept: dict[str, Any] = self._buffers
         anchors, fishers = ([kept[key] for key in keys] for keys in self._keys)
-        weights = [parameters[name] for name in self.names]
-        quadratic = quadratic_penalties(weights, anchors, fishers, self.settings.ewc_lambda)
-        return quadratic + 0.5 * self.settings.ewc_lambda * self.constant
+        return [parameters[name] for name in self.names], anchors, fishers
 
 
 def _key(what: str, name: str) -> str:
@@ -164,10 +172,17 @@ class Consolidator(nn.Module):
 
     def penalty(self, twin: Twin) -> Tensor:
         """(lambda / 2) sum_i F_i (w_i - w*_i)^2, a scalar in nats; see `ElasticWeightConsolidation.penalty`."""
-        if self._twin is not twin:  # walking the tree takes its time too
+        return self.ewc.penalty(self._by_name(twin))
+
+    def add_gradients(self, twin: Twin) -> None:
+        """Add the gradient of `penalty` to that of the loss, where there is one: what rests has none."""
+        self.ewc.add_gradients(self._by_name(twin))
+
+    def _by_name(self, twin: Twin) -> dict[str, Tensor]:
+        if self._twin is not twin:  # walking the tree takes as long as the penalty
             object.__setattr__(self, "_twin", twin)
             self._named = dict(twin.named_parameters())
-        return self.ewc.penalty(self._named)
+        return self._named
 
     def consolidate(
         self,

@@ -104,9 +104,9 @@ class Layers:
         check_choice("model.bayesian", self.bayesian, BAYESIAN)
         check_choice("model.activation", self.activation, ACTIVATIONS)
 
-    def rectifier(self) -> nn.Module:
-        """The nonlinearity."""
-        return nn.ReLU() if self.activation == "relu" else nn.LeakyReLU(LEAK)
+    def rectifier(self, inplace: bool = True) -> nn.Module:
+        """The nonlinearity; `inplace` where what goes in is not needed again, as that of a layer alone never is."""
+        return nn.ReLU(inplace) if self.activation == "relu" else nn.LeakyReLU(LEAK, inplace)
 
     def linear(self, in_features: int, out_features: int, head: bool = False) -> nn.Module:
         """A linear layer of the trunk; Bayesian with the heads if it counts among them."""
@@ -186,13 +186,13 @@ class ResidualBlock(Weighted):
 
     def __init__(self, channels: int, layers: Layers) -> None:
         super().__init__()
-        self.rectifier = layers.rectifier()
+        self.rectifier, self.inner_rectifier = layers.rectifier(inplace=False), layers.rectifier()
         self.first = layers.conv(channels, channels, 3, padding=1)
         self.second = layers.conv(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, weights: Weights = "mean") -> Tensor:
         inner = apply(self.first, self.rectifier(x), weights)
-        return x + apply(self.second, self.rectifier(inner), weights)
+        return x + apply(self.second, self.inner_rectifier(inner), weights)
 
 
 def impala(shape: tuple[int, ...], hidden_dim: int, layers: Layers) -> Encoder:

@@ -129,6 +129,7 @@ class Lifelong(Player, ABC):
                 for parameter in self.twin.heads_of(pair, self.task)[1].parameters():
                     self.trainer.optimizers[0].state.pop(parameter, None)
 
+    @torch.no_grad()
     def _ewc_penalty(self) -> Tensor:
         if self.consolidator is None:
             return torch.zeros((), device=self.device)

@@ -1,19 +1,20 @@
 """All mathematics of the objective, as pure functions: tensors in, tensor out. Read this first.
 
-loss = nll + (temperature / num_data) * kl + ewc_penalty      (the critic's negative ELBO, and EWC)
-     + actor_loss                                             (gradients kept apart by `detach`)
+loss = nll + (temperature / num_data) * kl      (the critic's negative ELBO)
+     + actor_loss                               (gradients kept apart by `detach`)
+     + ewc_penalty                              (by its gradient, added after the backward pass)
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+PIECE = 2**16  # numbers of which several arrays fit into a core's own cache
 
 
 def _same_shape(**tensors: Tensor) -> None:
@@ -102,47 +103,30 @@ def quadratic_penalty(parameter: Tensor, anchor: Tensor, fisher: Tensor) -> Tens
     return 0.5 * (fisher * (parameter - anchor).square()).sum()
 
 
-def quadratic_penalties(
+@torch.no_grad()
+def add_penalty_gradients(
     parameters: Sequence[Tensor], anchors: Sequence[Tensor], fishers: Sequence[Tensor], scale: float
-) -> Tensor:
-    """scale times the sum of `quadratic_penalty` over tensors: a scalar, in fewer passes over memory.
+) -> None:
+    """Add scale * F (w - w*), the gradient of `scale` times each `quadratic_penalty`, to `.grad` where there is one.
 
-    Its gradient is found on the way: it has one backward pass, and no second derivative.
+    After the backward pass this reads and writes less memory than autograd, which would write a gradient of its own
+    first and add it then.
+
+    Raises:
+        ValueError: if shapes do not agree.
     """
     for w, a, f in zip(parameters, anchors, fishers, strict=True):
         _same_shape(parameter=w, anchor=a, fisher=f)
-    return _QuadraticPenalties.apply(scale, anchors, fishers, *parameters)
+        if w.grad is not None:
+            for piece, anchor, fisher, gradient in _pieces(w.detach(), a, f, w.grad):
+                gradient.addcmul_(piece - anchor, fisher, value=scale)
 
 
 def _pieces(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
     """Views of tensors of one shape, small enough that what is made of one stays in a processor's cache."""
-    if not all(x.is_cpu and x.is_contiguous() for x in tensors):
+    if tensors[0].numel() <= PIECE or not all(x.is_cpu and x.is_contiguous() for x in tensors):
         return [tensors]
-    return zip(*(x.view(-1).split(2**17) for x in tensors), strict=True)
-
-
-class _QuadraticPenalties(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, scale: float, anchors: Any, fishers: Any, *parameters: Tensor) -> Tensor:
-        ctx.gradients = [torch.empty_like(w) for w in parameters]
-        total, zero = parameters[0].new_zeros(2).unbind()
-        for tensors in zip(parameters, anchors, fishers, ctx.gradients, strict=True):
-            for w, a, f, g in _pieces(*tensors):
-                difference = w - a
-                torch.addcmul(zero, difference, f, value=scale, out=g)
-                total += difference.flatten().dot(g.flatten())
-        return 0.5 * total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> Any:
-        # Given away: to what nobody else holds autograd adds the network's gradient in place.
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:
-            raise RuntimeError("the quadratic penalty has one backward pass: compute it again for another")
-        if grad_output.device.type != "cpu" or grad_output != 1:  # elsewhere the question would wait for the device
-            torch._foreach_mul_(gradients, grad_output)
-        return None, None, None, *gradients
+    return zip(*(x.view(-1).split(PIECE) for x in tensors), strict=True)
 
 
 def sum_of_quadratics(

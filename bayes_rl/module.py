@@ -20,7 +20,8 @@ from bayes_rl.guards import UpdateGuard
 from bayes_rl.lean import LeanModule
 from bayes_rl.lifelong import Lifelong
 from bayes_rl.likelihoods import make_likelihood
-from bayes_rl.networks import Twin, TwinOutput, TwinSettings, parameter_groups
+from bayes_rl.networks import Twin, TwinOutput, TwinSettings
+from bayes_rl.optimizer import averaged, parameter_groups
 from bayes_rl.posterior import Draws, Variational, Weights, index_draws
 from bayes_rl.settings import check_agent
 from bayes_rl.types import Batch, Transition
@@ -167,17 +168,15 @@ class VariationalActorCritic(LeanModule, Lifelong):
 
     # ------------------------------------------------------------------ learning
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One update: the critics' negative ELBO and EWC penalty, plus the actors' loss."""
+        """One update: the critics' negative ELBO plus the actors' loss; see `on_before_optimizer_step` for EWC."""
         weights = self._training_weights()
         pairs = (0, 1) if self.hparams.update_pairs == "both" else (int(torch.randint(2, ())),)
         self._learning |= {(pair, batch.task) for pair in pairs}
         nll, kl, actor_loss, targets, output = self._captured(batch.transition, weights, pairs, batch.task)
-        ewc_penalty = self._ewc_penalty()
-        elbo_loss = losses.negative_elbo(nll, kl, batch.num_data, self.hparams.temperature)
+        loss = losses.negative_elbo(nll, kl, batch.num_data, self.hparams.temperature) + actor_loss
         self.frames = batch.frames
-        parts = {"nll": nll, "kl": kl, "ewc_penalty": ewc_penalty, "actor_loss": actor_loss}
+        parts = {"nll": nll, "kl": kl, "actor_loss": actor_loss}
         self._log_training(batch, output, targets, **parts)
-        loss = elbo_loss + ewc_penalty + actor_loss
         self.guard.note(loss, parts)
         return loss
 
@@ -239,7 +238,9 @@ class VariationalActorCritic(LeanModule, Lifelong):
         return len(pairs) * mean
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keep what rests as it is: a gradient of zero would still move it, by Adam's momentum and decay.
+        """Complete the gradient: with the EWC penalty's, and without that of what rests.
+
+        A gradient of zero would still move what rests, by Adam's momentum and decay.
 
         Raises:
             RunError: if too many updates in a row were not finite.
@@ -247,6 +248,8 @@ class VariationalActorCritic(LeanModule, Lifelong):
         for parameter in self.twin.resting(self._learning):
             parameter.grad = None
         self._learning.clear()
+        if self.consolidator is not None:
+            self.consolidator.add_gradients(self.twin)
         self.guard.check(optimizer, self.twin, scaled=str(self.trainer.precision) == "16-mixed")
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -259,9 +262,7 @@ class VariationalActorCritic(LeanModule, Lifelong):
     def _averaged(self) -> tuple[list[Tensor], list[Tensor]]:
         """The moving average's parameters and the newest: walking the trees takes longer than averaging."""
         assert self.target_twin is not None
-        pairs = zip(self.target_twin.parameters(), self.twin.parameters(), strict=True)
-        trained = [(average, newest) for average, newest in pairs if newest.requires_grad]
-        return [average for average, _ in trained], [newest for _, newest in trained]
+        return averaged(self.target_twin, self.twin)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One Adam with the actors' and the critics' step sizes as parameter groups."""
@@ -278,6 +279,7 @@ class VariationalActorCritic(LeanModule, Lifelong):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or (self.global_step + 1) % every:
             return
+        parts["ewc_penalty"] = self._ewc_penalty()
         values = training_values(self.twin, batch, output, targets, self.hparams.temperature, parts)
         values["train/skipped_updates"] = float(self.guard.skipped)
         self.log_dict(values | self._watch_penalty(parts["ewc_penalty"], parts["nll"]))

@@ -217,8 +217,8 @@ class Twin(nn.Module):
             device = observation.device.type
             # Rearranged as bytes, of which there are fewer; under autocast straight to its type, exact for pixels.
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-            layout = torch.channels_last if images else torch.contiguous_format
-            return observation.contiguous(memory_format=layout).to(dtype).mul_(1.0 / self.settings.pixel_scale)
+            rearranged = _channels_last(observation) if images else observation
+            return rearranged.to(dtype).mul_(1.0 / self.settings.pixel_scale)
         return observation.contiguous(memory_format=torch.channels_last) if images else observation
 
     def forward(self, observation: Tensor, weights: Weights = "mean", task: int = 0) -> TwinOutput:
@@ -252,6 +252,22 @@ class Twin(nn.Module):
         found, self._found[:] = tuple(self._found), []
         return TwinOutput(logits, raw, q_values, prior, heads, found)
 
+    def policy(self, observation: Tensor, task: int = 0) -> Tensor:
+        """The acting policy of mean weights, `[B, A]`: that of `forward`, without the critics' part of the work.
+
+        Args:
+            observation: `[B, *observation_shape]`.
+            task: number of the task that the observations come from.
+        """
+        if self.posterior.posterior == "members" and self._any_bayesian():  # whose mean is that of their policies
+            return self(observation, task=task).mean_action_probs()
+        self.set_task(task)
+        x = self.prepare(observation)
+        features = [apply(trunk, x, "mean") for trunk in self.trunks[: 1 if self.shared_trunk else 2]]
+        with torch.autocast(x.device.type, enabled=False):
+            logits = [self.heads_of(pair, task)[0](features[pair % len(features)].float()) for pair in range(2)]
+            return torch.stack(logits).softmax(-1).mean(0)
+
     def _any_bayesian(self) -> bool:
         return self.settings.layers.bayesian != "none"
 
@@ -276,25 +292,8 @@ class Twin(nn.Module):
         return logits, raw, posterior
 
 
-def parameter_groups(twin: Twin, rates: dict[str, float], weight_decay: float) -> list[dict[str, Any]]:
-    """Optimizer groups, called `actor` or `critic` and decayed or not; every trained parameter is in exactly one.
-
-    Args:
-        twin: whose parameters; a shared trunk belongs to the critics.
-        rates: step sizes of `actor` and `critic`.
-        weight_decay: of deterministic matrices and kernels; Bayesian weights have their prior.
-    """
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    for name, parameter in twin.named_parameters():
-        if not parameter.requires_grad:
-            continue  # a prior function stays what it is
-        own_actor_trunk = name.startswith(("trunks.0", "trunks.1")) and not twin.shared_trunk
-        owner = "actor" if name.startswith("actors") or own_actor_trunk else "critic"
-        # Members have several biases.
-        spared = ("weight_mu", "weight_log_var", "weight_factor", "bias")
-        decayed = parameter.ndim > 1 and not name.endswith(spared) and ".gain." not in name and ".shift." not in name
-        groups.setdefault((owner, decayed and weight_decay > 0), []).append(parameter)  # each group is a call
-    return [
-        {"params": parameters, "lr": rates[owner], "weight_decay": weight_decay * decayed, "name": owner}
-        for (owner, decayed), parameters in groups.items()
-    ]
+def _channels_last(images: Tensor) -> Tensor:
+    """`[B, C, H, W]` with channels last in memory; plane by plane, which for a few of them is twice as fast."""
+    if images.shape[1] > 8:
+        return images.contiguous(memory_format=torch.channels_last)
+    return torch.stack(images.unbind(1), -1).permute(0, 3, 1, 2)

@@ -50,8 +50,8 @@ class Player(pl.LightningModule):
         hand, or another.
         """
         with self._precision():
-            output = self.twin(upload(observations, self.device), task=self.task if task is None else task)
-        return output.mean_action_probs().argmax(-1).cpu()
+            probs = self.twin.policy(upload(observations, self.device), self.task if task is None else task)
+        return probs.argmax(-1).cpu()
 
     @torch.no_grad()
     def act_by_draw(self, observations: Tensor, seeds: list[int]) -> Tensor:

@@ -31,21 +31,21 @@ class Trunk:
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.encoder == "mlp":
-            x = F.relu(_normed(F.linear(x, *self.linears[0]), self.norms[0]))
+            x = _normed(F.linear(x, *self.linears[0]), self.norms[0]).relu_()
         elif self.encoder == "impala":
             x = self._residual(x)
         else:
             for layer, stride in zip(self.convs, STRIDES[self.encoder], strict=True):
-                x = F.relu(F.conv2d(x, *layer, stride))
-        return F.relu(_normed(F.linear(x.flatten(1), *self.linears[-1]), self.norms[-1]))
+                x = F.conv2d(x, *layer, stride).relu_()
+        return _normed(F.linear(x.flatten(1), *self.linears[-1]), self.norms[-1]).relu_()
 
     def _residual(self, x: Tensor) -> Tensor:
         for i in range(0, 15, 5):  # a convolution and two blocks of two
             x = F.max_pool2d(F.conv2d(x, *self.convs[i], padding=1), 3, 2, 1)
             for j in (i + 1, i + 3):
-                inner = F.relu(F.conv2d(F.relu(x), *self.convs[j], padding=1))
+                inner = F.conv2d(F.relu(x), *self.convs[j], padding=1).relu_()
                 x = x + F.conv2d(inner, *self.convs[j + 1], padding=1)
-        return F.relu(x)
+        return x.relu_()
 
 
 def _normed(x: Tensor, layer: Layer) -> Tensor:
@@ -113,7 +113,7 @@ class BareLearner:
     def _prepared(self, observation: Tensor) -> Tensor:
         if observation.dtype != torch.uint8:
             return observation
-        x = observation.contiguous(memory_format=torch.channels_last)
+        x = torch.stack(observation.unbind(1), -1).permute(0, 3, 1, 2)  # channels last, as bytes
         return x.to(self.dtype).mul_(1 / self.settings.pixel_scale)
 
     def _sampled_heads(self, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,6 +49,7 @@ RANKS = {
     "stream": 3,
     "games": 3,
     "diagnostics": 3,
+    "optimizer": 3,
     "scores": 3,
     "loaders": 3,
     "player": 4,

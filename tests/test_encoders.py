@@ -194,7 +194,8 @@ def test_pseudo_resnet_has_an_early_skip_and_a_squashed_third_block() -> None:
 @pytest.mark.parametrize("name", ["nature", "impala", "minatar", "mlp"])
 def test_features_are_normalised_then_rectified(name: str) -> None:
     encoder, normalised = make_encoder(name), []
-    encoder.get_submodule("norm").register_forward_hook(lambda module, args, output: normalised.append(output))
+    norm = encoder.get_submodule("norm")
+    norm.register_forward_hook(lambda module, args, output: normalised.append(output.clone()))
     features = encoder(torch.rand(BATCH, *SHAPES[name]))
     torch.testing.assert_close(features, normalised[0].relu())
     torch.testing.assert_close(normalised[0].mean(-1), torch.zeros(BATCH), rtol=0.0, atol=1e-5)

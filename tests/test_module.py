@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -579,6 +580,30 @@ EWC: dict[str, Any] = {
     "consolidate_every": 2,
 }
 EVERYTHING: dict[str, Any] = {**LOW_RANK, "prior_scale": 1.0, "likelihood": "learned_gaussian"}
+
+
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_the_ewc_penalty_has_its_whole_gradient_once_per_update(accumulated: bool) -> None:
+    """The sum of both gradients by autograd, however many minibatches an update has."""
+    module = make_module(**EWC, bayesian="none")
+    assert module.consolidator is not None
+    anchors = {name: p.detach() + torch.randn(p.shape) for name, p in module.twin.named_parameters()}
+    fisher = {name: torch.rand(p.shape) for name, p in module.twin.named_parameters()}
+    module.consolidator.ewc.consolidate(anchors, fisher)
+    batches, gradients = [make_batch() for _ in range(accumulated)], {}
+    expected = copy.deepcopy(module)
+    expected.trainer = make_trainer()
+    parts = [expected.training_step(batch, 0) / accumulated for batch in batches]
+    (torch.stack(parts).sum() + expected.consolidator.penalty(expected.twin)).backward()
+
+    def check(*_: Any, **__: Any) -> None:
+        gradients.update({name: p.grad.clone() for name, p in module.twin.named_parameters()})
+
+    module.guard.check = check  # type: ignore[method-assign]
+    fit(module, batches, accumulate_grad_batches=accumulated)
+    assert gradients
+    for name, parameter in expected.twin.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, msg=name)
 
 
 @pytest.mark.parametrize("tau", [0.005, 0.3, 1.0])

@@ -16,7 +16,8 @@ from bayes_rl import losses
 from bayes_rl.bayes import BayesLayer, bayesian_layers
 from bayes_rl.encoders import BAYESIAN, ENCODERS, Layers
 from bayes_rl.likelihoods import Likelihood, make_likelihood
-from bayes_rl.networks import PriorFunction, Twin, TwinOutput, TwinSettings, parameter_groups
+from bayes_rl.networks import PriorFunction, Twin, TwinOutput, TwinSettings
+from bayes_rl.optimizer import parameter_groups
 from bayes_rl.posterior import POSTERIORS, Draws, Variational, Weights, draws_by_seed, index_draws
 from bayes_rl.types import ConfigError
 
@@ -584,6 +585,47 @@ def test_one_critic_alone_is_the_one_of_the_twin(shared_trunk: bool, pair: int) 
     assert {name for name, p in twin.named_parameters() if p.grad is not None} == {
         name for name in own if not name.endswith(("weight_log_var", "weight_factor"))
     }
+
+
+@pytest.mark.parametrize("shared_trunk", [True, False])
+@pytest.mark.parametrize("name", ["nature", "minatar", "mlp"])
+@pytest.mark.parametrize("posterior", POSTERIORS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_policy_is_that_of_the_whole_twin(
+    dtype: torch.dtype, posterior: str, name: str, shared_trunk: bool
+) -> None:
+    twin, x = make_twin(name, shared_trunk, "all", posterior), observations(name)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        ours, theirs = twin.policy(x), twin(x).mean_action_probs()
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_the_policy_asks_no_critic_and_uses_the_gains_and_heads_of_its_task() -> None:
+    asked, x = [], observations("mlp")
+    for conditioning in ("gains", "heads"):
+        layers = Layers(Variational(), "heads", num_tasks=2, conditioning=conditioning)
+        twin = Twin(TwinSettings("mlp", SHAPES["mlp"], ACTIONS, 12, False, layers), make("gaussian"))
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.normal_()
+        for module in (twin.trunks[2], twin.trunks[3], *twin.critics):
+            module.register_forward_hook(lambda *_: asked.append(1))
+        policies = [twin.policy(x, task) for task in range(2)]
+        assert not asked
+        for task, policy in enumerate(policies):
+            torch.testing.assert_close(policy, twin(x, task=task).mean_action_probs())
+        assert not torch.allclose(*policies)
+        asked.clear()
+
+
+@pytest.mark.parametrize("channels", [1, 4, 8, 9, 28])
+def test_pixels_are_rearranged_to_channels_last_and_scaled(channels: int) -> None:
+    settings = TwinSettings("minatar", (channels, 10, 10), ACTIONS, 12, True, Layers(Variational()), pixel_scale=255.0)
+    x = torch.randint(0, 256, (BATCH, channels, 10, 10), dtype=torch.uint8)
+    prepared = Twin(settings, make("gaussian")).prepare(x)
+    torch.testing.assert_close(prepared, x / 255)
+    assert prepared.is_contiguous(memory_format=torch.channels_last)
 
 
 # ------------------------------------------------------------------ optimizer groups

@@ -17,7 +17,7 @@ from bayes_rl.encoders import ENCODERS, Layers, build_encoder
 from bayes_rl.envs import Envs, EnvSettings, make_envs
 from bayes_rl.exploration import EpsilonSchedule
 from bayes_rl.module import VariationalActorCritic
-from bayes_rl.networks import parameter_groups
+from bayes_rl.optimizer import parameter_groups
 from bayes_rl.posterior import Variational
 from bayes_rl.replay import ReplayBuffer
 from bayes_rl.stream import ReplayStream
