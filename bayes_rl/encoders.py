@@ -140,6 +140,13 @@ class Layers:
         return self._gained(OneHotLinear(self.categories, out_features), out_features)
 
 
+def channels_last(images: Tensor) -> Tensor:
+    """`[B, C, H, W]` with channels last in memory; plane by plane, which for a few of them is twice as fast."""
+    if images.shape[1] > 8:
+        return images.contiguous(memory_format=torch.channels_last)
+    return torch.stack(images.unbind(1), -1).permute(0, 3, 1, 2)
+
+
 def _flat_size(layers: nn.Module, shape: tuple[int, ...], key: str) -> int:
     """Features that `layers` makes of one observation of `shape`; names the encoder if the observation is too small."""
     try:

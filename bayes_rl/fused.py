@@ -1,5 +1,5 @@
-"""The two formulas of every update with Bayesian weights, each with its gradient by hand: many small operations, each
-with a place in autograd's graph, take several times as long. Their plain twins are in the tests.
+"""Formulas of every update, each with its gradient by hand: many small operations, each with a place in autograd's
+graph, take several times as long. Their plain twins are in the tests.
 """
 
 from __future__ import annotations
@@ -48,6 +48,21 @@ def sampled_linear(
     with torch.autocast(kind, enabled=False) if reduced else contextlib.nullcontext():
         y, kl = _SampledLinear.apply(x, limit, precision, blocked, reduced, *means, *log_vars, *biases)
     return y, kl
+
+
+def joined_linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], blocked: int = 0) -> Tensor:
+    """Linear layers on one input as one layer: y = x weight^T + bias.
+
+    Args:
+        x: `[B, in]`.
+        weights: of each layer, `[out, in]`.
+        biases: `[out]` each.
+        blocked: so many of the first outputs have no gradient with respect to `x`.
+
+    Returns:
+        `[B, sum of out]`.
+    """
+    return _JoinedLinear.apply(x, blocked, *weights, *biases)
 
 
 def gaussian_kl(mean: Tensor, log_var: Tensor, precision: float, limit: float, copies: int = 1) -> Tensor:
@@ -128,6 +143,24 @@ class _SampledLinear(torch.autograd.Function):
         of_log_var = of_log_var if ctx.same else _inward(of_log_var, log_var, used)
         of_parts = of_mean, of_log_var, gradient.sum(0).to(mean.dtype)
         return of_x, None, None, None, None, *(part for whole in of_parts for part in whole.split(ctx.sizes))
+
+
+class _JoinedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, blocked: int, *parts: Tensor) -> Tensor:
+        n = len(parts) // 2
+        weight, bias = _joined(parts[:n]), _joined(parts[n:])
+        ctx.sizes, ctx.blocked = [len(part) for part in parts[:n]], blocked
+        ctx.save_for_backward(x, weight)
+        return torch.addmm(bias, x, weight.t())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        of_x = gradient[:, ctx.blocked :] @ weight[ctx.blocked :] if ctx.needs_input_grad[0] else None
+        of_parts = gradient.t() @ x, gradient.sum(0)
+        return of_x, None, *(part for whole in of_parts for part in whole.split(ctx.sizes))
 
 
 class _GaussianKL(torch.autograd.Function):

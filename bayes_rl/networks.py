@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from bayes_rl.bayes import BayesLayer, BayesLinear, Moments, bayesian_layers, joint_kl, joint_moments
-from bayes_rl.encoders import Gained, Layers, apply, build_encoder
+from bayes_rl.bayes import BayesLayer, Moments, bayesian_layers, joint_kl, joint_moments
+from bayes_rl.encoders import Gained, Layers, apply, build_encoder, channels_last
+from bayes_rl.fused import joined_linear
 from bayes_rl.likelihoods import Likelihood
 from bayes_rl.posterior import Draws, Variational, Weights, every_member, index_size
 from bayes_rl.priors import PriorFunction
@@ -217,7 +218,7 @@ class Twin(nn.Module):
             device = observation.device.type
             # Rearranged as bytes, of which there are fewer; under autocast straight to its type, exact for pixels.
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-            rearranged = _channels_last(observation) if images else observation
+            rearranged = channels_last(observation) if images else observation
             return rearranged.to(dtype).mul_(1.0 / self.settings.pixel_scale)
         return observation.contiguous(memory_format=torch.channels_last) if images else observation
 
@@ -278,22 +279,21 @@ class Twin(nn.Module):
         """
         (actor, critic), (other_actor, other_critic) = (self.heads_of(pair, task) for pair in range(2))
         heads: list[Any] = [actor, other_actor, critic, other_critic]
-        if not (self.shared_trunk and isinstance(heads[0], BayesLinear)):
+        plain = isinstance(actor, nn.Linear)
+        if not self.shared_trunk or (plain and isinstance(weights, Draws)):
             each = [apply(head, f, weights) for head, f in zip(heads, features, strict=True)]
             outputs = [torch.stack(each[:2]), torch.stack(each[2:])]
             if isinstance(weights, Draws):
                 outputs = [y.expand(2, weights.size, *y.shape[2:]) for y in outputs]
             return outputs[0], outputs[1], None
-        posterior = joint_moments(heads, weights)
         actors = 2 * self.settings.num_actions  # their gradient stops at the features, the critics' does not
-        output = heads[0].evaluate(features[-1], weights, posterior, actors if torch.is_grad_enabled() else 0)
+        blocked = actors if torch.is_grad_enabled() else 0
+        if plain:
+            posterior = None
+            output = joined_linear(features[-1], [h.weight for h in heads], [h.bias for h in heads], blocked)
+        else:
+            posterior = joint_moments(heads, weights)
+            output = heads[0].evaluate(features[-1], weights, posterior, blocked)
         outputs = output.split([actors, output.shape[-1] - actors], -1)
         logits, raw = (y.unflatten(-1, (2, -1)).movedim(-2, 0) for y in outputs)
         return logits, raw, posterior
-
-
-def _channels_last(images: Tensor) -> Tensor:
-    """`[B, C, H, W]` with channels last in memory; plane by plane, which for a few of them is twice as fast."""
-    if images.shape[1] > 8:
-        return images.contiguous(memory_format=torch.channels_last)
-    return torch.stack(images.unbind(1), -1).permute(0, 3, 1, 2)

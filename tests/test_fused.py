@@ -11,7 +11,7 @@ from torch.distributions import Normal, kl_divergence
 
 from bayes_rl import fused
 from bayes_rl.bounds import bounded
-from bayes_rl.fused import VARIANCE_FLOOR, gaussian_kl, sampled_linear
+from bayes_rl.fused import VARIANCE_FLOOR, gaussian_kl, joined_linear, sampled_linear
 
 LIMIT = 2.0
 BLOCKED = 2
@@ -71,6 +71,21 @@ def test_a_sampled_linear_layer_its_kl_and_their_gradients_equal_the_plain_formu
         results.append([y, kl, *torch.autograd.grad((3 * y.sin()).sum() + 0.7 * kl, tensors, materialize_grads=True)])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("blocked", [0, BLOCKED, 5])
+@pytest.mark.parametrize("grows", [True, False])
+def test_joined_linear_layers_and_their_gradients_equal_the_layers_one_by_one(blocked: int, grows: bool) -> None:
+    x, weight, _, bias = parameters()
+    tensors = (x.requires_grad_(grows), weight, bias)
+    ours = joined_linear(x, weight.split(2), bias.split(2), blocked)
+    rows = [(x.detach() if i < blocked else x) @ weight[i] + bias[i] for i in range(5)]
+    theirs = torch.stack(rows, -1)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    wanted = [t for t in tensors if t.requires_grad]
+    both = [torch.autograd.grad(y.sin().sum(), wanted, materialize_grads=True) for y in (ours, theirs)]
+    for one, other in zip(*both, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 def test_large_log_variances_within_the_limits_are_used_as_they_are(size: str) -> None:
