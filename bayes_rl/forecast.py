@@ -28,6 +28,9 @@ from bayes_rl.types import check
 SECONDS, UPDATES = 5.0, 200
 """What the speed is measured over, at least; four times as long is enough for fewer updates."""
 
+SLOWER = 1.25
+"""Beyond this a reduced precision is called slow: not every processor that has instructions for it gains by them."""
+
 MIB = 2**20
 CGROUPS = (  # limit, use, and where the use says what of it can be had back
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
@@ -167,12 +170,29 @@ def check_room(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayD
     check(need < free, "data.replay_capacity", capacity, problem)
 
 
+def product_seconds(dtype: torch.dtype, device: torch.device, side: int = 512, times: int = 7) -> float:
+    """Seconds of a product of two square matrices, the median of a few."""
+    x, seconds = torch.ones(side, side, dtype=dtype, device=device), []
+    for _ in range(times):
+        start = time.perf_counter()
+        x @ x
+        seconds.append(time.perf_counter() - start)
+    return sorted(seconds)[times // 2]
+
+
+def slowdown(precision: str, device: torch.device) -> float:
+    """How many times as long a product takes in bfloat16 as in float32, where a CPU is to learn in that; else 1."""
+    if precision != "bf16-mixed" or device.type != "cpu":
+        return 1.0
+    return product_seconds(torch.bfloat16, device) / product_seconds(torch.float32, device)
+
+
 def _mib(size: int) -> str:
     return f"{size / MIB:,.1f} MiB" if size < 100 * MIB else f"{size / MIB:,.0f} MiB"
 
 
 def describe(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayDataModule) -> str:
-    """What a run will take, a line for each of device, memory, disk and length."""
+    """What a run will take, a line for each of device, memory, disk and length; and what would be faster."""
     device = trainer.strategy.root_device
     threads = torch.get_num_threads()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
@@ -200,6 +220,9 @@ def describe(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayDat
         frames, begun = frames_of(updates, trainer, data), data.stream.frames
         done = f", {begun:,} frames of them done" if begun else ""
         lines.append(f"length {frames:,} frames, {updates:,} updates{done}")
+    if (slower := slowdown(str(trainer.precision), device)) > SLOWER:
+        remedy = "--trainer.precision 32-true is faster"
+        lines.append(f"hint   bf16-mixed takes {slower:.1f} times as long a product as float32 here: {remedy}")
     return "\n".join(lines)
 
 

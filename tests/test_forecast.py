@@ -200,3 +200,27 @@ def test_durations_are_told_in_the_unit_that_fits() -> None:
         *("about 1 seconds", "about 20 seconds", "about 89 seconds", "about 2 minutes", "about 50 minutes"),
         *("about 2.5 hours", "about 20 hours", "about 3.0 days"),
     ]
+
+
+@pytest.mark.parametrize(("reduced", "told"), [(3.0, True), (1.1, False), (0.3, False)])
+def test_a_reduced_precision_that_is_slow_here_is_told_with_what_is_faster(
+    reduced: float, told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(forecast, "product_seconds", lambda dtype, _: reduced if dtype == torch.bfloat16 else 1.0)
+    fit(monkeypatch, "cartpole", "--trainer.precision=bf16-mixed")
+    hints = [line for line in capsys.readouterr().out.splitlines() if line.startswith("hint")]
+    line = "hint   bf16-mixed takes 3.0 times as long a product as float32 here: --trainer.precision 32-true is faster"
+    assert hints == ([line] if told else [])
+
+
+def test_only_what_is_asked_of_a_cpu_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast, "product_seconds", lambda *_: pytest.fail("nothing to compare"))
+    assert forecast.slowdown("32-true", torch.device("cpu")) == 1
+    assert forecast.slowdown("bf16-mixed", torch.device("cuda")) == 1
+
+
+def test_the_seconds_of_a_product_are_the_median_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0.0, 9.0, 10.0, 11.0, 20.0, 24.0])
+    monkeypatch.setattr(forecast.time, "perf_counter", lambda: next(ticks))
+    assert forecast.product_seconds(torch.float32, torch.device("cpu"), 4, 3) == 4.0
+    assert next(ticks, None) is None
