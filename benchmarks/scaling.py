@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+from arms import SKIP, WARM_UP, Cell, Clock, Watch, run_bayes_rl
 from common import RESULTS, origin, write
-from end_to_end import SKIP, WARM_UP, Cell, Clock, Watch, measure_apart, run_bayes_rl
+from end_to_end import measure_apart
 
 AXES = {
     "num_envs": (1, 2, 4, 8, 16, 32, 64),
@@ -104,7 +105,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axes", nargs="+", default=list(AXES), choices=list(AXES))
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
-    parser.add_argument("--precision", default="bf16-mixed", help="of the trainer")
+    parser.add_argument("--precision", default="32-true", help="of the trainer")
     parser.add_argument("--seconds", type=float, default=6, help="measured of each process")
     parser.add_argument("--keep", action="store_true", help="go on with the measurements that the file has")
     parser.add_argument("--most", type=int, default=10**6, help="processes now; the others with --keep")

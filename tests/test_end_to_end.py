@@ -25,6 +25,12 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("end_to_end")
 
 
+@pytest.fixture
+def arms(bench: Any) -> Any:
+    """`benchmarks/arms.py` as a module."""
+    return importlib.import_module("arms")
+
+
 def row(bench: Any, cell: Any, round: int, frames: float) -> dict[str, Any]:
     """A measurement."""
     known = {"frames_per_second": frames, "updates_per_second": frames / 16, "peak_mib": 1.0, "replay_mib": 1.0}
@@ -43,10 +49,10 @@ def measure_all(bench: Any, frames: dict[str, float], **options: Any) -> list[An
     return order
 
 
-def test_the_clock_counts_what_lies_between(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_counts_what_lies_between(arms: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    clock, begin = bench.Clock(10), bench.PREFILL + bench.WARM_UP
+    clock, begin = arms.Clock(10), arms.PREFILL + arms.WARM_UP
     assert not clock.tick(begin - 1, 5)  # still warming up
     now = 100.0
     assert not clock.tick(begin, 6)
@@ -58,8 +64,8 @@ def test_the_clock_counts_what_lies_between(bench: Any, monkeypatch: pytest.Monk
     assert clock.result() == result
 
 
-def test_an_arm_that_learns_less_than_asked_for_is_refused(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, begin = bench.Clock(0), bench.PREFILL + bench.WARM_UP
+def test_an_arm_that_learns_less_than_asked_for_is_refused(arms: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, begin = arms.Clock(0), arms.PREFILL + arms.WARM_UP
     clock.tick(begin, 0)
     assert clock.tick(begin + 400, 90)
     with pytest.raises(RuntimeError, match="90 updates in 400 agent steps"):
@@ -90,25 +96,25 @@ def test_ratios_are_taken_within_a_round(bench: Any) -> None:
     assert "| matched | bayes_rl | 8 envs, 2 threads | 3 | **200** (175 to 200) | 12.5 |" in bench.table([line], rows)
 
 
-def test_our_encoder_is_the_one_that_is_compared(bench: Any) -> None:
+def test_our_encoder_is_the_one_that_is_compared(arms: Any) -> None:
     config = yaml.safe_load((ROOT / "configs/breakout.yaml").read_text())
     agent = VariationalActorCritic(**config["model"])
     assert len(agent.twin.trunks) == 1
-    assert bench.encoder_size(agent.twin.trunks[0]) == ENCODER
-    assert config["data"]["frame_skip"] == bench.SKIP
-    assert config["data"]["frame_stack"] == bench.STACK
+    assert arms.encoder_size(agent.twin.trunks[0]) == ENCODER
+    assert config["data"]["frame_skip"] == arms.SKIP
+    assert config["data"]["frame_stack"] == arms.STACK
 
 
-def test_stable_baselines_has_the_same_encoder(bench: Any) -> None:
+def test_stable_baselines_has_the_same_encoder(arms: Any) -> None:
     layers = pytest.importorskip("stable_baselines3.common.torch_layers")
     gym = pytest.importorskip("gymnasium")
     space = gym.spaces.Box(0, 255, (4, 84, 84), "uint8")
-    assert bench.encoder_size(layers.NatureCNN(space, 512)) == ENCODER
+    assert arms.encoder_size(layers.NatureCNN(space, 512)) == ENCODER
 
 
-def test_torchrl_has_the_same_encoder(bench: Any) -> None:
+def test_torchrl_has_the_same_encoder(arms: Any) -> None:
     modules = pytest.importorskip("torchrl.modules")
-    assert bench.encoder_size(bench.torchrl_network(modules, torch.zeros(4, 84, 84), 4)) == ENCODER
+    assert arms.encoder_size(arms.torchrl_network(modules, torch.zeros(4, 84, 84), 4)) == ENCODER
 
 
 def test_one_thing_grows_at_a_time(bench: Any) -> None:

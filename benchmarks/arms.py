@@ -1,0 +1,339 @@
+"""What `end_to_end.py` and `scaling.py` measure in a process: learning on Breakout for a while, by this library, by
+Stable-Baselines3's DQN or by TorchRL's.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from common import ROOT
+from pytorch_lightning.callbacks import Callback
+from torch import nn
+
+GAME = "ALE/Breakout-v5"
+HIDDEN, BATCH, SKIP, STACK, STEPS_PER_UPDATE = 512, 32, 4, 4, 4
+STICKY, EPSILON, CAPACITY, PREFILL, WARM_UP = 0.25, 0.1, 50_000, 1_000, 400  # steps
+FRAMES_PER_BATCH = 400  # agent steps between TorchRL's rounds of updates, as in its script
+NEEDS = {
+    "sb3": ("stable_baselines3", "cv2"),
+    "torchrl": ("torchrl", "tensordict", "cv2"),
+    "bayes_rl": (),
+    "bayes_rl_plain": (),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One thing to measure.
+
+    Args:
+        arm: a key of `NEEDS`.
+        num_envs: environments.
+        threads: of PyTorch.
+        options: what else is asked of the library; of this one, words of its command line.
+        part: of the benchmark that asks for it.
+    """
+
+    arm: str
+    num_envs: int
+    threads: int = 2
+    options: dict[str, Any] = field(default_factory=dict)
+    part: str = "matched"
+
+    @property
+    def name(self) -> str:
+        """Everything but the part, in words."""
+        return ", ".join(
+            [f"{self.num_envs} envs", f"{self.threads} threads", *map("{0[0]} {0[1]}".format, self.options.items())]
+        )
+
+
+class Clock:
+    """Counts what is done between the end of the warm-up and the end of the measured time.
+
+    Args:
+        seconds: to measure for.
+        begin: agent steps before, those at random too.
+    """
+
+    def __init__(self, seconds: float, begin: int = PREFILL + WARM_UP) -> None:
+        self.seconds, self.begin = seconds, begin
+        self._began: tuple[float, int, int] | None = None
+        self.elapsed, self.steps, self.updates = 0.0, 0, 0
+
+    def tick(self, steps: int, updates: int) -> bool:
+        """Whether the time is over, given all agent steps (those at random too) and updates until now."""
+        now = time.perf_counter()
+        if self._began is None:
+            if steps >= self.begin:
+                self._began = now, steps, updates
+            return False
+        began, steps_before, updates_before = self._began
+        self.elapsed, self.steps, self.updates = now - began, steps - steps_before, updates - updates_before
+        return self.elapsed >= self.seconds
+
+    def result(self) -> dict[str, float]:
+        """Rates.
+
+        Raises:
+            RuntimeError: if updates were not as many as asked for.
+        """
+        ratio = self.updates * STEPS_PER_UPDATE / self.steps
+        if not 0.95 < ratio < 1.05:
+            raise RuntimeError(f"{self.updates} updates in {self.steps} agent steps")
+        return {
+            "frames_per_second": round(SKIP * self.steps / self.elapsed, 1),
+            "updates_per_second": round(self.updates / self.elapsed, 2),
+            "agent_steps": self.steps,
+            "seconds": round(self.elapsed, 2),
+        }
+
+
+def peak_mib() -> float:
+    """Most memory that this process has held, files mapped into it included, and the processes below it."""
+
+    def family(pid: str) -> Iterable[str]:
+        yield pid
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in children.read_text().split():
+                yield from family(child)
+
+    statuses = [Path(f"/proc/{pid}/status").read_text() for pid in family(str(os.getpid()))]
+    peaks = [line.split()[1] for status in statuses for line in status.splitlines() if line.startswith("VmHWM")]
+    return round(sum(map(int, peaks)) / 1024, 1)
+
+
+def encoder_size(network: nn.Module) -> int:
+    """Parameters of the convolutions and of the layer of 512 features; normalisation and heads are not counted."""
+    linear = [m for m in network.modules() if isinstance(m, nn.Linear) and m.out_features == HIDDEN]
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    return sum(p.numel() for layer in (*convolutions, *linear) for p in layer.parameters())
+
+
+def facts(network: nn.Module, replay_bytes: int) -> dict[str, float]:
+    """What is known of a system at the end of its measurement."""
+    return {
+        "peak_mib": peak_mib(),
+        "replay_mib": round(replay_bytes / 2**20, 1),
+        "encoder_parameters": encoder_size(network),
+    }
+
+
+def run_sb3(cell: Cell, clock: Clock, folder: str) -> dict[str, float]:
+    """Stable-Baselines3's DQN."""
+    from stable_baselines3 import DQN
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_atari_env
+    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack
+
+    class Watch(BaseCallback):
+        def _on_step(self) -> bool:
+            return not clock.tick(self.num_timesteps, self.model._n_updates)
+
+    envs = make_atari_env(
+        GAME,
+        cell.num_envs,
+        seed=1,
+        env_kwargs={"frameskip": 1, "repeat_action_probability": STICKY},
+        wrapper_kwargs={"noop_max": 0},
+        vec_env_cls=SubprocVecEnv if cell.options.get("vec_env") == "subproc" else DummyVecEnv,
+    )
+    slim = cell.options.get("optimize_memory_usage", False)
+    vector_steps = max(1, STEPS_PER_UPDATE // cell.num_envs)
+    model = DQN(
+        "CnnPolicy",
+        VecFrameStack(envs, STACK),
+        buffer_size=CAPACITY,
+        learning_starts=PREFILL,
+        batch_size=BATCH,
+        train_freq=(vector_steps, "step"),
+        gradient_steps=vector_steps * cell.num_envs // STEPS_PER_UPDATE,
+        exploration_initial_eps=EPSILON,
+        exploration_final_eps=EPSILON,
+        optimize_memory_usage=slim,
+        replay_buffer_kwargs={"handle_timeout_termination": False} if slim else None,
+        tensorboard_log=folder,
+        seed=1,
+        device="cpu",
+    )
+    model.learn(10**9, Watch())
+    replay: Any = model.replay_buffer
+    screens = [replay.observations] if slim else [replay.observations, replay.next_observations]
+    result = facts(model.q_net, sum(array.nbytes for array in screens))
+    envs.close()
+    return result
+
+
+def torchrl_env() -> Any:
+    """One environment as TorchRL sees it."""
+    import ale_py
+    import gymnasium as gym
+    from torchrl.envs import EndOfLifeTransform, GymWrapper, SignTransform, TransformedEnv
+
+    gym.register_envs(ale_py)
+    game = gym.make(GAME, frameskip=1, repeat_action_probability=STICKY)
+    game = gym.wrappers.AtariPreprocessing(game, noop_max=0, frame_skip=SKIP)
+    game = gym.wrappers.FrameStackObservation(game, STACK, padding_type="zero")
+    env = TransformedEnv(GymWrapper(game, categorical_action_encoding=True))
+    env.append_transform(EndOfLifeTransform())
+    env.append_transform(SignTransform(in_keys=["reward"]))
+    return env
+
+
+class Scale(nn.Module):
+    """uint8 pixels to [0, 1]."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.float() / 255
+
+
+def torchrl_network(modules: Any, pixels: torch.Tensor, num_actions: int) -> nn.Module:
+    """The network of TorchRL's script, by its `modules`, for an observation like `pixels`."""
+    shapes = {"num_cells": [32, 64, 64], "kernel_sizes": [8, 4, 3], "strides": [4, 2, 1]}
+    convolutions = modules.ConvNet(**shapes, activation_class=nn.ReLU)
+    sizes = {"in_features": convolutions(pixels).shape[-1], "out_features": num_actions, "num_cells": [HIDDEN]}
+    return nn.Sequential(Scale(), convolutions, modules.MLP(**sizes, activation_class=nn.ReLU))
+
+
+def run_torchrl(cell: Cell, clock: Clock, folder: str) -> dict[str, float]:
+    """TorchRL's DQN: collector, replay, loss and target updates of the library in the loop of its own script."""
+    import torchrl.modules
+    from tensordict.nn import TensorDictSequential
+    from torchrl.collectors import AsyncCollector, Collector
+    from torchrl.data import Composite, LazyMemmapStorage, TensorDictReplayBuffer
+    from torchrl.envs import ParallelEnv, SerialEnv
+    from torchrl.modules import EGreedyModule, QValueActor
+    from torchrl.objectives import DQNLoss, HardUpdate
+
+    threads = {"num_threads": cell.threads} if cell.options.get("env") == "parallel" else {}
+    several = ParallelEnv if cell.options.get("env") == "parallel" else SerialEnv
+    make = functools.partial(several, cell.num_envs, torchrl_env, **threads) if cell.num_envs > 1 else torchrl_env
+    proof = torchrl_env()
+    pixels, spec = torch.zeros(proof.observation_spec["observation"].shape), proof.action_spec
+    proof.close()
+    network = torchrl_network(torchrl.modules, pixels, spec.space.n)
+    actor = QValueActor(network, spec=Composite(action=spec), in_keys=["observation"])
+    greedy = EGreedyModule(spec=actor.spec, eps_init=EPSILON, eps_end=EPSILON, annealing_num_steps=1)
+    storage = LazyMemmapStorage(CAPACITY, scratch_dir=folder)
+    replay = TensorDictReplayBuffer(storage=storage, batch_size=BATCH)
+    loss_module = DQNLoss(actor, loss_function="l2", delay_value=True)
+    loss_module.set_keys(done="end-of-life", terminated="end-of-life")
+    loss_module.make_value_estimator(gamma=0.99)
+    target = HardUpdate(loss_module, value_network_update_interval=10_000)
+    optimizer = torch.optim.Adam(loss_module.parameters(), lr=1e-4)
+
+    def update(batch: Any) -> torch.Tensor:
+        loss = loss_module(batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(list(loss_module.parameters()), 10)
+        optimizer.step()
+        target.step()
+        return loss.detach()
+
+    compiled = cell.options.get("compile", False)
+    learn: Callable[[Any], torch.Tensor] = torch.compile(update) if compiled else update
+    collector = (AsyncCollector if cell.options.get("collector") == "async" else Collector)(
+        make if cell.num_envs == 1 or cell.options.get("collector") == "async" else make(),
+        TensorDictSequential(actor, greedy),
+        frames_per_batch=FRAMES_PER_BATCH,
+        total_frames=-1,
+        init_random_frames=PREFILL,
+        compile_policy=compiled,
+    )
+    steps = updates = 0
+    for data in collector:
+        steps += data.numel()
+        replay.extend(data.reshape(-1))
+        if steps < PREFILL:
+            continue
+        for _ in range(data.numel() // STEPS_PER_UPDATE):
+            learn(replay.sample())
+            updates += 1
+        collector.update_policy_weights_()
+        if clock.tick(steps, updates):
+            break
+    # Maps of the storage grow with what is written; all of it is on disk from the start.
+    result = facts(network, sum(tensor.nbytes for tensor in storage._storage.values(True, True)))
+    collector.shutdown()
+    return result
+
+
+class Done(Exception):  # noqa: N818  (nothing went wrong)
+    """Enough was measured."""
+
+
+class Watch(Callback):
+    """Ends a fit of this library when the clock says so.
+
+    Attributes:
+        clock: of the one run in this process.
+        facts: of it.
+    """
+
+    clock: Clock
+    facts: dict[str, float]
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if Watch.clock.tick(data.stream.frames // SKIP, trainer.global_step):
+            Watch.facts = facts(pl_module.twin.trunks[0], data.stream.replay.nbytes)  # type: ignore[union-attr,index,arg-type]
+            raise Done
+
+
+def run_bayes_rl(cell: Cell, clock: Clock, folder: str, watch: str = "arms.Watch") -> dict[str, float]:
+    """This library, by its command line; `watch` is the callback that ends it."""
+    Watch.clock = clock
+    settings = {
+        "trainer.default_root_dir": folder,
+        "trainer.accelerator": "cpu",
+        "trainer.enable_progress_bar": "false",
+        "trainer.limit_val_batches": 0,
+        "trainer.precision": "32-true",
+        "trainer.callbacks+": json.dumps({"class_path": watch}),
+        "data.env": GAME,
+        "data.num_envs": cell.num_envs,
+        "data.sticky_actions": STICKY,
+        "data.auto_fire": "true",
+        "data.replay_capacity": CAPACITY,
+        "data.min_replay_size": PREFILL,
+        "data.batch_size": BATCH,
+        "data.n_step": 1,
+        "data.updates_per_step": 1 / STEPS_PER_UPDATE,
+        "data.epsilon_start": EPSILON,
+        "data.epsilon_end": EPSILON,
+        "model.hidden_dim": HIDDEN,
+    }
+    if cell.arm == "bayes_rl_plain":
+        settings |= {"model.bayesian": "none", "model.update_pairs": "random"}
+    settings |= cell.options
+    words = [f"--{key}={value}" for key, value in settings.items()]
+    sys.argv = ["cli.py", "fit", "--config", str(ROOT / "configs/breakout.yaml"), *words]
+    sys.path.insert(0, str(ROOT))
+    import cli
+
+    try:
+        cli.run()
+    except Done:
+        return Watch.facts
+    raise RuntimeError("the run ended before its measurement did")
+
+
+RUNNERS = {"sb3": run_sb3, "torchrl": run_torchrl, "bayes_rl": run_bayes_rl, "bayes_rl_plain": run_bayes_rl}
+
+
+def measure(cell: Cell, seconds: float, folder: str) -> dict[str, Any]:
+    """Measure one cell in this process."""
+    clock = Clock(seconds)
+    known = RUNNERS[cell.arm](cell, clock, folder)
+    return asdict(cell) | clock.result() | known
