@@ -16,6 +16,7 @@ from bayes_rl.types import ConfigError, check, check_choice
 BAYESIAN = ("heads", "trunk", "all", "none")
 ACTIVATIONS = ("relu", "leaky_relu")
 LEAK = 0.2  # slope of a leaky rectifier below zero
+FEW_PLANES = 8  # more are rearranged faster by torch's own copy
 
 
 class Weighted(nn.Module):
@@ -105,7 +106,11 @@ class Layers:
         check_choice("model.activation", self.activation, ACTIVATIONS)
 
     def rectifier(self, inplace: bool = True) -> nn.Module:
-        """The nonlinearity; `inplace` where what goes in is not needed again, as that of a layer alone never is."""
+        """The nonlinearity; `inplace` where what goes in is not needed again: what a layer or a norm returns is not.
+
+        Never for draws of whole networks, whose layers return views: autograd copies a view that is written to.
+        """
+        inplace = inplace and self.settings.posterior == "mean_field"
         return nn.ReLU(inplace) if self.activation == "relu" else nn.LeakyReLU(LEAK, inplace)
 
     def linear(self, in_features: int, out_features: int, head: bool = False) -> nn.Module:
@@ -141,8 +146,8 @@ class Layers:
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """`[B, C, H, W]` with channels last in memory; plane by plane, which for a few of them is twice as fast."""
-    if images.shape[1] > 8:
+    """Bytes `[B, C, H, W]` with channels last in memory; plane by plane, which for a few of them is twice as fast."""
+    if images.shape[1] > FEW_PLANES:
         return images.contiguous(memory_format=torch.channels_last)
     return torch.stack(images.unbind(1), -1).permute(0, 3, 1, 2)
 
@@ -199,7 +204,7 @@ class ResidualBlock(Weighted):
 
     def forward(self, x: Tensor, weights: Weights = "mean") -> Tensor:
         inner = apply(self.first, self.rectifier(x), weights)
-        return x + apply(self.second, self.inner_rectifier(inner), weights)
+        return x + apply(self.second, apply(self.inner_rectifier, inner, weights), weights)
 
 
 def impala(shape: tuple[int, ...], hidden_dim: int, layers: Layers) -> Encoder:

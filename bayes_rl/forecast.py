@@ -28,8 +28,11 @@ from bayes_rl.types import check
 SECONDS, UPDATES = 5.0, 200
 """What the speed is measured over, at least; four times as long is enough for fewer updates."""
 
-SLOWER = 1.25
-"""Beyond this a reduced precision is called slow: not every processor that has instructions for it gains by them."""
+SLOWER, FASTER = 1.25, 0.6
+"""Times of products in bfloat16, relative to float32, beyond which the other one is named: not every processor with
+instructions for it gains by them, and others gain much."""
+
+SMALL = ("minatar", "mlp")
 
 MIB = 2**20
 CGROUPS = (  # limit, use, and where the use says what of it can be had back
@@ -180,11 +183,23 @@ def product_seconds(dtype: torch.dtype, device: torch.device, side: int = 512, t
     return sorted(seconds)[times // 2]
 
 
-def slowdown(precision: str, device: torch.device) -> float:
-    """How many times as long a product takes in bfloat16 as in float32, where a CPU is to learn in that; else 1."""
-    if precision != "bf16-mixed" or device.type != "cpu":
-        return 1.0
-    return product_seconds(torch.bfloat16, device) / product_seconds(torch.float32, device)
+def precision_hint(precision: str, device: torch.device, encoder: str) -> str | None:
+    """What to try instead of a trainer's precision on this processor, if anything.
+
+    Args:
+        precision: of the trainer.
+        device: of the learner; a GPU is not measured.
+        encoder: of the agent; small ones spend too little on products to gain by shorter ones.
+    """
+    if device.type != "cpu" or precision not in ("32-true", "bf16-mixed"):
+        return None
+    ratio = product_seconds(torch.bfloat16, device) / product_seconds(torch.float32, device)
+    says = f"a product takes {ratio:.1f} times as long in bfloat16 as in float32 here: --trainer.precision"
+    if precision == "bf16-mixed" and ratio > SLOWER:
+        return f"{says} 32-true may be faster"
+    if precision == "32-true" and ratio < FASTER and encoder not in SMALL:
+        return f"{says} bf16-mixed may be faster"
+    return None
 
 
 def _mib(size: int) -> str:
@@ -220,9 +235,8 @@ def describe(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayDat
         frames, begun = frames_of(updates, trainer, data), data.stream.frames
         done = f", {begun:,} frames of them done" if begun else ""
         lines.append(f"length {frames:,} frames, {updates:,} updates{done}")
-    if (slower := slowdown(str(trainer.precision), device)) > SLOWER:
-        remedy = "--trainer.precision 32-true is faster"
-        lines.append(f"hint   bf16-mixed takes {slower:.1f} times as long a product as float32 here: {remedy}")
+    if hint := precision_hint(str(trainer.precision), device, agent.hparams.encoder):
+        lines.append(f"hint   {hint}")
     return "\n".join(lines)
 
 

@@ -44,13 +44,20 @@ class UpdateGuard:
         self._losses.append(loss.detach())
         self._parts = {name: part.detach() for name, part in parts.items()}
 
-    def check(self, optimizer: torch.optim.Optimizer, network: nn.Module, scaled: bool = False) -> None:
+    def check(
+        self,
+        optimizer: torch.optim.Optimizer,
+        network: nn.Module,
+        scaled: bool = False,
+        more: Callable[[], dict[str, Tensor]] = dict,
+    ) -> None:
         """Before a step of the optimizer: have it left out unless all is finite.
 
         Args:
             optimizer: about to take a step along gradients that are there already.
             network: whose parameters it trains, for their names.
             scaled: whether a gradient scaler stands between.
+            more: finds further parts of the loss, to be named in the error.
 
         Raises:
             RunError: for the `SKIPS_IN_A_ROW`th update left out in a row, naming what is not finite.
@@ -72,7 +79,7 @@ class UpdateGuard:
             self._ask_later(found)  # all was well: it is enough to hear of it at the next update
             return
         bad = bool(found)
-        self._count(bad, network)
+        self._count(bad, network, more)
         if bad and not (told or scaled):
             for parameter in parameters:
                 parameter.grad = None
@@ -91,15 +98,15 @@ class UpdateGuard:
             arrived.synchronize()
             self._count(bool(host))
 
-    def _count(self, bad: bool, network: nn.Module | None = None) -> None:
+    def _count(self, bad: bool, network: nn.Module | None = None, more: Callable[[], dict[str, Tensor]] = dict) -> None:
         self.in_a_row = self.in_a_row + 1 if bad else 0
         self.skipped += bad
         if network is not None and self.in_a_row >= SKIPS_IN_A_ROW:
-            raise RunError(f"{self.in_a_row} updates in a row were left out: {self._cause(network)}")
+            raise RunError(f"{self.in_a_row} updates in a row were left out: {self._cause(network, more())}")
 
-    def _cause(self, network: nn.Module) -> str:
+    def _cause(self, network: nn.Module, more: dict[str, Tensor]) -> str:
         """What is not finite: parts of the loss, else the first parameter whose gradient is not."""
-        parts = {name: float(value) for name, value in self._parts.items()}
+        parts = {name: float(value) for name, value in (self._parts | more).items()}
         if named := [f"{name} is {value:g}" for name, value in parts.items() if not np.isfinite(value)]:
             return ", ".join(named)
         gradients = ((name, p.grad) for name, p in network.named_parameters())

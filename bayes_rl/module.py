@@ -21,7 +21,7 @@ from bayes_rl.lean import LeanModule
 from bayes_rl.lifelong import Lifelong
 from bayes_rl.likelihoods import make_likelihood
 from bayes_rl.networks import Twin, TwinOutput, TwinSettings
-from bayes_rl.optimizer import averaged, parameter_groups
+from bayes_rl.optimizer import averaged, can_fuse, make_optimizer
 from bayes_rl.posterior import Draws, Variational, Weights, index_draws
 from bayes_rl.settings import check_agent
 from bayes_rl.types import Batch, Transition
@@ -238,7 +238,7 @@ class VariationalActorCritic(LeanModule, Lifelong):
         return len(pairs) * mean
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Complete the gradient: with the EWC penalty's, and without that of what rests.
+        """Complete the gradient, after the callbacks saw it: with the EWC penalty's, and without that of what rests.
 
         A gradient of zero would still move what rests, by Adam's momentum and decay.
 
@@ -250,7 +250,8 @@ class VariationalActorCritic(LeanModule, Lifelong):
         self._learning.clear()
         if self.consolidator is not None:
             self.consolidator.add_gradients(self.twin)
-        self.guard.check(optimizer, self.twin, scaled=str(self.trainer.precision) == "16-mixed")
+        scaled = str(self.trainer.precision) == "16-mixed"
+        self.guard.check(optimizer, self.twin, scaled, lambda: {"ewc_penalty": self._ewc_penalty()})
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -266,12 +267,11 @@ class VariationalActorCritic(LeanModule, Lifelong):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One Adam with the actors' and the critics' step sizes as parameter groups."""
-        # Lightning refuses to clip the gradients of a fused optimizer under mixed precision.
-        trainer = self._trainer
-        clipped_amp = trainer is not None and trainer.gradient_clip_val and "mixed" in str(trainer.precision)
-        rates = {"actor": self.hparams.actor_lr, "critic": self.hparams.critic_lr}
-        groups = parameter_groups(self.twin, rates, self.hparams.weight_decay)
-        return torch.optim.AdamW(groups, eps=self.hparams.adam_eps, fused=not clipped_amp)
+        trainer, options = self._trainer, self.hparams
+        precision, clipped = (str(trainer.precision), bool(trainer.gradient_clip_val)) if trainer else ("", False)
+        fused = can_fuse(precision, clipped, self.consolidator is not None)
+        rates = {"actor": options.actor_lr, "critic": options.critic_lr}
+        return make_optimizer(self.twin, rates, options.weight_decay, options.adam_eps, fused)
 
     # ------------------------------------------------------------------ logging
     def _log_training(self, batch: Batch, output: TwinOutput, targets: Tensor, **parts: Tensor) -> None:

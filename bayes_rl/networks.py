@@ -29,7 +29,7 @@ class TwinOutput(NamedTuple):
         raw: parameters of the likelihood of a return, `[2, (D,) B, A, n]` float32, without the prior function.
         q_values: `[2, (D,) B, A]` float32, in (clipped) return units, prior function included.
         prior: value of the prior function, `[(D,) B, A]`, or None without one.
-        heads: the posterior of all heads together, as evaluated; None where they were evaluated one by one.
+        heads: the posterior of all heads together, as evaluated; None where they have none, or one each.
         found: layers whose divergence was found on the way, with their posteriors.
     """
 
@@ -273,7 +273,7 @@ class Twin(nn.Module):
         return self.settings.layers.bayesian != "none"
 
     def _heads(self, features: list[Tensor], weights: Weights, task: int) -> tuple[Tensor, Tensor, Moments | None]:
-        """Outputs of the actors and of the critics, pair first, and the heads' posterior if evaluated jointly.
+        """Outputs of the actors and of the critics, pair first, and the heads' posterior if they have one together.
 
         On one trunk's features all heads are one layer: many small operations take longer than few.
         """

@@ -4,9 +4,39 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bayes_rl.networks import Twin
+
+
+def make_optimizer(
+    twin: Twin, rates: dict[str, float], weight_decay: float, eps: float, fused: bool
+) -> torch.optim.AdamW:
+    """Adam with decoupled weight decay.
+
+    Args:
+        twin: whose parameters it trains.
+        rates: step sizes of `actor` and `critic`.
+        weight_decay: of deterministic matrices and kernels.
+        eps: offset of the denominator.
+        fused: one pass over memory for all parameters of a group.
+    """
+    return torch.optim.AdamW(parameter_groups(twin, rates, weight_decay), eps=eps, fused=fused)
+
+
+def can_fuse(precision: str, clipped: bool, penalised: bool) -> bool:
+    """Whether Lightning can do with a fused optimizer.
+
+    Under mixed precision it refuses to clip the gradients of one; and with 16-mixed it leaves them scaled until within
+    the optimizer's step, where nothing could be added to them.
+
+    Args:
+        precision: of the trainer.
+        clipped: whether gradients are clipped.
+        penalised: whether the EWC penalty's gradient is added before the step.
+    """
+    return not (clipped and "mixed" in precision) and not (penalised and precision == "16-mixed")
 
 
 def parameter_groups(twin: Twin, rates: dict[str, float], weight_decay: float) -> list[dict[str, Any]]:

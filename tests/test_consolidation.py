@@ -208,7 +208,8 @@ def test_the_added_gradient_is_that_of_the_plain_formula(dtype: torch.dtype) -> 
         assert ours is not None
         assert theirs is not None
         assert ours.stride() == theirs.stride()  # channels last, as the network's own
-        torch.testing.assert_close(ours, theirs, rtol=1e-6 if dtype == torch.float32 else 1e-14, atol=1e-6)
+        exact = {"rtol": 1e-6, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-14, "atol": 1e-14}
+        torch.testing.assert_close(ours, theirs, **exact)
 
 
 def test_only_gradients_that_are_there_are_added_to_and_nothing_else_is_changed() -> None:

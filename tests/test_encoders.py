@@ -202,6 +202,42 @@ def test_features_are_normalised_then_rectified(name: str) -> None:
     assert (normalised[0].var(-1, correction=0) <= 1 + 1e-5).all()
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("bayesian", ["none", "trunk"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_rectifying_in_place_changes_no_feature_and_no_gradient(name: str, bayesian: str, activation: str) -> None:
+    """Against the same encoder with rectifiers that write to memory of their own."""
+    layers = Layers(Variational("mean_field", init_log_var=-4.0), bayesian, activation=activation)
+    encoder, x, results = build_encoder(name, SHAPES[name], HIDDEN, layers), torch.rand(BATCH, *SHAPES[name]), []
+    for inplace in (True, False):
+        rectifiers = [m for m in encoder.modules() if isinstance(m, nn.ReLU | nn.LeakyReLU)]
+        for rectifier in rectifiers:
+            rectifier.inplace = rectifier.inplace and inplace
+        assert any(rectifier.inplace for rectifier in rectifiers) == inplace
+        torch.manual_seed(1)
+        features = encoder(x, "sample")
+        results.append([features, *torch.autograd.grad(features.sin().sum(), list(encoder.parameters()))])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_residual_block_takes_draws_that_are_all_alike() -> None:
+    """Neither an index nor noise: one evaluation, expanded, that nothing may write to."""
+    block = ResidualBlock(3, Layers(Variational(), "trunk"))
+    x, draws = torch.rand(1, BATCH, 3, 5, 5), Draws(torch.zeros(DRAWS, 0), {})
+    y = block(x, draws)
+    assert y.shape == (DRAWS, BATCH, 3, 5, 5)
+    for one in y:
+        torch.testing.assert_close(one, block(x[0], "mean"))
+
+
+def test_draws_of_whole_networks_are_not_rectified_in_place() -> None:
+    for posterior in POSTERIORS:
+        encoder = make_encoder("impala", "trunk", posterior)
+        inplace = any(m.inplace for m in encoder.modules() if isinstance(m, nn.ReLU))
+        assert inplace == (posterior == "mean_field")
+
+
 # ------------------------------------------------------------------ bad input
 @pytest.mark.parametrize("bayesian", ["heads", "all"])
 @pytest.mark.parametrize("name", ["pseudo_resnet", "nature", "minatar"])

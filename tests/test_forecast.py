@@ -202,21 +202,39 @@ def test_durations_are_told_in_the_unit_that_fits() -> None:
     ]
 
 
-@pytest.mark.parametrize(("reduced", "told"), [(3.0, True), (1.1, False), (0.3, False)])
-def test_a_reduced_precision_that_is_slow_here_is_told_with_what_is_faster(
-    reduced: float, told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("precision", "encoder", "ratio", "instead"),
+    [
+        ("bf16-mixed", "nature", 3.0, "32-true"),
+        ("bf16-mixed", "mlp", 3.0, "32-true"),
+        ("bf16-mixed", "nature", 1.1, None),
+        ("bf16-mixed", "nature", 0.2, None),
+        ("32-true", "nature", 0.2, "bf16-mixed"),
+        ("32-true", "minatar", 0.2, None),
+        ("32-true", "nature", 0.9, None),
+        ("32-true", "nature", 3.0, None),
+    ],
+)
+def test_a_precision_that_is_slower_than_another_here_is_named_with_that(
+    precision: str, encoder: str, ratio: float, instead: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forecast, "product_seconds", lambda dtype, _: reduced if dtype == torch.bfloat16 else 1.0)
+    monkeypatch.setattr(forecast, "product_seconds", lambda dtype, _: ratio if dtype == torch.bfloat16 else 1.0)
+    says = f"a product takes {ratio} times as long in bfloat16 as in float32 here"
+    expected = instead and f"{says}: --trainer.precision {instead} may be faster"
+    assert forecast.precision_hint(precision, torch.device("cpu"), encoder) == expected
+
+
+def test_a_fit_gives_the_hint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(forecast, "product_seconds", lambda dtype, _: 2.0 if dtype == torch.bfloat16 else 1.0)
     fit(monkeypatch, "cartpole", "--trainer.precision=bf16-mixed")
-    hints = [line for line in capsys.readouterr().out.splitlines() if line.startswith("hint")]
-    line = "hint   bf16-mixed takes 3.0 times as long a product as float32 here: --trainer.precision 32-true is faster"
-    assert hints == ([line] if told else [])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("hint")]
+    assert line.endswith("2.0 times as long in bfloat16 as in float32 here: --trainer.precision 32-true may be faster")
 
 
-def test_only_what_is_asked_of_a_cpu_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_a_cpu_can_be_asked_for_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forecast, "product_seconds", lambda *_: pytest.fail("nothing to compare"))
-    assert forecast.slowdown("32-true", torch.device("cpu")) == 1
-    assert forecast.slowdown("bf16-mixed", torch.device("cuda")) == 1
+    assert forecast.precision_hint("16-mixed", torch.device("cpu"), "nature") is None
+    assert forecast.precision_hint("bf16-mixed", torch.device("cuda"), "nature") is None
 
 
 def test_the_seconds_of_a_product_are_the_median_of_several(monkeypatch: pytest.MonkeyPatch) -> None:

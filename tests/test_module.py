@@ -13,6 +13,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal
 from torch.distributions import kl_divergence as distribution_kl
@@ -583,7 +584,7 @@ EVERYTHING: dict[str, Any] = {**LOW_RANK, "prior_scale": 1.0, "likelihood": "lea
 
 
 @pytest.mark.parametrize("accumulated", [1, 3])
-def test_the_ewc_penalty_has_its_whole_gradient_once_per_update(accumulated: bool) -> None:
+def test_the_ewc_penalty_has_its_whole_gradient_once_per_update(accumulated: int) -> None:
     """The sum of both gradients by autograd, however many minibatches an update has."""
     module = make_module(**EWC, bayesian="none")
     assert module.consolidator is not None
@@ -604,6 +605,24 @@ def test_the_ewc_penalty_has_its_whole_gradient_once_per_update(accumulated: boo
     assert gradients
     for name, parameter in expected.twin.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, msg=name)
+
+
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_a_gradient_scaler_does_not_scale_the_ewc_penalty_away(clip: float | None) -> None:
+    """A step under a scale of 65536 is that without a scaler, where the penalty outweighs the loss."""
+    weights = {}
+    for scaled in (False, True):
+        torch.manual_seed(5)
+        module = make_module(**EWC, bayesian="none", adam_eps=10.0)  # so that a step grows with the gradient
+        anchors = {name: p.detach() + 100 for name, p in module.twin.named_parameters()}
+        module.consolidator.ewc.consolidate(anchors, {name: torch.ones_like(p) for name, p in anchors.items()})
+        precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu")) if scaled else None
+        fit(module, [make_batch()], plugins=precision, gradient_clip_val=clip)
+        weights[scaled] = torch.cat([p.detach().flatten() for p in module.twin.parameters()])
+    start = torch.cat([p.detach().flatten() - 100 for p in anchors.values()])
+    assert (weights[False] - start).abs().min() > 0
+    # float16 has eleven bits: the loss' own gradient, a hundredth of the whole, is rounded.
+    torch.testing.assert_close(weights[True], weights[False], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("tau", [0.005, 0.3, 1.0])
