@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,19 @@ class Notes(Logger):
         self.notes.append((step, dict(metrics)))
 
 
+class Batches:
+    """The same batches in each epoch."""
+
+    def __init__(self) -> None:
+        self.batches = torch.randn(STEPS, 3)
+
+    def __len__(self) -> int:
+        return STEPS
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.batches)
+
+
 def learner(base: type[pl.LightningModule]) -> pl.LightningModule:
     """A module on `base` that logs now and then, in every step, and as the mean of an epoch."""
 
@@ -82,7 +96,7 @@ def trained(base: type[pl.LightningModule], **settings: Any) -> tuple[pl.Lightni
         enable_model_summary=False,
         **settings,
     )
-    trainer.fit(module, torch.randn(STEPS, 3).unbind())
+    trainer.fit(module, Batches())
     return module, trainer, notes
 
 
