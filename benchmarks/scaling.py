@@ -86,7 +86,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         points = sorted((row["value"], row) for row in rows if row["axis"] == axis)
         values = [value for value, _ in points]
         panel.plot(values, [row["frames_per_second"] for _, row in points], "o-", color="tab:blue")
-        panel.set(xscale="log", ylim=(0, None), xlabel=axis.replace("_", " "), title=f"along {axis.replace('_', ' ')}")
+        top = 1.1 * max(row["frames_per_second"] for _, row in points)
+        panel.set(xscale="log", ylim=(0, top), xlabel=axis.replace("_", " "), title=f"along {axis.replace('_', ' ')}")
         panel.set_xticks(values, [f"{value:,}" for value in values], fontsize=7)
         panel.minorticks_off()
         memory = panel.twinx()
