@@ -26,6 +26,7 @@ from bayes_rl.datamodule import ReplayDataModule
 from bayes_rl.export import is_export, load_weights, read_export
 from bayes_rl.files import write_whole
 from bayes_rl.guards import ErrorLog
+from bayes_rl.lean import flush_denormals_in_workers
 from bayes_rl.module import VariationalActorCritic
 from bayes_rl.options import (
     check_config,
@@ -325,6 +326,7 @@ def _share_cores() -> None:
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+    flush_denormals_in_workers()
 
 
 def run(args: ArgsType = None) -> BayesCLI:

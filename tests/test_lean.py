@@ -16,7 +16,7 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.profilers import PassThroughProfiler, SimpleProfiler
 from torch import Tensor, nn
 
-from bayes_rl.lean import NOTHING, LeanModule, Unmeasured
+from bayes_rl.lean import NOTHING, UPDATE_HOOKS, LeanModule, Unmeasured, flushed_denormals
 
 # Lightning 2.6.6 asks torch's pytree in a way that torch 2.13 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
@@ -124,6 +124,38 @@ def test_nothing_is_measured_unless_a_profiler_is_asked_for(tmp_path: Path) -> N
     assert Unmeasured().profile("anything") is NOTHING
 
 
+class Counts(pl.Callback):
+    """Counts the calls of two hooks of an update, and looks at the others in its midst."""
+
+    def __init__(self) -> None:
+        self.calls = {"on_train_batch_start": 0, "on_after_backward": 0}
+        self.idle: set[str] = set()
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.calls["on_train_batch_start"] += 1
+
+    def on_after_backward(self, *args: Any) -> None:
+        self.calls["on_after_backward"] += 1
+        self.idle = {name for name in UPDATE_HOOKS if getattr(self, name) is None}
+
+
+class Inherits(Counts):
+    """Has its hooks from a class between."""
+
+
+def test_hooks_that_a_callback_has_are_called_and_the_others_are_passed_over_in_fit_alone() -> None:
+    callbacks, seen = [Counts(), Inherits()], []
+    given = pl.callbacks.LambdaCallback(on_before_zero_grad=lambda *_: seen.append(1))  # a hook of the object's own
+    trained(LeanModule, callbacks=[*callbacks, given])
+    assert len(seen) == 2 * STEPS
+    given.on_before_zero_grad(None, None, None)
+    assert len(seen) == 2 * STEPS + 1
+    for callback in callbacks:
+        assert callback.calls == dict.fromkeys(callback.calls, 2 * STEPS)
+        assert callback.idle == set(UPDATE_HOOKS) - callback.calls.keys()
+        assert all(callable(getattr(callback, name)) for name in UPDATE_HOOKS)
+
+
 def test_attributes_are_set_as_in_any_module() -> None:
     module = LeanModule()
     module._current_fx_name = "training_step"
@@ -132,6 +164,81 @@ def test_attributes_are_set_as_in_any_module() -> None:
     assert [name for name, _ in module.named_parameters()] == ["weight", "part.weight", "part.bias"]
     with pytest.raises(TypeError, match="as parameter 'weight'"):
         module.weight = torch.zeros(2)
+
+
+# ------------------------------------------------------------------ numbers below 1e-38
+TINY = 1e-39
+can_flush = pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor cannot")
+
+
+def flushing() -> bool:
+    """Whether this thread takes such numbers for zero."""
+    return not torch.full((4,), 2e-38).mul(0.1).any()
+
+
+@can_flush
+def test_averages_of_gradients_do_not_get_stuck_below_what_is_fast() -> None:
+    """Of a weight whose gradient is zero, within an update alone, however that ends."""
+
+    class Idle(LeanModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.fails = nn.Parameter(torch.ones(3)), False
+
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            assert flushing()
+            if self.fails:
+                raise ValueError("on purpose")
+            return (0.0 * self.weight * batch).sum()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            optimizer = torch.optim.AdamW(self.parameters(), fused=True)
+            zero = torch.zeros(3)
+            optimizer.state[self.weight] = {"step": torch.ones(()), "exp_avg": zero + TINY, "exp_avg_sq": zero.clone()}
+            return optimizer
+
+    module = Idle()
+    settings: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, **settings)
+    assert not flushing()
+    trainer.fit(module, Batches())
+    assert not flushing()
+    (state,) = trainer.optimizers[0].state.values()
+    assert not state["exp_avg"].any()
+    module.fails = True
+    with pytest.raises(ValueError, match="on purpose"):
+        pl.Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, **settings).fit(module, Batches())
+    assert not flushing()
+
+
+@can_flush
+def test_who_had_them_flushed_before_still_has() -> None:
+    try:
+        torch.set_flush_denormal(True)
+        with flushed_denormals():
+            assert flushing()
+        assert flushing()
+    finally:
+        torch.set_flush_denormal(False)
+    assert not flushing()
+
+
+WORKERS = """
+import torch
+from bayes_rl.lean import flush_denormals_in_workers
+torch.set_num_threads(2)
+flush_denormals_in_workers()
+half = 2**21
+products = torch.full((2 * half,), 2e-38) * torch.full((2 * half,), 0.1)
+print(*(int(part.view(torch.int32).any()) for part in products.split(half)))
+"""
+
+
+@can_flush
+def test_the_other_threads_of_torch_flush_them_from_their_beginning() -> None:
+    """This thread, which takes the first half of a product, does not outside of an update."""
+    done = subprocess.run([sys.executable, "-c", WORKERS], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "0"]
 
 
 FAULTS = """
