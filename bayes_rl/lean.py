@@ -46,7 +46,8 @@ def flushed_denormals() -> Iterator[None]:
 
     Adam's average of a gradient that has become zero, as that of a unit that is off, shrinks to the smallest such
     number and stays there; processors take a hundred times as long for one as for others. After 26 000 updates of the
-    quickstart a third of all averages were such, and a step of the optimizer took 3.4 times as long.
+    quickstart a third of all averages were such, and a step of the optimizer took four times as long
+    (`docs/results/denormals.json`).
     """
     before = sys.float_info.min / 2 == 0.0
     torch.set_flush_denormal(True)

@@ -13,6 +13,7 @@ import contextlib
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -43,7 +44,11 @@ def main() -> None:
     averages = torch.cat([values["exp_avg"].flatten() for values in state.values()])
     share = ((averages != 0) & (averages.abs() < torch.finfo(averages.dtype).tiny)).float().mean().item()
     flush_denormals_in_workers()
-    arms = {"kept": (optimizer_of(state), contextlib.nullcontext), "flushed": (optimizer_of(state), flushed_denormals)}
+    contexts: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
+        "kept": contextlib.nullcontext,
+        "flushed": flushed_denormals,
+    }
+    arms = {name: (optimizer_of(state), context) for name, context in contexts.items()}
     times: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(options.rounds):
         for name, (optimizer, context) in arms.items():
