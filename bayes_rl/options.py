@@ -176,6 +176,10 @@ def _config_names() -> str:
     return ", ".join(repr(word) for word in words if _is_file(word))
 
 
+UNION = re.compile(r'Parser key "([\w.]+)": .*?Union subtypes.*? Subtypes: \[(.+)\] Errors: .* Given value: (.+)$')
+"""How the parser says that a value is of none of an option's types."""
+
+
 def one_line(error: Exception, known: list[str]) -> str:
     """An error of the parser as one line, with the nearest valid name where one was not recognised."""
     text = " ".join(str(error).split())
@@ -184,6 +188,15 @@ def one_line(error: Exception, known: list[str]) -> str:
         path = Path(os.path.relpath(missing[1]))
         folder = path.parent if path.parent.is_dir() else Path("configs")
         return f"--config: '{path}' does not exist{nearest(str(path), [str(p) for p in folder.glob('*.yaml')])}"
+    if union := re.search(UNION, text):
+        key, subtypes, value = union.groups()
+        listed = ", ".join(re.findall(r"Literal\[(.+?)\]", subtypes)).replace("'", "")
+        if listed:
+            choices = list(dict.fromkeys(listed.split(", ")))
+            return f"--{key}: {value!r} is not one of {', '.join(choices)}{nearest(value, choices)}"
+        kinds = re.findall(r"<class '(\w+)'>", subtypes.replace("NoneType", "null"))
+        if len(kinds) == 1 + subtypes.count(", "):
+            return f"--{key}: {value!r} is no {' or '.join(kinds)}"
     unknown = re.search(r"unrecognized arguments: (?:--)?(\S+)", text) or re.search(r"not accept option '(\S+?)'", text)
     return text + nearest(unknown[1].split("=")[0], known) if unknown else text
 

@@ -326,6 +326,11 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "no seed": (["--seed_everything=false"], ["seed_everything", "False"]),
     "environment of a missing package": (["--data.env=Ant-v5"], ["data.env", "Ant-v5"]),
     "shape that follows from the data": (["--model.num_actions=7"], ["model.num_actions", "7"]),
+    "a word for a number": (["--trainer.max_epochs=ten"], ["--trainer.max_epochs: 'ten' is no int or null"]),
+    "precision that there is none of": (
+        ["--trainer.precision=bf16-mixd"],
+        ["--trainer.precision: 'bf16-mixd' is not one of 64, 32, 16, transformer-engine", "nearest: 'bf16-mixed'"],
+    ),
     "precision that cannot work": (["--trainer.precision=bf16-true"], ["trainer.precision", "bf16-mixed"]),
     "two processes": (["--trainer.devices=2", "--trainer.accelerator=cpu"], ["trainer.devices", "2"]),
     "unknown likelihood": (["--model.likelihood=gausian"], ["model.likelihood", "gausian", "'gaussian'"]),
