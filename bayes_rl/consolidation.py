@@ -179,7 +179,7 @@ class Consolidator(nn.Module):
         self.ewc.add_gradients(self._by_name(twin))
 
     def _by_name(self, twin: Twin) -> dict[str, Tensor]:
-        if self._twin is not twin:  # walking the tree takes as long as the penalty
+        if self._twin is not twin:  # walking the tree takes its time too
             object.__setattr__(self, "_twin", twin)
             self._named = dict(twin.named_parameters())
         return self._named

@@ -33,6 +33,7 @@ SLOWER, FASTER = 1.25, 0.6
 instructions for it gains by them, and others gain much."""
 
 SMALL = ("minatar", "mlp")
+"""Encoders whose updates are mostly not products."""
 
 MIB = 2**20
 CGROUPS = (  # limit, use, and where the use says what of it can be had back
