@@ -89,9 +89,13 @@ class _Gaussian(Likelihood):
     def std(self, raw: Tensor) -> Tensor:
         return self.log_std().exp().expand(self._read(raw).shape[:-1])
 
+    def noise(self) -> Tensor | float:
+        """The standard deviation; a number, which costs no operation, where it is one."""
+        return self.log_std().exp()
+
     def nll(self, raw: Tensor, target: Tensor) -> Tensor:
         raw, target = self._read_pair(raw, target)
-        return gaussian_nll(raw[..., 0], target, self.log_std().exp())
+        return gaussian_nll(raw[..., 0], target, self.noise())
 
     def fisher_score(self, raw: Tensor, u: Tensor) -> Tensor:
         # value / std: E[(d log p / dw)^2] = (d value / dw)^2 / std^2 exactly, so nothing is drawn. The noise is no
@@ -110,10 +114,14 @@ class GaussianLikelihood(_Gaussian):
     def __init__(self, noise_std: float) -> None:
         super().__init__()
         check(0 < noise_std < math.inf, "model.noise_std", noise_std, "must be positive and finite")
+        self.noise_std = noise_std
         self.register_buffer("log_noise", torch.tensor(math.log(noise_std)), persistent=False)
 
+    def noise(self) -> float:
+        return self.noise_std
+
     def extra_repr(self) -> str:
-        return f"noise_std={self.log_noise.exp().item():g}"
+        return f"noise_std={self.noise_std:g}"
 
 
 class LearnedGaussianLikelihood(_Gaussian):

@@ -61,7 +61,7 @@ def gaussian_nll(q: Tensor, td_target: Tensor, noise_std: Tensor | float) -> Ten
     """
     _same_shape(q=q, td_target=td_target)
     log_std = noise_std.log() if isinstance(noise_std, Tensor) else math.log(noise_std)
-    return 0.5 * ((td_target - q) / noise_std).square() + log_std + 0.5 * math.log(2 * math.pi)
+    return 0.5 * ((td_target - q) / noise_std).square() + (log_std + 0.5 * math.log(2 * math.pi))
 
 
 def dpg_loss(action_logits: Tensor, q_values: Tensor) -> Tensor:

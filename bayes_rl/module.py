@@ -210,11 +210,11 @@ class VariationalActorCritic(LeanModule, Lifelong):
         if self.target_twin is None:
             probs, q_values = probs.flip(0), q_values.flip(0)  # pair 0 learns from pair 1 and the other way round
         else:
-            probs, q_values = (x.mean(0, keepdim=True).expand_as(x) for x in (probs, q_values))
+            probs, q_values = (x.mean(0, keepdim=True) for x in (probs, q_values))  # one target for both
         if self.hparams.bootstrap == "greedy":
             probs = losses.greedy(q_values)
-        shape = q_values.shape[:-1]
-        return losses.td_target(transition.reward.expand(shape), transition.discount.expand(shape), probs, q_values)
+        reward, discount = (x.expand(q_values.shape[:-1]) for x in (transition.reward, transition.discount))
+        return losses.td_target(reward, discount, probs, q_values).expand(2, *q_values.shape[1:-1])
 
     def _nll(self, output: TwinOutput, transition: Transition, targets: Tensor, pairs: Sequence[int]) -> Tensor:
         """-log likelihood of the targets in nats: summed over the `pairs` that learn, mean over draws and batch."""

@@ -166,7 +166,8 @@ class Twin(nn.Module):
         known = [(layer, found[layer.key]) for layer in kept[key] if layer.key in found]
         known += [] if heads is None else [(cast(BayesLayer, self.actors[0]), heads)]
         rest = [layer for layer in kept[key] if layer.key not in found]
-        return joint_kl(rest, known) if rest or known else torch.zeros((), device=self.device)
+        device = self.device if output is None else output.raw.device  # looking for a parameter takes a while
+        return joint_kl(rest, known) if rest or known else torch.zeros((), device=device)
 
     def become_prior(self, task: int = 0) -> None:
         """The posterior of what a task has trained becomes the prior; heads of tasks to come keep theirs."""
