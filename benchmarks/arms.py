@@ -42,6 +42,7 @@ class Cell:
         threads: of PyTorch.
         options: what else is asked of the library; of this one, words of its command line.
         part: of the benchmark that asks for it.
+        steps_per_update: agent steps between updates.
     """
 
     arm: str
@@ -49,10 +50,11 @@ class Cell:
     threads: int = 2
     options: dict[str, Any] = field(default_factory=dict)
     part: str = "matched"
+    steps_per_update: int = STEPS_PER_UPDATE
 
     @property
     def name(self) -> str:
-        """Everything but the part, in words."""
+        """Everything but the part and the updates, in words."""
         return ", ".join(
             [f"{self.num_envs} envs", f"{self.threads} threads", *map("{0[0]} {0[1]}".format, self.options.items())]
         )
@@ -64,10 +66,13 @@ class Clock:
     Args:
         seconds: to measure for.
         begin: agent steps before, those at random too.
+        steps_per_update: agent steps between updates, as asked for.
     """
 
-    def __init__(self, seconds: float, begin: int = PREFILL + WARM_UP) -> None:
-        self.seconds, self.begin = seconds, begin
+    def __init__(
+        self, seconds: float, begin: int = PREFILL + WARM_UP, steps_per_update: int = STEPS_PER_UPDATE
+    ) -> None:
+        self.seconds, self.begin, self.steps_per_update = seconds, begin, steps_per_update
         self._began: tuple[float, int, int] | None = None
         self.elapsed, self.steps, self.updates = 0.0, 0, 0
 
@@ -88,7 +93,7 @@ class Clock:
         Raises:
             RuntimeError: if updates were not as many as asked for.
         """
-        ratio = self.updates * STEPS_PER_UPDATE / self.steps
+        ratio = self.updates * self.steps_per_update / self.steps
         if not 0.95 < ratio < 1.05:
             raise RuntimeError(f"{self.updates} updates in {self.steps} agent steps")
         return {
@@ -149,7 +154,7 @@ def run_sb3(cell: Cell, clock: Clock, folder: str) -> dict[str, float]:
         vec_env_cls=SubprocVecEnv if cell.options.get("vec_env") == "subproc" else DummyVecEnv,
     )
     slim = cell.options.get("optimize_memory_usage", False)
-    vector_steps = max(1, STEPS_PER_UPDATE // cell.num_envs)
+    vector_steps = max(1, cell.steps_per_update // cell.num_envs)
     model = DQN(
         "CnnPolicy",
         VecFrameStack(envs, STACK),
@@ -157,7 +162,7 @@ def run_sb3(cell: Cell, clock: Clock, folder: str) -> dict[str, float]:
         learning_starts=PREFILL,
         batch_size=BATCH,
         train_freq=(vector_steps, "step"),
-        gradient_steps=vector_steps * cell.num_envs // STEPS_PER_UPDATE,
+        gradient_steps=vector_steps * cell.num_envs // cell.steps_per_update,
         exploration_initial_eps=EPSILON,
         exploration_final_eps=EPSILON,
         optimize_memory_usage=slim,
@@ -246,7 +251,7 @@ def run_torchrl(cell: Cell, clock: Clock, folder: str) -> dict[str, float]:
     collector = (AsyncCollector if cell.options.get("collector") == "async" else Collector)(
         make if cell.num_envs == 1 or cell.options.get("collector") == "async" else make(),
         TensorDictSequential(actor, greedy),
-        frames_per_batch=FRAMES_PER_BATCH,
+        frames_per_batch=-(-FRAMES_PER_BATCH // cell.steps_per_update) * cell.steps_per_update,
         total_frames=-1,
         init_random_frames=PREFILL,
         compile_policy=compiled,
@@ -257,7 +262,7 @@ def run_torchrl(cell: Cell, clock: Clock, folder: str) -> dict[str, float]:
         replay.extend(data.reshape(-1))
         if steps < PREFILL:
             continue
-        for _ in range(data.numel() // STEPS_PER_UPDATE):
+        for _ in range(data.numel() // cell.steps_per_update):
             learn(replay.sample())
             updates += 1
         collector.update_policy_weights_()
@@ -309,7 +314,7 @@ def run_bayes_rl(cell: Cell, clock: Clock, folder: str, watch: str = "arms.Watch
         "data.min_replay_size": PREFILL,
         "data.batch_size": BATCH,
         "data.n_step": 1,
-        "data.updates_per_step": 1 / STEPS_PER_UPDATE,
+        "data.updates_per_step": 1 / cell.steps_per_update,
         "data.epsilon_start": EPSILON,
         "data.epsilon_end": EPSILON,
         "model.hidden_dim": HIDDEN,
@@ -334,6 +339,6 @@ RUNNERS = {"sb3": run_sb3, "torchrl": run_torchrl, "bayes_rl": run_bayes_rl, "ba
 
 def measure(cell: Cell, seconds: float, folder: str) -> dict[str, Any]:
     """Measure one cell in this process."""
-    clock = Clock(seconds)
+    clock = Clock(seconds, steps_per_update=cell.steps_per_update)
     known = RUNNERS[cell.arm](cell, clock, folder)
     return asdict(cell) | clock.result() | known

@@ -74,7 +74,7 @@ def grid() -> list[Cell]:
 # ------------------------------------------------------------------------------------------------ turns and results
 def cell_of(row: dict[str, Any], part: str) -> Cell:
     """What a measurement was made of, for another part."""
-    return Cell(row["arm"], row["num_envs"], row["threads"], row["options"], part)
+    return Cell(row["arm"], row["num_envs"], row["threads"], row["options"], part, row["steps_per_update"])
 
 
 def best(rows: list[dict[str, Any]]) -> list[Cell]:

@@ -1,4 +1,6 @@
-"""The arithmetic of `benchmarks/end_to_end.py` and `scaling.py`, and that their arms learn the same network."""
+"""The arithmetic of `benchmarks/end_to_end.py`, `update_rate.py` and `scaling.py`, and that their arms learn the same
+network.
+"""
 
 from __future__ import annotations
 
@@ -72,6 +74,16 @@ def test_an_arm_that_learns_less_than_asked_for_is_refused(arms: Any, monkeypatc
         clock.result()
 
 
+def test_fewer_updates_are_only_as_many_as_asked_for(arms: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, begin = arms.Clock(0, steps_per_update=16), arms.PREFILL + arms.WARM_UP
+    clock.tick(begin, 0)
+    assert clock.tick(begin + 400, 25)
+    assert clock.result()["agent_steps"] == 400
+    clock.tick(begin + 400, 100)
+    with pytest.raises(RuntimeError, match="100 updates in 400 agent steps"):
+        clock.result()
+
+
 def test_arms_take_turns_and_the_best_of_each_is_measured_again(bench: Any) -> None:
     order = measure_all(bench, {"sb3": 1, "torchrl": 2, "bayes_rl": 3, "bayes_rl_plain": 4})
     first = [(cell.arm, cell.num_envs, round) for cell, round in order[:9]]
@@ -124,3 +136,40 @@ def test_one_thing_grows_at_a_time(bench: Any) -> None:
             key: cell.options.get(f"data.{key}") for key in scaling.FROM if key != "num_envs"
         }
         assert point == scaling.FROM | {axis: value}
+
+
+def test_rates_are_compared_at_as_many_updates_and_within_a_round(bench: Any) -> None:
+    update_rate = importlib.import_module("update_rate")
+    frames = {
+        (4, "sb3"): (100, 50),
+        (4, "bayes_rl"): (200, 150),
+        (64, "sb3"): (1000, 800),
+        (64, "bayes_rl"): (2000, 2400),
+    }
+    rows = [
+        row(bench, cell, round, frames[every, cell.arm][round])
+        for every in (64, 4)
+        for round in range(2)
+        for cell in update_rate.cells(every)
+        if cell.arm != "torchrl"
+    ]
+    lines = {(line["steps_per_update"], line["arm"]): line for line in update_rate.summary(rows)}
+    assert list(lines) == [(4, "sb3"), (4, "bayes_rl"), (64, "sb3"), (64, "bayes_rl")]
+    assert lines[4, "bayes_rl"]["ratio_to_sb3"] == [2.25, 2.5, 2.75]
+    assert lines[64, "bayes_rl"]["ratio_to_sb3"] == [2.25, 2.5, 2.75]
+    assert lines[64, "bayes_rl"]["frames_per_second"] == [2100, 2200, 2300]
+    assert "| 64 | bayes_rl | 2 | **2200** (2100 to 2300) | **2.50** (2.25 to 2.75) |" in update_rate.table(
+        list(lines.values())
+    )
+
+
+def test_updates_are_asked_of_us_as_often_as_of_the_others(arms: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed: list[list[str]] = []
+    cli = importlib.import_module("cli")
+    monkeypatch.setattr(cli, "run", lambda: typed.append(list(arms.sys.argv)))
+    monkeypatch.setattr(arms.sys, "argv", ["before"])
+    for every in (4, 16):
+        cell = arms.Cell("bayes_rl", 8, steps_per_update=every)
+        with pytest.raises(RuntimeError, match="ended before"):
+            arms.run_bayes_rl(cell, arms.Clock(1), "folder")
+        assert f"--data.updates_per_step={1 / every}" in typed[-1]
