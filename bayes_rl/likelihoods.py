@@ -114,7 +114,7 @@ class GaussianLikelihood(_Gaussian):
     def __init__(self, noise_std: float) -> None:
         super().__init__()
         check(0 < noise_std < math.inf, "model.noise_std", noise_std, "must be positive and finite")
-        self.noise_std = noise_std
+        self.noise_std = noise_std  # the same as a number: an operation less
         self.register_buffer("log_noise", torch.tensor(math.log(noise_std)), persistent=False)
 
     def noise(self) -> float:

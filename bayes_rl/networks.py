@@ -166,7 +166,7 @@ class Twin(nn.Module):
         known = [(layer, found[layer.key]) for layer in kept[key] if layer.key in found]
         known += [] if heads is None else [(cast(BayesLayer, self.actors[0]), heads)]
         rest = [layer for layer in kept[key] if layer.key not in found]
-        device = self.device if output is None else output.raw.device  # looking for a parameter takes a while
+        device = self.device if output is None else output.raw.device
         return joint_kl(rest, known) if rest or known else torch.zeros((), device=device)
 
     def become_prior(self, task: int = 0) -> None:

@@ -46,6 +46,6 @@ FAMILIES = [
 def test_breakout_runs_on_a_gpu_in_bf16(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family: list[str]) -> None:
     options = ["--trainer.max_epochs=1", "--data.frames_per_epoch=4000", "--data.eval_games=2"]
     options += ["--data.min_replay_size=500", "--trainer.accelerator=gpu", "--data.max_episode_frames=1000"]
-    options += ["--model.bootstrap=greedy"]
+    options += ["--model.bootstrap=greedy", "--data.updates_per_step=0.25"]
     score = best_score(monkeypatch, tmp_path, f"--config={ROOT / 'configs/quickstart.yaml'}", *options, *family)
     assert score >= 0

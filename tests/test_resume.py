@@ -19,8 +19,9 @@ ROOT = Path(cli.__file__).parent
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.log_every_n_steps=5"]
 SMALL = ["--data.replay_capacity=2000", "--data.min_replay_size=100", "--data.batch_size=8", "--data.num_envs=4"]
 SMALL += ["--model.hidden_dim=16", "--data.eval_games=2", "--data.max_episode_frames=400"]
+OFTEN = ["--data.updates_per_step=0.25"]
 GAMES = {
-    "breakout": ["--config", str(ROOT / "configs/quickstart.yaml"), "--data.frames_per_epoch=800"],
+    "breakout": ["--config", str(ROOT / "configs/quickstart.yaml"), "--data.frames_per_epoch=800", *OFTEN],
     "minatar": ["--config", str(ROOT / "configs/minatar.yaml"), "--data.frames_per_epoch=200"],
     "cartpole": ["--config", str(ROOT / "configs/cartpole.yaml"), "--data.frames_per_epoch=200"],
 }
