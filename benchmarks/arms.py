@@ -1,5 +1,5 @@
-"""What `end_to_end.py` and `scaling.py` measure in a process: learning on Breakout for a while, by this library, by
-Stable-Baselines3's DQN or by TorchRL's.
+"""What `end_to_end.py`, `update_rate.py` and `scaling.py` measure in a process: learning on Breakout for a while, by
+this library, by Stable-Baselines3's DQN or by TorchRL's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import nn
 GAME = "ALE/Breakout-v5"
 HIDDEN, BATCH, SKIP, STACK, STEPS_PER_UPDATE = 512, 32, 4, 4, 4
 STICKY, EPSILON, CAPACITY, PREFILL, WARM_UP = 0.25, 0.1, 50_000, 1_000, 400  # steps
-FRAMES_PER_BATCH = 400  # agent steps between TorchRL's rounds of updates, as in its script
+FRAMES_PER_BATCH = 400  # agent steps between TorchRL's rounds of updates, as in its script; or as few more as fit
 NEEDS = {
     "sb3": ("stable_baselines3", "cv2"),
     "torchrl": ("torchrl", "tensordict", "cv2"),
@@ -134,6 +134,20 @@ def facts(network: nn.Module, replay_bytes: int) -> dict[str, float]:
     }
 
 
+def sb3_schedule(steps_per_update: int, num_envs: int) -> dict[str, Any]:
+    """The arguments of Stable-Baselines3's DQN for an update per so many agent steps.
+
+    Raises:
+        ValueError: if it would learn at another rate: it learns between steps of all environments.
+    """
+    if steps_per_update < 1 or (steps_per_update % num_envs and num_envs % steps_per_update):
+        raise ValueError(
+            f"{steps_per_update} agent steps per update and {num_envs} environments: none divides the other"
+        )
+    vector_steps = max(1, steps_per_update // num_envs)
+    return {"train_freq": (vector_steps, "step"), "gradient_steps": vector_steps * num_envs // steps_per_update}
+
+
 def run_sb3(cell: Cell, clock: Clock, folder: str) -> dict[str, float]:
     """Stable-Baselines3's DQN."""
     from stable_baselines3 import DQN
@@ -154,15 +168,13 @@ def run_sb3(cell: Cell, clock: Clock, folder: str) -> dict[str, float]:
         vec_env_cls=SubprocVecEnv if cell.options.get("vec_env") == "subproc" else DummyVecEnv,
     )
     slim = cell.options.get("optimize_memory_usage", False)
-    vector_steps = max(1, cell.steps_per_update // cell.num_envs)
     model = DQN(
         "CnnPolicy",
         VecFrameStack(envs, STACK),
         buffer_size=CAPACITY,
         learning_starts=PREFILL,
         batch_size=BATCH,
-        train_freq=(vector_steps, "step"),
-        gradient_steps=vector_steps * cell.num_envs // cell.steps_per_update,
+        **sb3_schedule(cell.steps_per_update, cell.num_envs),
         exploration_initial_eps=EPSILON,
         exploration_final_eps=EPSILON,
         optimize_memory_usage=slim,

@@ -2,20 +2,25 @@
 
     pip install --constraint constraints.txt --editable '.[minatar,bench]'
     python cli.py fit --config configs/quickstart.yaml                      # about a quarter of an hour
-    python benchmarks/time_to_score.py ours runs/quickstart/version_0
-    python benchmarks/time_to_score.py sb3 --steps_per_update 4 --minutes 15
-    python benchmarks/time_to_score.py sb3 --steps_per_update 16 --minutes 15
+    python benchmarks/time_to_score.py ours runs/quickstart/version_0 --commit 1a2b3c4
+    python benchmarks/time_to_score.py sb3 --minutes 15
+    python benchmarks/time_to_score.py sb3 --minutes 15 --steps_per_update 16 --epsilon_frames 200000
 
 Each call adds a run to `docs/results/time_to_score.json`, in place of one of the same kind and seed, and draws
 `docs/results/time_to_score.png`: the mean raw score of the last 100 training games, which still explore, against
-minutes. Then 20 whole greedy games are played with sticky actions (0.25). Run things at the same time that are to be
-compared, on as many threads (`OMP_NUM_THREADS=1`).
+minutes; and that of 20 whole greedy games by the final weights, with sticky actions (0.25). Ours are those of the last
+validation, where a game ends after 5 000 frames without a reward.
 
-Stable-Baselines3 has the Atari settings of its zoo (batch 32, step size 1e-4, targets copied every 1000 steps, a replay
-of 100 000), 16 environments, its fastest number here, and short schedules instead of its zoo's for ten million steps:
-learning starts after 5 000 of them, epsilon falls to 0.02 over `--epsilon_frames`. Its minutes are those of training;
-ours are those of the whole fit until its last update, validation games included. The quickstart was tuned for this game
-and length and Stable-Baselines3 was not: it is a comparison of what one gets, not of what could be had.
+What is to be compared needs the same share of the machine. Ours has threads for the emulation besides those of torch;
+Stable-Baselines3, stepping environments one after the other, has none. So run two at a time on two cores, each with
+`OMP_NUM_THREADS=1`: on average each of them has a core.
+
+Stable-Baselines3 has batches of 32, a step size of 1e-4, a replay of 100 000, targets copied every 1000 agent steps (as
+its zoo has it for Atari, from memory), 16 environments, and short schedules: learning starts after 5 000 steps, epsilon
+falls to 0.02 within `--epsilon_frames`, from the first step on (ours: from the first update on). Its features are 512,
+the quickstart's 256. Its minutes are those of training; ours are those of the fit until its last update, validations
+included. The quickstart was tuned for this game and length and Stable-Baselines3 was not: it is a comparison of what
+one gets, not of what could be had.
 """
 
 from __future__ import annotations
@@ -29,10 +34,11 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-import torch
+from arms import sb3_schedule
 from common import RESULTS, origin, write
 
 GAME, STICKY, GAMES, PREFILL, SKIP, ENVS = "ALE/Breakout-v5", 0.25, 20, 5_000, 4, 16
+TRAIN, TAGS = "train/return_mean", tuple(f"val/return_{what}" for what in ("mean", "median", "min", "max"))
 
 
 def sb3(options: argparse.Namespace) -> dict[str, Any]:
@@ -51,15 +57,15 @@ def sb3(options: argparse.Namespace) -> dict[str, Any]:
         def __init__(self) -> None:
             super().__init__()
             self.curve: list[tuple[float, int, float]] = []
-            self.began, self.next = time.perf_counter(), 0.0
+            self.began, self.next, self.minutes = time.perf_counter(), 0.0, 0.0
 
         def _on_step(self) -> bool:
-            minutes = (time.perf_counter() - self.began) / 60
-            if minutes >= self.next and self.model.ep_info_buffer:
+            self.minutes = (time.perf_counter() - self.began) / 60
+            if self.minutes >= self.next and self.model.ep_info_buffer:
                 mean = statistics.mean(game["r"] for game in self.model.ep_info_buffer)
-                self.curve.append((round(minutes, 3), SKIP * self.num_timesteps, round(mean, 3)))
-                self.next = minutes + 0.2
-            return minutes < options.minutes
+                self.curve.append((round(self.minutes, 3), SKIP * self.num_timesteps, round(mean, 3)))
+                self.next = self.minutes + 0.2
+            return self.minutes < options.minutes
 
     total = 10**7
     with tempfile.TemporaryDirectory() as folder:
@@ -70,8 +76,7 @@ def sb3(options: argparse.Namespace) -> dict[str, Any]:
             buffer_size=100_000,
             learning_starts=PREFILL,
             batch_size=32,
-            train_freq=(max(1, options.steps_per_update // ENVS), "step"),
-            gradient_steps=max(1, ENVS // options.steps_per_update),
+            **sb3_schedule(options.steps_per_update, ENVS),
             target_update_interval=1000,
             exploration_fraction=options.epsilon_frames / SKIP / total,
             exploration_final_eps=0.02,
@@ -84,7 +89,7 @@ def sb3(options: argparse.Namespace) -> dict[str, Any]:
     # Full games, of which an episode is one life; a lost one is followed by FIRE.
     scores, _ = evaluate_policy(model, environments(1, 1000 + options.seed), GAMES, return_episode_rewards=True)
     what = {"arm": "sb3", "steps_per_update": options.steps_per_update, "epsilon_frames": options.epsilon_frames}
-    return what | {"minutes": watch.curve[-1][0], "curve": watch.curve, "test": summary(cast(list[float], scores))}
+    return what | {"minutes": round(watch.minutes, 3), "curve": watch.curve, "test": summary(cast(list[float], scores))}
 
 
 def ours(options: argparse.Namespace) -> dict[str, Any]:
@@ -92,17 +97,19 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     import yaml
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    files = [EventAccumulator(str(path)).Reload() for path in sorted(options.run.glob("events.out.tfevents.*"))]
-    train = next(f for f in files if "train/return_mean" in f.Tags()["scalars"]).Scalars("train/return_mean")
-    test = next(f for f in files if "test/return_mean" in f.Tags()["scalars"])
-    began = files[0].FirstEventTimestamp()
-    keys = {"mean": "return_mean", "median": "return_median", "min": "return_min", "max": "return_max"}
     config = yaml.safe_load((options.run / "config.yaml").read_text())
-    what = {"arm": "bayes_rl", "steps_per_update": round(1 / config["data"]["updates_per_step"])}
-    curve = [(round((x.wall_time - began) / 60, 3), round(x.step), round(x.value, 3)) for x in train]
-    scores = {key: test.Scalars(f"test/{tag}")[-1].value for key, tag in keys.items()} | {"games": GAMES}
-    seed = {"seed": config["seed_everything"], "epsilon_frames": config["data"]["epsilon_decay_frames"]}
-    return what | seed | {"minutes": curve[-1][0], "curve": curve[:: max(1, len(curve) // 100)], "test": scores}
+    data = config["data"]
+    files = [EventAccumulator(str(path)).Reload() for path in sorted(options.run.glob("events.out.tfevents.*"))]
+    found = {tag: [x for f in files if tag in f.Tags()["scalars"] for x in f.Scalars(tag)] for tag in (TRAIN, *TAGS)}
+    if data["env"] != "breakout" or not all(found.values()):
+        sys.exit(f"{options.run} is no finished fit of breakout with games played in training and validation")
+    began = files[0].FirstEventTimestamp()
+    curve = [(round((x.wall_time - began) / 60, 3), round(x.step), round(x.value, 3)) for x in found[TRAIN]]
+    scores = {tag.removeprefix("val/return_"): found[tag][-1].value for tag in TAGS} | {"games": data["eval_games"]}
+    what = {"arm": "bayes_rl", "steps_per_update": round(1 / data["updates_per_step"])}
+    what |= {"seed": config["seed_everything"], "epsilon_frames": data["epsilon_decay_frames"]}
+    thinned = curve[:: -max(1, len(curve) // 100)][::-1]  # with the last one
+    return what | {"commit": options.commit, "minutes": curve[-1][0], "curve": thinned, "test": scores}
 
 
 def summary(scores: list[float]) -> dict[str, float]:
@@ -124,13 +131,13 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     seen = set()
     for run in runs:
         kind = run["arm"], run["steps_per_update"]
-        label = f"{names[kind[0]]}, an update per {kind[1]} steps"
+        label = f"{names[kind[0]]}, an update per {kind[1]} agent steps"
         minutes, _, scores = zip(*run["curve"], strict=True)
         colour = styles.get(kind, "tab:gray")
         axis.plot(minutes, scores, color=colour, label=None if label in seen else label)
-        axis.plot(minutes[-1], run["test"]["mean"], "o", color=colour)
+        axis.plot(run["minutes"], run["test"]["mean"], "o", color=colour)
         seen.add(label)
-    axis.set(xlabel="minutes on one thread of two cores", ylabel="score of training games (dots: greedy games)")
+    axis.set(xlabel="minutes, two runs at a time on two cores", ylabel="score of training games (dots: greedy games)")
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
@@ -142,6 +149,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arm", choices=("ours", "sb3"))
     parser.add_argument("run", type=Path, nargs="?", help="of ours: directory of a finished fit")
+    parser.add_argument("--commit", default="", help="of ours: which the fit was of")
     parser.add_argument("--steps_per_update", type=int, default=4, help="of sb3: agent steps between updates")
     parser.add_argument("--epsilon_frames", type=int, default=100_000, help="of sb3: frames until epsilon is 0.02")
     parser.add_argument("--minutes", type=float, default=15, help="of sb3: minutes of training")
@@ -155,9 +163,9 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    source = origin(" ".join(["python", *sys.argv])) | {"threads": torch.get_num_threads()}
-    run = source | {"seed": options.seed} | (sb3 if options.arm == "sb3" else ours)(options)
-    kind = ("arm", "steps_per_update", "seed")
+    source = origin(" ".join(["python", *sys.argv])) | {"seed": options.seed}
+    run = source | (sb3 if options.arm == "sb3" else ours)(options)
+    kind = ("arm", "steps_per_update", "epsilon_frames", "seed")
     runs = json.loads(options.output.read_text())["runs"] if options.output.exists() else []  # read as late as possible
     runs = [other for other in runs if [other[k] for k in kind] != [run[k] for k in kind]] + [run]
     runs.sort(key=lambda run: [run[k] for k in kind])

@@ -163,6 +163,21 @@ def test_rates_are_compared_at_as_many_updates_and_within_a_round(bench: Any) ->
     )
 
 
+@pytest.mark.parametrize("num_envs", [1, 4, 8, 16])
+@pytest.mark.parametrize("every", [1, 4, 16, 64])
+def test_stable_baselines_learns_as_often_as_asked_for(arms: Any, every: int, num_envs: int) -> None:
+    schedule = arms.sb3_schedule(every, num_envs)
+    (vector_steps, unit), updates = schedule["train_freq"], schedule["gradient_steps"]
+    assert (unit, vector_steps * num_envs) == ("step", every * updates)
+    assert min(vector_steps, updates) == 1
+
+
+@pytest.mark.parametrize("every", [-4, 0, 3, 6, 20, 40])
+def test_stable_baselines_is_not_asked_to_learn_at_a_rate_that_it_cannot_have(arms: Any, every: int) -> None:
+    with pytest.raises(ValueError, match=f"{every} agent steps per update and 16"):
+        arms.sb3_schedule(every, 16)
+
+
 def test_updates_are_asked_of_us_as_often_as_of_the_others(arms: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     typed: list[list[str]] = []
     cli = importlib.import_module("cli")
