@@ -26,6 +26,7 @@ from common import RESULTS, origin, write
 from end_to_end import installed, measure_apart, packages, quartiles
 
 ARMS = ("sb3", "torchrl", "bayes_rl")
+RATES = (500, 1000, 2000, 4000, 8000)  # of the plot's axis
 
 
 def cells(every: int) -> list[Cell]:
@@ -80,6 +81,7 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
     values = sorted({line["steps_per_update"] for line in lines})
     axis.set(xscale="log", yscale="log", xlabel="agent steps per update of 32 transitions", ylabel="frames per second")
     axis.set_xticks(values, [str(value) for value in values])
+    axis.set_yticks(RATES, [f"{rate:,}" for rate in RATES])
     axis.minorticks_off()
     axis.legend()
     figure.savefig(path, dpi=120)
