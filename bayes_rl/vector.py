@@ -111,7 +111,7 @@ class Envs(ABC):
         A seed of `UNSEEDED` goes on with the environment's own random numbers.
 
         Returns:
-            Screens `[E, *screen_shape]` (meaningful where `mask` is set) and lives `[E]`.
+            Screens `[E, *screen_shape]` and lives `[E]`, both meaningful where `mask` is set.
         """
 
     @abstractmethod

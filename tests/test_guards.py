@@ -449,6 +449,21 @@ def test_a_reward_that_is_not_finite_is_found_wherever_it_is(
         watched.recv()
 
 
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_reset_is_judged_by_the_games_that_it_begins(bad: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = WatchedEnvs(make_envs(EnvSettings("CartPole-v1", 1, 0.0), 2))
+    screens, lives = watched.reset(np.arange(2), np.ones(2, bool))
+    screens = screens.copy()
+    screens[bad] = np.nan
+    monkeypatch.setattr(watched.envs, "reset", lambda *_: (screens, lives))
+    again = np.array([2]), np.array([True, False])
+    if bad:
+        assert watched.reset(*again)[0] is screens
+        return
+    with pytest.raises(RunError, match=r"^environment 0 of CartPole-v1 .* an observation that is not finite$"):
+        watched.reset(*again)
+
+
 def test_an_action_counts_once_the_game_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = WatchedEnvs(make_envs(EnvSettings("CartPole-v1", 1, 0.0), 1))
     watched.reset(np.array([5]), np.ones(1, bool))

@@ -63,7 +63,9 @@ class ScriptedEnvs(Envs):
         for e, seed in zip(np.flatnonzero(mask), seeds, strict=True):
             self.seeds[e][int(self.episode[e])] = int(seed)
         self.log.append(("reset", mask.copy()))
-        return self._screens(), self._lives()
+        screens, lives = self._screens().copy(), self._lives().copy()
+        screens[~mask], lives[~mask] = 99, 99  # nothing is promised of the others
+        return screens, lives
 
     def send(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
         assert self.pending is None, "two steps at once"
@@ -304,14 +306,18 @@ def test_the_action_that_was_really_played_is_stored() -> None:
     assert all(a == 4 for history in stream.histories for a in history.actions)
 
 
-def test_a_lost_life_is_stored_with_the_step_that_lost_it_and_a_new_game_loses_none() -> None:
-    """Lives fall at every second step, the first one included; that they are back at a reset is no loss or gain."""
-    envs = ScriptedEnvs(1, lengths=(5,), lives=3)
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_a_lost_life_is_stored_with_the_step_that_lost_it_and_a_new_game_loses_none(num_envs: int) -> None:
+    """Lives fall at every second step, the first one included; that they are back at a reset is no loss or gain, and
+    the reset of one game is none of another's.
+    """
+    envs = ScriptedEnvs(num_envs, lengths=(5, 4), lives=3)
     replay = ring(envs, kind=LoggingReplay)
     assert isinstance(replay, LoggingReplay)
     replay.log = envs.log
     take(stream_of(envs, replay), 60)
-    lost = {(int(c[0][0, 2]), bool(c[5][0])) for name, c in envs.log if name == "add"}
+    added = [c for name, c in envs.log if name == "add"]
+    lost = {(int(c[0][e, 2]), bool(c[5][e])) for c in added for e in range(num_envs)}
     assert lost == {(0, True), (1, False), (2, True), (3, False), (4, True)}
 
 
