@@ -81,6 +81,14 @@ def gaussian_kl(mean: Tensor, log_var: Tensor, precision: float, limit: float, c
     return _GaussianKL.apply(mean, log_var, precision, limit, copies)
 
 
+def standard_normal(like: Tensor) -> Tensor:
+    """Standard normal numbers, of which shape, type and device are those of `like`.
+
+    Not `randn_like`: which number goes where would depend on strides, and a compiler chooses others.
+    """
+    return torch.randn(like.shape, dtype=like.dtype, device=like.device)
+
+
 def _kl(mean: Tensor, used: Tensor, variance: Tensor, precision: float, copies: int = 1) -> Tensor:
     """The divergence by clamped log-variances and variances."""
     flat = mean.flatten()
@@ -121,7 +129,7 @@ class _SampledLinear(torch.autograd.Function):
         variance = used.exp()
         mean_used, variance_used = mean.to(dtype), variance.to(dtype)
         std = (square @ variance_used.t()).add_(VARIANCE_FLOOR).sqrt_()
-        noise = torch.randn_like(std)
+        noise = standard_normal(std)
         ctx.same = used is log_var  # what is saved comes back as another object
         ctx.save_for_backward(x, square, mean, log_var, used, variance, mean_used, variance_used, std, noise)
         ctx.precision, ctx.blocked = precision, blocked

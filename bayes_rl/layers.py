@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayes_rl.bounds import bounded
-from bayes_rl.fused import VARIANCE_FLOOR, gaussian_kl
+from bayes_rl.fused import VARIANCE_FLOOR, gaussian_kl, standard_normal
 from bayes_rl.posterior import Draws, Variational, Weights
 
 # Molchanov, Ashukha and Vetrov (2017, arXiv:1701.05369), equation 14.
@@ -269,7 +269,7 @@ def _joined_noise(layers: Sequence[BayesLayer], noise: dict[str, Tensor]) -> Ten
 
 def _noisy(mean: Tensor, variance: Tensor) -> Tensor:
     """A fresh draw of every output."""
-    return torch.addcmul(mean, (variance + VARIANCE_FLOOR).sqrt(), torch.randn_like(mean))
+    return torch.addcmul(mean, (variance + VARIANCE_FLOOR).sqrt(), standard_normal(mean))
 
 
 def _square(x: Tensor) -> Tensor:

@@ -415,7 +415,8 @@ def test_members_stay_below_the_evidence() -> None:
 
 @each_kind
 def test_one_member_is_a_mean_field(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "randn_like", torch.ones_like)  # mean + std
+    for module in ("layers", "fused"):  # mean + std
+        monkeypatch.setattr(f"bayes_rl.{module}.standard_normal", torch.ones_like)
     single = make(kind, "mean_field")
     settings = Variational("members", 1, prior_precision=3.0)
     layer: BayesLayer = BayesLinear(4, 3, settings) if kind == "linear" else BayesConv2d(2, 2, 3, 2, 1, settings)
@@ -608,7 +609,8 @@ def test_local_draws_of_several_inputs_each_have_their_variance(kind: str, poste
 def test_integers_are_their_one_hot_vectors(
     posterior: str, noise: bool, same_input: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch, "randn_like", torch.ones_like)  # mean + std, whatever the layout in memory
+    for module in ("layers", "fused"):  # mean + std, whatever the layout in memory
+        monkeypatch.setattr(f"bayes_rl.{module}.standard_normal", torch.ones_like)
     layer = make_linear(posterior, columns=6)
     draws = make_draws(layer, 3)
     modes: list[Weights] = ["mean", "sample", draws if noise else Draws(draws.index), Draws(draws.index, {})]

@@ -13,6 +13,7 @@ from torch import Tensor
 import cli
 from bayes_rl import capture
 from bayes_rl.capture import MODES, captured, check_capture
+from bayes_rl.layers import _noisy
 from bayes_rl.lifelong import Lifelong
 from bayes_rl.module import VariationalActorCritic
 from bayes_rl.types import ConfigError
@@ -111,6 +112,19 @@ def test_a_growing_replay_and_further_updates_capture_nothing_anew() -> None:
 
     make_trainer().fit(module, Counting([make_batch(num_data=100 + i) for i in range(6)]), Stream([]))
     assert counted == [1] * 5  # nobody asks after the last
+
+
+def test_which_number_goes_where_does_not_depend_on_strides() -> None:
+    """A compiler lays tensors out as it likes."""
+    mean, variance = torch.randn(2, 5, 7, 3)
+    drawn = []
+    for layout in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):
+        back = [layout.index(axis) for axis in range(3)]
+        torch.manual_seed(3)
+        laid_out = mean.permute(layout).contiguous().permute(back)
+        drawn.append(_noisy(laid_out, variance.square()))
+    assert torch.equal(drawn[1], drawn[0])
+    assert torch.equal(drawn[2], drawn[0])
 
 
 @pytest.mark.slow
