@@ -90,7 +90,7 @@ class _Gaussian(Likelihood):
         return self.log_std().exp().expand(self._read(raw).shape[:-1])
 
     def noise(self) -> Tensor | float:
-        """The standard deviation, a scalar in units of the return; a number, which costs no operation, if it is fixed."""
+        """The standard deviation, scalar, in units of the return; a number, which costs no operation, if fixed."""
         return self.log_std().exp()
 
     def nll(self, raw: Tensor, target: Tensor) -> Tensor:
