@@ -19,6 +19,7 @@ check: $(VENV)/.dev
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m mypy
+	$(VENV)/bin/lint-imports
 
 tensorboard: $(VENV)/.fit  ## watch all runs
 	$(VENV)/bin/python -m tensorboard.main --logdir runs

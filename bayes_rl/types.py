@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -63,7 +61,7 @@ class DrawPolicy(Protocol):
     def __call__(self, observations: Tensor, seeds: list[int]) -> Tensor: ...
 
 
-class Judgement(NamedTuple):
+class ValueEstimate(NamedTuple):
     """What an agent thinks of states; of a single one, without the axis E.
 
     Attributes:
@@ -79,46 +77,7 @@ class Judgement(NamedTuple):
     value: Tensor
 
 
-class Judge(Protocol):
-    """Opinion: observations `[E, *observation_shape]` to a `Judgement` on the CPU."""
+class ValueEstimator(Protocol):
+    """Opinion: observations `[E, *observation_shape]` to a `ValueEstimate` on the CPU."""
 
-    def __call__(self, observations: Tensor) -> Judgement: ...
-
-
-class ConfigError(ValueError):
-    """A setting that cannot work. Its text is one line that names the key, the value and a way out."""
-
-    def __init__(self, key: str, value: object, problem: str) -> None:
-        super().__init__(f"--{key}: {value!r} {problem}")
-        self.key = key
-
-
-class RunError(RuntimeError):
-    """Something that a run cannot go on after. Its text is one line.
-
-    Attributes:
-        remark: what became of the run, put behind the text where that is known.
-    """
-
-    remark = ""
-
-    def __str__(self) -> str:
-        return super().__str__() + self.remark
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word closest to `word`, as `"; nearest: 'x'"`, or an empty string if none is close."""
-    close = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.5)
-    return f"; nearest: {close[0]!r}" if close else ""
-
-
-def check(condition: bool, key: str, value: object, problem: str) -> None:
-    """Raise `ConfigError(key, value, problem)` unless `condition` holds."""
-    if not condition:
-        raise ConfigError(key, value, problem)
-
-
-def check_choice(key: str, value: str, known: Iterable[str]) -> None:
-    """Raise `ConfigError` naming the nearest valid word unless `value` is one of `known`."""
-    known = list(known)
-    check(value in known, key, value, f"is not one of {', '.join(known)}{nearest(str(value), known)}")
+    def __call__(self, observations: Tensor) -> ValueEstimate: ...

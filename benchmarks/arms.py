@@ -337,7 +337,7 @@ def run_bayes_rl(cell: Cell, clock: Clock, folder: str, watch: str = "arms.Watch
     words = [f"--{key}={value}" for key, value in settings.items()]
     sys.argv = ["cli.py", "fit", "--config", str(ROOT / "configs/breakout.yaml"), *words]
     sys.path.insert(0, str(ROOT))
-    import cli
+    from bayes_rl.cli import app as cli
 
     try:
         cli.run()

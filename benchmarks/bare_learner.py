@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bayes_rl.module import VariationalActorCritic
+from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.types import Batch
 
 Layer = tuple[Tensor, Tensor]  # weight and bias

@@ -21,7 +21,7 @@ from unittest.mock import MagicMock
 import torch
 from common import origin, write
 
-from bayes_rl.module import VariationalActorCritic
+from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.types import Batch, Transition
 
 BATCH, ACTIONS = 32, 4

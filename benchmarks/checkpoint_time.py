@@ -24,8 +24,8 @@ import torch
 from bayes_cost import make_agent, updater
 from common import origin, write
 
-from bayes_rl.checkpoints import AtomicCheckpointIO
-from bayes_rl.replay import ReplayBuffer
+from bayes_rl.data.replay import ReplayBuffer
+from bayes_rl.training.checkpoint_io import AtomicCheckpointIO
 
 SCREENS = {"minatar": (4, 10, 10), "atari": (1, 84, 84)}
 ENCODERS = {"minatar": "minatar", "atari": "nature"}

@@ -16,8 +16,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from bayes_rl.datamodule import ReplayDataModule
-from bayes_rl.module import VariationalActorCritic
+from bayes_rl.agent.module import VariationalActorCritic
+from bayes_rl.data.datamodule import ReplayDataModule
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"

@@ -25,8 +25,8 @@ import torch
 import yaml
 from common import ROOT, origin, run_missing, write
 
-from bayes_rl.datamodule import ReplayDataModule
-from bayes_rl.tasks import task_name
+from bayes_rl.data.datamodule import ReplayDataModule
+from bayes_rl.envs.shared_spaces import task_name
 
 RESULTS = common.RESULTS / "continual"
 CONFIG = ROOT / "configs" / "continual.yaml"
@@ -114,7 +114,7 @@ def report() -> None:
     finished = sorted(path.parent for path in (RESULTS / "runs").glob("*/origin.json"))
     words = [*(str(path.relative_to(ROOT)) for path in finished), *references()]
     where = str(RESULTS.relative_to(ROOT))
-    subprocess.run([sys.executable, "-m", "bayes_rl.report", *words, "--output", where], cwd=ROOT)
+    subprocess.run([sys.executable, "-m", "bayes_rl.reporting.report", *words, "--output", where], cwd=ROOT)
 
 
 def main() -> None:

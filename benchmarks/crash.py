@@ -27,10 +27,10 @@ import torch
 from common import ROOT, origin, write
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import cli
-from bayes_rl.checkpoints import load_verified
-from bayes_rl.files import TEMPORARY
-from bayes_rl.types import ConfigError
+from bayes_rl.cli import app as cli
+from bayes_rl.errors import ConfigError
+from bayes_rl.training.checkpoint_io import load_verified
+from bayes_rl.utils.files import TEMPORARY
 
 EPOCHS_PER_KILL = 4
 OPTIONS = [

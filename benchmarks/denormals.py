@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from common import RESULTS, origin, write
 
-from bayes_rl.lean import flush_denormals_in_workers, flushed_denormals
+from bayes_rl.agent.low_overhead import flush_denormals_in_workers, flushed_denormals
 
 
 def optimizer_of(state: dict[str, dict[str, torch.Tensor]]) -> torch.optim.AdamW:

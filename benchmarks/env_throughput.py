@@ -40,9 +40,12 @@ from common import RESULTS, origin, write
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bayes_rl.envs import AtariEnvs, EnvSettings, make_envs
-from bayes_rl.replay import ReplayBuffer
-from bayes_rl.stream import EpsilonSchedule, ReplayStream
+from bayes_rl.data.exploration import EpsilonSchedule
+from bayes_rl.data.replay import ReplayBuffer
+from bayes_rl.data.stream import ReplayStream
+from bayes_rl.envs.atari import AtariEnvs
+from bayes_rl.envs.base import EnvSettings
+from bayes_rl.envs.kinds import make_envs
 
 STICKY = 0.25
 STACK = 4

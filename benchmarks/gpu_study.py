@@ -37,10 +37,10 @@ import yaml
 from common import RESULTS, ROOT, origin, write
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bayes_rl.datamodule import ReplayDataModule
-from bayes_rl.exploration import EpsilonSchedule
-from bayes_rl.module import VariationalActorCritic
-from bayes_rl.stream import ReplayStream
+from bayes_rl.agent.module import VariationalActorCritic
+from bayes_rl.data.datamodule import ReplayDataModule
+from bayes_rl.data.exploration import EpsilonSchedule
+from bayes_rl.data.stream import ReplayStream
 from bayes_rl.types import Batch
 
 STOPPED = (130, 143, -signal.SIGTERM, -signal.SIGKILL)  # exit statuses of what was told to stop

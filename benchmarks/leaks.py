@@ -76,7 +76,7 @@ def main() -> None:
     sys.path[:0] = [str(ROOT)]
     import leaks  # as the command line finds it: not this copy of it, which is called __main__
 
-    import cli
+    from bayes_rl.cli import app as cli
 
     with tempfile.TemporaryDirectory() as folder:
         words.append(f"--trainer.default_root_dir={folder}")

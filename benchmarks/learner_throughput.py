@@ -38,9 +38,12 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from bayes_rl.callbacks import FrameProgress, GracefulStop, KeptCheckpoint, StreamMetrics
-from bayes_rl.datamodule import ReplayDataModule
-from bayes_rl.module import VariationalActorCritic
+from bayes_rl.agent.module import VariationalActorCritic
+from bayes_rl.data.datamodule import ReplayDataModule
+from bayes_rl.training.callbacks.checkpoints import KeptCheckpoint
+from bayes_rl.training.callbacks.graceful_stop import GracefulStop
+from bayes_rl.training.callbacks.progress import FrameProgress
+from bayes_rl.training.callbacks.stream_metrics import StreamMetrics
 from bayes_rl.types import Batch, Transition
 
 matplotlib.use("Agg")

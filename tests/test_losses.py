@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Normal
 
 from bayes_rl import losses
+from bayes_rl.bayes.likelihoods import gaussian_nll
 
 B, A = 6, 4
 
@@ -68,8 +69,8 @@ def test_targets_and_values_outside_the_unit_interval_are_representable(value: f
     q = torch.full((B, A), value)
     target = losses.td_target(torch.zeros(B), torch.ones(B), torch.full((B, A), 1 / A), q)
     torch.testing.assert_close(target, torch.full((B,), value))
-    best = losses.gaussian_nll(target, target, noise_std=1.0)
-    assert (best <= losses.gaussian_nll(torch.full((B,), 0.5), target, noise_std=1.0)).all()
+    best = gaussian_nll(target, target, noise_std=1.0)
+    assert (best <= gaussian_nll(torch.full((B,), 0.5), target, noise_std=1.0)).all()
 
 
 @pytest.mark.parametrize("shape", [(A,), (B, A), (2, 3, B, A)])
@@ -99,12 +100,12 @@ def test_td_target_of_the_greedy_corner_is_that_of_the_best_action() -> None:
 def test_gaussian_nll_equals_torch_distributions(noise_std: float) -> None:
     q, target = normal(B), normal(B)
     expected = -Normal(q, noise_std).log_prob(target)
-    torch.testing.assert_close(losses.gaussian_nll(q, target, noise_std), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gaussian_nll(q, target, noise_std), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_gaussian_nll_gradient_is_the_td_error_over_the_noise_variance() -> None:
     q, target = normal(B).requires_grad_(), normal(B)
-    (gradient,) = torch.autograd.grad(losses.gaussian_nll(q, target, 0.5).sum(), q)
+    (gradient,) = torch.autograd.grad(gaussian_nll(q, target, 0.5).sum(), q)
     torch.testing.assert_close(gradient, (q - target).detach() / 0.25, rtol=1e-12, atol=1e-12)
 
 
@@ -193,8 +194,8 @@ WRONG_SHAPES: dict[str, Callable[[], Tensor]] = {
     "td_target, discount": lambda: losses.td_target(normal(B), normal(B, 1), normal(B, A), normal(B, A)),
     "td_target, both": lambda: losses.td_target(normal(B, 1), normal(B, 1), normal(B, A), normal(B, A)),
     "td_target, values": lambda: losses.td_target(normal(B), normal(B), normal(B, A), normal(B, 1)),
-    "gaussian_nll, q": lambda: losses.gaussian_nll(normal(B, 1), normal(B), 1.0),
-    "gaussian_nll, target": lambda: losses.gaussian_nll(normal(B), normal(B, 1), 1.0),
+    "gaussian_nll, q": lambda: gaussian_nll(normal(B, 1), normal(B), 1.0),
+    "gaussian_nll, target": lambda: gaussian_nll(normal(B), normal(B, 1), 1.0),
     "dpg_loss": lambda: losses.dpg_loss(normal(B, A), normal(B, 1)),
     "cross_entropy_loss": lambda: losses.cross_entropy_loss(normal(B, A), normal(B, 1), 0.1),
     "quadratic_penalty, anchor": lambda: losses.quadratic_penalty(normal(B), normal(B, 1), normal(B)),

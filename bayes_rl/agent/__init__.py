@@ -1,0 +1,1 @@
+"""The agent: a LightningModule that owns the variational actor-critic and the ELBO + EWC loss."""

@@ -1,0 +1,62 @@
+"""What is logged of one update; `docs/metrics.md` lists every tag with its equation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bayes_rl import losses
+from bayes_rl.bayes.kl import bayesian_layers
+from bayes_rl.networks.actor_critic import TwinActorCritic, TwinOutput
+from bayes_rl.types import Batch
+
+
+@torch.no_grad()
+def training_values(
+    twin: TwinActorCritic,
+    batch: Batch,
+    output: TwinOutput,
+    targets: Tensor,
+    temperature: float,
+    parts: dict[str, Tensor],
+) -> dict[str, Tensor | float]:
+    """Tags and values of one update.
+
+    Args:
+        twin: the networks, for a summary of their posterior.
+        batch: the minibatch.
+        output: what the twin said of it, by sampled weights.
+        targets: TD targets, `[2, (D,) B]`.
+        temperature: T of the ELBO.
+        parts: `nll`, `kl`, `ewc_penalty` and `actor_loss`, scalars.
+    """
+    nll, kl = parts["nll"], parts["kl"]
+    q_values = output.mean_q_values()
+    actions = batch.transition.action
+    q = q_values.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+    every_q = output.q_values.gather(-1, actions.expand(targets.shape).unsqueeze(-1)).squeeze(-1)
+    agree = output.mean_action_probs().argmax(-1) == q_values.argmax(-1)
+    values: dict[str, Tensor | float] = {
+        **{f"train/{name}": value for name, value in parts.items()},
+        "train/elbo_loss": losses.negative_elbo(nll, kl, batch.num_data, temperature),
+        "train/num_data": float(batch.num_data),
+        "train/temperature": float(temperature),
+        "train/kl_to_nll": temperature * kl / batch.num_data / nll.abs(),
+        "train/ewc_to_nll": parts["ewc_penalty"] / nll.abs(),
+        "train/q": q.mean(),
+        "train/q_max": q_values.max(-1).values.mean(),
+        "train/td_error": (targets - every_q).abs().mean(),
+        "train/twin_gap": (output.q_values[0] - output.q_values[1]).abs().mean(),
+        "train/actor_agrees": agree.float().mean(),
+        "train/policy_entropy": losses.entropy(output.action_logits),
+        "train/noise_std": twin.likelihood.std(output.raw).mean(),
+    }
+    layers = bayesian_layers(twin)
+    for name, layer in layers.items():
+        values[f"kl/{name}"] = layer.kl_divergence()
+    if layers:
+        log_var = torch.cat([layer.log_var().flatten() for layer in layers.values()])
+        values["posterior/std_mean"] = (0.5 * log_var).exp().mean()
+        values["posterior/log_var_min"] = log_var.min()
+        values["posterior/log_var_max"] = log_var.max()
+    return values

@@ -1,0 +1,1 @@
+"""Variational Bayesian layers, usable without the rest of the package."""

@@ -1,0 +1,311 @@
+"""Likelihoods p(y | s, a, w) of a return y: what the numbers mean that a critic's head gives for an action.
+
+Every method takes `raw`, the head's numbers of one action each, `[..., n]`, of any float type, and computes in
+float32 (call it outside autocast). Values, standard deviations and quantiles are in units of the return. Shapes that
+would broadcast raise `ValueError`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from bayes_rl.bayes.ops import clamp_with_inward_gradient
+from bayes_rl.errors import check, check_choice, check_same_shape
+
+
+def gaussian_nll(q: Tensor, td_target: Tensor, noise_std: Tensor | float) -> Tensor:
+    """-log N(td_target | q, noise_std^2) in nats, shaped as `q`: half the squared TD error over the noise variance,
+    with its normalising constant, because a bare squared error is not a likelihood; `noise_std` may be learned.
+    """
+    check_same_shape(q=q, td_target=td_target)
+    log_std = noise_std.log() if isinstance(noise_std, Tensor) else math.log(noise_std)
+    return 0.5 * ((td_target - q) / noise_std).square() + (log_std + 0.5 * math.log(2 * math.pi))
+
+
+def sampled_log_prob(logits: Tensor, u: Tensor) -> Tensor:
+    """log p_b of a class b ~ p = softmax(logits), drawn by the inverse of p's distribution function at `u`.
+
+    Args:
+        logits: `[..., n]`.
+        u: `[...]`, uniform in [0, 1): the randomness of the draw, through which no gradient flows.
+
+    Returns:
+        `[...]` in nats, <= 0.
+
+    Raises:
+        ValueError: if shapes do not agree.
+    """
+    check_same_shape(logits=logits[..., 0], u=u)
+    cdf = logits.detach().softmax(-1).cumsum(-1)
+    # The last sum is 1 but for rounding, and u below 1 but for its own: scaled by the one and kept to the largest
+    # float below 1, u always falls into a class of positive probability.
+    below_one = 1 - torch.finfo(cdf.dtype).eps / 2
+    drawn = (cdf <= u.to(cdf.dtype).clamp_max(below_one)[..., None] * cdf[..., -1:]).sum(-1, keepdim=True)
+    return logits.log_softmax(-1).gather(-1, drawn).squeeze(-1)
+
+
+NOISE_STD_RANGE = (1e-3, 1e3)
+"""Bounds of a learned standard deviation, in units of the return."""
+
+
+class Likelihood(nn.Module, ABC):
+    """The interface: one predictive distribution of the return for each action.
+
+    Attributes:
+        outputs: n, the numbers that the critic's head gives per action.
+    """
+
+    outputs: int
+
+    @abstractmethod
+    def value(self, raw: Tensor) -> Tensor:
+        """Expected return: `[..., n]` to `[...]`."""
+
+    @abstractmethod
+    def std(self, raw: Tensor) -> Tensor:
+        """Standard deviation of the return given the weights: `[..., n]` to `[...]`, > 0."""
+
+    @abstractmethod
+    def nll(self, raw: Tensor, target: Tensor) -> Tensor:
+        """-log p(target) in nats: `[..., n]` and `[...]` to `[...]`; no gradient flows through the target."""
+
+    @abstractmethod
+    def fisher_score(self, raw: Tensor, u: Tensor) -> Tensor:
+        """A scalar whose squared gradient, in expectation over `u`, is the Fisher diagonal; fit for `vmap(grad(...))`.
+
+        Args:
+            raw: `[n]` (or `[..., n]`, one score for each).
+            u: `[]` (or `[...]`), uniform in [0, 1): the randomness of a draw y ~ p(. | w), where one is needed.
+        """
+
+    @abstractmethod
+    def quantiles(self, raw: Tensor, levels: Tensor) -> Tensor:
+        """Quantiles of the return given the weights: `[..., n]` and levels `[L]` in [0, 1] to `[..., L]`."""
+
+    def _read(self, raw: Tensor) -> Tensor:
+        # One number against n bins would broadcast without a word, and n numbers would lose all but the first.
+        if raw.shape[-1:] != (self.outputs,):
+            raise ValueError(f"the last axis must have {self.outputs} numbers, got raw {tuple(raw.shape)}")
+        return raw.float()
+
+    def _read_pair(self, raw: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        if raw.shape[:-1] != other.shape:
+            shapes = f"raw {tuple(raw.shape)} and {tuple(other.shape)}"
+            raise ValueError(f"shapes must be equal but for raw's last axis, got {shapes}")
+        return self._read(raw), other.detach().float()
+
+    def _read_levels(self, raw: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+        if levels.ndim != 1:
+            raise ValueError(f"levels must have one axis, got {tuple(levels.shape)}")
+        return self._read(raw), levels.detach().float()
+
+
+# ------------------------------------------------------------------ Gaussians
+class _Gaussian(Likelihood):
+    """N(y | raw, exp(log_noise)^2), with one noise for all states and actions."""
+
+    outputs = 1
+    log_noise: Tensor
+
+    def log_std(self) -> Tensor:
+        return self.log_noise
+
+    def value(self, raw: Tensor) -> Tensor:
+        return self._read(raw)[..., 0]
+
+    def std(self, raw: Tensor) -> Tensor:
+        return self.log_std().exp().expand(self._read(raw).shape[:-1])
+
+    def noise(self) -> Tensor | float:
+        """The standard deviation, scalar, in units of the return; a number, which costs no operation, if fixed."""
+        return self.log_std().exp()
+
+    def nll(self, raw: Tensor, target: Tensor) -> Tensor:
+        raw, target = self._read_pair(raw, target)
+        return gaussian_nll(raw[..., 0], target, self.noise())
+
+    def fisher_score(self, raw: Tensor, u: Tensor) -> Tensor:
+        # value / std: E[(d log p / dw)^2] = (d value / dw)^2 / std^2 exactly, so nothing is drawn. The noise is no
+        # function of the protected weights, hence a constant here.
+        raw, _ = self._read_pair(raw, u)
+        return raw[..., 0] * (-self.log_std().detach()).exp()
+
+    def quantiles(self, raw: Tensor, levels: Tensor) -> Tensor:
+        raw, levels = self._read_levels(raw, levels)
+        return raw + self.log_std().exp() * torch.special.ndtri(levels)  # [..., 1] + [L]
+
+
+class GaussianLikelihood(_Gaussian):
+    """N(y | raw, noise_std^2): the noise is fixed, > 0, in units of the return."""
+
+    def __init__(self, noise_std: float) -> None:
+        super().__init__()
+        check(0 < noise_std < math.inf, "model.noise_std", noise_std, "must be positive and finite")
+        self.noise_std = noise_std  # the same as a number: an operation less
+        self.register_buffer("log_noise", torch.tensor(math.log(noise_std)), persistent=False)
+
+    def noise(self) -> float:
+        return self.noise_std
+
+    def extra_repr(self) -> str:
+        return f"noise_std={self.noise_std:g}"
+
+
+class LearnedGaussianLikelihood(_Gaussian):
+    """N(y | raw, exp(log_noise)^2): the noise is learned by maximum likelihood, starting from `noise_std`.
+
+    `log_noise` is a scalar parameter, used clamped to the logarithms of `NOISE_STD_RANGE`.
+    """
+
+    def __init__(self, noise_std: float) -> None:
+        super().__init__()
+        low, high = NOISE_STD_RANGE
+        check(low <= noise_std <= high, "model.noise_std", noise_std, f"must lie within {low:g} and {high:g} to learn")
+        self.log_noise = nn.Parameter(torch.tensor(math.log(noise_std)))
+
+    def log_std(self) -> Tensor:
+        low, high = NOISE_STD_RANGE
+        return clamp_with_inward_gradient(self.log_noise, math.log(low), math.log(high))
+
+
+# ------------------------------------------------------------------ histograms
+class _Histogram(Likelihood):
+    """Masses softmax(raw) of n equal bins, each mass spread uniformly over its bin.
+
+    Within, returns are positions, counted in bins from the first bin's centre: `first + width * position`. Sums over
+    bins are written out, as a matrix product may run in TF32.
+
+    `nll` is the cross-entropy from the projected target, in nats of masses: add log `width` to compare it with a
+    density. Targets beyond `low` and `high` count as these.
+    """
+
+    index: Tensor
+    first: float
+    width: float
+
+    def __init__(self, low: float, high: float, num_bins: int) -> None:
+        super().__init__()
+        ordered = -math.inf < low < high < math.inf
+        check(ordered, "model.value_range", (low, high), "must be two finite numbers, the smaller one first")
+        check(num_bins >= 2, "model.num_bins", num_bins, "must be 2 or more")
+        self.low, self.high, self.outputs = low, high, num_bins
+        self.register_buffer("index", torch.arange(num_bins, dtype=torch.float32), persistent=False)
+
+    def project(self, target: Tensor) -> Tensor:
+        """Returns `[...]` to the masses `[..., n]` that the softmax should match; they sum to 1."""
+        return self._masses((target.detach().float().clamp(self.low, self.high) - self.first) / self.width)
+
+    @abstractmethod
+    def _masses(self, position: Tensor) -> Tensor:
+        """Masses of returns at positions `[...]`, `[..., n]`, summing to 1."""
+
+    def value(self, raw: Tensor) -> Tensor:
+        return self.first + self.width * (self._read(raw).softmax(-1) * self.index).sum(-1)
+
+    def std(self, raw: Tensor) -> Tensor:
+        probs = self._read(raw).softmax(-1)
+        offset = self.index - (probs * self.index).sum(-1, keepdim=True)
+        within = 1 / 12  # variance of a uniform density, over a bin
+        return self.width * ((probs * offset.square()).sum(-1) + within).sqrt()
+
+    def nll(self, raw: Tensor, target: Tensor) -> Tensor:
+        raw, target = self._read_pair(raw, target)
+        return -(self.project(target) * raw.log_softmax(-1)).sum(-1)
+
+    def fisher_score(self, raw: Tensor, u: Tensor) -> Tensor:
+        # log p_b of a bin b ~ p. The last sum is 1 but for rounding, and u below 1 but for its own: scaled by the one
+        # and kept to the largest float below 1, u always falls into a bin of positive mass.
+        raw, u = self._read_pair(raw, u)
+        cdf = raw.detach().softmax(-1).cumsum(-1)
+        drawn = (cdf <= u.clamp_max(1 - 2**-24)[..., None] * cdf[..., -1:]).sum(-1, keepdim=True)
+        return raw.log_softmax(-1).gather(-1, drawn).squeeze(-1)
+
+    def quantiles(self, raw: Tensor, levels: Tensor) -> Tensor:
+        raw, levels = self._read_levels(raw, levels)
+        cdf = raw.softmax(-1).cumsum(-1)
+        cdf = cdf / cdf[..., -1:]  # ends at 1 exactly
+        # The left inverse: the first bin at whose end the level is reached.
+        reached = (cdf[..., None, :] < levels[:, None]).sum(-1)
+        below = torch.cat([torch.zeros_like(cdf[..., :1]), cdf], -1).gather(-1, reached)
+        mass = (cdf.gather(-1, reached) - below).clamp_min(torch.finfo(cdf.dtype).tiny)  # 0 only at level 0
+        return self.first + self.width * (reached - 0.5 + (levels - below) / mass)
+
+    def extra_repr(self) -> str:
+        return f"low={self.low:g}, high={self.high:g}, num_bins={self.outputs}"
+
+
+class HLGaussLikelihood(_Histogram):
+    """Histogram on [low, high] fitted to a Gaussian around the target: HL-Gauss (Imani and White 2018,
+    arXiv:1806.04613; Farebrother et al. 2024, arXiv:2403.03950).
+
+    Bin i should have the mass of N(target, sigma^2) between its edges, normalised over [low, high]. The mean of these
+    masses is the target except within some 3 sigma of an end, where it is drawn inward (by 0.8 sigma at the end
+    itself): leave that margin. A perfectly known return keeps a standard deviation of about sigma.
+
+    Args:
+        low: smallest return, the lower edge of the first bin.
+        high: largest return, the upper edge of the last bin.
+        num_bins: n, at least 2.
+        sigma_ratio: sigma in bin widths, > 0.
+    """
+
+    edges: Tensor
+
+    def __init__(self, low: float, high: float, num_bins: int, sigma_ratio: float = 0.75) -> None:
+        super().__init__(low, high, num_bins)
+        check(0 < sigma_ratio < math.inf, "model.sigma_ratio", sigma_ratio, "must be positive and finite")
+        self.sigma_ratio = sigma_ratio
+        self.width = (high - low) / num_bins
+        self.first = low + self.width / 2
+        self.register_buffer("edges", torch.arange(num_bins + 1, dtype=torch.float32) - 0.5, persistent=False)
+
+    def _masses(self, position: Tensor) -> Tensor:
+        # 2 Phi(z) - 1 = erf(z / sqrt 2) rounds both tails alike. The target lies within, so the sum does not vanish.
+        mass = torch.erf((self.edges - position[..., None]) / (math.sqrt(2) * self.sigma_ratio)).diff(dim=-1)
+        return mass / mass.sum(-1, keepdim=True)
+
+
+class TwoHotLikelihood(_Histogram):
+    """Histogram around the atoms linspace(low, high, num_bins), fitted to the two neighbours of the target, in the
+    proportion whose mean is the target.
+
+    Args:
+        low: smallest return, the first atom (its bin reaches half a width below).
+        high: largest return, the last atom (its bin reaches half a width above).
+        num_bins: n, at least 2.
+    """
+
+    def __init__(self, low: float, high: float, num_bins: int) -> None:
+        super().__init__(low, high, num_bins)
+        self.width = (high - low) / (num_bins - 1)
+        self.first = low
+
+    def _masses(self, position: Tensor) -> Tensor:
+        return (1 - (self.index - position[..., None]).abs()).clamp_min(0.0)
+
+
+# ------------------------------------------------------------------ by name
+def make_likelihood(likelihood: str, noise_std: float, value_range: tuple[float, float], num_bins: int) -> Likelihood:
+    """The likelihood of that name; settings of the others are not looked at.
+
+    Args:
+        likelihood: `gaussian`, `learned_gaussian`, `hl_gauss` or `two_hot`.
+        noise_std: the Gaussians' standard deviation, that at the start if it is learned, in units of the return.
+        value_range: the histograms' smallest and largest return.
+        num_bins: the histograms' numbers per action, at least 2.
+
+    Raises:
+        ConfigError: if the name is unknown or a setting cannot work.
+    """
+    makers = {
+        "gaussian": lambda: GaussianLikelihood(noise_std),
+        "learned_gaussian": lambda: LearnedGaussianLikelihood(noise_std),
+        "hl_gauss": lambda: HLGaussLikelihood(*value_range, num_bins),
+        "two_hot": lambda: TwoHotLikelihood(*value_range, num_bins),
+    }
+    check_choice("model.likelihood", likelihood, makers)
+    return makers[likelihood]()

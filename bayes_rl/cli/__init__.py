@@ -1,0 +1,5 @@
+"""Command line."""
+
+from bayes_rl.cli.app import main, run
+
+__all__ = ["main", "run"]

@@ -1,0 +1,377 @@
+"""Command line: `python cli.py fit|validate|test|predict --config configs/NAME.yaml` (or `bayes-rl`)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jsonargparse import ArgumentError, Namespace
+from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from bayes_rl.agent.compilation import check_capture
+from bayes_rl.agent.low_overhead import flush_denormals_in_workers
+from bayes_rl.agent.module import VariationalActorCritic
+from bayes_rl.cli.arguments import check_config, given_options, typed_options, with_own_config
+from bayes_rl.cli.parser_errors import format_parser_error, option_names
+from bayes_rl.cli.resume_rules import LINKED, apply_checkpoint_options, report_trainer_differences
+from bayes_rl.cli.saved_runs import find_checkpoint, saved_options, saved_trainer
+from bayes_rl.cli.validation import check_trainer, check_values
+from bayes_rl.data.datamodule import ReplayDataModule
+from bayes_rl.errors import ConfigError, RunError
+from bayes_rl.reporting.score_table import as_scores, score_table
+from bayes_rl.training.callbacks.checkpoints import KeptCheckpoint, TaskEnds
+from bayes_rl.training.callbacks.error_log import ErrorLog
+from bayes_rl.training.callbacks.graceful_stop import GracefulStop
+from bayes_rl.training.callbacks.learning_curve import LearningCurve
+from bayes_rl.training.callbacks.progress import FrameProgress
+from bayes_rl.training.callbacks.resource_report import ResourceReport
+from bayes_rl.training.callbacks.run_lock import RunLock
+from bayes_rl.training.callbacks.stream_metrics import StreamMetrics
+from bayes_rl.training.callbacks.video_writer import VideoWriter, record_game
+from bayes_rl.training.checkpoint_io import FULL, ON_FULL_DISK, AtomicCheckpointIO
+from bayes_rl.training.export import is_export, load_weights, read_export
+from bayes_rl.training.preflight import check_networks, check_room
+from bayes_rl.training.run_directory import run_directory
+from bayes_rl.utils.files import write_atomic
+
+# Inside Lightning 2.6.6; its users can do nothing about it.
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+
+EXACT = {"exit_on_error": False, "allow_abbrev": False}
+"""Options of the parser: an error is raised for `main` to word, and no option may be shortened."""
+
+
+class BayesCLI(LightningCLI):
+    """LightningCLI whose runs live in `runs/NAME/version_K`, whose model takes its shapes from the data, and whose
+    `fit` ends with a report.
+    """
+
+    model: VariationalActorCritic
+    datamodule: ReplayDataModule
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str, default="", help="Name of the run, a directory below runs/.")
+        help = "A save that finds no room on the disk ends the run, or is left out."
+        parser.add_argument("--on_full_disk", type=Literal[ON_FULL_DISK], default="stop", help=help)
+        text = "Go on from a checkpoint although options differ from it."
+        parser.add_argument("--allow_overrides", type=bool, nargs="?", const=True, default=False, help=text)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.set_defaults(
+            {"trainer.num_sanity_val_steps": 0, "trainer.log_every_n_steps": 100, "trainer.max_epochs": 10}
+        )
+
+    def _options(self) -> Any:
+        return self.config[self.config.subcommand]
+
+    def _configs(self) -> list[Path]:
+        """The configuration files that were typed."""
+        return [] if self._resumes_alone else [Path(str(c)) for c in self._options().get("config") or []]
+
+    def _run_directory(self) -> Path:
+        options = self._options()
+        config = options.config[0] if options.get("config") else None
+        games = options.data.tasks or [options.data.env]
+        name = options.name or (Path(str(config)).stem if config else "-".join(games).replace("/", "-"))
+        return Path(options.trainer.default_root_dir or "runs") / name
+
+    def _parse_ckpt_path(self) -> None:
+        """Find the checkpoint, and take the model's options from it; contradicting ones are an error."""
+        options = self._options()
+        path = options.get("ckpt_path")
+        if path is None:
+            if self.config.subcommand != "fit":
+                raise ConfigError("ckpt_path", None, "names no agent to play; nearest: 'last'")
+            return
+        options.ckpt_path = find_checkpoint(path, self._run_directory())
+        if self.config.subcommand == "fit" and is_export(path):
+            raise ConfigError("ckpt_path", path, "holds no replay and no optimizer; resume from a checkpoint")
+        saved = saved_options(options.ckpt_path, LINKED)
+        self._saved_model = saved["model"]
+        typed, fitting = given_options(self._words, []), self.config.subcommand == "fit"
+        apply_checkpoint_options(options, saved, typed, given_options(self._words, self._configs()), fitting)
+        report_trainer_differences(saved_trainer(options.ckpt_path), options.trainer, fitting)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse everything, and refuse what no range of a type can express.
+
+        A run that is resumed by its checkpoint alone goes on with its own configuration.
+        """
+        words = sys.argv[1:] if args is None else args
+        assert isinstance(words, list)
+        self._words = with_own_config(words)
+        self._resumes_alone = self._words != words
+        for name, value in typed_options(self._words):
+            if name == "config" and value:
+                check_config(value)
+        self.config = parser.parse_args(self._words)
+        options = self._options()
+        seed = options.seed_everything
+        if isinstance(seed, bool) or seed is None or not 0 <= seed < 2**32:
+            raise ConfigError("seed_everything", seed, "must be a whole number from 0 to 4294967295")
+        for section, cls in (("trainer", Trainer), ("model", VariationalActorCritic), ("data", ReplayDataModule)):
+            if not isinstance(options[section], Namespace):
+                raise ConfigError(section, options[section], "is no mapping of options")
+            check_values(section, cls, options[section])
+        check_trainer(options.trainer)
+        self._check_name(options.name)
+        typed = given_options(self._words, [])
+        if self._resumes_alone and "trainer.default_root_dir" not in typed:
+            options.trainer.default_root_dir = None  # the run may have moved since, to another machine too
+        for key in LINKED:
+            if f"model.{key}" in typed:  # a saved configuration may hold them
+                raise ConfigError(f"model.{key}", options.model[key], "follows from the data; drop it")
+        if options.data.tasks and "data.env" in typed:
+            raise ConfigError("data.env", options.data.env, "is not played beside --data.tasks; drop one of them")
+
+    def _check_name(self, name: str) -> None:
+        inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+        short = all(len(os.fsencode(part)) <= 200 for part in Path(name).parts)
+        if not (inside and short and name.isprintable()):
+            raise ConfigError("name", name, "must be the short name of a directory below runs/")
+
+    def _set_seed(self) -> None:
+        """Seed everything, silently: an error found later should be the only line."""
+        seed_everything(self._options().seed_everything, workers=True, verbose=False)
+
+    def before_instantiate_classes(self) -> None:
+        """Give the model its shapes, which the data decides."""
+        options = self._options()
+        data = ReplayDataModule(**options.data.clone().as_dict())
+        if options.get("ckpt_path"):
+            for key in ("observation_shape", "num_actions", "num_categories"):
+                value, saved = getattr(data, key), self._saved_model[key]
+                if value != (tuple(saved) if key == "observation_shape" else saved):
+                    problem = f"has {key} {value}; the checkpoint's agent was trained with {saved}"
+                    raise ConfigError("data.env", data.settings.env, problem)
+        options.model.game = data.game
+        options.model.observation_shape = data.observation_shape
+        options.model.num_actions = data.num_actions
+        options.model.pixel_scale = data.pixel_scale
+        options.model.num_categories = data.num_categories
+        options.model.num_tasks, options.model.task_conditioning = data.num_tasks, data.task_conditioning
+        if data.num_tasks > 1 and self.config.subcommand == "fit":
+            self._plan_epochs(data)
+        check_networks(options.model.as_dict())
+        options.weights_only = True  # a checkpoint from elsewhere executes nothing
+        if "verbose" in options:
+            options.verbose = False  # our own table is printed instead
+
+    def _plan_epochs(self, data: ReplayDataModule) -> None:
+        """As many epochs as the tasks take, unless fewer are asked for; the untrained agent is validated too."""
+        trainer, planned = self._options().trainer, data.curriculum.visits * data.curriculum.epochs
+        given = given_options(self._words, [Path(str(c)) for c in self._options().get("config") or []])
+        if "trainer.max_epochs" not in given:
+            trainer.max_epochs = planned
+        if trainer.max_epochs is None or not 0 <= trainer.max_epochs <= planned:
+            problem = f"is not what the tasks take: {planned} epochs of --data.frames_per_epoch; drop it"
+            raise ConfigError("trainer.max_epochs", trainer.max_epochs, problem)
+        if self._resumes_alone:
+            trainer.num_sanity_val_steps = 0  # the untrained agent has been validated
+        elif "trainer.num_sanity_val_steps" not in given and not self._options().get("ckpt_path"):
+            trainer.num_sanity_val_steps = data.num_tasks
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        options = self._options()
+        directory = self._run_directory()
+        path = options.get("ckpt_path")
+        if path and is_export(path):  # which leaves the trainer nothing to load
+            load_weights(self.model, read_export(path), path)
+            self.config_init[self.config.subcommand].ckpt_path = None
+        checkpoint = Path(options.get("ckpt_path") or "").absolute()
+        if checkpoint.parent.name == "checkpoints":  # a resumed run goes on in its own directory
+            run = checkpoint.parents[1]
+        else:
+            versions = [int(p.name[8:]) for p in directory.glob("version_*") if p.name[8:].isdigit()]
+            run = directory / f"version_{max(versions, default=-1) + 1}"
+        if self.config.subcommand != "fit":
+            kwargs["logger"] = False  # playing games adds nothing to the curves of the run
+        elif options.trainer.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(str(run.parent), name="", version=run.name, default_hp_metric=False)
+        resuming = self.config.subcommand == "fit" and bool(options.get("ckpt_path"))
+        kwargs["plugins"] = [AtomicCheckpointIO(options.on_full_disk, resuming), *self._plugins()]
+        self.trainer_defaults["callbacks"] = self._callbacks(run)
+        precision = options.trainer.precision
+        if precision not in (None, "32-true", "32", 32, "bf16-mixed", "16-mixed"):
+            raise ConfigError("trainer.precision", precision, "is none of 32-true, bf16-mixed, 16-mixed")
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            text = " ".join(str(error).split())
+            words = [*re.findall(r"`(\w+)", text), *re.findall(r"\w+", text)]
+            words += ["max_time"] if options.trainer.max_time is not None else []  # refused without its name
+            key = next((word for word in words if word in options.trainer), "")
+            raise ConfigError(f"trainer.{key}".rstrip("."), options.trainer.get(key), f"is refused: {text}") from None
+        if trainer.world_size > 1:
+            key = "num_nodes" if options.trainer.num_nodes > 1 else "devices"
+            raise ConfigError(f"trainer.{key}", options.trainer[key], "is more than one process can do; use 1")
+        if not getattr(trainer, "fast_dev_run", False):
+            self.datamodule.directory = run / "replay"
+        return trainer
+
+    def _callbacks(self, run: Path) -> list[Any]:
+        """What every run into this directory has."""
+        saving: dict[str, Any] = {
+            "dirpath": run / "checkpoints",
+            "save_on_train_epoch_end": True,
+            "enable_version_counter": False,
+        }
+        options = self._options()
+        if options.data.tasks:  # which agent is the best one depends on the task: that of each visit's end is kept
+            every = round(options.data.frames_per_task / options.data.frames_per_epoch)
+            kept: KeptCheckpoint = TaskEnds(
+                filename="end_of_task_{epoch}", save_top_k=-1, every_n_epochs=every, **saving
+            )
+        else:
+            kept = KeptCheckpoint(filename="best", monitor="val/return_mean", mode="max", **saving)
+        extra = [
+            kept,
+            KeptCheckpoint(filename="last", **saving),  # `save_last` would follow the best one only
+            StreamMetrics(),
+            LearningCurve(),
+            VideoWriter(),
+            GracefulStop(),
+            ResourceReport(),
+            ErrorLog(Path(os.path.relpath(run))),
+        ]
+        if options.trainer.enable_progress_bar is not False:
+            extra.append(FrameProgress())
+        return extra
+
+    def _plugins(self) -> list[Any]:
+        """Plugins of the trainer's own option."""
+        plugins = self.config_init[self.config.subcommand].trainer.plugins
+        return plugins if isinstance(plugins, list) else [plugins] if plugins else []
+
+    def before_fit(self) -> None:
+        """Refuse what cannot fit; then the directory is this run's alone."""
+        device, accumulated = self.trainer.strategy.root_device, self.trainer.accumulate_grad_batches
+        check_capture(self.model.hparams["compile"], device, accumulated)
+        check_room(self.trainer, self.model, self.datamodule)
+        if self.datamodule.directory is not None:
+            key = "ckpt_path" if self._options().get("ckpt_path") else "name"
+            self.trainer.callbacks.insert(0, RunLock(self.datamodule.directory.parent, key))  # type: ignore[attr-defined]
+
+    def after_fit(self) -> None:
+        """Play the test games with the best checkpoint, and say where everything is."""
+        trainer = self.trainer
+        if getattr(trainer, "fast_dev_run", False):
+            return
+        run = run_directory(trainer)
+        saved = [run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
+        best = next((path for path in saved if path.is_file()), None)  # no best one without a validation
+        trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
+        scores = as_scores(trainer.callback_metrics, "test")
+        run = Path(os.path.relpath(run))
+        films = ", ".join(
+            record_game(self.datamodule, self.model, task, run) for task in range(self.datamodule.num_tasks)
+        )
+        curve = {"learning curve": "learning_curve.png", "metrics": "metrics.npy"}  # none without a validation
+        files = {
+            "checkpoint": os.path.relpath(best) if best else "none",
+            **{name: str(run / file) for name, file in curve.items() if (run / file).exists()},
+            "video": films,
+            "TensorBoard": f"{os.path.relpath(sys.executable)} -m tensorboard.main --logdir {run}",
+        }
+        print(self._score_table(scores, files))
+
+    def after_validate(self) -> None:
+        """Print the scores."""
+        self._print_scores("val")
+
+    def after_test(self) -> None:
+        """Print the scores."""
+        self._print_scores("test")
+
+    def _score_table(self, scores: dict[str, float], files: dict[str, str]) -> str:
+        data = self.datamodule
+        tasks = data.curriculum.names if data.num_tasks > 1 else []
+        return score_table(data.game, tasks, data.settings.sticky_actions, scores, files)
+
+    def _print_scores(self, stage: str) -> None:
+        scores = as_scores(self.trainer.callback_metrics, stage)
+        print(self._score_table(scores, {"checkpoint": str(self._options().ckpt_path)}))
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Writes `config.yaml` beside a new run, and never over an existing one."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        path = run_directory(trainer) / "config.yaml"
+        if stage == "fit" and not path.exists():
+            text = self.parser.dump(self.config, skip_none=False)
+            write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def _quiet() -> None:
+    """Silence an advertisement, and a deprecation inside Lightning that its users can do nothing about."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+    # A resumed run goes on in its own directory.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # Short epochs are fine: a curve has a point every `log_every_n_steps` updates.
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
+    # A run that ends by `max_steps`, before its first validation, has no best checkpoint, only the last.
+    warnings.filterwarnings("ignore", message=".*could not find the monitored key in the returned metrics")
+    # The table of layers counts parameters; its size in MB is left to the reader.
+    warnings.filterwarnings("ignore", message="Precision .* is not supported by the model summary")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", module="pytorch_lightning.*")
+
+
+def _share_cores() -> None:
+    """Leave half of the cores to the emulator's threads, unless OMP_NUM_THREADS says otherwise.
+
+    The learner's threads wait for each other by spinning: one that shares its core with an emulator, or with
+    another run, holds all of them up. On two cores one learner thread is nearly as fast alone, and five times
+    faster in company.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+    flush_denormals_in_workers()
+
+
+def run(args: ArgsType = None) -> BayesCLI:
+    """Parse `args` (default: the command line) and run the subcommand.
+
+    Raises:
+        ConfigError: bad input, as one line that names the key.
+        ArgumentError: an option or file that the parser refuses.
+    """
+    _quiet()
+    _share_cores()
+    return BayesCLI(
+        VariationalActorCritic,
+        ReplayDataModule,
+        args=args,
+        seed_everything_default=1,
+        save_config_callback=_SaveConfig,
+        auto_configure_optimizers=False,
+        parser_kwargs={**EXACT, "fit": EXACT, "validate": EXACT, "test": EXACT, "predict": EXACT},
+    )
+
+
+def main() -> None:
+    """Entry point: bad input prints one line and exits with 2, what a run cannot go on after one and with 1."""
+    try:
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except RunError as error:
+        print(f"bayes-rl: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except (ConfigError, ArgumentError) as error:
+        text = str(error) if isinstance(error, ConfigError) else format_parser_error(error, option_names())
+        print(f"bayes-rl: error: {text}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        sys.exit(f"bayes-rl: error: no room on the disk: {error}")

@@ -1,0 +1,84 @@
+"""Options on the command line and in configuration files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from bayes_rl.cli.saved_runs import _is_file, _own_config, find_checkpoint
+from bayes_rl.errors import ConfigError
+
+SECTIONS = ("trainer", "model", "data")
+
+
+def typed_options(words: list[str]) -> list[tuple[str, str | None]]:
+    """Options on the command line and what follows each, in order; None where nothing does."""
+    following = [*words[1:], "--"]
+    found: list[tuple[str, str | None]] = []
+    for word, after in zip(words, following, strict=True):
+        if word.startswith("-c") and not word.startswith("--"):
+            word = f"--config={word[2:]}" if len(word) > 2 else "--config"
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            found.append((name, value if equals else None if after.startswith("--") else after))
+    return found
+
+
+def given_options(words: list[str], configs: list[Path]) -> set[str]:
+    """Names of the options that stand on the command line or in a configuration file, as `data.env`."""
+    given: set[str] = set()
+    for name, value in typed_options(words):
+        section, *key = name.split(".")[:2]
+        if not key and section in SECTIONS and value is not None:  # a whole section, or a file of one
+            text = Path(value).read_text() if _is_file(value) else value
+            given |= {f"{section}.{key}" for key in yaml.safe_load(text) or {}}
+        given.add(".".join([section, *key]))
+    for path in [path for path in configs if _is_file(str(path))]:
+        for section, value in (yaml.safe_load(path.read_text()) or {}).items():
+            given |= {f"{section}.{key}" for key in value} if isinstance(value, dict) else {section}
+    return given
+
+
+def with_own_config(words: list[str]) -> list[str]:
+    """The command line, with the configuration of the run that `--ckpt_path` names unless one is typed.
+
+    Without a name and a configuration `last` and `best` are those of the newest run.
+
+    Raises:
+        ConfigError: if there is no such run.
+    """
+    typed = dict(typed_options(words))
+    path = typed.get("ckpt_path")
+    if not path or "config" in typed:
+        return words
+    words = list(words)
+    if path in ("last", "best"):
+        root = Path(typed.get("trainer.default_root_dir") or "runs")
+        path = find_checkpoint(path, root / (typed.get("name") or "*"))
+        words.append(f"--ckpt_path={path}")
+    config = _own_config(path)
+    return [words[0], f"--config={config}", *words[1:]] if _is_file(str(config)) else words
+
+
+def check_config(path: str) -> None:
+    """Raise `ConfigError` unless a file, if there is one, is a mapping in YAML that names nothing twice."""
+    if not _is_file(path):
+        return  # the parser says so, or takes it for the text itself
+    try:
+        root = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError("config", path, f"is no YAML mapping of options: {' '.join(str(error).split())}") from None
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError("config", path, "is no YAML mapping of options")
+    for key, value in root.value:
+        if key.value in SECTIONS and isinstance(value, yaml.SequenceNode):
+            raise ConfigError(key.value, path, "has a list here, no mapping of options")
+    sections = [("", root), *((f"{key.value}.", value) for key, value in root.value)]
+    for prefix, node in sections:
+        names = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        if not all(isinstance(name, str) for name in names):
+            raise ConfigError("config", path, "is no YAML mapping of options: some name is a list or a mapping")
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError("config", path, f"names {prefix}{name} twice")

@@ -1,0 +1,60 @@
+"""Errors of the parser as one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from pytorch_lightning import Trainer
+from pytorch_lightning.cli import LightningArgumentParser
+
+from bayes_rl.agent.module import VariationalActorCritic
+from bayes_rl.cli.saved_runs import _is_file
+from bayes_rl.data.datamodule import ReplayDataModule
+from bayes_rl.errors import did_you_mean
+
+
+def _config_names() -> str:
+    """The configuration files on the command line, as typed."""
+    words = [word.removeprefix("--config=") for word in sys.argv[1:]]
+    return ", ".join(repr(word) for word in words if _is_file(word))
+
+
+UNION = re.compile(r'Parser key "([\w.]+)": .*?Union subtypes.*? Subtypes: \[(.+)\] Errors: .* Given value: (.+)$')
+"""How the parser says that a value is of none of an option's types."""
+
+
+def format_parser_error(error: Exception, known: list[str]) -> str:
+    """An error of the parser as one line, with the nearest valid name where one was not recognised."""
+    text = " ".join(str(error).split())
+    text = text.replace("Problems parsing config:", f"--config: {_config_names()} is no YAML mapping of options:")
+    if missing := re.search(r"File does not exist: '(.+?)'", text):
+        path = Path(os.path.relpath(missing[1]))
+        folder = path.parent if path.parent.is_dir() else Path("configs")
+        return f"--config: '{path}' does not exist{did_you_mean(str(path), [str(p) for p in folder.glob('*.yaml')])}"
+    if union := re.search(UNION, text):
+        key, subtypes, value = union.groups()
+        listed = ", ".join(re.findall(r"Literal\[(.+?)\]", subtypes)).replace("'", "")
+        if listed:
+            choices = list(dict.fromkeys(listed.split(", ")))
+            return f"--{key}: {value!r} is not one of {', '.join(choices)}{did_you_mean(value, choices)}"
+        kinds = re.findall(r"<class '(\w+)'>", subtypes.replace("NoneType", "null"))
+        if len(kinds) == 1 + subtypes.count(", "):
+            return f"--{key}: {value!r} is no {' or '.join(kinds)}"
+    unknown = re.search(r"unrecognized arguments: (?:--)?(\S+)", text) or re.search(r"not accept option '(\S+?)'", text)
+    return text + did_you_mean(unknown[1].split("=")[0], known) if unknown else text
+
+
+def option_names() -> list[str]:
+    """Every option of `fit`, as `data.env`."""
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.add_lightning_class_args(VariationalActorCritic, "model")
+    parser.add_lightning_class_args(ReplayDataModule, "data")
+    names = [name for action in parser._actions for name in action.option_strings]
+    return [
+        name.removeprefix("--")
+        for name in [*names, "config", "ckpt_path", "name", "allow_overrides", "on_full_disk", "seed_everything"]
+    ]

@@ -1,0 +1,89 @@
+"""Checkpoints and configurations of earlier runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bayes_rl.errors import ConfigError, did_you_mean
+from bayes_rl.training.checkpoint_io import load_verified, manifest_of
+from bayes_rl.training.export import PLAYED, SUFFIX, is_export, read_export
+
+
+def _own_config(checkpoint: str) -> Path:
+    return Path(checkpoint).parent.parent / "config.yaml"
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # a name too long for any file, or with characters that none can have
+        return False
+
+
+def saved_trainer(checkpoint: str) -> dict[str, Any]:
+    """Options of the trainer in the configuration beside a checkpoint; none if it cannot be read."""
+    try:
+        saved = yaml.safe_load(_own_config(checkpoint).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    trainer = saved.get("trainer") if isinstance(saved, dict) else None
+    return trainer if isinstance(trainer, dict) else {}
+
+
+def find_checkpoint(path: str, directory: Path) -> str:
+    """The file that `path` names: itself, or the `last` or `best` of the newest run in `directory`, which may hold `*`.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if path in ("last", "best"):
+        root = Path(*directory.parts[: directory.parts.index("*")]) if "*" in directory.parts else directory
+        runs = f"{directory.relative_to(root)}/version_*/checkpoints"
+        found = sorted(root.glob(f"{runs}/{path}*.ckpt"), key=_last_written)
+        if not found:
+            other = {"last": "best", "best": "last"}[path]
+            hint = f"; nearest: {other!r}" if any(root.glob(f"{runs}/{other}*.ckpt")) else ""
+            raise ConfigError("ckpt_path", path, f"finds no checkpoint below {root}{hint}")
+        return str(found[-1])
+    if not _is_file(path):
+        folder = Path(path).parent
+        known = [str(p) for p in (folder.iterdir() if folder.is_dir() else Path("runs").glob("*/*/*/*.ckpt"))]
+        known = [name for name in known if name.endswith((".ckpt", SUFFIX))]
+        raise ConfigError("ckpt_path", path, f"does not exist{did_you_mean(path, known)}")
+    return path
+
+
+def _last_written(checkpoint: Path) -> float:
+    """When any checkpoint of the same run was written: the best one may be old."""
+    return max(file.stat().st_mtime for file in checkpoint.parent.glob("*.ckpt"))
+
+
+def saved_options(path: str, needed: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Options of `model` and `data` in an exported agent, or in a checkpoint that is what its manifest says; no code in
+    it is executed.
+
+    Args:
+        path: of the file; a checkpoint without a manifest is read all the same, with a printed note.
+        needed: options of the model that must be among them.
+
+    Raises:
+        ConfigError: if it is no checkpoint of this program, or not what was written.
+    """
+    exported = read_export(path) if is_export(path) else None
+    checkpoint, made_by = (exported, None) if exported else load_verified(Path(path))
+    try:
+        saved = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
+        for key in needed:
+            saved["model"][key]
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError("ckpt_path", path, f"is not a checkpoint of this program ({reason})") from None
+    if exported:  # how it was trained is for the reader
+        saved["data"] = {key: value for key, value in saved["data"].items() if key in PLAYED}
+    elif made_by is None:
+        print(f"{path} has no manifest {manifest_of(Path(path)).name}: whether it is whole cannot be verified")
+    return saved

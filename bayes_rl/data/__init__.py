@@ -1,0 +1,1 @@
+"""Replay, stream and data module."""

@@ -1,0 +1,170 @@
+"""Environments stepped together, and the seeds that name their episodes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+BoolArray = NDArray[np.bool_]
+
+
+UNSEEDED = -1
+
+
+@dataclass
+class ActionHistory:
+    """What was done to an environment since its last seeded reset: with that seed, it names the state.
+
+    Attributes:
+        actions: in order.
+        resets: numbers of actions before each unseeded reset, ascending.
+    """
+
+    actions: list[int] = field(default_factory=list)
+    resets: list[int] = field(default_factory=list)
+
+
+class Step(NamedTuple):
+    """What one agent step of every environment returned.
+
+    Attributes:
+        screens: newest screen of each, `[E, *screen_shape]`, of the environments' `screen_dtype`.
+        rewards: raw, summed over the frame skip, `[E]` float32.
+        terminated: `[E]` bool.
+        truncated: `[E]` bool.
+        lives: `[E]` int64, 0 where the game has none.
+    """
+
+    screens: NDArray[Any]
+    rewards: NDArray[np.float32]
+    terminated: BoolArray
+    truncated: BoolArray
+    lives: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class EnvSettings:
+    """Everything that decides what an episode of a given seed is.
+
+    Args:
+        env: Gymnasium id with discrete actions, or a short name of a bundled Atari game (`breakout`).
+        frame_skip: environment frames per agent step; the last two are max-pooled on Atari.
+        sticky_actions: probability in [0, 1) that the previous action is repeated (Machado et al. 2018).
+        crop: `[top, bottom, left, right]` of the 210 x 160 Atari screen to keep, in pixels, or None.
+        max_episode_frames: frames after which a game is truncated.
+        full_action_space: all 18 Atari actions instead of the game's own.
+        auto_fire: press FIRE at the start of a game and after each lost life (Atari games that have FIRE).
+        env_kwargs: keyword arguments of the environment's constructor; empty for Atari games.
+        screen_shape: of a screen that several games share; () leaves screens as they are.
+        places: where in it, along its first axis, each of the game's own planes or numbers stands; zeros elsewhere.
+        action_map: the game's own action for each action of the agent; () if they are the same.
+    """
+
+    env: str
+    frame_skip: int = 4
+    sticky_actions: float = 0.25
+    crop: tuple[int, int, int, int] | None = None
+    max_episode_frames: int = 108_000
+    full_action_space: bool = False
+    auto_fire: bool = False
+    env_kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
+    screen_shape: tuple[int, ...] = ()
+    places: tuple[int, ...] = ()
+    action_map: tuple[int, ...] = ()
+
+
+class VectorEnvs(ABC):
+    """E environments stepped together: `reset`, then `send` and `recv` in turn.
+
+    Attributes:
+        name: of the game, for messages.
+        num_envs: E.
+        num_actions: A.
+        screen_shape: of one screen, channels first for images.
+        screen_dtype: uint8 for images and binary planes, int32 for numbered states, float32 for vectors.
+        pixel_scale: what uint8 screens are divided by.
+        num_categories: n where a screen is one number in 0, ..., n - 1, shape `(1,)`; 0 where it is not.
+        steps_per_seed: where seeding is slow, least number of steps between two seeded resets of an environment.
+            In between, an environment whose episode ended begins the next one by itself at the next `send`, in
+            place of a step and whatever the action: the others need not wait. 0 where every reset is seeded.
+    """
+
+    name: str = ""
+    num_envs: int
+    num_actions: int
+    screen_shape: tuple[int, ...]
+    screen_dtype: np.dtype[Any]
+    pixel_scale: float = 255.0
+    num_categories: int = 0
+    steps_per_seed: int = 0
+
+    @abstractmethod
+    def reset(self, seeds: NDArray[np.int64], mask: BoolArray) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Start new episodes where `mask` `[E]` is set, with one seed for each; others stay as they are.
+
+        A seed of `UNSEEDED` goes on with the environment's own random numbers.
+
+        Returns:
+            Screens `[E, *screen_shape]` and lives `[E]`, both meaningful where `mask` is set.
+        """
+
+    @abstractmethod
+    def send(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Begin one agent step with `actions` `[E]`; returns the actions really handed to the games."""
+
+    @abstractmethod
+    def recv(self) -> Step:
+        """Wait for the step begun by `send`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free emulators and threads."""
+
+    def step(self, actions: NDArray[np.int64]) -> Step:
+        """`send`, then `recv`."""
+        self.send(actions)
+        return self.recv()
+
+    def restore(self, seeds: NDArray[np.int64], histories: Sequence[ActionHistory]) -> NDArray[Any]:
+        """Rebuild the state named by (seed, what was done since) of each environment.
+
+        Shorter histories start later, so that all end at the same step; until then their environments idle.
+
+        Returns:
+            The newest screens `[E, *screen_shape]`.
+        """
+        lengths = np.array([len(h.actions) for h in histories])
+        longest = int(lengths.max())
+        delay = longest - lengths
+        screens = np.zeros((self.num_envs, *self.screen_shape), self.screen_dtype)
+
+        def begin(mask: BoolArray, new_seeds: NDArray[np.int64]) -> None:
+            if mask.any():
+                screens[mask] = self.reset(new_seeds[mask], mask)[0][mask]
+
+        unseeded = np.full(self.num_envs, UNSEEDED)
+        resets = [set(h.resets) for h in histories]
+        over = np.zeros(self.num_envs, bool)
+        begin(np.ones(self.num_envs, bool), seeds)
+        for t in range(longest + 1):
+            begin((delay == t) & (t > 0), seeds)
+            due = np.array([t - d in r for r, d in zip(resets, delay, strict=True)])
+            # A game that idles, or that is not what it was, must not be stepped beyond its end either.
+            begin(due | (over & (delay != t) & (t < longest)), unseeded)
+            if t == longest:
+                break
+            now = [h.actions[t - d] if t >= d else 0 for h, d in zip(histories, delay, strict=True)]
+            result = self.step(np.array(now, np.int64))
+            screens[:] = result.screens
+            over = result.terminated | result.truncated
+        return screens
+
+
+def episode_seed(seed: int, rank: int, env: int, episode: int) -> int:
+    """The seed that names an episode: a 31-bit hash of (run seed, rank, environment index, episode number)."""
+    return int(np.random.SeedSequence([seed, rank, env, episode]).generate_state(1)[0] >> 1)

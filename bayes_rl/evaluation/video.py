@@ -1,0 +1,106 @@
+"""Videos of whole games, with the estimated value of each action beside the game."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from bayes_rl.envs.base import EnvSettings
+from bayes_rl.envs.kinds import action_names
+from bayes_rl.evaluation.games import Game
+from bayes_rl.evaluation.rendering import render_game
+from bayes_rl.types import ValueEstimate
+
+PANEL_WIDTH = 200  # pixels
+
+
+GREY, WHITE, CHOSEN, SPREAD = (110, 110, 110), (230, 230, 230), (80, 160, 255), (255, 200, 60)
+
+
+class Panel:
+    """Draws Q(s, .) of one state: a bar to the mean of each action, a whisker of one standard deviation over posterior
+    draws either side, the chosen action in colour. One scale for the whole game.
+
+    Args:
+        names: of the actions.
+        judgements: of the whole game.
+        height: of the picture, in pixels.
+    """
+
+    def __init__(self, names: list[str], estimates: list[ValueEstimate], height: int) -> None:
+        self.names, self.height = names, height
+        lows = torch.stack([j.q_mean - j.q_std for j in estimates]).min()
+        highs = torch.stack([j.q_mean + j.q_std for j in estimates]).max()
+        self.low, self.high = min(0.0, float(lows)), max(0.0, float(highs)) or 1e-6
+        self.label = 8 + 6 * max(len(name) for name in names)
+
+    def _x(self, value: float) -> float:
+        span = PANEL_WIDTH - self.label - 8
+        return self.label + span * (value - self.low) / (self.high - self.low)
+
+    def draw(self, estimate: ValueEstimate, action: int) -> NDArray[np.uint8]:
+        """`[height, PANEL_WIDTH, 3]`."""
+        image = Image.new("RGB", (PANEL_WIDTH, self.height))
+        pen = ImageDraw.Draw(image)
+        value, spread = float(estimate.q_mean[action]), float(estimate.q_std[action])
+        pen.text((4, 2), f"Q {value:.2f} +- {spread:.2f}", fill=WHITE)
+        row = (self.height - 20) / len(self.names)
+        for index, name in enumerate(self.names):
+            middle = 20 + row * (index + 0.5)
+            mean, std = float(estimate.q_mean[index]), float(estimate.q_std[index])
+            colour = CHOSEN if index == action else GREY
+            if row >= 10:
+                pen.text((4, middle - 6), name, fill=WHITE if index == action else GREY)
+            thick = min(5.0, 0.35 * row)
+            left, right = sorted((self._x(0), self._x(mean)))
+            pen.rectangle((left, middle - thick, right, middle + thick), fill=colour)
+            pen.line((self._x(mean - std), middle, self._x(mean + std), middle), fill=SPREAD, width=2)
+        return np.asarray(image)
+
+
+def frames_with_panel(settings: EnvSettings, game: Game) -> Iterator[NDArray[np.uint8]]:
+    """The pictures of a game `[H, W, 3]`, what the agent thinks of each state beside it if it was asked at each."""
+    if len(game.estimates) != len(game.actions):
+        yield from render_game(settings, game)
+        return
+    names = action_names(settings, len(game.estimates[0].q_mean))
+    panel: Panel | None = None
+    for step, picture in enumerate(render_game(settings, game)):
+        panel = panel or Panel(names, game.estimates, len(picture))
+        step = min(step, len(game.actions) - 1)  # the last screen has no action any more
+        yield np.concatenate([picture, panel.draw(game.estimates[step], game.actions[step])], 1)
+
+
+def write_video(settings: EnvSettings, game: Game, directory: Path, fps: int) -> Path:
+    """Write a whole game, one picture per agent step at `fps`; mp4 if moviepy is installed, else GIF."""
+    directory.mkdir(parents=True, exist_ok=True)
+    stem = directory / f"seed{game.seed}_score{game.score:g}"
+    try:
+        from moviepy import ImageSequenceClip
+    except ImportError:
+        frames = [Image.fromarray(p).quantize(32, dither=Image.Dither.NONE) for p in frames_with_panel(settings, game)]
+        path = stem.with_name(stem.name + ".gif")
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=10 * max(2, round(100 / fps)), loop=0)
+        return path
+    path = stem.with_name(stem.name + ".mp4")
+    clip = ImageSequenceClip(list(frames_with_panel(settings, game)), fps=fps)
+    clip.write_videofile(str(path), logger=None, audio=False)
+    return path
+
+
+def play_in_window(settings: EnvSettings, game: Game, fps: int) -> None:
+    """Show a game in a window at `fps` pictures per second (needs a display)."""
+    import matplotlib.pyplot as plt
+
+    image = None
+    for picture in frames_with_panel(settings, game):
+        image = image or plt.imshow(picture)
+        image.set_data(picture)
+        plt.axis("off")
+        plt.pause(1 / fps)
+    plt.close()

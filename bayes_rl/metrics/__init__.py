@@ -1,0 +1,1 @@
+"""Metrics of returns, calibration, uncertainty and continual learning."""

@@ -1,0 +1,53 @@
+"""torchmetrics of play: scores of whole games, human-normalised, robustly averaged."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+def interquartile_mean(values: Tensor) -> Tensor:
+    """Mean of the middle half of `values` `[M]`, a scalar: the IQM of Agarwal et al. (2021, arXiv:2108.13264).
+
+    floor(M / 4) values are cut from either end, as `scipy.stats.trim_mean(values, 0.25)` does.
+    """
+    cut = len(values) // 4
+    return values.sort().values[cut : len(values) - cut].mean()
+
+
+class EpisodeReturns(Metric):
+    """Raw returns of whole games: `games`, `games_cut`, `return_mean`, `return_median`, `return_iqm`, `return_min`,
+    `return_max`, `length_mean` (frames), gathered over all ranks.
+    """
+
+    full_state_update = False
+    returns: list[Tensor]
+    lengths: list[Tensor]
+    cut: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("returns", [], dist_reduce_fx="cat")
+        self.add_state("lengths", [], dist_reduce_fx="cat")
+        self.add_state("cut", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, returns: Tensor, lengths: Tensor, cut: Tensor | None = None) -> None:
+        """Add games: `returns` `[M]` raw, `lengths` `[M]` in frames, `cut` `[M]` 1 where one ended early."""
+        self.returns.append(returns)
+        self.lengths.append(lengths)
+        self.cut += 0 if cut is None else cut.sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        returns = torch.cat(list(self.returns)) if isinstance(self.returns, list) else self.returns
+        lengths = torch.cat(list(self.lengths)) if isinstance(self.lengths, list) else self.lengths
+        return {
+            "games": torch.tensor(float(len(returns))),
+            "games_cut": self.cut.clone(),
+            "return_mean": returns.mean(),
+            "return_median": returns.quantile(0.5),
+            "return_iqm": interquartile_mean(returns),
+            "return_min": returns.min(),
+            "return_max": returns.max(),
+            "length_mean": lengths.mean(),
+        }

@@ -1,0 +1,305 @@
+"""The twin of two actor-critic pairs on one of the encoders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from bayes_rl.bayes.draws import Draws, WeightMode, every_member, index_size
+from bayes_rl.bayes.kl import bayesian_layers, joint_kl
+from bayes_rl.bayes.layers import BayesLayer, PosteriorParameters, joint_parameters
+from bayes_rl.bayes.likelihoods import Likelihood
+from bayes_rl.bayes.ops import joined_linear
+from bayes_rl.bayes.settings import PosteriorSettings
+from bayes_rl.errors import check
+from bayes_rl.networks.encoders import build_encoder
+from bayes_rl.networks.layer_factory import LayerFactory, TaskAffine, apply, channels_last
+from bayes_rl.networks.prior_functions import PriorFunction
+
+GAIN = re.compile(r"\.(?:gain|shift)\.(\d+)$")  # of which task
+
+
+class TwinOutput(NamedTuple):
+    """What both pairs say of a batch of observations; pair first, then (given `Draws`) draw.
+
+    Attributes:
+        action_logits: `[2, (D,) B, A]` float32.
+        raw: parameters of the likelihood of a return, `[2, (D,) B, A, n]` float32, without the prior function.
+        q_values: `[2, (D,) B, A]` float32, in (clipped) return units, prior function included.
+        prior: value of the prior function, `[(D,) B, A]`, or None without one.
+        heads: the posterior of all heads together, as evaluated; None where they have none, or one each.
+        found: layers whose divergence was found on the way, with their posteriors.
+    """
+
+    action_logits: Tensor
+    raw: Tensor
+    q_values: Tensor
+    prior: Tensor | None = None
+    heads: PosteriorParameters | None = None
+    found: Sequence[tuple[BayesLayer, PosteriorParameters]] = ()
+
+    def mean_action_probs(self) -> Tensor:
+        """The acting policy: the mean of both actors (and of all draws), `[B, A]`, rows summing to 1."""
+        probs = self.action_logits.softmax(-1)
+        return probs.flatten(0, -3).mean(0)
+
+    def mean_q_values(self) -> Tensor:
+        """The mean of both critics (and of all draws), `[B, A]`."""
+        return self.q_values.flatten(0, -3).mean(0)
+
+
+@dataclass(frozen=True)
+class TwinSettings:
+    """Everything that decides what the networks are.
+
+    Args:
+        encoder: name of the encoder.
+        observation_shape: of one observation, channels first for images.
+        num_actions: A.
+        hidden_dim: width of the encoder's projection.
+        shared_trunk: one encoder for all four networks, trained by the critics alone; otherwise each actor
+            and each critic has its own, as in the original.
+        layers: which layers are Bayesian, and how.
+        prior_scale: standard deviation of the prior function in return units, 0 for none.
+        pixel_scale: uint8 observations are divided by it (255 for screens, 1 for binary planes).
+
+    Raises:
+        ConfigError: a prior function without an index to depend on.
+    """
+
+    encoder: str
+    observation_shape: tuple[int, ...]
+    num_actions: int
+    hidden_dim: int
+    shared_trunk: bool
+    layers: LayerFactory
+    prior_scale: float = 0.0
+    pixel_scale: float = 255.0
+
+    def __post_init__(self) -> None:
+        check(self.prior_scale >= 0, "model.prior_scale", self.prior_scale, "must be zero or positive")
+        indexed = index_size(self.layers.settings) > 0 and self.layers.bayesian != "none"
+        rule = "needs draws that can make up for it: --model.posterior members or low_rank, with Bayesian layers"
+        check(indexed or not self.prior_scale, "model.prior_scale", self.prior_scale, rule)
+
+
+class TwinActorCritic(nn.Module):
+    """Two actor-critic pairs: action logits, and parameters of the likelihood of every action's return, from each.
+
+    Args:
+        settings: what to build.
+        likelihood: what the critics' outputs mean.
+    """
+
+    def __init__(self, settings: TwinSettings, likelihood: Likelihood) -> None:
+        super().__init__()
+        s = settings
+        self.settings, self.shared_trunk, self.likelihood = s, s.shared_trunk, likelihood
+        # Order: actor 0, actor 1, critic 0, critic 1; or one for all.
+        self.trunks = nn.ModuleList(
+            build_encoder(s.encoder, s.observation_shape, s.hidden_dim, s.layers)
+            for _ in range(1 if s.shared_trunk else 4)
+        )
+        width: int = self.trunks[0].out_features  # type: ignore[assignment]
+        count = 2 * (s.layers.num_tasks if s.layers.conditioning == "heads" else 1)  # pairs of task 0, of task 1, ...
+        self.actors = nn.ModuleList(s.layers.output(width, s.num_actions) for _ in range(count))
+        outputs = s.num_actions * likelihood.outputs
+        self.critics = nn.ModuleList(s.layers.output(width, outputs) for _ in range(count))
+        self._found: list[tuple[BayesLayer, PosteriorParameters]] = []  # by the forward pass under way
+        for name, layer in bayesian_layers(self).items():
+            layer.key, layer.found = name, self._found
+        arguments = (s.encoder, s.observation_shape, s.num_actions, s.hidden_dim, s.prior_scale, s.layers)
+        self.prior = PriorFunction(*arguments) if s.prior_scale else None
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._layers: dict[tuple[int, ...], list[BayesLayer]] = {}
+        self._parameters_without_loss: dict[frozenset[tuple[int, int]], list[nn.Parameter]] = {}
+        self._gained = [module for module in self.modules() if isinstance(module, TaskAffine)]
+
+    @property
+    def posterior(self) -> PosteriorSettings:
+        """Settings of the Bayesian layers."""
+        return self.settings.layers.settings
+
+    def draw_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Key to weight shape of every Bayesian layer."""
+        return {name: tuple(layer.weight_log_var.shape) for name, layer in bayesian_layers(self).items()}
+
+    def heads_of(self, pair: int, task: int = 0) -> tuple[nn.Module, nn.Module]:
+        """Actor and critic head of a pair."""
+        return self.actors[self._head(pair, task)], self.critics[self._head(pair, task)]
+
+    def networks(self, pairs: Sequence[int], task: int = 0) -> nn.ModuleList:
+        """Trunks and heads of the given pairs (0, 1)."""
+        trunks = [self.trunks[0]] if self.shared_trunk else [self.trunks[i + j] for i in pairs for j in (0, 2)]
+        return nn.ModuleList([*trunks, *(head for i in pairs for head in self.heads_of(i, task))])
+
+    def parameters_without_loss(self, learning: Iterable[tuple[int, int]]) -> list[nn.Parameter]:
+        """What has no part in the losses of these (pair, task): other pairs' networks, other tasks' heads and gains."""
+        key = frozenset(learning)
+        if key not in self._parameters_without_loss:
+            tasks = {task for _, task in key}
+            named = [pair for p, task in key for pair in self.networks([p], task).named_parameters()]
+            own = {id(p) for name, p in named if not (match := GAIN.search(name)) or int(match[1]) in tasks}
+            own |= {id(p) for p in self.likelihood.parameters()}
+            self._parameters_without_loss[key] = [p for p in self.parameters() if id(p) not in own]
+        return self._parameters_without_loss[key]
+
+    def kl_divergence(self, pairs: Sequence[int] = (0, 1), output: TwinOutput | None = None, task: int = 0) -> Tensor:
+        """KL(q || prior) of the given pairs' Bayesian layers, in nats.
+
+        Args:
+            pairs: 0, 1 or both.
+            output: of present weights, for what it has found already: computing it twice is slow.
+            task: whose heads.
+        """
+        heads = None if output is None or len(pairs) < 2 else output.heads
+        key = (*pairs, task, heads is not None)
+        kept = {} if torch.compiler.is_compiling() else self._layers  # capture, which walks the tree once, keeps none
+        if key not in kept:  # walking the tree takes as long as the sum itself
+            own = bayesian_layers(self.networks(pairs, task)).values()
+            kept[key] = [x for x in own if heads is None or not x.key.startswith(("actors", "critics"))]
+        found = {} if output is None else {layer.key: moments for layer, moments in output.found}
+        known = [(layer, found[layer.key]) for layer in kept[key] if layer.key in found]
+        known += [] if heads is None else [(cast(BayesLayer, self.actors[0]), heads)]
+        rest = [layer for layer in kept[key] if layer.key not in found]
+        device = self.device if output is None else output.raw.device
+        return joint_kl(rest, known) if rest or known else torch.zeros((), device=device)
+
+    def become_prior(self, task: int = 0) -> None:
+        """The posterior of what a task has trained becomes the prior; heads of tasks to come keep theirs."""
+        for layer in bayesian_layers(self.networks((0, 1), task)).values():
+            layer.become_prior()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.parameters()).device
+
+    def critic_prefixes(self, pair: int, task: int = 0) -> tuple[str, str]:
+        """Names of critic `pair`'s trunk and head, as prefixes of parameter names."""
+        return f"trunks.{0 if self.shared_trunk else 2 + pair}.", f"critics.{self._head(pair, task)}."
+
+    def actor_prefixes(self, pair: int, task: int = 0) -> tuple[str, str]:
+        """Likewise of actor `pair`."""
+        return f"trunks.{0 if self.shared_trunk else pair}.", f"actors.{self._head(pair, task)}."
+
+    def _head(self, pair: int, task: int) -> int:
+        return 2 * task + pair if len(self.actors) > 2 else pair
+
+    def set_task(self, task: int) -> None:
+        """Use the gains and biases of this task from now on."""
+        for module in self._gained:
+            module.task = task
+
+    def critic(self, pair: int, prepared: Tensor, task: int = 0) -> Tensor:
+        """Outputs of one critic alone, from mean weights and an observation out of `prepare`: `[B, A, n]` float32."""
+        self.set_task(task)
+        trunk = self.trunks[0 if self.shared_trunk else 2 + pair]
+        return self.heads_of(pair, task)[1](trunk(prepared)).unflatten(-1, (self.settings.num_actions, -1))
+
+    def actor(self, pair: int, prepared: Tensor, task: int = 0) -> Tensor:
+        """Logits of one actor alone, likewise: `[B, A]`. Unlike in `forward`, gradients reach a shared trunk."""
+        self.set_task(task)
+        trunk = self.trunks[0 if self.shared_trunk else pair]
+        return self.heads_of(pair, task)[0](trunk(prepared))
+
+    def prepare(self, observation: Tensor, weights: WeightMode = "mean") -> Tensor:
+        """Observation `[B, ...]` as the encoders take it: pixels scaled to [0, 1], channels last in memory.
+
+        Arrays come out floating, integers of a discrete observation stay what they are.
+        """
+        images = observation.ndim == 4 + isinstance(weights, Draws)
+        if images and isinstance(weights, Draws):
+            return self.prepare(observation.flatten(0, 1)).unflatten(0, observation.shape[:2])
+        if observation.dtype == torch.uint8:
+            device = observation.device.type
+            # Rearranged as bytes, of which there are fewer; under autocast straight to its type, exact for pixels.
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+            rearranged = channels_last(observation) if images else observation
+            return rearranged.to(dtype).mul_(1.0 / self.settings.pixel_scale)
+        return observation.contiguous(memory_format=torch.channels_last) if images else observation
+
+    def forward(self, observation: Tensor, weights: WeightMode = "mean", task: int = 0) -> TwinOutput:
+        """Evaluate both pairs; with a shared trunk the actors' gradient stops there.
+
+        Args:
+            observation: `[B, *observation_shape]`; with `Draws`, `[D or 1, B, *observation_shape]`.
+            weights: how to treat weight distributions. The `mean` of a mixture of members is taken of what they say,
+                not of their weights.
+            task: number of the task that the observations come from.
+        """
+        self.set_task(task)
+        if weights == "mean" and self.posterior.posterior == "members" and self._any_bayesian():
+            output = self(observation[None], every_member(self.posterior, observation.device), task)
+            probs = output.action_logits.softmax(-1).mean(1)
+            prior = None if output.prior is None else output.prior.mean(0)
+            return TwinOutput(probs.log(), output.raw.mean(1), output.q_values.mean(1), prior)
+        x = self.prepare(observation, weights)
+        if self.shared_trunk:
+            features = [apply(self.trunks[0], x, weights)] * 4
+            features[:2] = [features[0].detach()] * 2
+        else:
+            features = [apply(trunk, x, weights) for trunk in self.trunks]
+        prior = self.prior(x, weights.index) if self.prior is not None and isinstance(weights, Draws) else None
+        # Heads stay in float32: eight bits of mantissa are too few to tell neighbouring actions apart.
+        with torch.autocast(x.device.type, enabled=False):
+            logits, raw, heads = self._heads([f.float() for f in features], weights, task)
+            raw = raw.unflatten(-1, (self.settings.num_actions, self.likelihood.outputs))
+            q_values = self.likelihood.value(raw)
+        q_values = q_values if prior is None else q_values + prior
+        found, self._found[:] = tuple(self._found), []
+        return TwinOutput(logits, raw, q_values, prior, heads, found)
+
+    def policy(self, observation: Tensor, task: int = 0) -> Tensor:
+        """The acting policy of mean weights, `[B, A]`: that of `forward`, without the critics' part of the work.
+
+        Args:
+            observation: `[B, *observation_shape]`.
+            task: number of the task that the observations come from.
+        """
+        if self.posterior.posterior == "members" and self._any_bayesian():  # whose mean is that of their policies
+            return self(observation, task=task).mean_action_probs()
+        self.set_task(task)
+        x = self.prepare(observation)
+        features = [apply(trunk, x, "mean") for trunk in self.trunks[: 1 if self.shared_trunk else 2]]
+        with torch.autocast(x.device.type, enabled=False):
+            logits = [self.heads_of(pair, task)[0](features[pair % len(features)].float()) for pair in range(2)]
+            return torch.stack(logits).softmax(-1).mean(0)
+
+    def _any_bayesian(self) -> bool:
+        return self.settings.layers.bayesian != "none"
+
+    def _heads(
+        self, features: list[Tensor], weights: WeightMode, task: int
+    ) -> tuple[Tensor, Tensor, PosteriorParameters | None]:
+        """Outputs of the actors and of the critics, pair first, and the heads' posterior if they have one together.
+
+        On one trunk's features all heads are one layer: many small operations take longer than few.
+        """
+        (actor, critic), (other_actor, other_critic) = (self.heads_of(pair, task) for pair in range(2))
+        heads: list[Any] = [actor, other_actor, critic, other_critic]
+        plain = isinstance(actor, nn.Linear)
+        if not self.shared_trunk or (plain and isinstance(weights, Draws)):
+            each = [apply(head, f, weights) for head, f in zip(heads, features, strict=True)]
+            outputs = [torch.stack(each[:2]), torch.stack(each[2:])]
+            if isinstance(weights, Draws):
+                outputs = [y.expand(2, weights.size, *y.shape[2:]) for y in outputs]
+            return outputs[0], outputs[1], None
+        actors = 2 * self.settings.num_actions  # their gradient stops at the features, the critics' does not
+        blocked = actors if torch.is_grad_enabled() else 0
+        if plain:
+            posterior = None
+            output = joined_linear(features[-1], [h.weight for h in heads], [h.bias for h in heads], blocked)
+        else:
+            posterior = joint_parameters(heads, weights)
+            output = heads[0].evaluate(features[-1], weights, posterior, blocked)
+        outputs = output.split([actors, output.shape[-1] - actors], -1)
+        logits, raw = (y.unflatten(-1, (2, -1)).movedim(-2, 0) for y in outputs)
+        return logits, raw, posterior

@@ -1,0 +1,155 @@
+"""Encoders from observations to features; every layer of them can be Bayesian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from bayes_rl.bayes.draws import Draws, WeightMode
+from bayes_rl.errors import ConfigError, check, check_choice
+from bayes_rl.networks.layer_factory import BayesianModule, LayerFactory, apply
+
+
+class Encoder(BayesianModule):
+    """Observation `[B, *observation_shape]` to features `[B, out_features]`; with `Draws` both have one more axis, in
+    front, of length D (or 1 where nothing differs between draws).
+    """
+
+    out_features: int
+
+
+def _flat_size(layers: nn.Module, shape: tuple[int, ...], key: str) -> int:
+    """Features that `layers` makes of one observation of `shape`; names the encoder if the observation is too small."""
+    try:
+        with torch.no_grad():
+            return apply(layers, torch.zeros(1, *shape), "mean").flatten(1).shape[1]
+    except RuntimeError:
+        raise ConfigError("model.encoder", key, f"does not fit observations of shape {list(shape)}") from None
+
+
+def _flatten(x: Tensor, weights: WeightMode) -> Tensor:
+    return x.flatten(2 if isinstance(weights, Draws) else 1)
+
+
+class PlainEncoder(Encoder):
+    """Any stack of layers, flattened, then linear -> LayerNorm -> ReLU."""
+
+    def __init__(self, stack: nn.Module, flat_size: int, hidden_dim: int, layers: LayerFactory) -> None:
+        super().__init__()
+        self.layers = stack
+        self.project = layers.linear(flat_size, hidden_dim)
+        self.norm, self.rectifier = nn.LayerNorm(hidden_dim), layers.rectifier()
+        self.out_features = hidden_dim
+
+    def forward(self, x: Tensor, weights: WeightMode = "mean") -> Tensor:
+        features = _flatten(apply(self.layers, x, weights), weights)
+        return self.rectifier(self.norm(apply(self.project, features, weights)))
+
+
+def nature(shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> Encoder:
+    """The three convolutions of Mnih et al. (2015), with a LayerNorm after the projection."""
+    stack = nn.Sequential(
+        layers.conv(shape[0], 32, 8, 4),
+        layers.rectifier(),
+        layers.conv(32, 64, 4, 2),
+        layers.rectifier(),
+        layers.conv(64, 64, 3),
+        layers.rectifier(),
+    )
+    return PlainEncoder(stack, _flat_size(stack, shape, "nature"), hidden_dim, layers)
+
+
+class ResidualBlock(BayesianModule):
+    """x + conv(relu(conv(relu(x)))), 3 x 3, same size."""
+
+    def __init__(self, channels: int, layers: LayerFactory) -> None:
+        super().__init__()
+        self.rectifier, self.inner_rectifier = layers.rectifier(inplace=False), layers.rectifier()
+        self.first = layers.conv(channels, channels, 3, padding=1)
+        self.second = layers.conv(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, weights: WeightMode = "mean") -> Tensor:
+        inner = apply(self.first, self.rectifier(x), weights)
+        return x + apply(self.second, apply(self.inner_rectifier, inner, weights), weights)
+
+
+def impala(shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> Encoder:
+    """The residual network of IMPALA (Espeholt et al. 2018): 16, 32, 32 channels, two blocks each."""
+    stack: list[nn.Module] = []
+    channels = shape[0]
+    for width in (16, 32, 32):
+        stack += [layers.conv(channels, width, 3, padding=1), nn.MaxPool2d(3, 2, 1)]
+        stack += [ResidualBlock(width, layers), ResidualBlock(width, layers)]
+        channels = width
+    whole = nn.Sequential(*stack, layers.rectifier())
+    return PlainEncoder(whole, _flat_size(whole, shape, "impala"), hidden_dim, layers)
+
+
+def minatar(shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> Encoder:
+    """One 3x3 convolution with 16 channels, as in the MinAtar paper (Young and Tian 2019)."""
+    stack = nn.Sequential(layers.conv(shape[0], 16, 3), layers.rectifier())
+    return PlainEncoder(stack, _flat_size(stack, shape, "minatar"), hidden_dim, layers)
+
+
+def mlp(shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> Encoder:
+    """Two layers for vector and integer observations (or anything, flattened)."""
+    flat = [] if layers.categories else [nn.Flatten()]
+    stack = nn.Sequential(*flat, layers.first(shape, hidden_dim), nn.LayerNorm(hidden_dim), layers.rectifier())
+    return PlainEncoder(stack, hidden_dim, hidden_dim, layers)
+
+
+class PseudoResNet(Encoder):
+    """The original system's trunk: an early block skips to the classifier; its linear layers count among the heads.
+
+    With `hidden_dim` 1024 and 84 x 84 input its sizes are those of SEED's table: 64 x 19 x 19, 256 x 17 x 17,
+    a pooled skip of 4096 and a pooled third block of 9216 features, two Bayesian layers to 1024 each.
+
+    Deviation: group normalisation over all channels stands where the original has batch normalisation, whose
+    batch statistics make acting depend on the other environments.
+    """
+
+    def __init__(self, shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> None:
+        super().__init__()
+        self.block1 = nn.Sequential(
+            layers.conv(shape[0], 64, 8, 2), nn.GroupNorm(1, 64), layers.rectifier(), nn.MaxPool2d(2)
+        )
+        self.block2 = nn.Sequential(layers.conv(64, 256, 3), nn.GroupNorm(1, 256))
+        self.block3 = nn.Sequential(layers.conv(256, 1024, 3), nn.GroupNorm(1, 1024), nn.MaxPool2d(4))
+        self.pool = nn.MaxPool2d(4)
+        early = nn.Sequential(self.block1, self.block2)
+        skip_size = _flat_size(nn.Sequential(early, self.pool), shape, "pseudo_resnet")
+        deep_size = _flat_size(nn.Sequential(early, self.block3), shape, "pseudo_resnet")
+        self.skip = layers.linear(skip_size, hidden_dim, head=True)
+        self.deep = layers.linear(deep_size, hidden_dim, head=True)
+        self.out_features = 2 * hidden_dim
+
+    def forward(self, x: Tensor, weights: WeightMode = "mean") -> Tensor:
+        early = apply(self.block2, apply(self.block1, x, weights), weights)
+        skip = apply(self.skip, _flatten(apply(self.pool, early, weights), weights), weights)
+        deep = torch.sigmoid(apply(self.deep, _flatten(apply(self.block3, early, weights), weights), weights))
+        return torch.cat([skip, deep], dim=-1)
+
+
+Builder = Callable[[tuple[int, ...], int, LayerFactory], Encoder]
+
+
+ENCODERS: dict[str, Builder] = {
+    "pseudo_resnet": PseudoResNet,
+    "nature": nature,
+    "impala": impala,
+    "minatar": minatar,
+    "mlp": mlp,
+}
+
+
+def build_encoder(encoder: str, observation_shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> Encoder:
+    """The encoder called `encoder`, for observations of `observation_shape` (channels first)."""
+    check_choice("model.encoder", encoder, ENCODERS)
+    check(hidden_dim > 0, "model.hidden_dim", hidden_dim, "must be a positive number of features")
+    if encoder != "mlp" and len(observation_shape) != 3:
+        raise ConfigError(
+            "model.encoder", encoder, f"needs images, got shape {list(observation_shape)}; nearest: 'mlp'"
+        )
+    return ENCODERS[encoder](tuple(observation_shape), hidden_dim, layers)

@@ -1,0 +1,150 @@
+"""Factory of layers: plain or Bayesian ones, with or without gains for each task."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from bayes_rl.bayes.draws import Draws, WeightMode
+from bayes_rl.bayes.layers import BayesConv2d, BayesLayer, BayesLinear, linear
+from bayes_rl.bayes.settings import PosteriorSettings
+from bayes_rl.errors import check, check_choice
+
+BAYESIAN = ("heads", "trunk", "all", "none")
+
+
+ACTIVATIONS = ("relu", "leaky_relu")
+
+
+LEAK = 0.2  # slope of a leaky rectifier below zero
+
+
+FEW_PLANES = 8  # more are rearranged faster by torch's own copy
+
+
+class BayesianModule(nn.Module):
+    """A module whose `forward(x, weights)` hands `weights` on to the Bayesian layers inside."""
+
+
+def apply(module: nn.Module, x: Tensor, weights: WeightMode) -> Tensor:
+    """Pass `x` through any module, plain layers once for all draws."""
+    if isinstance(module, nn.Sequential):
+        for part in module:
+            x = apply(part, x, weights)
+        return x
+    if isinstance(module, BayesLayer | BayesianModule):
+        return module(x, weights)
+    if isinstance(weights, Draws):
+        return module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    return module(x)
+
+
+class OneHotLinear(nn.Linear):
+    """Linear layer on the one-hot vector of an integer `[..., 1]`: a table of features, each of unit variance."""
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class TaskAffine(BayesianModule):
+    """A layer whose outputs have a gain and a bias of their own for each task (Kirkpatrick et al. 2017).
+
+    Args:
+        layer: any.
+        features: outputs, or channels of its outputs.
+        num_tasks: T.
+        dimensions: axes behind the channels.
+
+    Attributes:
+        task: whose gains and biases are used.
+    """
+
+    def __init__(self, layer: nn.Module, features: int, num_tasks: int, dimensions: int = 0) -> None:
+        super().__init__()
+        shape = (features, *[1] * dimensions)
+        self.layer, self.task = layer, 0
+        # Tensors of their own, not rows of one: those of other tasks have no gradient, so that no momentum moves them.
+        self.gain = nn.ParameterList(torch.ones(shape) for _ in range(num_tasks))
+        self.shift = nn.ParameterList(torch.zeros(shape) for _ in range(num_tasks))
+
+    def forward(self, x: Tensor, weights: WeightMode = "mean") -> Tensor:
+        return apply(self.layer, x, weights) * self.gain[self.task] + self.shift[self.task]
+
+
+@dataclass(frozen=True)
+class LayerFactory:
+    """Makes layers, Bayesian ones where `bayesian` says so.
+
+    Args:
+        settings: of the Bayesian layers.
+        bayesian: which are: the output `heads`, the `trunk` below them, `all` or `none`.
+        categories: number of values of an integer observation, 0 if observations are arrays.
+        num_tasks: T.
+        conditioning: what is told of the task: `none`, `gains` of every layer of the trunk, or `heads`.
+        activation: `relu`, or `leaky_relu`, whose inactive units still have a derivative: the Fisher information of
+            a weight into a unit that is off would be 0, and nothing would keep a later task from switching it on.
+    """
+
+    settings: PosteriorSettings
+    bayesian: str = "heads"
+    categories: int = 0
+    num_tasks: int = 1
+    conditioning: str = "none"
+    activation: str = "relu"
+
+    def __post_init__(self) -> None:
+        check_choice("model.bayesian", self.bayesian, BAYESIAN)
+        check_choice("model.activation", self.activation, ACTIVATIONS)
+
+    def rectifier(self, inplace: bool = True) -> nn.Module:
+        """The nonlinearity; `inplace` where what goes in is not needed again: what a layer or a norm returns is not.
+
+        Never for draws of whole networks, whose layers return views: autograd copies a view that is written to.
+        """
+        inplace = inplace and self.settings.posterior == "mean_field"
+        return nn.ReLU(inplace) if self.activation == "relu" else nn.LeakyReLU(LEAK, inplace)
+
+    def linear(self, in_features: int, out_features: int, head: bool = False) -> nn.Module:
+        """A linear layer of the trunk; Bayesian with the heads if it counts among them."""
+        return self._gained(self.output(in_features, out_features, head), out_features)
+
+    def output(self, in_features: int, out_features: int, head: bool = True) -> nn.Module:
+        """A linear layer of the heads, which has no gains."""
+        if self.bayesian in ("all", "heads" if head else "trunk"):
+            return BayesLinear(in_features, out_features, self.settings)
+        return nn.Linear(in_features, out_features)
+
+    def _gained(self, layer: nn.Module, features: int, dimensions: int = 0) -> nn.Module:
+        return TaskAffine(layer, features, self.num_tasks, dimensions) if self.conditioning == "gains" else layer
+
+    def conv(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0
+    ) -> nn.Module:
+        """A convolution, part of the trunk."""
+        shape = (in_channels, out_channels, kernel_size, stride, padding)
+        layer = BayesConv2d(*shape, self.settings) if self.bayesian in ("all", "trunk") else nn.Conv2d(*shape)
+        return self._gained(layer, out_channels, 2)
+
+    def first(self, shape: tuple[int, ...], out_features: int) -> nn.Module:
+        """The first layer of an MLP: on flattened arrays, or on the one-hot vector of an integer."""
+        if not self.categories:
+            return self.linear(math.prod(shape), out_features)
+        check(shape == (1,), "data.frame_stack", shape[0], "must be 1 where observations are single integers")
+        if self.bayesian in ("all", "trunk"):
+            scale = replace(self.settings, init_scale=self.settings.init_scale * math.sqrt(self.categories))
+            return self._gained(BayesLinear(self.categories, out_features, scale), out_features)
+        return self._gained(OneHotLinear(self.categories, out_features), out_features)
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """Bytes `[B, C, H, W]` with channels last in memory; plane by plane, which for a few of them is twice as fast."""
+    if images.shape[1] > FEW_PLANES:
+        return images.contiguous(memory_format=torch.channels_last)
+    return torch.stack(images.unbind(1), -1).permute(0, 3, 1, 2)

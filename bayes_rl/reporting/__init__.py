@@ -1,0 +1,1 @@
+"""Curves, tables and reports of runs."""

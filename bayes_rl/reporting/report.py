@@ -1,0 +1,192 @@
+"""Compares agents that learned several tasks in turn: `python -m bayes_rl.report RUN... [--output DIR]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from bayes_rl.errors import did_you_mean
+from bayes_rl.metrics import continual
+from bayes_rl.metrics.atari_scores import RANDOM_AND_HUMAN
+from bayes_rl.reporting.figures import draw_curves, draw_matrices, score_table, summary_table
+from bayes_rl.reporting.runs import ReportError, Run, read_file, read_run
+
+
+def check_runs(runs: Sequence[Run], singles: Sequence[Run], allow_incomplete: bool) -> list[str]:
+    """Warnings about runs that are not finished; ReportError unless the runs can be compared."""
+    if not runs:
+        raise ReportError("none of the runs has data.tasks: there is no sequence of tasks to report")
+    first, warnings = runs[0], []
+    for run in runs:
+        for name in ("tasks", "cycles", "frames_per_task"):
+            ours, theirs = getattr(run, name), getattr(first, name)
+            if ours != theirs:
+                raise ReportError(f"{run.path}: data.{name} {ours} differs from {theirs} of {first.path}")
+        finished = [row is not None for row in run.ends()[1:]]
+        if not all(finished):
+            warnings.append(f"{run.path}: {sum(finished)} of {len(finished)} visits are finished")
+            if not allow_incomplete:
+                raise ReportError(f"{warnings[-1]}; train on, or give --allow_incomplete")
+    for run in singles:
+        if run.tasks[0] not in first.tasks:
+            known = f"{', '.join(first.tasks)}{did_you_mean(run.tasks[0], first.tasks)}"
+            raise ReportError(f"{run.path}: data.env {run.tasks[0]!r} is none of the tasks {known}")
+        if not run.frames[-1] > first.frames_per_task - first.epoch_frames / 2:
+            raise ReportError(
+                f"{run.path}: its {run.frames[-1]:,.0f} frames are fewer than a visit's {first.frames_per_task:,}"
+            )
+    return warnings
+
+
+def label_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs by method, the label naming those settings in which runs of one method differ."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        same = [other for other in runs if other.method == run.method]
+        told = [f"{k} {v}" for k, v in run.settings.items() if any(o.settings.get(k) != v for o in same)]
+        groups.setdefault(", ".join(["fine-tuning" if run.method == "none" else run.method, *told]), []).append(run)
+    return groups
+
+
+def find_bounds(
+    task: str, kind: str, references: Mapping[str, Any], singles: Sequence[Run], runs: Sequence[Run] = ()
+) -> tuple[float, float]:
+    """The raw scores of a task that count as 0 (of single-task references: untrained) and 1; ReportError if none."""
+    give = f'give --references FILE.json with {{"{task}": [random, reference]}}'
+    alone = [run for run in singles if run.tasks == [task]]
+    pair = RANDOM_AND_HUMAN.get(task) if kind == "human" else references.get(task)
+    if kind == "reference" and task not in references and alone:
+        before = [run.scores[0, 0] for run in alone if run.frames[0] == 0]
+        before = before or [run.scores[0, run.tasks.index(task)] for run in runs if run.frames[0] == 0]
+        low = np.mean(before) if before else 0.0
+        pair = [float(low), float(np.mean([run.scores[-1, 0] for run in alone]))]
+    if pair is None:
+        raise ReportError(f"{task}: no {kind} score is known; {give}, or a single-task run of it")
+    numbers = isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(x, int | float) for x in pair)
+    if not (numbers and -math.inf < pair[0] < pair[1] < math.inf):
+        raise ReportError(f"{task}: {pair!r} is no random score and a higher {kind} score; {give}")
+    return float(pair[0]), float(pair[1])
+
+
+def transfer(run: Run, task: int, alone: Sequence[Run], low: float, high: float) -> Tensor:
+    """Forward transfer of a task in its first visit, given the runs that learned it `alone`; NaN if it is not known."""
+    start, end = run.switches()[task : task + 2]
+    if None in run.ends()[max(task, 1) : task + 2] or not alone:
+        return torch.tensor(math.nan, dtype=torch.float64)
+
+    def area(of: Run, column: int, start: float, end: float) -> Tensor:
+        frames, scores = of.frames, of.scores[:, column]
+        if frames[0] > 0:  # frame 0 was not validated: random play
+            frames, scores = np.append(0.0, frames), np.append(low, scores)
+        normalised = continual.normalise(torch.from_numpy(scores), low, high)
+        return continual.area_under_curve(torch.from_numpy(frames), normalised, start, end)
+
+    reference = torch.stack([area(other, 0, 0.0, end - start) for other in alone]).mean()
+    return continual.forward_transfer(area(run, task, start, end), reference)
+
+
+def measure(runs: Sequence[Run], bounds: Tensor, alone: Sequence[Sequence[Run]]) -> dict[str, Tensor]:
+    """What the columns of the summary average: `[N, M]` by column, for N runs of one method and M tasks or cells.
+
+    `bounds` `[2, T]` holds the raw scores that count as 0 and as 1, `alone` the single-task runs of each task.
+    """
+    visits = [*range(len(runs[0].tasks))] * runs[0].cycles
+    since = continual.visits_since_own(visits)
+    scale = torch.from_numpy(
+        np.fmax.reduce(np.abs(np.concatenate([run.scores for run in runs])))
+    )  # of all seeds, as in CORA
+    columns: dict[str, list[Tensor]] = {}
+    for run in runs:
+        raw = run.matrix()
+        scores = continual.normalise(raw, *bounds)
+        values = {
+            "average performance": scores[-1],
+            "IQM": scores[-1],
+            "new tasks": continual.own_scores(scores, visits, first=True),
+            "forgetting": continual.forgetting(scores, visits),
+            "backward transfer": continual.backward_transfer(scores, visits),
+            "forward transfer": torch.stack([transfer(run, i, alone[i], *bounds[:, i].tolist()) for i in set(visits)]),
+            "isolated forgetting": continual.isolated_forgetting(raw, visits, scale)[since > 0],
+            "zero-shot transfer": continual.zero_shot_transfer(raw, visits, scale)[since < 0],
+        }
+        for name, value in values.items():
+            columns.setdefault(name, []).append(value)
+    return {name: torch.stack(values) for name, values in columns.items()}
+
+
+def compare(runs: Sequence[Run], singles: Sequence[Run], bounds: Tensor, kind: str) -> tuple[str, dict[str, Figure]]:
+    """The report in Markdown and its figures by file name; `kind` says what `bounds` `[2, T]`, scores 0 and 1, are."""
+    groups, tasks = label_runs(runs), runs[0].tasks
+    alone = [[run for run in singles if run.tasks == [task]] for task in tasks]
+    raw = {label: torch.stack([run.matrix() for run in group]) for label, group in groups.items()}
+    names = {run: label for label, group in groups.items() for run in group}
+    names |= {run: f"{run.tasks[0]} alone" for run in singles}
+    paragraphs = (
+        f"# {len(tasks)} tasks in turn, {runs[0].cycles} x {runs[0].frames_per_task:,} frames each",
+        summary_table({label: measure(group, bounds, alone) for label, group in groups.items()}),
+        f"Normalised scores: 0 is random or untrained play, 1 the {kind} score. "
+        "Intervals: 95 %, stratified bootstrap over seeds.",
+        score_table(raw, tasks, bounds),
+        "\n".join(f"* `{r.path}`: {name}, seed {r.seed}, {r.frames[-1]:,.0f} frames" for r, name in names.items()),
+    )
+    curves = {label: [(run.frames, run.scores) for run in group] for label, group in groups.items()}
+    references = [[(run.frames, run.scores) for run in group] for group in alone]
+    schedule = max(runs, key=lambda run: float(run.frames[-1])).switches()
+    means = {label: continual.normalise(scores, *bounds).nanmean(0).numpy() for label, scores in raw.items()}
+    return "\n\n".join(paragraphs) + "\n", {
+        "curves.png": draw_curves(curves, references, tasks, schedule),
+        "matrix.png": draw_matrices(means, tasks),
+    }
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"report: error: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the runs on the command line, and write `report.md`, `curves.png` and `matrix.png`."""
+    parser = _Parser("report", description=__doc__, allow_abbrev=False)
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="directory with config.yaml and metrics.npy")
+    parser.add_argument("--output", metavar="DIR", type=Path, default=Path("report"))
+    parser.add_argument("--references", metavar="FILE", type=Path, help="JSON: {task: [random, reference]}")
+    parser.add_argument("--normalise", choices=("human", "reference"), help="what counts as 1")
+    parser.add_argument("--allow_incomplete", action="store_true", help="report runs that are not finished")
+    options = parser.parse_args(arguments)
+    try:
+        every = [read_run(path) for path in dict.fromkeys(options.runs)]
+        runs, singles = [run for run in every if run.cycles], [run for run in every if not run.cycles]
+        warnings = check_runs(runs, singles, options.allow_incomplete)
+        file = options.references
+        references = read_file(file, lambda file: json.loads(file.read_bytes())) if file else {}
+        if not isinstance(references, dict):
+            raise ReportError(f"{file} must be {{task: [random, reference]}}, got {references!r}")
+        if references and not set(references) & set(runs[0].tasks):
+            raise ReportError(f"{file} names none of the tasks {', '.join(runs[0].tasks)}")
+        kind = options.normalise or ("reference" if references or singles else "human")
+        bounds = [find_bounds(task, kind, references, singles, runs) for task in runs[0].tasks]
+        text, figures = compare(runs, singles, torch.tensor(bounds, dtype=torch.float64).T, kind)
+        text += "".join(f"* warning: {warning}\n" for warning in warnings)
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "report.md").write_text(text, encoding="utf-8")
+        for name, figure in figures.items():
+            figure.savefig(options.output / name, dpi=120)
+    except (ReportError, OSError) as error:
+        parser.error(str(error))
+    for warning in warnings:
+        print(f"report: warning: {warning}", file=sys.stderr)
+    print(text, *(options.output / name for name in ("report.md", *figures)), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

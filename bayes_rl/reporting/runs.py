@@ -1,0 +1,143 @@
+"""Runs over one or several tasks, as their directories tell of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from bayes_rl.envs.shared_spaces import task_name
+from bayes_rl.errors import did_you_mean
+from bayes_rl.reporting.figures import Floats
+
+LINKED = ("game", "observation_shape", "num_actions", "pixel_scale", "num_categories", "num_tasks", "consolidation")
+
+
+KEEPING = ("ewc_lambda", "protect", "fisher", "fisher_samples", "fisher_norm", "online_decay")
+
+
+class ReportError(ValueError):
+    """Input that cannot be reported. Its text is one line that names the file, the key or the value."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run directory.
+
+    Attributes:
+        path, seed: the directory, and its `seed_everything`.
+        tasks: short names of the tasks, `[T]`; a single-task run has one.
+        cycles: how often the tasks are visited in turn; 0 for a single-task run.
+        frames_per_task, epoch_frames: frames planned for a visit, 0 if `cycles` is, and between two validations.
+        method: what protects old tasks: `none`, `ewc`, `online_ewc` or `vcl`.
+        settings: what may tell two runs of one method apart.
+        frames, visit: environment frames and visit (-1 before training) at each validation, `[P]`.
+        scores: raw score of each task at each validation, `[P, T]`.
+    """
+
+    path: Path
+    seed: object
+    tasks: list[str]
+    cycles: int
+    frames_per_task: int
+    epoch_frames: int
+    method: str
+    settings: dict[str, object]
+    frames: Floats
+    visit: Floats
+    scores: Floats
+
+    def ends(self) -> list[int | None]:
+        """Row of the validation before training and after each visit, `[V + 1]`; None where a visit is not finished."""
+        found = [np.flatnonzero(self.visit == visit) for visit in range(-1, len(self.tasks) * self.cycles)]
+        ends = [int(rows[-1]) if len(rows) else None for rows in found]
+        latest = int(self.visit.max()) + 1
+        if 0 < latest < len(found):  # no later visit shows that this one went to its end
+            trained = float(np.ptp(self.frames[found[latest]])) + self.epoch_frames
+            ends[latest] = ends[latest] if trained > self.frames_per_task - self.epoch_frames / 2 else None
+        return ends
+
+    def matrix(self) -> Tensor:
+        """Raw scores `[V + 1, T]` float64: row 0 before training, row v + 1 after visit v; NaN where there is none."""
+        nothing = np.full(len(self.tasks), np.nan)
+        return torch.from_numpy(np.stack([nothing if row is None else self.scores[row] for row in self.ends()]))
+
+    def switches(self) -> list[float]:
+        """Frames at the start of training and after each visit, `[V + 1]`; as planned where one is not finished."""
+        start, *ends = self.ends()
+        frames = [0.0 if start is None else float(self.frames[start])]
+        for row in ends:
+            frames.append(frames[-1] + self.frames_per_task if row is None else float(self.frames[row]))
+        return frames
+
+
+def read_file(file: Path, read: Callable[[Path], Any]) -> Any:
+    """What `read` makes of a file; ReportError if it is not there or not of its kind."""
+    try:
+        return read(file)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        text = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ReportError(f"{file}: {text}") from error
+
+
+def read_run(path: Path) -> Run:
+    """Read `config.yaml` and `metrics.npy` of a run directory; ReportError if they are not what a run writes."""
+    if not path.is_dir():
+        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ReportError(f"{path} is no directory{did_you_mean(path.name, beside)}")
+    config = read_file(path / "config.yaml", lambda file: yaml.safe_load(file.read_bytes()))
+    rows = read_file(path / "metrics.npy", lambda file: np.lib.format.open_memmap(file, mode="r"))  # no pickle
+
+    def setting(key: str, kind: type, default: object = None) -> Any:
+        value = config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        value = default if value is None else value
+        if not isinstance(value, kind) or (kind is int and isinstance(value, int) and value < 1):
+            wanted = "a positive int" if kind is int else f"a {kind.__name__}"
+            raise ReportError(f"{path / 'config.yaml'}: {key} must be {wanted}, got {value!r}")
+        return value
+
+    def column(name: str) -> Floats:
+        names = rows.dtype.names or ()
+        if name not in names or rows.ndim != 1 or len(rows) == 0:
+            raise ReportError(
+                f"{path / 'metrics.npy'} has no validations in a column {name!r}{did_you_mean(name, names)}"
+            )
+        return np.array(rows[name], np.float64)
+
+    envs = setting("data.tasks", list, [])
+    several = len(envs) > 1
+    tasks = [task_name(str(env)) for env in envs or [setting("data.env", str)]]
+    if len(set(tasks)) < len(tasks):
+        raise ReportError(f"{path / 'config.yaml'}: data.tasks {tasks} names a task twice")
+    method = setting("model.consolidation", str, "none")
+    # Everything that can make runs of one method differ, but for what follows from the tasks.
+    chosen: dict[str, object] = {
+        key: str(value) for key, value in setting("model", dict, {}).items() if key not in LINKED
+    }
+    if method == "none":
+        chosen = {key: value for key, value in chosen.items() if key not in KEEPING}
+    chosen |= {key: str(setting(f"data.{key}", object, "none")) for key in ("task_conditioning", "keep_replays")}
+    frames, visit = column("frames"), column("visit") if several else np.zeros(len(rows))
+    if not ((np.diff(frames) > 0).all() and np.isfinite(visit).all()):
+        raise ReportError(f"{path / 'metrics.npy'}: frames must increase, and visit be a number")
+    return Run(
+        path=path,
+        seed=setting("seed_everything", object, "unknown"),
+        tasks=tasks,
+        cycles=setting("data.cycles", int) if several else 0,
+        frames_per_task=setting("data.frames_per_task", int) if several else 0,
+        epoch_frames=setting("data.frames_per_epoch", int) * setting("trainer.check_val_every_n_epoch", int, 1),
+        method=method,
+        settings=chosen,
+        frames=frames,
+        visit=visit,
+        scores=np.stack([column(f"{task}/return_mean" if several else "return_mean") for task in tasks], axis=1),
+    )

@@ -1,0 +1,59 @@
+"""Closing table of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def score_table(
+    game: str, tasks: Sequence[str], sticky_actions: float, scores: dict[str, float], files: dict[str, str]
+) -> str:
+    """Return the closing table of a run: scores of whole games, then the files of the run, one per line.
+
+    Args:
+        game: name of the game.
+        tasks: names of the tasks, empty unless there are several.
+        sticky_actions: probability that an action is repeated.
+        scores: metrics of whole games by name, each with the prefix `TASK/` if there are several tasks.
+        files: label to path.
+    """
+    keys = (
+        "games",
+        "games_cut",
+        "return_mean",
+        "return_median",
+        "return_iqm",
+        "return_min",
+        "return_max",
+        "human_normalised",
+        "return_rmse",
+        "coverage_50",
+        "coverage_90",
+        "calibration_error",
+        "epistemic_std",
+        "greedy_disagreement",
+    )
+    names = (
+        *("games", "cut when idle", "mean", "median", "IQM", "min", "max", "human-normalised"),
+        *("error of values", "in 50 % interval", "in 90 % interval", "calibration error"),
+        *("std of Q", "draws disagree"),
+    )
+    prefixes = [f"{task}/" for task in tasks] or [""]
+    title = f"{'tasks' if tasks else game}: raw scores of whole greedy games"
+    lines = [f"{title}, sticky actions {sticky_actions:g}"]
+    if tasks:
+        lines.append(f"  {'':<18}" + "".join(f"{task[-20:]:>22}" for task in tasks))
+    for key, name in zip(keys, names, strict=True):
+        values = [scores.get(f"{prefix}{key}", np.nan) for prefix in prefixes]
+        if not all(np.isnan(values)):  # nothing to say: not a number
+            cells = ["-" if np.isnan(value) else f"{value:.2f}" for value in values]
+            lines.append(f"  {name:<18}" + "".join(f"{cell:>{22 if tasks else 10}}" for cell in cells))
+    return "\n".join([*lines, *(f"{name:<16}{path}" for name, path in files.items())])
+
+
+def as_scores(metrics: Any, stage: str) -> dict[str, float]:
+    """The metrics of a stage (`val`, `test`) as plain floats, without its prefix."""
+    return {k.removeprefix(f"{stage}/"): float(v) for k, v in metrics.items() if k.startswith(f"{stage}/")}

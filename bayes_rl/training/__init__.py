@@ -1,0 +1,1 @@
+"""Callbacks, checkpoints and exported agents."""

@@ -1,0 +1,41 @@
+"""Callback that writes the stack trace of an error that ends a run."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from bayes_rl.envs.monitored import FailedEnvError
+from bayes_rl.errors import RunError
+
+
+class ErrorLog(Callback):
+    """Writes the whole stack trace of what ended a run to `error.log`, and says where that and the state are.
+
+    If an environment failed in training, what was learned until then is saved to `checkpoints/error.ckpt`. A run goes
+    on from there with new games: the old ones would fail again.
+
+    Args:
+        directory: of the run.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if not isinstance(exception, RunError):
+            return
+        path = self.directory / "error.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(traceback.format_exception(exception)), encoding="utf-8")
+        exception.remark = f"; {self._state(trainer, exception)}, the stack trace is in {path}"
+
+    def _state(self, trainer: pl.Trainer, exception: RunError) -> str:
+        last, saved = (self.directory / "checkpoints" / f"{name}.ckpt" for name in ("last", "error"))
+        if isinstance(exception, FailedEnvError) and trainer.training and trainer.global_step:
+            trainer.save_checkpoint(saved)
+            return f"go on with new games by --ckpt_path {saved} --data.refill_replay true"
+        return f"{last} is from before" if last.is_file() else "no checkpoint was saved yet"

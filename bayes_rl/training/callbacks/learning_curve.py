@@ -1,0 +1,50 @@
+"""Callback that keeps the learning curve."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from bayes_rl.reporting.learning_curve import write_curve
+from bayes_rl.training.checkpoint_io import FULL
+from bayes_rl.training.run_directory import _data, run_directory
+
+
+class LearningCurve(Callback):
+    """Keeps every validation, and writes `metrics.npy` and `learning_curve.png` into the run's directory.
+
+    Of several tasks rows also say which `visit` was trained, -1 for a validation before any.
+
+    The history is part of the checkpoint, so a resumed run draws the whole curve.
+    """
+
+    def __init__(self) -> None:
+        self.history: list[dict[str, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = list(state_dict["history"])
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        data = _data(trainer)
+        several = data.num_tasks > 1
+        before = trainer.sanity_checking
+        if trainer.state.fn != "fit" or (before and (not several or data.stream.frames)):
+            return
+        row = {k[4:]: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        row["frames"] = float(data.stream.frames)
+        if several:
+            row["visit"] = -1.0 if before else float(data.visit)
+        self.history = [r for r in self.history if r["frames"] < row["frames"]] + [row]
+        if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+            try:
+                write_curve(self.history, data.game, run_directory(trainer), data.curriculum.names if several else ())
+            except OSError as error:  # drawn again after the next validation; the checkpoint decides on stopping
+                if error.errno not in FULL:
+                    raise
+                print("no room on the disk for the learning curve", file=sys.stderr, flush=True)

@@ -1,0 +1,93 @@
+"""Progress bar in environment frames."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ProgressBar
+from tqdm.auto import tqdm
+
+from bayes_rl.training.run_directory import _data
+
+
+class FrameProgress(ProgressBar):
+    """One bar for the whole run, in environment frames: rate, time left, epsilon, latest return and score.
+
+    Args:
+        refresh_seconds: least time between two redraws, in seconds.
+    """
+
+    def __init__(self, refresh_seconds: float = 0.5) -> None:
+        super().__init__()
+        self.refresh_seconds = refresh_seconds
+        self._bar: Any = None
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        data = _data(trainer)
+        epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
+        visits = 1 + data.curriculum.visit(epochs - 1) if epochs else 1
+        prefill = visits * data.min_replay_size * data.settings.frame_skip
+        total = prefill + epochs * data.frames_per_epoch if epochs else None
+        self._bar = tqdm(
+            total=total,
+            initial=min(data.stream.frames, total or data.stream.frames),
+            unit="frame",
+            unit_scale=True,
+            mininterval=self.refresh_seconds,
+            disable=not self._enabled,
+            dynamic_ncols=True,
+            file=sys.stdout,
+            desc=data.game,
+        )
+        self._drawn = time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        if time.monotonic() - self._drawn < self.refresh_seconds:
+            return
+        self._drawn = time.monotonic()
+        stream = _data(trainer).stream
+        data = _data(trainer)
+        if data.num_tasks > 1:
+            self._bar.set_description(f"{data.game} ({data.visit + 1} of {data.curriculum.visits})", refresh=False)
+        status = {"epsilon": f"{stream.epsilon:.2f}"}
+        if stream.recent_returns:
+            status["return"] = f"{np.mean(stream.recent_returns):.1f}"
+        score = trainer.callback_metrics.get("val/return_mean")
+        if score is not None:
+            status["score"] = f"{float(score):.1f}"
+        self._bar.set_postfix(status, refresh=False)
+        self._bar.update(max(0, min(stream.frames, self._bar.total or stream.frames) - self._bar.n))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn != "fit" or self._bar is None:
+            return
+        scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        data = _data(trainer)
+        line = f"{data.stream.frames:>10,} frames: "
+        if data.num_tasks > 1:
+            played = [(name, scores.get(f"val/{name}/return_mean")) for name in data.curriculum.names]
+            self._bar.write(line + ", ".join(f"{name} {score:.1f}" for name, score in played if score is not None))
+            return
+        line += f"score {scores['val/return_mean']:.1f} over {scores['val/games']:.0f} games"
+        self._bar.write(f"{line} (median {scores['val/return_median']:.1f}, IQM {scores['val/return_iqm']:.1f})")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,39 @@
+"""Callback that logs the counters of the stream."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from bayes_rl.training.run_directory import _data
+
+
+class StreamMetrics(Callback):
+    """Logs what the stream knows: returns in training, epsilon, frames per second, counters, step sizes."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._mark = (time.monotonic(), _data(trainer).stream.frames)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not every or trainer.global_step % every:
+            return
+        stream = _data(trainer).stream
+        now, frames = time.monotonic(), stream.frames
+        values = {
+            "time/fps": (frames - self._mark[1]) / max(now - self._mark[0], 1e-9),
+            "train/epsilon": stream.epsilon,
+            "train/episodes": float(stream.finished_episodes),
+            "train/agent_steps": float(stream.agent_steps),
+            "train/updates": float(stream.updates),
+        }
+        self._mark = (now, frames)
+        if stream.recent_returns:
+            values["train/return_mean"] = float(np.mean(stream.recent_returns))
+        for group in trainer.optimizers[0].param_groups:
+            values[f"lr/{group['name']}"] = group["lr"]
+        pl_module.log_dict(values)

@@ -1,0 +1,51 @@
+"""Callback that writes predicted games as videos."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from bayes_rl.agent.player import Player
+from bayes_rl.data.datamodule import ReplayDataModule
+from bayes_rl.errors import ConfigError
+from bayes_rl.evaluation.video import play_in_window, write_video
+from bayes_rl.training.run_directory import run_directory
+
+
+class VideoWriter(Callback):
+    """`predict`: writes every game as a GIF (mp4 with the `video` extra), and shows it if `--data.render human`."""
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find out that there is no display before any game is played."""
+        import matplotlib
+
+        windowless = matplotlib.get_backend().lower() in ("agg", "pdf", "svg", "ps")
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if data.render == "human" and windowless:
+            raise ConfigError("data.render", "human", "needs a display; leave it out and open the video instead")
+
+    def on_predict_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, ReplayDataModule)
+        directory = run_directory(trainer) / "videos"
+        for game in outputs:
+            path = write_video(batch.settings, game, directory, data.fps)
+            print(f"seed {game.seed}: score {game.score:g} in {game.frames:,} frames, {path}", flush=True)
+            if data.render == "human":
+                play_in_window(batch.settings, game, data.fps)
+
+
+def record_game(data: ReplayDataModule, agent: Player, task: int, run: Path) -> str:
+    """Path of the video of one game of a task, or why there is none."""
+    games = data.games("predict", 1, task)
+    game = games.play(partial(agent.act, task=task))[0]
+    try:
+        return str(write_video(games.settings, game, run / "videos", data.fps))
+    except ConfigError as error:  # the package that draws this environment is not installed
+        return f"none ({error})"

@@ -1,0 +1,308 @@
+"""Trained agents as safetensors files, weights and settings only: `python -m bayes_rl.export CKPT OUT.safetensors`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import types
+import typing
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import metadata as packages
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_origin
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from bayes_rl.agent.module import VariationalActorCritic
+from bayes_rl.data.datamodule import ReplayDataModule
+from bayes_rl.errors import ConfigError
+
+SUFFIX = ".safetensors"
+
+
+FORMAT = "bayes_rl agent, version 1"
+
+
+SETTINGS = {"hyper_parameters": VariationalActorCritic, "datamodule_hyper_parameters": ReplayDataModule}
+"""Entries of the header, JSON each, and whose arguments they hold."""
+
+
+PLAYED = {
+    *("env", "env_kwargs", "tasks", "task_conditioning", "frame_stack", "frame_skip", "sticky_actions", "crop"),
+    *("max_episode_frames", "full_action_space", "auto_fire", "life_loss", "reward_clip", "gamma", "seed"),
+    *("eval_games", "eval_idle_frames"),
+}
+"""Data options that decide how an agent is played; the others say how it was trained, and are for the reader."""
+
+
+PRIORS = (".prior_mean", ".prior_precision")  # of vcl: what learning starts from, and playing has no use for
+
+
+LARGEST = 2**31 - 1  # no other number of anything is larger
+
+
+MOST = {"eval_games": 10**6, "frame_stack": 1024, "seed": 2**32 - 1}
+
+
+class ExportError(ConfigError):
+    """A file that cannot be exported, read or written. Its text is one line that names the file."""
+
+    def __init__(self, path: object, problem: str) -> None:
+        super().__init__("ckpt_path", str(path), problem)
+        self.line = f"{str(path)!r} {problem}"
+
+
+def is_export(path: str | Path) -> bool:
+    """Whether a path names an exported agent, by its suffix."""
+    return Path(path).suffix == SUFFIX
+
+
+# ------------------------------------------------------------------ reading
+def read_export(path: str | Path) -> dict[str, Any]:
+    """An exported agent, as a Lightning checkpoint of it has it; nothing in the file is executed.
+
+    Returns:
+        `state_dict`, `hyper_parameters`, `datamodule_hyper_parameters`, `frames`, and versions by package, as
+        `pytorch-lightning_version`.
+
+    Raises:
+        ExportError: if it is no whole and sound agent of this program.
+    """
+    if not Path(path).is_file():
+        raise ExportError(path, "does not exist")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a handle, no mapping)
+        return _understand(header, state)
+    except Exception as error:
+        raise ExportError(path, f"is not an exported agent of this program ({_reason(error)})") from None
+
+
+def load_weights(agent: VariationalActorCritic, export: Mapping[str, Any], path: str | Path) -> None:
+    """Make `agent` play as an export read from `path`; what only learning needs begins anew.
+
+    Raises:
+        ExportError: if the agent has other networks.
+    """
+    try:
+        _check_tensors(export["state_dict"], _played(agent.state_dict()))
+    except ValueError as error:
+        raise ExportError(path, f"is another agent ({_reason(error)})") from None
+    agent.load_state_dict(export["state_dict"], strict=False)
+    if agent.target_twin is not None:
+        agent.target_twin.load_state_dict(agent.twin.state_dict())
+    agent.frames = export["frames"]
+
+
+def load_agent(path: str | Path) -> VariationalActorCritic:
+    """An exported agent, ready to play: `load_agent("breakout.safetensors").act(observations)`.
+
+    Raises:
+        ExportError: if the file is no exported agent.
+    """
+    export = read_export(path)
+    agent = VariationalActorCritic(**export["hyper_parameters"])
+    load_weights(agent, export, path)
+    return agent.eval()
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, on one line that no terminal misunderstands."""
+    text = f"{error} is missing" if isinstance(error, KeyError) else str(error) or type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))[:300]
+
+
+def _understand(header: Mapping[str, str], state: dict[str, Tensor]) -> dict[str, Any]:
+    """What `read_export` returns; some exception if anything is not as it should be."""
+    if header.get("format") != FORMAT:
+        raise ValueError(f"its format is {header.get('format')!r}, not {FORMAT!r}")
+    settings = {entry: _read_settings(header[entry], of) for entry, of in SETTINGS.items()}
+    _check_tensors(state, _skeleton(settings["hyper_parameters"], state))
+    frames = _typed(json.loads(header["frames"]), int, 2**63)
+    versions = {key: text for key, text in header.items() if key.endswith("_version")}
+    return {"state_dict": state, **settings, "frames": frames, **versions}
+
+
+def _read_settings(text: str, of: type) -> dict[str, Any]:
+    values, hints = json.loads(text), typing.get_type_hints(of.__init__)  # type: ignore[misc]
+    if not isinstance(values, dict):
+        raise ValueError(f"the settings of {of.__name__} are no mapping")
+    for key, value in values.items():
+        if key not in hints:
+            raise ValueError(f"{of.__name__} knows no setting {key!r}")
+        try:
+            values[key] = _typed(value, hints[key], MOST.get(key, LARGEST))
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+    return values
+
+
+def _typed(value: Any, hint: Any, largest: int = LARGEST) -> Any:
+    """A value out of JSON as the type `hint` has it; ValueError if it is of another."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind is types.UnionType:
+        kind, inner = next(((get_origin(x) or x, get_args(x)) for x in inner if _fits(value, x)), (None, ()))
+    elif kind is Any:
+        kind, inner = type(value), (str, Any) if isinstance(value, dict) else (Any,)
+    if not _fits(value, kind):
+        raise ValueError(f"{str(value)[:40]!r} is not {hint if get_args(hint) else hint.__name__}")
+    if kind is int and not (-largest if hint is Any else 0) <= value <= largest:
+        raise ValueError(f"{str(value)[:40]} is out of range")
+    if kind is dict:
+        if "class_path" in value:  # the parser of the command line would take it for an object to make
+            raise ValueError("class_path is no argument of an environment")
+        return {key: _typed(item, inner[-1], largest) for key, item in value.items()}
+    if kind in (list, tuple):
+        each = [inner[0]] * len(value) if kind is list or inner[-1] is Ellipsis else inner
+        return kind(_typed(item, part, largest) for item, part in zip(value, each, strict=True))
+    return float(value) if kind is float else value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether JSON makes such a value of the type."""
+    kind = get_origin(hint) or hint
+    known = {float: (int, float), tuple: (list, tuple)}.get(kind, kind)
+    return kind is not None and isinstance(value, known) and (kind is bool or not isinstance(value, bool))
+
+
+def _played(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The part of an agent's state that playing needs: the twin, and the fitted intervals of returns."""
+    return {k: v for k, v in state.items() if k.startswith(("twin.", "scores.")) and not k.endswith(PRIORS)}
+
+
+def _skeleton(settings: dict[str, Any], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors without storage, as an agent of these settings has them."""
+    if settings.get("num_tasks", 1) > len(state):
+        raise ValueError(f"its {len(state)} tensors are too few for {settings['num_tasks']} tasks")
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+        return _played(VariationalActorCritic(**settings).state_dict())
+
+
+def _check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """ValueError unless names and shapes agree, and types do as far as no digit would be lost."""
+    if missing := sorted(expected.keys() - state.keys()):
+        raise ValueError(f"{missing[0]} is missing")
+    if extra := sorted(state.keys() - expected.keys()):
+        raise ValueError(f"{extra[0]!r} is no part of such an agent")
+    for name, tensor in state.items():
+        ours = expected[name]
+        if tensor.shape != ours.shape:
+            raise ValueError(f"{name} has shape {list(tensor.shape)}, not {list(ours.shape)}")
+        same_kind = tensor.is_floating_point() == ours.is_floating_point()
+        if not same_kind or torch.promote_types(tensor.dtype, ours.dtype) != ours.dtype:
+            raise ValueError(f"{name} is {tensor.dtype}, not {ours.dtype}")
+
+
+# ------------------------------------------------------------------ writing
+def export_agent(
+    checkpoint: str | Path, output: str | Path, average: bool = False, overwrite: bool = False
+) -> dict[str, Any]:
+    """Write what playing needs of a checkpoint: weights and settings; no replay, optimizer or random state.
+
+    Args:
+        checkpoint: of this program.
+        output: the file to write, called `*.safetensors`; it appears whole or not at all.
+        average: take the moving average of the weights (`--model.target ema`) in the newest ones' place. Intervals
+            of returns, which were fitted to the newest, are left out.
+        overwrite: replace `output` if it exists.
+
+    Returns:
+        The export, as `read_export` reads it.
+
+    Raises:
+        ExportError: naming the file that cannot be read or written.
+    """
+    output = Path(output)
+    if output.suffix != SUFFIX:
+        raise ExportError(output, f"must end in {SUFFIX}")
+    if not output.parent.is_dir():
+        raise ExportError(output, "cannot be written: its directory does not exist")
+    if output.exists() and not (overwrite and output.is_file()):
+        raise ExportError(output, "exists; give --overwrite to replace it" if output.is_file() else "is no file")
+    if not Path(checkpoint).is_file():
+        raise ExportError(checkpoint, "does not exist")
+    try:
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        header, state = _header(saved, average), _weights(saved["state_dict"], average)
+        export = _understand(header, state)
+    except Exception as error:
+        raise ExportError(checkpoint, f"cannot be exported ({_reason(error)})") from None
+    _write(output, save(state, header))
+    return export
+
+
+def _weights(state: Mapping[str, Tensor], average: bool) -> dict[str, Tensor]:
+    if average:
+        averaged = {k.removeprefix("target_"): v for k, v in state.items() if k.startswith("target_twin.")}
+        if not averaged:
+            raise ValueError("it holds no moving average; drop --average")
+        state = {**state, **averaged}
+        state |= {k: torch.full_like(v, torch.nan) for k, v in state.items() if k.endswith(".return_fit")}
+    # Copies of their own: kernels lie channels last in memory, and the format knows one layout only.
+    return {k: v.clone(memory_format=torch.contiguous_format) for k, v in _played(state).items()}
+
+
+def _header(saved: Mapping[str, Any], average: bool) -> dict[str, str]:
+    given = {entry: {k: v for k, v in saved[entry].items() if not k.startswith("_")} for entry in SETTINGS}
+    try:
+        own = packages.version("bayes_rl")
+    except packages.PackageNotFoundError:  # run from its source
+        own = "unknown"
+    return {
+        "format": FORMAT,
+        "frames": str(saved["frames"]),
+        "average": json.dumps(average),
+        "bayes_rl_version": own,
+        "torch_version": torch.__version__,
+        "pytorch-lightning_version": str(saved["pytorch-lightning_version"]),
+        **{entry: json.dumps(values) for entry, values in given.items()},
+    }
+
+
+def _write(output: Path, content: bytes) -> None:
+    """Write under another name first: a file that has its own name is whole."""
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, output)
+    except OSError as error:
+        raise ExportError(output, f"cannot be written: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"bayes_rl.export: error: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Export the agent of a checkpoint, and say what is in the file."""
+    parser = _Parser("bayes_rl.export", description=__doc__, allow_abbrev=False)
+    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="checkpoint of a run")
+    parser.add_argument("output", metavar="OUT.safetensors", type=Path, help="file to write")
+    parser.add_argument("--average", action="store_true", help="the moving average of the weights, not the newest")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT.safetensors")
+    options = parser.parse_args(arguments)
+    try:
+        export = export_agent(options.checkpoint, options.output, options.average, options.overwrite)
+    except (ExportError, OSError) as error:
+        parser.error(error.line if isinstance(error, ExportError) else str(error))
+    game, size = export["hyper_parameters"].get("game"), options.output.stat().st_size
+    print(f"{options.output}: {game}, {export['frames']:,} frames, {size:,} bytes")
+    print(f"play it with: python cli.py validate --ckpt_path {options.output}")
+
+
+if __name__ == "__main__":
+    main()

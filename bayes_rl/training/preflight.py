@@ -1,0 +1,252 @@
+"""What a run will take, said before its first update: memory, disk, frames, time. What cannot fit is refused."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from bayes_rl.agent.module import VariationalActorCritic
+from bayes_rl.data.datamodule import ReplayDataModule
+from bayes_rl.data.device_replay import copy_bytes
+from bayes_rl.data.replay import layout
+from bayes_rl.errors import check
+from bayes_rl.utils.files import check_disk
+
+SECONDS, UPDATES = 5.0, 200
+"""What the speed is measured over, at least; four times as long is enough for fewer updates."""
+
+
+SLOWER, FASTER = 1.25, 0.6
+"""Times of products in bfloat16, relative to float32, beyond which the other one is named: not every processor with
+instructions for it gains by them, and others gain much."""
+
+
+SMALL = ("minatar", "mlp")
+"""Encoders whose updates are mostly not products."""
+
+
+MIB = 2**20
+
+
+CGROUPS = (  # limit, use, and where the use says what of it can be had back
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    tuple(f"/sys/fs/cgroup/memory/memory.{name}" for name in ("limit_in_bytes", "usage_in_bytes", "stat")),
+)
+
+
+def network_bytes(agent: VariationalActorCritic) -> dict[str, int]:
+    """What the networks take while they learn, by what takes it; activations and minibatches are not counted."""
+    trained = [p for p in agent.twin.parameters() if p.requires_grad]
+    gradients = sum(p.nbytes for p in trained)
+    return {
+        "weights": _size(agent.twin.state_dict().values()),
+        "gradients": gradients,
+        "Adam": 2 * gradients + 4 * len(trained),  # two averages, and a counter each
+        "moving average": _size(agent.target_twin.state_dict().values()) if agent.target_twin else 0,
+        "anchors and Fisher": agent.consolidator.memory_bytes if agent.consolidator else 0,
+    }
+
+
+def _size(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _rings(data: ReplayDataModule) -> tuple[int, int, tuple[int, ...], np.dtype[Any]]:
+    """Of a replay: how many there are, of how many slots, and what a screen is."""
+    channels, *rest = data.observation_shape
+    slots = data.hparams.replay_capacity // data.num_envs + data.slack
+    return data.num_envs, slots, (channels // data.frame_stack, *rest), data.screen_dtype
+
+
+def replay_bytes(data: ReplayDataModule) -> int:
+    """What one replay takes, in files or in memory."""
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout(*_rings(data)).values())
+
+
+def copied_bytes(data: ReplayDataModule) -> int:
+    """What copies of replays take in a GPU's memory."""
+    return data.replays * copy_bytes(*_rings(data)) if data.hparams.replay_device == "cuda" else 0
+
+
+def checkpoint_bytes(agent: VariationalActorCritic, data: ReplayDataModule) -> int:
+    """Size of a checkpoint: what it holds, but for actions since seeded resets, is written to nowhere and measured."""
+    trained = [p for p in agent.twin.parameters() if p.requires_grad]
+    moments = [(torch.zeros(()), torch.empty_like(p), torch.empty_like(p)) for p in trained]
+    stack = np.zeros((data.num_envs, math.prod(data.observation_shape)), data.screen_dtype)
+    options = {"model": dict(agent.hparams), "data": dict(data.hparams)}
+    counted = _Counter()
+    torch.save([agent.state_dict(), moments, torch.from_numpy(stack), torch.get_rng_state(), options], counted)  # type: ignore[arg-type]
+    return counted.size
+
+
+class _Counter(io.RawIOBase):
+    """A file that keeps nothing but its size."""
+
+    size = 0
+
+    def write(self, content: Any) -> int:
+        length = memoryview(content).nbytes
+        self.size += length
+        return length
+
+
+def available_memory() -> int:
+    """Bytes of memory that this process could still take: of the machine, or of its control group if that has less."""
+    found = Path("/proc/meminfo")
+    if found.exists():
+        lines = (line.split() for line in found.read_text().splitlines())
+        available = next(1024 * int(words[1]) for words in lines if words[0] == "MemAvailable:")
+    else:
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit, used, stat in ([Path(name) for name in names] for names in CGROUPS):
+        if limit.exists() and (most := limit.read_text().strip()) != "max":
+            caches = dict(line.split() for line in stat.read_text().splitlines()) if stat.exists() else {}
+            inactive = int(caches.get("total_inactive_file", caches.get("inactive_file", 0)))
+            available = min(available, int(most) - int(used.read_text()) + inactive)
+    return max(0, available)
+
+
+def updates_of(trainer: pl.Trainer, data: ReplayDataModule) -> int | None:
+    """Updates of a whole run, or None if nothing but a user ends it."""
+    limit, count = trainer.limit_train_batches, data.batches_per_epoch
+    count = int(count * limit) if isinstance(limit, float) else min(count, limit)
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    updates = epochs * count if epochs is not None and epochs >= 0 else None
+    if steps is None or steps < 0:
+        return updates
+    return steps if updates is None else min(updates, steps)
+
+
+def frames_of(updates: int, trainer: pl.Trainer, data: ReplayDataModule) -> int:
+    """Environment frames of a whole run of so many updates, those collected before learning included."""
+    epochs = max(1, -(-updates // data.batches_per_epoch))
+    prefill = (1 + data.curriculum.visit(epochs - 1)) * data.min_replay_size * data.settings.frame_skip
+    return prefill + round(updates * data.settings.frame_skip / data.updates_per_step)
+
+
+def check_networks(options: dict[str, Any]) -> None:
+    """Raise `ConfigError` unless the networks of these arguments of the agent fit into memory; none is taken."""
+    with torch.device("meta"):
+        agent = VariationalActorCritic(**options)
+    parts = network_bytes(agent)
+    need = sum(parts[name] for name in ("weights", "moving average", "anchors and Fisher"))
+    _check_networks(agent, need, available_memory(), "memory")
+
+
+def _check_networks(agent: VariationalActorCritic, need: int, free: int, where: str) -> None:
+    problem = f"makes networks that need {_mib(need)} of {where}, {_mib(free)} are available"
+    check(need < free, "model.hidden_dim", agent.hparams.hidden_dim, problem)
+
+
+def check_room(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayDataModule) -> None:
+    """Raise `ConfigError` unless a run fits into memory and on disk; before anything is written."""
+    parts, device = network_bytes(agent), trainer.strategy.root_device
+    need, free = sum(parts[name] for name in ("gradients", "Adam")), available_memory()
+    if device.type == "cuda":
+        _check_networks(agent, sum(parts.values()), torch.cuda.mem_get_info(device)[0], "the GPU's memory")
+        need = 0
+    _check_networks(agent, need, free, "memory to learn in")
+    capacity, replays = data.hparams.replay_capacity, data.replays * replay_bytes(data)
+    if copied := copied_bytes(data):
+        problem = f"is where nothing learns: this run's device is {device.type}; use cpu, or a machine with a GPU"
+        check(device.type == "cuda", "data.replay_device", data.hparams.replay_device, problem)
+        need_there, there = sum(parts.values()) + copied, torch.cuda.mem_get_info(device)[0]
+        problem = f"needs {_mib(need_there)} of the GPU's memory, networks included, {_mib(there)} are available"
+        check(need_there < there, "data.replay_capacity", capacity, problem)
+    if data.directory is not None:
+        check_disk(data.directory, replays, "data.replay_capacity", capacity)
+        return
+    # In memory a page is taken when it is first written to.
+    updates = updates_of(trainer, data)
+    share = (
+        1.0 if updates is None else min(1.0, frames_of(updates, trainer, data) / data.settings.frame_skip / capacity)
+    )
+    need += int(replays * share)
+    problem = f"needs {_mib(need)} of memory, networks included, {_mib(free)} are available"
+    check(need < free, "data.replay_capacity", capacity, problem)
+
+
+def product_seconds(dtype: torch.dtype, device: torch.device, side: int = 512, times: int = 7) -> float:
+    """Seconds of a product of two square matrices, the median of a few."""
+    x, seconds = torch.ones(side, side, dtype=dtype, device=device), []
+    for _ in range(times):
+        start = time.perf_counter()
+        x @ x
+        seconds.append(time.perf_counter() - start)
+    return sorted(seconds)[times // 2]
+
+
+def precision_hint(precision: str, device: torch.device, encoder: str) -> str | None:
+    """What to try instead of a trainer's precision on this processor, if anything.
+
+    Args:
+        precision: of the trainer.
+        device: of the learner; a GPU is not measured.
+        encoder: of the agent; small ones spend too little on products to gain by shorter ones.
+    """
+    if device.type != "cpu" or precision not in ("32-true", "bf16-mixed"):
+        return None
+    ratio = product_seconds(torch.bfloat16, device) / product_seconds(torch.float32, device)
+    says = f"a product takes {ratio:.1f} times as long in bfloat16 as in float32 here: --trainer.precision"
+    if precision == "bf16-mixed" and ratio > SLOWER:
+        return f"{says} 32-true may be faster"
+    if precision == "32-true" and ratio < FASTER and encoder not in SMALL:
+        return f"{says} bf16-mixed may be faster"
+    return None
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:,.1f} MiB" if size < 100 * MIB else f"{size / MIB:,.0f} MiB"
+
+
+def describe(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayDataModule) -> str:
+    """What a run will take, a line for each of device, memory, disk and length; and what would be faster."""
+    device = trainer.strategy.root_device
+    threads = torch.get_num_threads()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
+    parts = network_bytes(agent)
+    sizes = ", ".join(f"{name} {_mib(size)}" for name, size in parts.items() if size)
+    replay, several = data.replays * replay_bytes(data), f"{data.replays} replays" if data.replays > 1 else "replay"
+    stored = "" if data.directory is None else " (its files, cached while there is room)"
+    lines = [
+        f"device {device.type}, {name}",
+        f"memory {_mib(sum(parts.values()))} for networks ({sizes}), {_mib(replay)} for {several}{stored}",
+    ]
+    if copied := copied_bytes(data):
+        lines.append(
+            f"GPU    {_mib(sum(parts.values()) + copied)} of its memory: networks, {_mib(copied)} for {several}"
+        )
+    if data.directory is not None:
+        kept = len(trainer.checkpoint_callbacks) + (data.curriculum.visits - 1 if data.num_tasks > 1 else 0)
+        checkpoint = _mib(checkpoint_bytes(agent, data))
+        free = _mib(shutil.disk_usage(next(p for p in data.directory.absolute().parents if p.exists())).free)
+        lines.append(f"disk   {_mib(replay)} for {several}, {kept} checkpoints of {checkpoint}; {free} are free")
+    updates = updates_of(trainer, data)
+    if updates is None:
+        lines.append("length not limited")
+    else:
+        frames, begun = frames_of(updates, trainer, data), data.stream.frames
+        done = f", {begun:,} frames of them done" if begun else ""
+        lines.append(f"length {frames:,} frames, {updates:,} updates{done}")
+    if hint := precision_hint(str(trainer.precision), device, agent.hparams.encoder):
+        lines.append(f"hint   {hint}")
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """`about 14 minutes`, in the unit that fits."""
+    for unit, size in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= 1.5 * size:
+            return f"about {seconds / size:.{1 if seconds < 10 * size and unit != 'minute' else 0}f} {unit}s"
+    return f"about {max(1, round(seconds))} seconds"

@@ -1,0 +1,525 @@
+"""The playing half of the agent: greedy actions, posterior draws, opinions, and what came of them in whole games."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from bayes_rl.agent.module import VariationalActorCritic
+from bayes_rl.agent.player import VALUE_DRAWS
+from bayes_rl.bayes.draws import draws_by_seed
+from bayes_rl.bayes.kl import bayesian_layers
+from bayes_rl.bayes.layers import BayesConv2d
+from bayes_rl.evaluation.games import Game, GameLoader, Games
+from bayes_rl.metrics.calibration import ReturnFit, fit_returns
+from bayes_rl.metrics.uncertainty import LEVELS
+from bayes_rl.networks.layer_factory import OneHotLinear
+from bayes_rl.types import Batch, Transition
+from tests.evaluation.test_games import IDLE_FRAMES, SCRIPTED, ScriptedGames, returns_of, told
+from tests.helpers.replay_oracle import Rules
+
+# Lightning 2.6.6 asks torch's pytree in a way that torch 2.13 calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+
+DOCUMENTED = Path(__file__).parents[2] / "docs/metrics.md"
+ACTIONS = 3
+FEATURES = 4
+GAMMA = 0.9
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(3)
+
+
+def make_module(**settings: Any) -> VariationalActorCritic:
+    """A small agent of a wide posterior, so that draws differ."""
+    defaults = {"encoder": "mlp", "hidden_dim": 8, "observation_shape": (FEATURES,), "num_actions": ACTIONS}
+    return VariationalActorCritic(**{**defaults, "init_log_var": -2.0, **settings})
+
+
+# ------------------------------------------------------------------ by the mean weights
+LOGITS = torch.tensor([[1.0, 0.0, -1.0], [-2.0, 0.5, 0.5]])
+Q_VALUES = torch.tensor([[1.0, -2.0, 5.0], [-3.0, 0.5, 2.0]])
+
+
+@torch.no_grad()
+def make_constant(twin: nn.Module, logits: Tensor, q_values: Tensor) -> None:
+    """Make a twin answer `logits` and `q_values`, both `[2, A]` (or `[2, K, A]` of members), for every observation."""
+    for parameter in twin.trunks.parameters():
+        parameter.zero_()
+    for heads, biases in ((twin.actors, logits), (twin.critics, q_values)):
+        for head, bias in zip(heads, biases, strict=True):
+            head.bias.copy_(bias)
+
+
+@pytest.mark.parametrize(
+    ("probs", "action"),
+    [
+        # Either actor alone prefers 0 or 2; their mean prefers 1.
+        ([[0.50, 0.45, 0.05], [0.01, 0.44, 0.55]], 1),
+        # The mean of logits (a product of policies) would prefer 2.
+        ([[0.90, 0.05, 0.05], [1e-6, 0.30, 0.70]], 0),
+    ],
+)
+def test_greedy_action_is_the_argmax_of_the_mean_of_both_policies(probs: list[list[float]], action: int) -> None:
+    module = make_module()
+    make_constant(module.twin, torch.tensor(probs).log(), Q_VALUES)
+    actions = module.act(torch.randn(5, FEATURES))
+    assert actions.tolist() == [action] * 5
+    assert actions.dtype == torch.int64
+    assert actions.device.type == "cpu"
+
+
+def test_greedy_action_of_members_is_the_argmax_of_the_mean_of_all_policies() -> None:
+    """Two members of each actor; the mean of their weights, or of logits, would prefer 1."""
+    probs = torch.tensor([[[0.90, 0.05, 0.05], [1e-6, 0.60, 0.40]], [[0.90, 0.06, 0.04], [1e-6, 0.40, 0.60]]])
+    module = make_module(posterior="members", index_dim=2)
+    make_constant(module.twin, probs.log(), Q_VALUES[:, None])
+    assert probs.log().mean((0, 1)).argmax() == 1
+    assert module.act(torch.randn(5, FEATURES)).tolist() == [0] * 5
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "mean_field": {},
+    "none": {"bayesian": "none"},
+    "members": {"posterior": "members", "index_dim": 3, "prior_scale": 1.0},
+    "low_rank": {"posterior": "low_rank", "index_dim": 2, "prior_scale": 1.0},
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_acting_draws_no_random_numbers_and_leaves_no_graph(training: bool, family: str) -> None:
+    torch.manual_seed(7)
+    module = make_module(**{**FAMILIES[family], "init_log_var": 2.0}).train(training)  # draws would change actions
+    observations = torch.randn(64, FEATURES)
+    state = torch.get_rng_state()
+    first, opinion = module.act(observations), module.estimate_values(observations)
+    by_draw = module.act_by_draw(observations, list(range(64)))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    assert torch.equal(module.act(observations), first)
+    assert torch.equal(module.act_by_draw(observations, list(range(64))), by_draw)
+    assert torch.equal(module.estimate_values(observations).q_std, opinion.q_std)
+    assert torch.equal(torch.cat([module.act(o[None]) for o in observations]), first)
+    assert module.training == training
+    assert not any(part.requires_grad for part in opinion)
+    assert len(first.unique()) > 1
+
+
+# ------------------------------------------------------------------ by posterior draws
+class DrawnNetwork:
+    """Q-values by one draw of the weights: an ordinary network that has these weights."""
+
+    def __init__(self, module: VariationalActorCritic, index: Tensor, noise: dict[str, Tensor]) -> None:
+        self.twin = copy.deepcopy(module.twin)
+        self.prior, self.index, self.actions = self.twin.prior, index, module.hparams.num_actions
+        for name, layer in bayesian_layers(module.twin).items():
+            weight, bias = layer.weight_mu, layer.bias
+            if layer.settings.posterior == "members":
+                weight, bias = weight[index.argmax()], bias[index.argmax()]
+            if layer.settings.posterior == "low_rank":
+                weight = weight + sum(z * column for z, column in zip(index, layer.weight_factor, strict=True))
+            if name in noise:
+                weight = weight + (0.5 * layer.weight_log_var).exp() * noise[name]
+            out, into, *kernel = weight.shape
+            conv = isinstance(layer, BayesConv2d)
+            plain = nn.Conv2d(into, out, kernel[0], layer.stride, layer.padding) if conv else OneHotLinear(into, out)
+            plain.load_state_dict({"weight": weight, "bias": bias})
+            self.twin.set_submodule(name, plain)
+        settings = self.twin.settings
+        self.twin.prior = None
+        self.twin.settings = replace(settings, layers=replace(settings.layers, bayesian="none"), prior_scale=0.0)
+
+    @torch.no_grad()
+    def __call__(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """`[2, B, A]` each: Q-values of both critics, and standard deviations of a return."""
+        output = self.twin(observations)
+        q_values = output.q_values
+        if self.prior is not None:
+            parts = self.prior.values(self.prior.encoder(self.twin.prepare(observations)))
+            q_values = q_values + torch.einsum("bja,j->ba", parts.unflatten(-1, (-1, self.actions)), self.index)
+        return q_values, self.twin.likelihood.std(output.raw)
+
+
+def drawn_by_seed(module: VariationalActorCritic, seed: int) -> DrawnNetwork:
+    shapes = {name: tuple(layer.weight_log_var.shape) for name, layer in bayesian_layers(module.twin).items()}
+    draws = draws_by_seed(module.twin.posterior, shapes, [seed])
+    return DrawnNetwork(module, draws.index[0], {name: noise[0] for name, noise in (draws.noise or {}).items()})
+
+
+def judging_networks(module: VariationalActorCritic) -> list[DrawnNetwork]:
+    """What an opinion comes from: all members by their means, the 16 draws of seeds 0 to 15, or the network itself."""
+    if module.hparams.bayesian == "none":
+        return [DrawnNetwork(module, torch.zeros(0), {})]
+    if module.hparams.posterior == "members":
+        return [DrawnNetwork(module, row, {}) for row in torch.eye(module.hparams.index_dim)]
+    return [drawn_by_seed(module, seed) for seed in range(VALUE_DRAWS)]
+
+
+MINATAR = {"encoder": "minatar", "observation_shape": (2, 8, 8), "pixel_scale": 1.0, "hidden_dim": 5}
+CATEGORIES = {"observation_shape": (1,), "num_categories": 9}
+DRAWN: dict[str, dict[str, Any]] = {
+    "mean_field": {},
+    "mean_field, all, own trunks": {"bayesian": "all", "shared_trunk": False},
+    "members": FAMILIES["members"],
+    "members, trunk": {**FAMILIES["members"], "bayesian": "trunk"},
+    "low_rank": FAMILIES["low_rank"],
+    "low_rank, images": {**FAMILIES["low_rank"], **MINATAR, "bayesian": "all"},
+    "members, images": {**FAMILIES["members"], **MINATAR},
+    "members, numbers": {**FAMILIES["members"], **CATEGORIES},
+    "low_rank, numbers, histogram": {**FAMILIES["low_rank"], **CATEGORIES, "bayesian": "all", "likelihood": "hl_gauss"},
+}
+
+
+def observations_of(module: VariationalActorCritic, count: int) -> Tensor:
+    shape = tuple(module.hparams.observation_shape)
+    if module.hparams.num_categories:
+        return torch.randint(9, (count, *shape), dtype=torch.int32)
+    return torch.randint(2, (count, *shape), dtype=torch.uint8) if len(shape) == 3 else torch.randn(count, *shape)
+
+
+@pytest.mark.parametrize("settings", DRAWN.values(), ids=DRAWN)
+def test_actions_by_draw_equal_a_loop_over_networks_with_drawn_weights(settings: dict[str, Any]) -> None:
+    """Greedy for the mean of both critics of each environment's own draw."""
+    module = make_module(**settings)
+    seeds = [5, 5, 9, 2**31 - 1, 0, *range(100, 125)]
+    observations = observations_of(module, len(seeds))
+    expected = [
+        drawn_by_seed(module, seed)(observation[None])[0].mean(0)[0].argmax().item()
+        for seed, observation in zip(seeds, observations, strict=True)
+    ]
+    actions = module.act_by_draw(observations, seeds)
+    assert actions.tolist() == expected
+    assert (actions.dtype, actions.device.type) == (torch.int64, "cpu")
+    others = [module.act_by_draw(observations, [seed + k for seed in seeds]).tolist() for k in range(1, 4)]
+    assert any(other != expected for other in others)
+
+
+@pytest.mark.parametrize("family", ["mean_field", "members", "low_rank"])
+def test_a_draw_stays_until_its_seed_changes_and_no_other_is_touched(family: str) -> None:
+    """One environment's new episode changes its own actions; weights that were learned change all at once."""
+    module, seeds = make_module(**FAMILIES[family], bayesian="all"), [1, 2, 3, 4]
+    states = torch.randn(300, FEATURES)
+
+    def table(seeds: list[int]) -> Tensor:
+        """Actions of every environment in every state, `[300, E]`."""
+        return torch.stack([module.act_by_draw(state.expand(len(seeds), -1), seeds) for state in states])
+
+    def fresh(seeds: list[int]) -> Tensor:
+        """The same by a player that never drew before."""
+        module._episode_draws = None
+        return table(seeds)
+
+    first = table(seeds)
+    assert torch.equal(table(seeds), first)
+    changed = [1, 2, 30, 4]
+    second = table(changed)
+    assert torch.equal(second[:, [0, 1, 3]], first[:, [0, 1, 3]])
+    assert not torch.equal(second[:, 2], first[:, 2])
+    assert torch.equal(second, fresh(changed))
+    assert torch.equal(table(seeds), first)  # and back again
+    assert torch.equal(table([4, 3, 2, 1]), first.flip(1))
+    assert torch.equal(table([1, 2]), first[:, :2])
+    with torch.no_grad():
+        for critic in module.twin.critics:
+            critic.bias[..., 0] += 100.0
+    assert (table(seeds) == 0).all()
+
+
+# ------------------------------------------------------------------ opinions
+@pytest.mark.parametrize("settings", [*DRAWN.values(), FAMILIES["none"]], ids=[*DRAWN, "none"])
+def test_an_opinion_equals_that_of_explicit_draws(settings: dict[str, Any]) -> None:
+    module = make_module(**settings)
+    observations = observations_of(module, 6)
+    answers = [network(observations) for network in judging_networks(module)]
+    q, noise = (torch.cat(part) for part in zip(*answers, strict=True))
+    opinion = module.estimate_values(observations)
+    assert all(part.device.type == "cpu" and part.dtype == torch.float32 for part in opinion)
+    torch.testing.assert_close(opinion.q_mean, q.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(opinion.q_std, q.std(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(opinion.noise_std, noise.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(opinion.value, q.mean(0).max(-1).values, rtol=1e-4, atol=1e-5)
+    for row in range(6):  # whatever the others
+        for part, alone in zip(opinion, module.estimate_values(observations[row][None]), strict=True):
+            torch.testing.assert_close(part[row], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_an_opinion_follows_the_weights() -> None:
+    module, state = make_module(), torch.randn(1, FEATURES)
+    before = module.estimate_values(state)
+    with torch.no_grad():
+        for critic in module.twin.critics:
+            critic.bias += 7.0
+    torch.testing.assert_close(module.estimate_values(state).q_mean, before.q_mean + 7.0)
+
+
+# ------------------------------------------------------------------ whole games
+class Updates:
+    """Two batches, again and again."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        for _ in range(2):
+            observation, action = torch.randn(6, FEATURES), torch.randint(ACTIONS, (6,))
+            yield Batch(Transition(observation, action, torch.randn(6), torch.full((6,), 0.9), observation), 100, 4)
+
+    def __len__(self) -> int:
+        return 2
+
+
+@dataclass(eq=False)
+class Data(pl.LightningDataModule):
+    """Scripted games: those of seeds 1 to 6 to validate on, others to test and to show."""
+
+    life_loss: str = "none"
+    reward_clip: float | None = None
+    gamma: float = GAMMA
+    every: int = 4
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def games(self, seeds: range, every: int) -> GameLoader:
+        options = (self.life_loss, self.reward_clip, every)
+        return GameLoader([Games(SCRIPTED, list(seeds), 2, IDLE_FRAMES, *options, parallel=4)])
+
+    def train_dataloader(self) -> Updates:
+        return Updates()
+
+    def val_dataloader(self) -> GameLoader:
+        return self.games(range(1, 7), self.every)
+
+    def test_dataloader(self) -> GameLoader:
+        return self.games(range(7, 12), self.every)
+
+    def predict_dataloader(self) -> GameLoader:
+        return self.games(range(12, 15), 1)
+
+
+@pytest.fixture(autouse=True)
+def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bayes_rl.evaluation.games.make_envs", ScriptedGames)
+
+
+def make_trainer(*callbacks: pl.Callback, **settings: Any) -> pl.Trainer:
+    defaults: dict[str, Any] = {"max_epochs": 1, "num_sanity_val_steps": 0, "log_every_n_steps": 10**6}
+    return pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        **{**defaults, **settings},
+    )
+
+
+@dataclass
+class Residuals:
+    """What was expected and what came, at every judged state of some games."""
+
+    mean: Tensor
+    epistemic: Tensor
+    noise: Tensor
+    realised: Tensor
+    game: Tensor
+    q_draws: Tensor  # of all states that were asked about, `[D, M, A]`
+    bias: float = 0.0
+    scale: float = 1.0
+
+    @classmethod
+    def of(cls, module: VariationalActorCritic, data: Data, seeds: range) -> Residuals:
+        """Play the games alone, one after the other, and ask explicit draws."""
+        rules = Rules(10**6, data.gamma, data.life_loss, data.reward_clip, frame_stack=2)
+        networks, rows, states = judging_networks(module), [], []
+
+        def ask(observations: Tensor) -> tuple[Tensor, Tensor]:
+            answers = [network(observations) for network in networks]
+            q, noise = (torch.cat(part) for part in zip(*answers, strict=True))
+            return q, noise.mean(0)
+
+        for number, seed in enumerate(seeds):
+            script = told(seed, [0] * 100)[0]
+            screens = [torch.from_numpy(s) for s in script.screens]
+            stacks = [torch.cat(two) for two in zip([0 * screens[0], *screens[:-1]], screens, strict=True)]
+            actions = [int(module.act(stack[None])) for stack in stacks[:-1]]
+            episode, _ = told(seed, actions)
+            came = returns_of(episode, rules, lambda o: ask(o)[0].mean(0).max(-1).values)
+            due = list(range(0, len(actions), data.every))
+            for t in due:
+                q, noise = ask(stacks[t][None])
+                q, noise = q[:, 0, actions[t]], noise[0, actions[t]]
+                rows.append([q.mean(), q.std(), noise, came[t], number])
+            states += [stacks[t] for t in due] + ([] if episode.terminated else [stacks[-1]])
+        return cls(*torch.tensor(rows, dtype=torch.float64).T, ask(torch.stack(states))[0].double())
+
+    def fitted_by(self, fit: Tensor) -> Residuals:
+        bias, noise, scale = fit.tolist()
+        return replace(self, noise=torch.full_like(self.noise, noise), bias=bias, scale=scale)
+
+    def fitted(self) -> list[float]:
+        return list(fit_returns(self.mean, self.epistemic, self.realised, self.game))
+
+    def metrics(self) -> dict[str, float]:
+        """Everything that is logged of them, by the definitions in `docs/metrics.md`."""
+        counts = [int((self.game == g).sum()) for g in self.game]
+        weight = torch.tensor([1 / n for n in counts]) / len(self.game.unique())
+        std = self.scale * (self.epistemic**2 + self.noise**2).sqrt()
+        error = self.mean - self.realised
+
+        def coverage(level: float) -> float:
+            z = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor((1 + level) / 2))
+            return float(weight @ ((error - self.bias).abs() <= z * std).float())
+
+        def centred(values: Tensor) -> Tensor:
+            return values - (weight * values).sum()
+
+        m, y = centred(self.mean), centred(self.realised)
+        mean_q = self.q_draws.mean(0)
+        best, second = mean_q.topk(2).values.T
+        star = mean_q.argmax(-1)
+        at_star = torch.stack([q[torch.arange(len(star)), star] for q in self.q_draws])
+        return {
+            "coverage_50": coverage(0.5),
+            "coverage_90": coverage(0.9),
+            "calibration_error": sum(abs(coverage(level) - level) for level in LEVELS) / 19,
+            "return_rmse": float((weight * error**2).sum() ** 0.5),
+            "return_bias": float((weight * error).sum()),
+            "return_correlation": float(
+                (weight * m * y).sum() / ((weight * m * m).sum() * (weight * y * y).sum()) ** 0.5
+            ),
+            "epistemic_std_mean": float((weight * self.epistemic).sum()),
+            "interval_width_90": float((weight * 2 * 1.6448536 * std).sum()),
+            "epistemic_std": float(at_star.std(0).mean()),
+            "greedy_disagreement": float((self.q_draws.argmax(-1) != star).double().mean()),
+            "q_gap": float((best - second).mean()),
+        }
+
+
+def assert_logged(logged: Any, stage: str, expected: dict[str, float]) -> None:
+    for key, value in expected.items():
+        assert float(logged[f"{stage}/{key}"]) == pytest.approx(value, rel=1e-4, abs=1e-5), key
+
+
+def named(fit: list[float]) -> dict[str, float]:
+    return {f"fitted_{key}": value for key, value in zip(ReturnFit._fields, fit, strict=True)}
+
+
+class EachValidation(pl.Callback):
+    """Compares what a validation logs with the oracle, under the fit that was known when it began."""
+
+    def __init__(self) -> None:
+        self.fits: list[list[float]] = []
+
+    def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self.before = module.scores[0].return_fit.clone()
+
+    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
+        residuals = Residuals.of(module, trainer.datamodule, range(1, 7))
+        known = residuals if self.before.isnan().any() else residuals.fitted_by(self.before)
+        assert_logged(trainer.callback_metrics, "val", known.metrics() | named(residuals.fitted()))
+        assert module.scores[0].return_fit.tolist() == pytest.approx(residuals.fitted(), rel=1e-4, abs=1e-5)
+        self.fits.append(module.scores[0].return_fit.tolist())
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [("mean_field", ("none", None)), ("none", ("penalty", 1.0)), ("members", ("discount", 1.0)), ("low_rank", ())],
+)
+def test_validations_and_test_say_what_the_definitions_say(
+    family: str, options: tuple[Any, ...], tmp_path: Path
+) -> None:
+    """The first states its intervals by the likelihood, each later one by the fit of the one before; the fit is
+    in the checkpoint, and the test games are judged by it and leave it as it is.
+    """
+    likelihood = {"likelihood": "hl_gauss"} if family == "members" else {"noise_std": 0.6}
+    module = make_module(**FAMILIES[family], **likelihood, critic_lr=0.1, actor_lr=0.1)
+    data, watch = Data(*options), EachValidation()
+    trainer = make_trainer(watch, max_epochs=3)
+    trainer.fit(module, datamodule=data)
+    assert len({tuple(fit) for fit in watch.fits}) == 3
+    assert all(scale > 0 for _, _, scale in watch.fits)
+    trainer.save_checkpoint(tmp_path / "agent.ckpt")
+    loaded = VariationalActorCritic.load_from_checkpoint(tmp_path / "agent.ckpt", weights_only=True)
+    assert loaded.scores[0].return_fit.tolist() == watch.fits[-1]
+    trainer = make_trainer()
+    trainer.test(loaded, datamodule=data, verbose=False)
+    expected = Residuals.of(loaded, data, range(7, 12)).fitted_by(loaded.scores[0].return_fit).metrics()
+    assert_logged(trainer.callback_metrics, "test", expected | named(watch.fits[-1]))
+    assert loaded.scores[0].return_fit.tolist() == watch.fits[-1]
+
+
+def test_bias_noise_and_scale_are_fitted_in_training_only() -> None:
+    """Neither by a validation alone, nor by the sanity check before the first update."""
+    module, data = make_module(), Data()
+    trainer = make_trainer()
+    trainer.validate(module, datamodule=data, verbose=False)
+    assert module.scores[0].return_fit.isnan().all()
+    assert trainer.callback_metrics["val/fitted_noise_std"].isnan()
+    residuals = Residuals.of(module, data, range(1, 7))
+    assert_logged(trainer.callback_metrics, "val", residuals.metrics())
+
+    class BeforeTraining(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+            seen.append(module.scores[0].return_fit.isnan().all().item())
+
+    seen: list[bool] = []
+    make_trainer(BeforeTraining(), num_sanity_val_steps=1).fit(module, datamodule=data)
+    assert seen == [True]
+    assert module.scores[0].return_fit[2] > 0
+    module.scores[0].return_fit[2] *= 1.01  # the fitted interval ends exactly at one of these games' returns
+    fitted = module.scores[0].return_fit.clone()
+    trainer = make_trainer()
+    trainer.validate(module, datamodule=data, verbose=False)
+    assert torch.equal(module.scores[0].return_fit, fitted)
+    residuals = Residuals.of(module, data, range(1, 7)).fitted_by(fitted)
+    assert_logged(trainer.callback_metrics, "val", residuals.metrics())
+
+
+def test_games_to_be_shown_are_judged_at_every_step_and_measure_nothing() -> None:
+    """Nor do opinions that are asked for outside of a validation, before or after one."""
+    module, data = make_module(), Data()
+    observations = torch.randn(50, FEATURES)
+    module.estimate_values(observations)
+    trainer = make_trainer()
+    trainer.validate(module, datamodule=data, verbose=False)
+    first = {tag: float(value) for tag, value in trainer.callback_metrics.items()}
+    module.estimate_values(observations)
+    (games,) = make_trainer().predict(module, datamodule=data)
+    assert [game.seed for game in games] == [12, 13, 14]
+    for game in games:
+        assert isinstance(game, Game)
+        assert len(game.estimates) == len(game.actions)
+        assert all(estimate.q_mean.shape == (ACTIONS,) for estimate in game.estimates)
+    trainer.validate(module, datamodule=data, verbose=False)
+    assert {tag: float(value) for tag, value in trainer.callback_metrics.items()} == pytest.approx(first, nan_ok=True)
+
+
+def test_the_same_tags_are_logged_whatever_the_agent_and_all_are_documented() -> None:
+    text = DOCUMENTED.read_text()
+    documented = {stage: set(re.findall(rf"`{stage}/(\w+)`", text)) for stage in ("val", "test")}
+    assert documented["val"] == documented["test"]
+    for settings in (*FAMILIES.values(), {"game": "breakout"}, {"likelihood": "two_hot"}):
+        logged = []
+
+        class Each(pl.Callback):
+            def on_validation_end(self, trainer: pl.Trainer, module: Any, logged: Any = logged) -> None:
+                logged.append({t.removeprefix("val/") for t in trainer.callback_metrics if t.startswith("val/")})
+
+        module, data = make_module(**settings), Data()
+        make_trainer(Each(), max_epochs=2).fit(module, datamodule=data)
+        trainer = make_trainer()
+        trainer.test(module, datamodule=data, verbose=False)
+        logged.append({t.removeprefix("test/") for t in trainer.callback_metrics if t.startswith("test/")})
+        atari_only = set() if "game" in settings else {"human_normalised"}
+        assert logged == [documented["val"] - atari_only] * 3

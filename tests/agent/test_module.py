@@ -1,0 +1,968 @@
+"""The learning half of the agent: targets, the objective, gradient routing, optimizer, precision, checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.plugins import MixedPrecision
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal, Normal
+from torch.distributions import kl_divergence as distribution_kl
+
+from bayes_rl import losses
+from bayes_rl.agent.lifelong import Lifelong
+from bayes_rl.agent.module import VariationalActorCritic
+from bayes_rl.agent.training_metrics import training_values
+from bayes_rl.bayes.draws import Draws
+from bayes_rl.bayes.kl import kl_divergence
+from bayes_rl.networks.actor_critic import TwinOutput
+from bayes_rl.types import Batch, Transition
+
+# Lightning 2.6.6 asks torch's pytree in a way that torch 2.13 calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+
+DOCUMENTED = Path(__file__).parents[2] / "docs/metrics.md"
+ACTIONS = 3
+FEATURES = 4
+# A head whose input is zero draws with the layer's variance floor of 1e-8: a standard deviation of 1e-4.
+FLOOR_STD = 1e-4
+
+
+class Samples:
+    """Data of which only samples for the Fisher are asked."""
+
+    def fisher_samples(self, count: int) -> Transition:
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            return make_batch(count).transition
+
+
+@pytest.fixture(autouse=True)
+def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(7)
+    monkeypatch.setattr(Lifelong, "_data", property(lambda module: Samples()))
+
+
+# ------------------------------------------------------------------ helpers
+class Stream:
+    """A finite stream of given batches (a bare list means several loaders to Lightning)."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class EachUpdate(pl.Callback):
+    """Calls a function after every update."""
+
+    def __init__(self, call: Callable[[pl.Trainer, VariationalActorCritic], None]) -> None:
+        self.call = call
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *args: Any) -> None:
+        self.call(trainer, module)
+
+
+def make_trainer(*callbacks: pl.Callback, log_every: int = 10**6, **settings: Any) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=log_every,
+        limit_val_batches=0,
+        callbacks=list(callbacks),
+        **settings,
+    )
+
+
+def fit(module: VariationalActorCritic, batches: list[Batch], *callbacks: pl.Callback, **settings: Any) -> pl.Trainer:
+    trainer = make_trainer(*callbacks, **settings)
+    trainer.fit(module, Stream(batches), Stream([]))
+    return trainer
+
+
+def make_module(**settings: Any) -> VariationalActorCritic:
+    defaults = {"encoder": "mlp", "hidden_dim": 8, "observation_shape": (FEATURES,), "num_actions": ACTIONS}
+    return VariationalActorCritic(**{**defaults, **settings})
+
+
+def make_batch(size: int = 6, discount: float = 0.9, num_data: int = 1000, **fields: Tensor) -> Batch:
+    values = {
+        "observation": torch.randn(size, FEATURES),
+        "action": torch.randint(ACTIONS, (size,)),
+        "reward": torch.randn(size),
+        "discount": torch.full((size,), discount),
+        "next_observation": torch.randn(size, FEATURES),
+    }
+    return Batch(Transition(**{**values, **fields}), num_data=num_data, frames=4)
+
+
+def step(module: VariationalActorCritic, batch: Batch, seed: int = 0) -> Tensor:
+    """The loss of one update under fixed noise, with gradients in the parameters, without an optimizer."""
+    trainer = make_trainer()
+    module.trainer = trainer
+    module.zero_grad()
+    torch.manual_seed(seed)
+    loss = module.training_step(batch, 0)
+    loss.backward()
+    return loss.detach()
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    """Gradients by name, zero where there is none."""
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in module.named_parameters()
+        if p.requires_grad
+    }
+
+
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """Bit for bit; a number that is not known yet is NaN in both."""
+    return all(torch.allclose(value, second[name], rtol=0, atol=0, equal_nan=True) for name, value in first.items())
+
+
+def of_actors(named: dict[str, Tensor], shared_trunk: bool) -> dict[str, Tensor]:
+    own = () if shared_trunk else ("trunks.0.", "trunks.1.")
+    return {name: value for name, value in named.items() if name.removeprefix("twin.").startswith(("actors.", *own))}
+
+
+def of_critics(named: dict[str, Tensor], shared_trunk: bool) -> dict[str, Tensor]:
+    own = ("trunks.0.",) if shared_trunk else ("trunks.2.", "trunks.3.")
+    return {name: value for name, value in named.items() if name.removeprefix("twin.").startswith(("critics.", *own))}
+
+
+@torch.no_grad()
+def make_constant(twin: nn.Module, logits: Tensor, q_values: Tensor) -> None:
+    """Make a twin answer `logits` and `q_values`, both `[2, A]`, for every observation: zero features, given biases."""
+    for parameter in twin.trunks.parameters():
+        parameter.zero_()
+    for heads, biases in ((twin.actors, logits), (twin.critics, q_values)):
+        for head, bias in zip(heads, biases, strict=True):
+            head.bias.copy_(bias)
+
+
+LOGITS = torch.tensor([[1.0, 0.0, -1.0], [-2.0, 0.5, 0.5]])
+Q_VALUES = torch.tensor([[1.0, -2.0, 5.0], [-3.0, 0.5, 2.0]])
+
+
+def critic_bias_gradients(module: VariationalActorCritic, batch: Batch) -> Tensor:
+    """`[2, A]`: gradients of the loss with respect to the critics' biases (neither KL nor actor loss reach them)."""
+    step(module, batch)
+    return torch.stack([critic.bias.grad for critic in module.twin.critics])
+
+
+def expected_bias_gradients(batch: Batch, targets: Tensor, noise_std: float) -> Tensor:
+    """The same by hand: mean over the batch of (Q_i(a) - target_i) / noise^2 at the executed action."""
+    t = batch.transition
+    expected = torch.zeros(2, ACTIONS)
+    for pair in range(2):
+        for b, action in enumerate(t.action.tolist()):
+            expected[pair, action] += (Q_VALUES[pair, action] - targets[pair, b]) / noise_std**2 / len(t.action)
+    return expected
+
+
+# ------------------------------------------------------------------ targets
+NOISE = 0.5
+TOLERANCE = 6 * FLOOR_STD / NOISE**2  # six standard deviations of one draw; the mean over a batch is closer
+
+
+@pytest.mark.parametrize("shared_trunk", [True, False])
+def test_targets_of_other_cross_the_pairs(shared_trunk: bool) -> None:
+    module = make_module(target="other", noise_std=NOISE, shared_trunk=shared_trunk)
+    make_constant(module.twin, LOGITS, Q_VALUES)
+    batch = make_batch()
+    probs = LOGITS.softmax(-1)
+    bootstrap = [(probs[other] * Q_VALUES[other]).sum() for other in (1, 0)]
+    t = batch.transition
+    targets = torch.stack([t.reward + t.discount * b for b in bootstrap])
+    expected = expected_bias_gradients(batch, targets, NOISE)
+    torch.testing.assert_close(critic_bias_gradients(module, batch), expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("shared_trunk", [True, False])
+def test_targets_of_ema_come_from_the_moving_average_of_both(shared_trunk: bool) -> None:
+    module = make_module(target="ema", noise_std=NOISE, shared_trunk=shared_trunk)
+    make_constant(module.twin, LOGITS, Q_VALUES)
+    averaged_logits, averaged_q = torch.randn(2, ACTIONS), 3 * torch.randn(2, ACTIONS)
+    make_constant(module.target_twin, averaged_logits, averaged_q)
+    batch = make_batch()
+    bootstrap = (averaged_logits.softmax(-1).mean(0) * averaged_q.mean(0)).sum()
+    target = batch.transition.reward + batch.transition.discount * bootstrap
+    expected = expected_bias_gradients(batch, torch.stack([target, target]), NOISE)
+    torch.testing.assert_close(critic_bias_gradients(module, batch), expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("target", ["other", "ema"])
+def test_targets_come_from_mean_weights_and_carry_no_gradient(target: str) -> None:
+    """Defect 6: with a discount the loss gradient equals that of the same step on constant targets."""
+    module = make_module(target=target, shared_trunk=False)
+    batch = make_batch()
+    loss = step(module, batch)
+    with_bootstrap = gradients(module.twin)
+
+    t = batch.transition
+    with torch.no_grad():
+        source = module.twin if target == "other" else module.target_twin
+        output = source(t.next_observation)
+    if target == "other":
+        # One constant cannot serve both pairs: compare pair by pair below.
+        probs, q = output.action_logits.softmax(-1), output.q_values
+        bootstraps = [(probs[1] * q[1]).sum(-1), (probs[0] * q[0]).sum(-1)]
+    else:
+        bootstraps = [(output.mean_action_probs() * output.q_values.mean(0)).sum(-1)] * 2
+    for pair, bootstrap in enumerate(bootstraps):
+        constant = t._replace(reward=t.reward + t.discount * bootstrap, discount=torch.zeros_like(t.discount))
+        step(module, batch._replace(transition=constant))
+        own = (f"trunks.{pair + 2}.", f"critics.{pair}.")
+        for name, gradient in gradients(module.twin).items():
+            if name.startswith(own):
+                torch.testing.assert_close(gradient, with_bootstrap[name])
+    assert torch.isfinite(loss)
+    if module.target_twin is not None:
+        assert not any(p.requires_grad or p.grad is not None for p in module.target_twin.parameters())
+
+
+@pytest.mark.parametrize("target", ["other", "ema"])
+def test_a_terminal_transition_ignores_the_next_observation(target: str) -> None:
+    """Defect 4: the original bootstraps across episode ends."""
+    module = make_module(target=target)
+    for discount, same in ((0.0, True), (0.9, False)):
+        batch = make_batch(discount=discount)
+        elsewhere = batch.transition._replace(next_observation=100 * torch.randn(6, FEATURES))
+        losses_of = [step(module, batch), step(module, batch._replace(transition=elsewhere))]
+        assert torch.equal(*losses_of) == same
+
+
+def test_the_executed_action_reaches_the_critic() -> None:
+    """Defect 3: the error of a transition trains the value of its stored action and of no other."""
+    module = make_module(target="other", noise_std=NOISE)
+    make_constant(module.twin, LOGITS, Q_VALUES)
+    for action in range(ACTIONS):
+        batch = make_batch(action=torch.full((6,), action), discount=0.0, reward=torch.full((6,), 20.0))
+        touched = critic_bias_gradients(module, batch) != 0
+        assert touched.tolist() == [[a == action for a in range(ACTIONS)]] * 2
+
+
+@pytest.mark.parametrize("value", [-40.0, 40.0])
+def test_returns_outside_the_unit_interval_reach_the_critic(value: float) -> None:
+    """Defect 2: neither Q nor the targets are squashed or clipped."""
+    module = make_module(target="other", noise_std=NOISE)
+    make_constant(module.twin, LOGITS, Q_VALUES)
+    batch = make_batch(discount=0.0, reward=torch.full((6,), value))
+    expected = expected_bias_gradients(batch, torch.full((2, 6), value), NOISE)
+    tolerance = TOLERANCE + 6 * 2**-22 * 160  # rounding of a float32 sum of gradients of size 160
+    torch.testing.assert_close(critic_bias_gradients(module, batch), expected, rtol=0, atol=tolerance)
+
+
+# ------------------------------------------------------------------ the objective
+LOW_RANK: dict[str, Any] = {"posterior": "low_rank", "index_dim": 2, "draws": 3}
+MEMBERS: dict[str, Any] = {"posterior": "members", "index_dim": 3}
+FAMILIES = pytest.mark.parametrize("family", [{}, MEMBERS, LOW_RANK], ids=["mean_field", "members", "low_rank"])
+WITH_DRAWS = pytest.mark.parametrize("family", [MEMBERS, LOW_RANK], ids=["members", "low_rank"])
+
+
+@FAMILIES
+def test_the_kl_enters_the_loss_divided_by_the_number_of_data(family: dict[str, Any]) -> None:
+    """Defect 1: between two N under the same noise, the loss differs by T KL (1/N - 1/M), summed over layers."""
+    module = make_module(temperature=0.7, shared_trunk=False, **family)
+    batch = make_batch()
+    kl = kl_divergence(module.twin).item()
+    few, many = step(module, batch._replace(num_data=100)), step(module, batch._replace(num_data=10_000))
+    expected = 0.7 * kl * (1 / 100 - 1 / 10_000)
+    assert (few - many).item() == pytest.approx(expected, rel=1e-4)  # float32 losses of size 10
+
+
+@FAMILIES
+def test_temperature_zero_leaves_out_the_kl(family: dict[str, Any]) -> None:
+    module = make_module(temperature=0.0, **family)
+    batch = make_batch()
+    assert torch.equal(step(module, batch._replace(num_data=1)), step(module, batch._replace(num_data=10**6)))
+
+
+@pytest.mark.parametrize("actor_loss", ["dpg", "cross_entropy"])
+def test_the_loss_is_the_sum_of_its_named_parts(actor_loss: str) -> None:
+    """Constant networks: -log N(target | Q) of both pairs, KL / N, and both actors' losses, by hand."""
+    module = make_module(target="other", noise_std=NOISE, actor_loss=actor_loss, entropy_weight=0.3)
+    make_constant(module.twin, LOGITS, Q_VALUES)
+    batch = make_batch(discount=0.0)
+    t = batch.transition
+    q = Q_VALUES[:, t.action]
+    nll = -torch.distributions.Normal(q, NOISE).log_prob(t.reward.expand(2, -1)).mean(1).sum()
+    mean_q = Q_VALUES.mean(0)
+    if actor_loss == "dpg":
+        actor = -sum(LOGITS[i].softmax(-1) @ mean_q for i in range(2))
+    else:
+        goal = (mean_q / module.hparams.policy_temperature).softmax(-1)
+        actor = -sum(goal @ LOGITS[i].log_softmax(-1) for i in range(2))
+    entropy = sum(torch.distributions.Categorical(logits=LOGITS[i]).entropy() for i in range(2))
+    expected = nll + kl_divergence(module.twin).detach() / batch.num_data + actor - 0.3 * entropy
+    # The slope of the nll in Q is at most |Q - r| / noise^2 < 40; noise of 1e-4 in each of 12 draws.
+    torch.testing.assert_close(step(module, batch), expected, rtol=1e-5, atol=6 * 40 * FLOOR_STD)
+
+
+@FAMILIES
+@pytest.mark.parametrize("shared_trunk", [True, False])
+@pytest.mark.parametrize("actor_loss", ["dpg", "cross_entropy"])
+def test_in_the_summed_loss_each_part_trains_its_own_networks(
+    shared_trunk: bool, actor_loss: str, family: dict[str, Any]
+) -> None:
+    """The reward moves only critic gradients; the entropy weight, a matter of the actors, only actor gradients."""
+    settings = {"shared_trunk": shared_trunk, "actor_loss": actor_loss, **family}
+    torch.manual_seed(8)
+    module = make_module(**settings, entropy_weight=0.1)
+    torch.manual_seed(8)
+    twin_sister = make_module(**settings, entropy_weight=0.9)
+    batch = make_batch()
+    richer = batch._replace(transition=batch.transition._replace(reward=batch.transition.reward + 5))
+    results = []
+    for agent, data in ((module, batch), (module, richer), (twin_sister, batch)):
+        step(agent, data)
+        results.append(gradients(agent.twin))
+    base, rewarded, spread = results
+    actors, critics = of_actors(base, shared_trunk), of_critics(base, shared_trunk)
+    assert len(actors) + len(critics) == len(base)
+    assert equal(actors, rewarded)
+    assert not equal(critics, rewarded)
+    assert equal(critics, spread)
+    assert not equal(actors, spread)
+
+
+def test_actor_gradient_is_the_exact_policy_gradient_on_the_mean_of_both_critics() -> None:
+    module = make_module(actor_loss="dpg", temperature=0.0)
+    make_constant(module.twin, LOGITS, Q_VALUES)
+    step(module, make_batch())
+    mu, mean_q = LOGITS.softmax(-1), Q_VALUES.mean(0)
+    expected = -mu * (mean_q - (mu * mean_q).sum(-1, keepdim=True))
+    ours = torch.stack([actor.bias.grad for actor in module.twin.actors])
+    torch.testing.assert_close(ours, expected, rtol=0, atol=6 * 5 * FLOOR_STD)
+
+
+# ------------------------------------------------------------------ the whole objective, by brute force
+def features(trunk: Any, x: Tensor) -> Tensor:
+    """An mlp's features, layer by layer."""
+    for linear, norm in ((trunk.layers[1], trunk.layers[2]), (trunk.project, trunk.norm)):
+        x = F.relu(F.layer_norm(x @ linear.weight.T + linear.bias, (8,), norm.weight, norm.bias))
+    return x
+
+
+def head(layer: Any, x: Tensor, index: Tensor | None, noise: Tensor | None) -> Tensor:
+    """A Bayesian layer by one index: its mean weights, or with given noise of its outputs."""
+    weight, bias = layer.weight_mu, layer.bias
+    if layer.settings.posterior == "members":
+        weight, bias = weight[index.argmax()], bias[index.argmax()]
+    elif layer.settings.posterior == "low_rank":
+        weight = weight + sum(z * column for z, column in zip(index, layer.weight_factor, strict=True))
+    y = x @ weight.T + bias
+    if noise is None:
+        return y
+    return y + (x.square() @ layer.weight_log_var.exp().T).clamp_min(1e-8).sqrt() * noise
+
+
+def answer(
+    twin: Any, observation: Tensor, index: Tensor | None, noise: list[list[Tensor | None]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits `[2, B, A]`, numbers of the likelihood `[2, B, A, n]` and prior values `[B, A]`, by one index."""
+    logits, raw = [], []
+    for pair in range(2):
+        of_actor, of_critic = (0, 0) if twin.shared_trunk else (pair, 2 + pair)
+        below = features(twin.trunks[of_actor], observation)
+        below = below.detach() if twin.shared_trunk else below
+        logits.append(head(twin.actors[pair], below, index, noise[0][pair]))
+        numbers = head(twin.critics[pair], features(twin.trunks[of_critic], observation), index, noise[1][pair])
+        raw.append(numbers.unflatten(-1, (ACTIONS, -1)))
+    prior = torch.zeros(len(observation), ACTIONS)
+    if twin.prior is not None:
+        parts = twin.prior.values(twin.prior.encoder(observation)).unflatten(-1, (-1, ACTIONS))
+        prior = sum(z * parts[:, j] for j, z in enumerate(index))
+    return torch.stack(logits), torch.stack(raw), prior
+
+
+def kl_by_distributions(heads: list[Any], prior_precision: float) -> Tensor:
+    """KL between `torch.distributions`; that of `low_rank` from the dense covariance of all weights together."""
+    prior_std = prior_precision**-0.5
+    if heads[0].settings.posterior != "low_rank":
+        total = torch.zeros(())
+        for layer in heads:
+            means = layer.weight_mu if layer.settings.posterior == "members" else layer.weight_mu[None]
+            posterior = Normal(means, (0.5 * layer.weight_log_var).exp().expand_as(means))
+            total = total + distribution_kl(posterior, Normal(0.0, prior_std)).sum() / len(means)
+        return total
+    mean = torch.cat([h.weight_mu.flatten() for h in heads]).double()
+    log_var = torch.cat([h.weight_log_var.flatten() for h in heads]).double()
+    factor = torch.cat([h.weight_factor.flatten(1) for h in heads], 1).double()
+    posterior = MultivariateNormal(mean, log_var.exp().diag() + factor.T @ factor)
+    prior = MultivariateNormal(torch.zeros_like(mean), prior_std**2 * torch.eye(len(mean), dtype=torch.float64))
+    return distribution_kl(posterior, prior).float()
+
+
+def brute_force_loss(module: VariationalActorCritic, batch: Batch, seed: int) -> Tensor:
+    """The objective in a loop over draws and pairs, from the same random numbers in the same order."""
+    h, t, twin = module.hparams, batch.transition, module.twin
+    torch.manual_seed(seed)
+    indices: Any = {
+        "mean_field": lambda: [None],
+        "low_rank": lambda: torch.randn(h.draws, h.index_dim),
+        "members": lambda: torch.eye(h.index_dim),
+    }[h.posterior]()
+    pairs = [0, 1] if h.update_pairs == "both" else [int(torch.randint(2, ()))]
+    shape = (len(indices), len(t.action))
+
+    def noise_of(width: int) -> list[Tensor]:  # heads on one trunk are one layer
+        joint = torch.randn(*shape, 2 * width).split(width, -1) if h.shared_trunk else None
+        return list(joint) if joint else [torch.randn(*shape, width) for _ in range(2)]
+
+    numbers = ACTIONS * twin.likelihood.outputs
+    if h.posterior == "mean_field" and h.shared_trunk:  # then actors and critics are one, too
+        actors, critics = torch.randn(*shape, 2 * ACTIONS + 2 * numbers).split([2 * ACTIONS, 2 * numbers], -1)
+        noise = [list(actors.split(ACTIONS, -1)), list(critics.split(numbers, -1))]
+    else:
+        noise = [noise_of(ACTIONS), noise_of(numbers)]
+    rows, d_count = torch.arange(len(t.action)), len(indices)
+    total = torch.zeros(())
+    for d, index in enumerate(indices):
+        with torch.no_grad():
+            source = twin if h.target == "other" else module.target_twin
+            logits, raw, prior = answer(source, t.next_observation, index, [[None] * 2] * 2)
+            probs, q = logits.softmax(-1), source.likelihood.value(raw) + prior
+            bootstraps = []
+            for pair in range(2):
+                mu, value = (probs[1 - pair], q[1 - pair]) if h.target == "other" else (probs.mean(0), q.mean(0))
+                bootstraps.append(value.max(-1).values if h.bootstrap == "greedy" else (mu * value).sum(-1))
+        logits, raw, prior = answer(twin, t.observation, index, [[n[d] for n in kind] for kind in noise])
+        values = (twin.likelihood.value(raw) + prior).mean(0).detach()
+        for pair in pairs:
+            goal = t.reward + t.discount * bootstraps[pair] - prior[rows, t.action]
+            total = total + twin.likelihood.nll(raw[pair][rows, t.action], goal).mean() / d_count
+            log_mu = logits[pair].log_softmax(-1)
+            if h.actor_loss == "dpg":
+                actor = -(log_mu.exp() * values).sum(-1)
+            else:
+                actor = -((values / h.policy_temperature).softmax(-1) * log_mu).sum(-1)
+            actor = actor + h.entropy_weight * (log_mu.exp() * log_mu).sum(-1)
+            total = total + actor.mean() / d_count
+    heads = [heads[pair] for heads in (twin.actors, twin.critics) for pair in pairs]
+    return total + h.temperature / batch.num_data * kl_by_distributions(heads, h.prior_precision)
+
+
+OBJECTIVES: list[dict[str, Any]] = [
+    {},
+    {"target": "other", "shared_trunk": False, "actor_loss": "dpg", "entropy_weight": 0.2},
+    {"bootstrap": "greedy"},
+    {"bootstrap": "greedy", "target": "other", "likelihood": "learned_gaussian", "temperature": 0.3},
+    {"update_pairs": "random", "shared_trunk": False, "entropy_weight": 0.2},
+    {**MEMBERS, "prior_scale": 2.0, "bootstrap": "greedy"},
+    {**MEMBERS, "target": "other", "shared_trunk": False, "actor_loss": "dpg", "entropy_weight": 0.2},
+    {**MEMBERS, "likelihood": "hl_gauss", "num_bins": 9, "prior_scale": 1.0, "update_pairs": "random"},
+    {**LOW_RANK, "prior_scale": 1.0},
+    {**LOW_RANK, "target": "other", "bootstrap": "greedy", "likelihood": "learned_gaussian", "prior_scale": 0.5},
+    {**LOW_RANK, "draws": 1, "shared_trunk": False, "likelihood": "two_hot", "num_bins": 7, "value_range": (-3, 3)},
+    {**LOW_RANK, "update_pairs": "random", "temperature": 0.0, "actor_loss": "dpg"},
+]
+
+
+@pytest.mark.parametrize("settings", OBJECTIVES, ids=lambda s: " ".join(map(str, s.values())) or "defaults")
+def test_loss_and_gradients_equal_a_loop_over_draws_and_pairs(settings: dict[str, Any]) -> None:
+    """A wide posterior and few data, so that noise and KL weigh; the moving average is another network."""
+    defaults = {"init_log_var": -3.0, "policy_temperature": 0.5, "noise_std": 0.7}
+    module = make_module(**{**defaults, **settings})
+    if module.target_twin is not None:
+        with torch.no_grad():
+            for parameter in module.target_twin.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    batch = make_batch(num_data=50)
+    for seed in range(3):  # both pairs get their turn
+        loss = step(module, batch, seed)
+        ours = gradients(module.twin)
+        module.zero_grad()
+        expected = brute_force_loss(module, batch, seed)
+        expected.backward()
+        torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-5)
+        for name, gradient in gradients(module.twin).items():
+            torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@WITH_DRAWS
+@pytest.mark.parametrize("target", ["other", "ema"])
+def test_the_greedy_bootstrap_is_the_best_value_of_the_same_draw(family: dict[str, Any], target: str) -> None:
+    module = make_module(**family, target=target, bootstrap="greedy", prior_scale=3.0)
+    t = make_batch().transition
+    weights = module._training_weights()
+    assert isinstance(weights, Draws)
+    targets = module._targets(t, weights)
+    best = []
+    for index in weights.index:
+        q = module.twin(t.next_observation[None], Draws(index[None], {})).q_values[:, 0]  # weights of the average too
+        values = [q[1], q[0]] if target == "other" else [q.mean(0)] * 2
+        best.append(torch.stack([v.max(-1).values for v in values]))
+    bootstrap = torch.stack(best, 1).detach()
+    assert bootstrap.std(1).min() > 0.1  # draws differ
+    torch.testing.assert_close(targets, t.reward + t.discount * bootstrap)
+
+
+@WITH_DRAWS
+@pytest.mark.parametrize("target", ["other", "ema"])
+def test_what_the_prior_function_explains_is_not_learned(family: dict[str, Any], target: str) -> None:
+    """One action, s' = s, no reward, no discount: the target of every draw is its prior, and a learned part of zero
+    is the best one, with the least nll that there is and no gradient.
+    """
+    module = make_module(**family, target=target, num_actions=1, prior_scale=50.0, noise_std=0.5)
+    for twin in {module.twin, module.target_twin} - {None}:
+        make_constant(twin, torch.zeros(2, 1), torch.zeros(2, 1))
+    t = make_batch(action=torch.zeros(6, dtype=torch.int64), reward=torch.zeros(6), discount=1.0).transition
+    t = t._replace(next_observation=t.observation)
+    weights = module._training_weights()
+    assert isinstance(weights, Draws)
+    output, targets = module.twin(t.observation[None], weights), module._targets(t, weights)
+    assert targets.abs().max() > 10
+    least = 2 * -Normal(0.0, 0.5).log_prob(torch.tensor(0.0))
+    nll = module._nll(output, t, targets, [0, 1])
+    torch.testing.assert_close(nll, least, rtol=1e-6, atol=2 * (6 * FLOOR_STD / 0.5) ** 2)
+    nll.backward()
+    for critic in module.twin.critics:
+        assert critic.bias.grad.abs().max() < 6 * FLOOR_STD / 0.5**2
+    shifted = t._replace(reward=torch.full((6,), 1.5))
+    more = module._nll(output, shifted, module._targets(shifted, weights), [0, 1])
+    torch.testing.assert_close(more - least, torch.tensor(2 * 0.5 * (1.5 / 0.5) ** 2), rtol=1e-2, atol=0)
+
+
+def test_learned_noise_becomes_the_scatter_of_the_targets() -> None:
+    """One state, one action, terminal rewards that scatter by 2: the mean is learned, and what is left is noise."""
+    reward = 3 + 2 * torch.randn(256)
+    state = torch.ones(256, FEATURES)
+    action = torch.zeros(256, dtype=torch.int64)
+    batch = make_batch(256, 0.0, 10**6, observation=state, next_observation=state, action=action, reward=reward)
+    module = make_module(likelihood="learned_gaussian", noise_std=3.0, critic_lr=2e-2)
+    average = module.target_twin.likelihood.log_noise.clone()
+    logged = fit(module, [batch] * 150, log_every=150).callback_metrics
+    noise_std = module.twin.likelihood.log_noise.exp().item()
+    assert noise_std == pytest.approx(reward.std(correction=0).item(), rel=0.05)
+    assert logged["train/noise_std"].item() == pytest.approx(noise_std, rel=0.02)  # before the last update
+    assert not torch.equal(module.target_twin.likelihood.log_noise, average)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "family"),
+    [("hl_gauss", {}), ("hl_gauss", MEMBERS), ("hl_gauss", LOW_RANK), ("two_hot", {})],
+    ids=["hl_gauss mean_field", "hl_gauss members", "hl_gauss low_rank", "two_hot mean_field"],
+)
+def test_histograms_learn_a_fixed_batch(likelihood: str, family: dict[str, Any]) -> None:
+    nlls = []
+    module = make_module(**family, likelihood=likelihood, num_bins=21, value_range=(-4.0, 4.0), critic_lr=1e-2)
+    note = EachUpdate(lambda trainer, _: nlls.append(float(trainer.callback_metrics["train/nll"])))
+    fit(module, [make_batch(discount=0.0, num_data=10**6)] * 50, note, log_every=1)
+    assert nlls[0] > 2 * 2.5  # of two critics; log 21 = 3 in ignorance
+    assert nlls[-1] < 0.6 * nlls[0]
+
+
+# ------------------------------------------------------------------ updates
+EWC: dict[str, Any] = {
+    "consolidation": "online_ewc",
+    "ewc_lambda": 1.0,
+    "fisher": "empirical",
+    "fisher_samples": 20,
+    "consolidate_every": 2,
+}
+EVERYTHING: dict[str, Any] = {**LOW_RANK, "prior_scale": 1.0, "likelihood": "learned_gaussian"}
+
+
+@pytest.mark.parametrize("bayesian", ["none", "heads"])
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_the_ewc_penalty_has_its_whole_gradient_once_per_update(accumulated: int, bayesian: str) -> None:
+    """The sum of both gradients by autograd, however many minibatches an update has."""
+    module = make_module(**EWC, bayesian=bayesian)
+    assert module.consolidator is not None
+    anchors = {name: p.detach() + torch.randn(p.shape) for name, p in module.twin.named_parameters()}
+    fisher = {name: torch.rand(p.shape) for name, p in module.twin.named_parameters()}
+    module.consolidator.ewc.consolidate(anchors, fisher)
+    batches, gradients = [make_batch() for _ in range(accumulated)], {}
+    expected = copy.deepcopy(module)
+    expected.trainer = make_trainer()
+    torch.manual_seed(9)  # the same noise in both
+    parts = [expected.training_step(batch, 0) / accumulated for batch in batches]
+    (torch.stack(parts).sum() + expected.consolidator.penalty(expected.twin)).backward()
+
+    def check(*_: Any, **__: Any) -> None:
+        gradients.update({name: p.grad.clone() for name, p in module.twin.named_parameters()})
+
+    module.guard.check = check  # type: ignore[method-assign]
+    torch.manual_seed(9)
+    fit(module, batches, accumulate_grad_batches=accumulated)
+    assert gradients
+    for name, parameter in expected.twin.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, msg=name)
+
+
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_a_gradient_scaler_does_not_scale_the_ewc_penalty_away(clip: float | None) -> None:
+    """A step under a scale of 65536 is that without a scaler, where the penalty outweighs the loss."""
+    steps = []
+    for precision in (None, MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))):
+        torch.manual_seed(5)
+        rates = {"actor_lr": 1e3, "critic_lr": 1e3, "adam_eps": 1e3}  # so that a step grows with the gradient
+        module = make_module(**EWC, **rates, bayesian="none")
+        start = {name: p.detach().clone() for name, p in module.twin.named_parameters()}
+        anchors = {name: p + 100 for name, p in start.items()}
+        module.consolidator.ewc.consolidate(anchors, {name: torch.ones_like(p) for name, p in anchors.items()})
+        fit(module, [make_batch()], plugins=precision, gradient_clip_val=clip)
+        steps.append(torch.cat([(p.detach() - start[name]).flatten() for name, p in module.twin.named_parameters()]))
+    assert steps[0].min() > 1e-6
+    # float16 has eleven bits, and the loss' own gradient is a hundredth of the whole; float32 of weights near 1.
+    torch.testing.assert_close(*steps, rtol=1e-4, atol=3e-7)
+
+
+@pytest.mark.parametrize("tau", [0.005, 0.3, 1.0])
+@pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["defaults", "everything"])
+def test_the_moving_average_is_a_lerp_towards_the_newest_parameters(tau: float, settings: dict[str, Any]) -> None:
+    module = make_module(tau=tau, critic_lr=1e-2, actor_lr=1e-2, **settings)
+    expected = {name: p.clone() for name, p in module.target_twin.named_parameters()}
+    checks = []
+
+    def follow(trainer: pl.Trainer, agent: VariationalActorCritic) -> None:
+        for name, new in agent.twin.named_parameters():
+            expected[name] = (1 - tau) * expected[name] + tau * new.detach()
+        for name, average in agent.target_twin.named_parameters():
+            torch.testing.assert_close(average.detach(), expected[name])
+            checks.append(name)
+
+    fit(module, [make_batch() for _ in range(4)], EachUpdate(follow))
+    assert len(checks) == 4 * len(expected)
+    assert module.hparams.target == "ema"
+
+
+def test_the_moving_average_starts_as_a_copy_and_other_has_none() -> None:
+    module = make_module(target="ema")
+    assert equal(dict(module.twin.named_parameters()), dict(module.target_twin.named_parameters()))
+    assert make_module(target="other").target_twin is None
+
+
+@pytest.mark.parametrize("shared_trunk", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"weight_decay": 0.1}, EWC, MEMBERS, EVERYTHING])
+def test_update_pairs_random_leaves_the_other_pair_bitwise_unchanged(
+    shared_trunk: bool, settings: dict[str, Any]
+) -> None:
+    """Each update improves one pair; neither Adam's momentum, weight decay nor EWC may move the other."""
+    module = make_module(update_pairs="random", target="other", shared_trunk=shared_trunk, **settings)
+    own = [{"actors.0.", "critics.0."}, {"actors.1.", "critics.1."}]
+    if not shared_trunk:
+        own[0] |= {"trunks.0.", "trunks.2."}
+        own[1] |= {"trunks.1.", "trunks.3."}
+    before = {name: p.detach().clone() for name, p in module.twin.named_parameters()}
+    chosen = []
+
+    def compare(trainer: pl.Trainer, agent: VariationalActorCritic) -> None:
+        now = {name: p.detach().clone() for name, p in agent.twin.named_parameters()}
+        changed = {name for name, value in now.items() if not torch.equal(value, before[name])}
+        chosen.append([pair for pair in range(2) if any(n.startswith(tuple(own[pair])) for n in changed)])
+        before.update(now)
+        assert ("likelihood.log_noise" in changed) == ("likelihood.log_noise" in now)  # whichever pair learns
+
+    fit(module, [make_batch() for _ in range(16)], EachUpdate(compare))
+    assert all(len(pairs) == 1 for pairs in chosen), f"pairs changed by each update: {chosen}"
+    assert {pair for pairs in chosen for pair in pairs} == {0, 1}  # both get their turn
+
+
+def test_update_pairs_both_changes_both_pairs() -> None:
+    module = make_module(update_pairs="both", shared_trunk=False)
+    before = {name: p.detach().clone() for name, p in module.twin.named_parameters()}
+    fit(module, [make_batch()])
+    unchanged = {name for name, p in module.twin.named_parameters() if torch.equal(p, before[name])}
+    assert unchanged == set()
+
+
+# ------------------------------------------------------------------ optimizer
+@pytest.mark.parametrize("shared_trunk", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"target": "other"}, EWC, EVERYTHING])
+def test_every_trainable_parameter_is_in_the_optimizer_exactly_once(
+    shared_trunk: bool, settings: dict[str, Any]
+) -> None:
+    module = make_module(shared_trunk=shared_trunk, **settings)
+    optimized = [id(p) for group in module.configure_optimizers().param_groups for p in group["params"]]
+    assert len(optimized) == len(set(optimized))
+    assert set(optimized) == {id(p) for p in module.parameters() if p.requires_grad}
+    fixed = {name for name, p in module.twin.named_parameters() if id(p) not in optimized}
+    assert all(name.startswith("prior.") for name in fixed)
+    assert bool(fixed) == ("prior_scale" in settings)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "settings"),
+    [("mlp", {}), ("mlp", EVERYTHING), ("mlp", {**MEMBERS, "bayesian": "all"}), ("minatar", {}), ("pseudo_resnet", {})],
+)
+@pytest.mark.parametrize("shared_trunk", [True, False])
+def test_learning_rates_and_decay_are_as_configured(encoder: str, settings: dict[str, Any], shared_trunk: bool) -> None:
+    shape = {"mlp": (FEATURES,), "minatar": (2, 8, 8), "pseudo_resnet": (1, 44, 44)}[encoder]
+    module = make_module(
+        encoder=encoder,
+        observation_shape=shape,
+        shared_trunk=shared_trunk,
+        actor_lr=0.001,
+        critic_lr=0.02,
+        weight_decay=0.3,
+        adam_eps=1e-3,
+        **settings,
+    )
+    names = {id(p): name for name, p in module.twin.named_parameters()}
+    named = dict(module.twin.named_parameters())
+    actors = of_actors(named, shared_trunk)
+    for group in module.configure_optimizers().param_groups:
+        assert group["eps"] == 1e-3
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            assert group["lr"] == (0.001 if name in actors else 0.02), name
+            bayesian = name.endswith(("weight_mu", "weight_log_var", "weight_factor"))  # the prior is their decay
+            matrix = parameter.ndim > 1 and not name.endswith("bias")  # members have several biases
+            assert group["weight_decay"] == (0.3 if matrix and not bayesian else 0.0), name
+
+
+# ------------------------------------------------------------------ precision
+@FAMILIES
+def test_a_bf16_mixed_update_keeps_heads_and_kl_in_float32(family: dict[str, Any]) -> None:
+    seen: dict[str, set[torch.dtype]] = {"heads": set(), "trunk": set(), "kl": set()}
+    module = make_module(hidden_dim=16, shared_trunk=False, **family)
+
+    def heads(_: nn.Module, args: Any, output: Any) -> None:
+        seen["heads"] |= {output.action_logits.dtype, output.q_values.dtype}
+        seen["kl"].add(kl_divergence(module.twin).dtype)  # inside Lightning's autocast
+
+    module.twin.register_forward_hook(heads)
+    for layer in module.twin.trunks.modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(lambda _, args, output: seen["trunk"].add(output.dtype))
+    before = {name: p.detach().clone() for name, p in module.twin.named_parameters()}
+    trainer = fit(module, [make_batch() for _ in range(3)], precision="bf16-mixed", log_every=1)
+    assert seen == {"heads": {torch.float32}, "trunk": {torch.bfloat16}, "kl": {torch.float32}}
+    assert all(p.dtype == torch.float32 for p in module.parameters())
+    assert all(torch.isfinite(value) for value in trainer.callback_metrics.values())
+    assert not any(torch.equal(p, before[name]) for name, p in module.twin.named_parameters())
+
+
+def test_the_logged_kl_of_a_bf16_mixed_update_is_that_of_float32() -> None:
+    module = make_module(hidden_dim=16)
+    before = kl_divergence(module.twin).item()
+    trainer = fit(module, [make_batch()], precision="bf16-mixed", log_every=1)
+    assert trainer.callback_metrics["train/kl"].item() == pytest.approx(before, rel=1e-6)  # bf16: 4e-3
+
+
+# ------------------------------------------------------------------ logging
+def test_the_logged_loss_parts_are_logged_apart_with_the_frames_as_the_axis() -> None:
+    module = make_module(**EWC)
+    batch = make_batch(num_data=321)._replace(frames=8888)
+    logged = fit(module, [batch], log_every=1).callback_metrics
+    for part in ("nll", "kl", "num_data", "temperature", "ewc_penalty", "kl_to_nll", "actor_loss", "elbo_loss"):
+        assert f"train/{part}" in logged
+    assert logged["step"].item() == 8888.0
+    assert logged["train/num_data"].item() == 321.0
+    expected = losses.negative_elbo(logged["train/nll"], logged["train/kl"], 321, 1.0)
+    torch.testing.assert_close(logged["train/elbo_loss"], expected)
+    assert module.frames == 8888
+
+
+@pytest.mark.parametrize("draws", [(), (3,)])
+def test_logged_values_are_means_over_all_that_was_said(draws: tuple[int, ...]) -> None:
+    """Each tag in a loop over pairs, draws and rows; pairs of draws and critics are alike."""
+    size, noise_std = 5, 0.7
+    module = make_module(noise_std=noise_std, temperature=0.4)
+    batch = make_batch(size, num_data=40)
+    shape = (2, *draws, size, ACTIONS)
+    output = TwinOutput(torch.randn(shape), torch.randn(*shape, 1), torch.randn(shape))
+    targets = torch.randn(shape[:-1])
+    parts = {name: torch.randn(()) for name in ("nll", "kl", "ewc_penalty", "actor_loss")}
+    logged = training_values(module.twin, batch, output, targets, 0.4, parts)
+    q, probs = (x.reshape(-1, size, ACTIONS) for x in (output.q_values, output.action_logits.softmax(-1)))
+    goals, count = targets.reshape(-1, size), len(q)
+    action = batch.transition.action.tolist()
+    mean_q, mean_probs = (sum(x[i] for i in range(count)) / count for x in (q, probs))
+    half = count // 2
+    expected = {
+        "q": sum(mean_q[b, a] for b, a in enumerate(action)) / size,
+        "q_max": sum(max(row) for row in mean_q.tolist()) / size,
+        "td_error": sum(abs(goals[i, b] - q[i, b, a]) for i in range(count) for b, a in enumerate(action))
+        / (count * size),
+        "twin_gap": (q[:half] - q[half:]).abs().mean(),
+        "actor_agrees": sum(mean_probs[b].argmax() == mean_q[b].argmax() for b in range(size)) / size,
+        "policy_entropy": -(probs * probs.log()).sum(-1).mean(),
+        "noise_std": noise_std,
+        "num_data": 40,
+        "temperature": 0.4,
+        "elbo_loss": parts["nll"] + 0.4 / 40 * parts["kl"],
+        "kl_to_nll": 0.4 / 40 * parts["kl"] / abs(parts["nll"]),
+        "ewc_to_nll": parts["ewc_penalty"] / abs(parts["nll"]),
+        **parts,
+    }
+    for tag, value in expected.items():
+        assert float(logged[f"train/{tag}"]) == pytest.approx(float(value), rel=1e-5, abs=1e-6), tag
+    heads = {f"kl/{kind}.{pair}" for kind in ("actors", "critics") for pair in range(2)}
+    assert {tag for tag in logged if tag.startswith("kl/")} == heads
+    assert sum(float(logged[tag]) for tag in heads) == pytest.approx(kl_divergence(module.twin).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, EVERYTHING, MEMBERS, {"likelihood": "hl_gauss"}], ids=lambda s: str(len(s)))
+def test_every_training_tag_is_documented(settings: dict[str, Any]) -> None:
+    text = DOCUMENTED.read_text()
+    sections = text[text.index("## Objective") : text.index("## Experience")]
+    documented = set(re.findall(r"`((?:train|kl|posterior)/\w+)`", sections))
+    logged = fit(make_module(**settings), [make_batch()], log_every=1).callback_metrics
+    names = {re.sub(r"^kl/.*", "kl/NAME", tag) for tag in logged}
+    assert names == documented | {"step"}
+    assert all(math.isfinite(value) for value in logged.values())
+
+
+# ------------------------------------------------------------------ checkpoints
+CHECKPOINTED = [
+    {"target": "ema"},
+    {"target": "other", "shared_trunk": False, **EWC},
+    {"encoder": "minatar", "observation_shape": (2, 8, 8), "pixel_scale": 1.0, "hidden_dim": 5, "game": "breakout"},
+    {**EVERYTHING, "exploration": "thompson", "bayesian": "all"},
+    {**MEMBERS, "exploration": "both", "likelihood": "hl_gauss", "num_bins": 7, "value_range": (-2.0, 2.0)},
+]
+
+
+@pytest.mark.parametrize("settings", CHECKPOINTED, ids=["ema", "other-ewc", "minatar", "low_rank", "members"])
+def test_a_checkpoint_alone_gives_the_same_agent(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Tensors and primitives only: `weights_only=True` loads it, and the module needs nothing else."""
+    module = make_module(**settings)
+    shape = tuple(module.hparams.observation_shape)
+    images = len(shape) == 3
+
+    def observations(size: int) -> Tensor:
+        return torch.randint(0, 2, (size, *shape), dtype=torch.uint8) if images else torch.randn(size, *shape)
+
+    batches = [make_batch(observation=observations(6), next_observation=observations(6)) for _ in range(5)]
+    trainer = fit(module, batches)
+    path = tmp_path / "agent.ckpt"
+    trainer.save_checkpoint(path)
+
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["frames"] == 4
+    loaded = VariationalActorCritic.load_from_checkpoint(path, weights_only=True)
+    assert dict(loaded.hparams) == dict(module.hparams)
+    assert loaded.frames == module.frames
+    assert equal(module.state_dict(), loaded.state_dict())
+    assert module.state_dict().keys() == loaded.state_dict().keys()
+    probe = observations(50)
+    assert torch.equal(loaded.act(probe), module.act(probe))
+    assert torch.equal(loaded.act_by_draw(probe, list(range(50))), module.act_by_draw(probe, list(range(50))))
+    assert torch.equal(loaded.twin(probe).q_values, module.twin(probe).q_values)
+
+
+@pytest.mark.parametrize("family", [{}, {**EVERYTHING, "bootstrap": "greedy"}], ids=["mean_field", "low_rank"])
+def test_a_resumed_fit_equals_an_uninterrupted_one(family: dict[str, Any], tmp_path: Path) -> None:
+    """The weights' noise and draws, Adam's moments, the moving average, Fisher samples and anchors all continue."""
+    settings = {**EWC, "update_pairs": "random", **family}
+    batches = [make_batch() for _ in range(10)]
+
+    class Epoch(Stream):
+        """Five batches an epoch, in order; resuming, Lightning opens the finished epoch once more and reads none."""
+
+        def __init__(self, start: int) -> None:
+            super().__init__(batches[start:])
+
+        def __iter__(self) -> Iterator[Batch]:
+            for _ in range(5):
+                yield self.batches.pop(0)
+
+        def __len__(self) -> int:
+            return 5
+
+    def run(epochs: int, start: int, ckpt_path: Path | None = None) -> tuple[VariationalActorCritic, pl.Trainer]:
+        torch.manual_seed(11)
+        module = make_module(**settings)
+        trainer = make_trainer(SaveAtTheEnd())
+        trainer.fit_loop.max_epochs = epochs
+        trainer.fit(module, Epoch(start), Stream([]), ckpt_path=ckpt_path)
+        return module, trainer
+
+    class SaveAtTheEnd(pl.Callback):
+        """Saves where Lightning's own ModelCheckpoint does."""
+
+        def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+            trainer.save_checkpoint(tmp_path / f"epoch_{trainer.current_epoch}.ckpt")
+
+    whole, _ = run(2, 0)
+    run(1, 0)
+    torch.manual_seed(999)
+    resumed, trainer = run(2, 5, tmp_path / "epoch_0.ckpt")
+    assert trainer.global_step == 10
+    assert equal(whole.state_dict(), resumed.state_dict())
+
+
+# ------------------------------------------------------------------ learning, on problems with known values
+COMBINATIONS = [(target, actor_loss) for target in ("other", "ema") for actor_loss in ("dpg", "cross_entropy")]
+
+
+def learner(target: str, actor_loss: str, **settings: Any) -> VariationalActorCritic:
+    return make_module(
+        hidden_dim=16,
+        target=target,
+        actor_loss=actor_loss,
+        tau=0.1,
+        noise_std=0.3,
+        actor_lr=1e-2,
+        critic_lr=1e-2,
+        **settings,
+    )
+
+
+@pytest.mark.parametrize(("target", "actor_loss"), COMBINATIONS)
+@pytest.mark.parametrize("shared_trunk", [True, False])
+def test_a_bandit_is_solved(target: str, actor_loss: str, shared_trunk: bool) -> None:
+    """One state, terminal rewards [0, 1, 0]: Q is the reward of each action, and the best action is 1."""
+    rewards = torch.tensor([0.0, 1.0, 0.0])
+    action = torch.arange(ACTIONS).repeat(4)
+    state = torch.ones(len(action), FEATURES)
+    fields = {"observation": state, "next_observation": state, "action": action, "reward": rewards[action]}
+    batch = make_batch(len(action), discount=0.0, num_data=10**6, **fields)
+    module = learner(target, actor_loss, shared_trunk=shared_trunk)
+    fit(module, [batch] * 250)
+    q_values = module.twin(state[:1]).q_values[:, 0].detach()
+    assert (q_values - rewards).abs().max() < 0.05
+    assert module.act(state[:1]).tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("target", "actor_loss", "settings"),
+    [
+        *((*combination, {}) for combination in COMBINATIONS),
+        ("ema", "cross_entropy", {**MEMBERS, "prior_scale": 1.0, "bootstrap": "greedy"}),
+        ("ema", "cross_entropy", {**LOW_RANK, "prior_scale": 1.0, "bootstrap": "greedy"}),
+    ],
+)
+def test_values_are_carried_back_through_a_chain(target: str, actor_loss: str, settings: dict[str, Any]) -> None:
+    """Two states. In s0 action 0 ends with 0.5 and action 1 leads to s1 with discount 0.9; in s1 action 0 ends with
+    2 and action 1 with -1. So Q(s1) = [2, -1] and Q(s0) = [0.5, 0.9 * 2]: the smaller reward now is a trap.
+    """
+    s0, s1 = torch.tensor([1.0, -1.0]), torch.tensor([-1.0, 1.0])
+    table = [(s0, 0, 0.5, 0.0, s0), (s0, 1, 0.0, 0.9, s1), (s1, 0, 2.0, 0.0, s1), (s1, 1, -1.0, 0.0, s1)] * 3
+    columns = list(zip(*table, strict=True))
+    transition = Transition(
+        torch.stack(columns[0]),
+        torch.tensor(columns[1]),
+        torch.tensor(columns[2]),
+        torch.tensor(columns[3]),
+        torch.stack(columns[4]),
+    )
+    module = learner(target, actor_loss, observation_shape=(2,), num_actions=2, **settings)
+    fit(module, [Batch(transition, 10**6, 4)] * 400)
+    states = torch.stack([s0, s1])
+    q_values = module.twin(states).q_values.mean(0).detach()
+    assert (q_values - torch.tensor([[0.5, 1.8], [2.0, -1.0]])).abs().max() < 0.1
+    assert module.act(states).tolist() == [1, 0]
+    assert module.act_by_draw(states, [1, 2]).tolist() == [1, 0]

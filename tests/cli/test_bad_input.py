@@ -1,0 +1,462 @@
+"""Two hundred generated command lines and configurations that cannot work: each is one line, and nothing happens."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+from unittest import mock
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from pytorch_lightning import Trainer
+from pytorch_lightning.cli import LightningCLI
+
+from bayes_rl.agent.module import VariationalActorCritic
+from bayes_rl.cli import app as cli
+from bayes_rl.cli import resume_rules as resume
+from bayes_rl.cli.parser_errors import option_names
+from bayes_rl.data.datamodule import ReplayDataModule
+
+NAN, INF, HUGE = float("nan"), float("inf"), 10**30
+SMALL = ["--data.env=CartPole-v1", "--data.frame_stack=1", "--model.encoder=mlp", "--model.hidden_dim=8"]
+"""Behind `fit`, quick to build; what is typed later wins."""
+
+
+class Bad(NamedTuple):
+    """What is typed behind `fit`, the files that stand there, and a word that the error must contain."""
+
+    words: list[str]
+    key: str
+    files: dict[str, bytes] = {}  # noqa: RUF012
+    small: bool = True
+
+
+# ------------------------------------------------------------------------------------------------- how it is typed
+def written(value: Any) -> str:
+    """A value as one would type it."""
+    return value if isinstance(value, str) else json.dumps(value) if isinstance(value, list | dict) else yaml_of(value)
+
+
+def yaml_of(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix("\n").removesuffix("\n...")
+
+
+def typed(key: str, value: Any) -> st.SearchStrategy[Bad]:
+    """An option as `--key=value`, as `--key value`, or in a configuration."""
+    section, _, name = key.rpartition(".")
+    file = yaml.safe_dump({section: {name: value}} if section else {name: value}, allow_unicode=True).encode()
+    words = [[f"--{key}={written(value)}"], [f"--{key}", written(value)]]
+    return st.sampled_from([*(Bad(w, key) for w in words), Bad(["--config=bad.yaml"], key, {"bad.yaml": file})])
+
+
+def options_of(cls: type, section: str) -> dict[str, Any]:
+    hints = get_type_hints(cls.__init__)  # type: ignore[misc]
+    names = [name for name in inspect.signature(cls).parameters if name not in resume.LINKED and name != "seed"]
+    return {f"{section}.{name}": hints[name] for name in [*names, "task_conditioning"][: len(names)]}
+
+
+OPTIONS = options_of(ReplayDataModule, "data") | options_of(VariationalActorCritic, "model")
+TRAINER = {
+    "trainer.max_epochs": int | None,
+    "trainer.max_steps": int,
+    "trainer.num_nodes": int,
+    "trainer.accumulate_grad_batches": int,
+    "trainer.check_val_every_n_epoch": int | None,
+    "trainer.log_every_n_steps": int | None,
+    "trainer.gradient_clip_val": float | None,
+    "trainer.enable_progress_bar": bool | None,
+    "trainer.detect_anomaly": bool,
+    "trainer.inference_mode": bool,
+}
+
+# ---------------------------------------------------------------------------------------------------- what is wrong
+MISSPELLABLE = sorted(n for n in option_names() if "." in n and not n.endswith(".help"))
+VALID = {*option_names(), "weights_only", "print_config", "help"}
+
+
+@st.composite
+def misspelt(draw: st.DrawFn) -> Bad:
+    """One to three letters of an option changed."""
+    section, name = draw(st.sampled_from(MISSPELLABLE)).split(".", 1)
+    letter = st.sampled_from("abcdefghijklmnopqrstuvwxyz_é")
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, len(name) - 1))
+        how = draw(st.sampled_from(["drop", "add", "change", "swap"]))
+        if how == "drop" and len(name) > 1:
+            name = name[:at] + name[at + 1 :]
+        elif how == "add":
+            name = name[:at] + draw(letter) + name[at:]
+        elif how == "swap":
+            name = name[:at] + name[at : at + 2][::-1] + name[at + 2 :]
+        else:
+            name = name[:at] + draw(letter) + name[at + 1 :]
+    key = f"{section}.{name}"
+    assume(key not in VALID)
+    return draw(typed(key, 3))
+
+
+STRAYS: dict[Any, list[Any]] = {
+    int: ["high", "3.5", 3.5, [1, 2], {"a": 1}, None, "", "1e", "0x", True, "3 4"],
+    float: ["high", [0.5], {"a": 1}, None, "", "1,5", "0.5.5", True, "1 2"],
+    bool: ["maybe", 3, [True], {"a": 1}, None, ""],
+    str: [3, ["x"], {"a": 1}, None, "", "自然", "a\nb", " ", "x" * 300, "\udcff"],
+    list[str] | None: [3, {"a": 1}, "", [[]], [1, 2], [None]],
+    dict[str, Any] | None: [3, [1], "text", ""],
+    tuple[int, int, int, int] | None: [
+        3,
+        [1, 2, 3],
+        ["a", "b", "c", "d"],
+        {"a": 1},
+        [1, 2, 3, 4, 5],
+        "",
+        [0, 1, None, 1],
+    ],
+    tuple[float, float]: [3, [1], ["low", "high"], {"a": 1}, [1, 2, 3], "", None],
+}
+
+
+def wrong_types() -> st.SearchStrategy[Bad]:
+    cases = []
+    for key, hint in (OPTIONS | TRAINER).items():
+        optional = type(None) in getattr(hint, "__args__", ())
+        kinds = [kind for kind in STRAYS if hint in (kind, kind | None)] or [hint]
+        for value in STRAYS[kinds[0]]:
+            if value == "\udcff":
+                cases.append(st.just(Bad([f"--{key}={value}"], key)))
+            elif not ((optional and value in (None, "")) or (key == "data.render" and value is None)):
+                cases.append(typed(key, value))
+    return st.sampled_from(cases).flatmap(lambda case: case)
+
+
+COUNTS = [
+    *("data.num_envs", "data.frame_stack", "data.frame_skip", "data.max_episode_frames", "data.replay_capacity"),
+    *("data.min_replay_size", "data.batch_size", "data.n_step", "data.frames_per_epoch", "data.eval_games", "data.fps"),
+    *("model.hidden_dim", "model.draws", "model.fisher_samples"),
+]
+NOT_NEGATIVE = ["data.eval_idle_frames", "data.epsilon_decay_frames", "model.consolidate_every"]
+RANGES: dict[str, list[Any]] = {
+    **{key: [0, -1, -7, -(2**31), -HUGE, HUGE, 10**12, INF, NAN] for key in COUNTS},
+    **{key: [-1, -(2**31), -HUGE, HUGE, INF, NAN] for key in NOT_NEGATIVE},
+    **{f"data.epsilon_{end}": [-0.1, 1.5, INF, NAN, 1e30, HUGE, -INF] for end in ("start", "end")},
+    "data.gamma": [-0.1, 1.0001, INF, NAN, 1e30, HUGE],
+    "data.sticky_actions": [-0.1, 1, INF, NAN, 1e30],
+    "data.reward_clip": [0, -1, NAN, INF, -INF],
+    "data.updates_per_step": [0, -1, NAN, INF, 1e30],
+    "data.cycles": [0, -1, HUGE, 2],
+    "data.frames_per_task": [HUGE, 0, -5],
+    "model.prior_precision": [0, -1, NAN, INF, -INF, "0"],
+    "model.init_log_var": [-30, 30, NAN, INF, 1e30, HUGE],
+    "model.log_var_limit": [0, -1, NAN, INF, 61, 1e30],
+    "model.init_scale": [0, -1, NAN, INF],
+    "model.prior_scale": [-1, NAN, INF, 3],
+    "model.temperature": [-1, NAN, INF, -INF],
+    "model.noise_std": [0, -1, NAN, INF],
+    "model.num_bins": [HUGE, 10**12],
+    "model.index_dim": [0, -1, HUGE],
+    "model.tau": [0, -1, 1.5, NAN, INF, 1e30],
+    "model.policy_temperature": [0, -1, NAN, INF],
+    "model.entropy_weight": [-1, NAN, INF],
+    "model.ewc_lambda": [-1, NAN, INF, 3],
+    "model.online_decay": [-0.1, 1.5, NAN, INF],
+    "model.actor_lr": [0, -1, NAN, INF],
+    "model.critic_lr": [0, -1, NAN, INF],
+    "model.adam_eps": [-1, NAN, INF],
+    "model.weight_decay": [-1, NAN, INF],
+    "seed_everything": [-1, 2**32, HUGE, 1.5, INF, NAN, True, False, None, "abc", [1], {"a": 1}, ""],
+    "trainer.max_epochs": [-2, -HUGE, 1.5, INF],
+    "trainer.max_steps": [-2, INF, None],
+    "trainer.devices": [0, -3, [], 2, "many", 1.5],
+    "trainer.num_nodes": [0, -1, 2],
+    "trainer.accumulate_grad_batches": [0, -1, 1.5],
+    "trainer.check_val_every_n_epoch": [0, -1, 1.5],
+    "trainer.limit_val_batches": [-1, 1.5, NAN, INF],
+    "trainer.limit_train_batches": [-1, 1.5, NAN],
+    "trainer.val_check_interval": [0, -1, 1.5, NAN],
+    "trainer.log_every_n_steps": [-1, 1.5, -HUGE],
+    "trainer.gradient_clip_val": [-1, NAN, INF],
+    "trainer.num_sanity_val_steps": [-2, 1.5],
+    "trainer.max_time": ["soon", [1], "1:2", {"years": 3}],
+    "trainer.overfit_batches": [-1, 1.5, NAN],
+}
+SHAPES = {
+    "data.crop": [[0, 300, 0, 160], [5, 5, 0, 160], [-1, 100, 0, 160], [0, 84, 0, 84]],  # CartPole has no screen
+    "data.tasks": [[], ["breakout"], ["breakout", "tenis"], ["tennis", "tennis"], ["breakout", "CartPole-v1"]],
+    "data.env_kwargs": [{"sise": 3}, {"": 1}],
+    "data.render": ["humans", "rgb_array"],
+    "model.value_range": [[NAN, 1], [0, INF], [-INF, INF]],
+}
+CHOICES = [
+    *("data.env", "data.task_conditioning", "data.epsilon_at_switch", "data.life_loss", "model.encoder"),
+    *("model.bayesian", "model.posterior", "model.prior", "model.likelihood", "model.exploration", "model.bootstrap"),
+    *("model.target", "model.actor_loss", "model.update_pairs", "model.consolidation", "model.optimizer_at_switch"),
+    *("model.critic_at_switch", "trainer.accelerator", "trainer.strategy", "trainer.precision", "trainer.profiler"),
+    *("trainer.gradient_clip_algorithm", "trainer.logger", "trainer.callbacks", "trainer.plugins"),
+    *("trainer.deterministic", "data.render", "trainer.model_registry")[:2],
+]
+
+
+def out_of_range() -> st.SearchStrategy[Bad]:
+    cases = [typed(key, value) for key, values in {**RANGES, **SHAPES}.items() for value in values]
+    return st.sampled_from(cases).flatmap(lambda case: case)
+
+
+@st.composite
+def unknown_words(draw: st.DrawFn) -> Bad:
+    """A word that is none of an option's choices."""
+    word = draw(st.text("abcdefghijklmnopqrstuvwxyz_-/. éß自0123456789", min_size=1, max_size=12))
+    return draw(typed(draw(st.sampled_from(CHOICES)), f"q{word}"))
+
+
+CONFIGS: dict[str, tuple[bytes, str]] = {
+    "list": (b"- data\n- model\n", "bad.yaml"),
+    "word": (b"breakout\n", "bad.yaml"),
+    "number": (b"42\n", "bad.yaml"),
+    "sentence": (b"This is: no: yaml\n", "bad.yaml"),
+    "open bracket": (b"data: {n_step: 3\n", "bad.yaml"),
+    "tab": (b"data:\n\tn_step: 3\n", "bad.yaml"),
+    "binary": (bytes(range(256)), "bad.yaml"),
+    "zeros": (b"\0" * 64, "bad.yaml"),
+    "latin 1": ("data:\n  env: Brëakout\n".encode("latin-1"), "bad.yaml"),
+    "two documents": (b"data:\n  n_step: 3\n---\ndata:\n  n_step: 4\n", "bad.yaml"),
+    "section twice": (b"data:\n  n_step: 3\ndata:\n  gamma: 0.9\n", "data"),
+    "option twice": (b"data:\n  n_step: 3\n  n_step: 4\n", "n_step"),
+    "unhashable key": (b"? [a, b]\n: 3\n", "bad.yaml"),
+    "number as a key": (b"3: 4\n", "3"),
+    "number as an option": (b"data:\n  3: 4\n", "3"),
+    "section that is a list": (b"data: [1, 2]\n", "data"),
+    "section that is a number": (b"model: 3\n", "model"),
+    "section that is a word": (b"trainer: fast\n", "trainer"),
+    "section in a section": (b"model:\n  data:\n    n_step: 3\n", "model.data"),
+    "section in itself": (b"data:\n  data:\n    n_step: 3\n", "data.data"),
+    "unknown section": (b"optimizer:\n  lr: 3\n", "optimizer"),
+    "option outside its section": (b"n_step: 3\n", "n_step"),
+    "option in another section": (b"model:\n  n_step: 3\n", "model.n_step"),
+    "python object": (b"data: !!python/object/apply:os.mkdir [ran]\n", "bad.yaml"),
+    "alias of nothing": (b"data: *nothing\n", "bad.yaml"),
+    "endless": (b"data: &a {env_kwargs: *a}\n", "data"),
+    "subcommand": (b"fit:\n  data:\n    n_step: 3\n", "fit"),
+    "name of control characters": (b'name: "a\\0b"\n', "name"),
+    "name beyond all length": (b"name: " + b"x" * 300 + b"\n", "name"),
+    "name outside": (b"name: ../../x\n", "name"),
+    "class that is none": (b"trainer:\n  callbacks:\n    class_path: no.such.Class\n", "trainer.callbacks"),
+    "class without arguments": (b"trainer:\n  logger:\n    init_args: {a: 1}\n", "trainer.logger"),
+    "nothing as a section's option": (b"data:\n  n_step:\n", "data.n_step"),
+    "checkpoint that is a list": (b"ckpt_path: [1]\n", "ckpt_path"),
+}
+
+
+@st.composite
+def configurations(draw: st.DrawFn) -> Bad:
+    """Files that are no configuration."""
+    text, key = CONFIGS[draw(st.sampled_from(sorted(CONFIGS)))]
+    how = draw(st.sampled_from([["--config=bad.yaml"], ["--config", "bad.yaml"], ["-c", "bad.yaml"]]))
+    before = draw(st.sampled_from([[], ["--config=good.yaml"]]))
+    return Bad([*before, *how], key, {"bad.yaml": text, "good.yaml": b"data:\n  n_step: 3\n"})
+
+
+FILES = {
+    "missing": (
+        [
+            "missing.yaml",
+            "konfigs/x.yaml",
+            "",
+            "/nowhere/x.yaml",
+            "bad\nname.yaml",
+            "x" * 300,
+            "自然.yaml",
+            "\udcff.yaml",
+        ]
+    ),
+    "there": ["folder", ".", "folder/inner", "text.ckpt", "empty.ckpt", "binary.ckpt"],
+}
+
+
+@st.composite
+def paths(draw: st.DrawFn) -> Bad:
+    """Missing files, folders in the place of files, checkpoints that are none."""
+    files = {"text.ckpt": b"hello\n", "empty.ckpt": b"", "binary.ckpt": bytes(range(256)), "folder/inner/x": b""}
+    checkpoint = draw(st.booleans())
+    option = "ckpt_path" if checkpoint else "config"
+    there = FILES["there"] if checkpoint else FILES["there"][:3]
+    path = draw(st.sampled_from([*FILES["missing"], *there, *(["last", "best"] if checkpoint else [])]))
+    key = option if checkpoint or not path.isprintable() or not path else path
+    words = draw(st.sampled_from([[f"--{option}={path}"], [f"--{option}", path]]))
+    return Bad(words, key, files)
+
+
+COMBINATIONS: list[tuple[str, dict[str, Any]]] = [
+    ("model.exploration", {"model.exploration": "thompson", "model.bayesian": "none"}),
+    ("model.prior_scale", {"model.prior_scale": 3, "model.posterior": "mean_field"}),
+    ("model.prior", {"model.posterior": "low_rank", "model.prior": "log_uniform"}),
+    ("model.consolidation", {"model.posterior": "members", "model.consolidation": "ewc", "model.consolidate_every": 5}),
+    ("model.consolidation", {"model.consolidation": "vcl", "model.bayesian": "none"}),
+    ("model.consolidation", {"model.consolidation": "online_ewc"}),
+    ("model.consolidate_every", {"model.consolidate_every": 5}),
+    ("model.ewc_lambda", {"model.ewc_lambda": 3}),
+    ("model.index_dim", {"model.posterior": "members", "model.index_dim": 0}),
+    ("model.num_bins", {"model.likelihood": "two_hot", "model.num_bins": 1}),
+    ("model.value_range", {"model.likelihood": "hl_gauss", "model.value_range": [3, 3]}),
+    ("model.noise_std", {"model.likelihood": "learned_gaussian", "model.noise_std": 1e30}),
+    ("model.encoder", {"data.env": "CartPole-v1", "model.encoder": "minatar"}),
+    ("data.batch_size", {"data.batch_size": 200_000}),
+    ("data.min_replay_size", {"data.min_replay_size": 3_000, "data.replay_capacity": 2_000}),
+    ("data.n_step", {"data.n_step": 90_000}),
+    ("data.n_step", {"data.num_envs": 500, "data.replay_capacity": 2_000, "data.min_replay_size": 100}),
+    ("data.frames_per_epoch", {"data.frames_per_epoch": 4, "data.frame_skip": 4, "data.updates_per_step": 0.25}),
+    ("data.env", {"data.tasks": ["tennis", "pong"], "data.env": "pong"}),
+    ("data.tasks", {"data.tasks": ["breakout", "MinAtar/Breakout-v1"]}),
+    ("data.task_conditioning", {"data.task_conditioning": "heads"}),
+    ("data.keep_replays", {"data.keep_replays": True}),
+    ("data.cycles", {"data.cycles": 3}),
+    ("data.crop", {"data.crop": [0, 84, 0, 84]}),
+    ("data.env_kwargs", {"data.env_kwargs": {"sise": 3}}),
+    ("data.env", {"data.env": "Pendulum-v1"}),
+    ("model.num_actions", {"model.num_actions": 7}),
+    ("model.game", {"model.game": "pong"}),
+    ("trainer.precision", {"trainer.precision": "bf16-true"}),
+    ("trainer.devices", {"trainer.devices": 2, "trainer.accelerator": "cpu"}),
+    ("trainer", {"trainer.barebones": True, "trainer.enable_progress_bar": True}),
+    ("trainer.accumulate_grad_batches", {"trainer.accumulate_grad_batches": 0}),
+]
+
+
+@st.composite
+def combinations(draw: st.DrawFn) -> Bad:
+    """Options that cannot work together, in any order, typed or in files."""
+    key, values = draw(st.sampled_from(COMBINATIONS))
+    linked = key.startswith("model.") and key[6:] in resume.LINKED  # a saved configuration may hold them
+    env = key == "data.env" and "data.tasks" in values
+    if not linked and not env and draw(st.booleans()):
+        tree: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            section, _, option = name.partition(".")
+            tree.setdefault(section, {})[option] = value
+        return Bad(["--config=bad.yaml"], key, {"bad.yaml": yaml.safe_dump(tree).encode()}, key != "data.env")
+    items = draw(st.permutations(sorted(values.items(), key=str)))
+    return Bad([f"--{name}={written(value)}" for name, value in items], key, small="data.tasks" not in values)
+
+
+@st.composite
+def strays(draw: st.DrawFn) -> Bad:
+    """Words in no option's place, and options without a value."""
+    option = draw(st.sampled_from(sorted([*OPTIONS, *TRAINER])))
+    word = draw(st.sampled_from(["breakout", "fit", "3", "自然", "data.n_step=3", "configs/quickstart.yaml"]))
+    return draw(
+        st.sampled_from(
+            [
+                Bad([word], word),
+                Bad(["--data.gamma=0.9", word], word),
+                Bad([f"--{option}"], option),
+                Bad([f"--{option}", "--data.gamma=0.9"], option),
+                Bad(["-x"], "-x"),
+                Bad([f"-{option}=3"], option),
+                Bad(["--=3"], "--=3"),
+                Bad(["---"], "---"),
+            ]
+        )
+    )
+
+
+KINDS: dict[str, Callable[[], st.SearchStrategy[Bad]]] = {
+    "misspelt": misspelt,
+    "wrong types": wrong_types,
+    "out of range": out_of_range,
+    "unknown words": unknown_words,
+    "configurations": configurations,
+    "paths": paths,
+    "combinations": combinations,
+    "strays": strays,
+}
+EXAMPLES = {"misspelt": 25, "wrong types": 40, "out of range": 45, "unknown words": 20, "configurations": 25}
+EXAMPLES |= {"paths": 15, "combinations": 20, "strays": 10}
+
+
+# -------------------------------------------------------------------------------------------------- what must happen
+@pytest.fixture(autouse=True, scope="module")
+def _one_parser() -> Iterator[None]:
+    """Make the parser once, and the list of options: that takes longer than all that is asked of them."""
+    build, made = LightningCLI.setup_parser, {}
+
+    def setup_parser(self: LightningCLI, *args: Any) -> None:
+        if not made:
+            build(self, *args)
+            made.update(vars(self))
+        for name in ("parser", "_subcommand_parsers", "_subcommand_method_arguments"):
+            setattr(self, name, made[name])
+        self._add_instantiators = lambda: None  # type: ignore[method-assign]
+
+    names = option_names()
+    with (
+        mock.patch.object(LightningCLI, "setup_parser", setup_parser),
+        mock.patch("bayes_rl.cli.app.option_names", return_value=names),
+    ):
+        yield
+
+
+class Begun(BaseException):
+    """Training was reached."""
+
+
+@contextlib.contextmanager
+def in_a_folder(files: dict[str, bytes]) -> Iterator[Path]:
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as name:
+        for file, content in files.items():
+            path = Path(name, file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        os.chdir(name)
+        try:
+            yield Path(name)
+        finally:
+            os.chdir(before)
+
+
+def refuse(words: list[str], key: str, files: dict[str, bytes]) -> str:
+    """The one line that a bad command line gets; asserts that nothing else happens."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        in_a_folder(files) as folder,
+        mock.patch("sys.argv", ["cli.py", *words]),
+        mock.patch.object(Trainer, "_run", side_effect=Begun),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        before = sorted(folder.rglob("*"))
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert sorted(folder.rglob("*")) == before
+    printed = err.getvalue()
+    assert stop.value.code == 2, printed
+    lines = printed.removesuffix("\n").split("\n")
+    assert len(lines) == 1, printed
+    assert len(printed.splitlines()) == 1
+    assert printed.startswith("bayes-rl: error: "), printed
+    assert "Traceback" not in printed + out.getvalue()
+    assert key in printed, (key, printed)
+    return printed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_generated_bad_input_is_one_line(kind: str) -> None:
+    @settings(
+        max_examples=EXAMPLES[kind],
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )
+    @given(KINDS[kind]())
+    def check(bad: Bad) -> None:
+        refuse(["fit", *(SMALL if bad.small else []), *bad.words], bad.key, bad.files)
+
+    check()

@@ -1,0 +1,242 @@
+"""A run in parts is the same run: every number of its checkpoint, curves, table and replay."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bayes_rl.cli import app as cli
+
+ROOT = Path(cli.__file__).parents[2]
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.log_every_n_steps=5"]
+SMALL = ["--data.replay_capacity=2000", "--data.min_replay_size=100", "--data.batch_size=8", "--data.num_envs=4"]
+SMALL += ["--model.hidden_dim=16", "--data.eval_games=2", "--data.max_episode_frames=400"]
+OFTEN = ["--data.updates_per_step=0.25"]
+GAMES = {
+    "breakout": ["--config", str(ROOT / "configs/quickstart.yaml"), "--data.frames_per_epoch=800", *OFTEN],
+    "minatar": ["--config", str(ROOT / "configs/minatar.yaml"), "--data.frames_per_epoch=200"],
+    "cartpole": ["--config", str(ROOT / "configs/cartpole.yaml"), "--data.frames_per_epoch=200"],
+}
+
+NOT_COMPARED = ("current_score", "history")
+"""The score that `ModelCheckpoint` saved last, which Lightning writes and neither restores nor uses; and the random
+name of a replay's files, by which a checkpoint knows them again."""
+
+
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> cli.BayesCLI:
+    """What `python cli.py ARGUMENTS` does in a folder, in this process."""
+    folder.mkdir(exist_ok=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["cli.py", *arguments])
+    return cli.run()
+
+
+def curves(directory: Path) -> dict[str, list[tuple[int, float]]]:
+    """TensorBoard's scalars but for those that measure time: tag to (step, value), in order of step.
+
+    Of the test games after each command those of the last one count.
+    """
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0}).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("time/")]
+    found = {tag: sorted((e.step, e.value) for e in events.Scalars(tag)) for tag in tags}
+    return {tag: values[-1:] if tag.startswith("test/") else values for tag, values in found.items()}
+
+
+def differences(a: Any, b: Any, where: str = "") -> list[str]:
+    """Places where two nested structures of tensors and primitives are not equal, to the last bit."""
+    if type(a) is not type(b):
+        return [f"{where}: {type(a)} is not {type(b)}"]
+    if isinstance(a, dict):
+        odd = [f"{where}: {key!r} is in one only" for key in a.keys() ^ b.keys()]
+        return odd + [d for key in a.keys() & b.keys() for d in differences(a[key], b[key], f"{where}/{key}")]
+    if isinstance(a, list | tuple):
+        odd = [f"{where}: {len(a)} and {len(b)} entries"] if len(a) != len(b) else []
+        return odd + [d for i, (x, y) in enumerate(zip(a, b, strict=False)) for d in differences(x, y, f"{where}/{i}")]
+    if isinstance(a, torch.Tensor):
+        same = a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+        return [] if same else [f"{where}: tensors differ"]
+    return [] if a == b or (a != a and b != b) else [f"{where}: {a!r} and {b!r}"]
+
+
+def checkpoint(run: Path) -> dict[str, Any]:
+    """Everything in `last.ckpt`, with the paths of its run's files as they would be anywhere."""
+
+    def anywhere(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {anywhere(key): anywhere(one) for key, one in value.items() if key not in NOT_COMPARED}
+        return value.replace(str(run.absolute()), "RUN") if isinstance(value, str) else value
+
+    return anywhere(torch.load(run / "checkpoints/last.ckpt", weights_only=True))
+
+
+def referenced(run: Path) -> dict[str, np.ndarray]:
+    """The slots of the replay's files that the last checkpoint refers to."""
+    state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    replay = next(v for v in state.values() if isinstance(v, dict) and "stream" in v)["stream"]["replay"]
+    envs, slots, *_ = replay["geometry"]
+    found = {}
+    for file in sorted((run / "replay/rank0").iterdir()):
+        if file.stem in ("written", "replay"):  # positions, and names
+            continue
+        array = np.fromfile(file, file.suffix[1:]).reshape(envs, slots, -1)
+        rings = [range(max(0, n - slots), n) for n in replay["written"].tolist()]
+        found[file.name] = np.concatenate([array[e, [i % slots for i in ring]] for e, ring in enumerate(rings)])
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------- in parts
+@pytest.mark.parametrize("game", GAMES)
+def test_one_epoch_and_two_more_are_three_in_one_go(game: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = [*GAMES[game], *QUIET, *SMALL, "--trainer.precision=32-true", "--name=game"]
+    run(tmp_path / "straight", monkeypatch, "fit", *options, "--trainer.max_epochs=3")
+    run(tmp_path / "parts", monkeypatch, "fit", *options, "--trainer.max_epochs=1")
+    run(tmp_path / "parts", monkeypatch, "fit", "--ckpt_path", "last", "--trainer.max_epochs", "3")
+    straight, parts = (tmp_path / name / "runs/game/version_0" for name in ("straight", "parts"))
+    assert differences(checkpoint(straight), checkpoint(parts)) == []
+    assert differences(curves(straight), curves(parts)) == []
+    one, two = (np.load(run / "metrics.npy") for run in (straight, parts))
+    assert one.dtype == two.dtype
+    assert one.tobytes() == two.tobytes()
+    a, b = referenced(straight), referenced(parts)
+    assert {"screens", "actions", "rewards", "flags", "ages"} == {name.split(".")[0] for name in a}
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_the_walk_sees_every_kind_of_difference() -> None:
+    tree = {"a": [torch.zeros(2), {"b": 1}], "c": (1.5, "x"), "d": None}
+    assert differences(tree, tree) == []
+    for other in (
+        {**tree, "a": [torch.ones(2), {"b": 1}]},
+        {**tree, "a": [torch.zeros(2).double(), {"b": 1}]},
+        {**tree, "a": [torch.zeros(2), {"b": 2}]},
+        {**tree, "c": (1.5, "x", 1)},
+        {**tree, "d": 0},
+        {**tree, "e": 0},
+    ):
+        assert len(differences(tree, other)) == 1
+
+
+# ------------------------------------------------------------------------------------------------ what is typed
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A folder with a run of one epoch."""
+    options = [*GAMES["cartpole"], *QUIET, *SMALL, "--name=game", "--trainer.max_epochs=1"]
+    run(tmp_path / "here", monkeypatch, "fit", *options, f"--trainer.default_root_dir={tmp_path / 'here/runs'}")
+    capsys.readouterr()
+    return tmp_path / "here"
+
+
+def error_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The single line that a refused command prints."""
+    monkeypatch.setattr(sys, "argv", ["cli.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_what_differs_from_the_checkpoint_is_named_and_has_to_be_meant(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["fit", "--ckpt_path=last", "--trainer.max_epochs=2"]
+    line = error_of(
+        monkeypatch,
+        capsys,
+        *more,
+        "--data.n_step=3",
+        "--model.tau=0.5",
+        "--data={gamma: 0.5}",
+        "--model.value_range=[-10.0,10.0]",
+    )
+    assert "value_range" not in line  # a list is what a checkpoint makes of a tuple
+    for word in (
+        "data.n_step: 5 in the checkpoint, 3 typed",
+        "model.tau: 0.01",
+        "data.gamma: 0.99",
+        "--allow_overrides",
+    ):
+        assert word in line
+    for option in ("--model.hidden_dim=8", "--data.num_envs=2", "--seed_everything=7", "--data.env=Acrobot-v1"):
+        line = error_of(monkeypatch, capsys, *more, "--allow_overrides", "--data.n_step=3", option)
+        assert option[2:].split("=")[0] in line
+        assert "new run" in line
+    before = torch.load(small / "runs/game/version_0/checkpoints/last.ckpt", weights_only=True)
+    small.rename(tmp_path / "there")  # as on another machine: no path of the old one is used
+    monkeypatch.chdir(tmp_path / "there")
+    typed = ["--data.n_step=3", "--allow_overrides", "--trainer.gradient_clip_val=5"]
+    resumed = run(tmp_path / "there", monkeypatch, *more, *typed)
+    assert (resumed.datamodule.hparams.n_step, resumed.trainer.gradient_clip_val) == (3, 5)
+    printed = capsys.readouterr().out
+    assert "data.n_step: 5 in the checkpoint, 3 typed\n" in printed
+    assert "trainer.gradient_clip_val: 10 in the run's config.yaml, 5" in printed
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "there"]
+    best = resumed.trainer.checkpoint_callback  # it has not forgotten the score to beat
+    assert best.best_model_score >= next(
+        s["best_model_score"] for s in before["callbacks"].values() if s.get("monitor")
+    )
+    assert Path(best.best_model_path) == tmp_path / "there/runs/game/version_0/checkpoints/best.ckpt"
+    played = run(tmp_path / "there", monkeypatch, "validate", "--ckpt_path=last", "--data.eval_games=3")
+    assert (played.datamodule.hparams.eval_games, played.datamodule.hparams.n_step) == (3, 3)
+    assert "  games                   3.00" in capsys.readouterr().out
+
+
+def test_a_lost_replay_is_collected_again_once(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["fit", "--ckpt_path=last", "--trainer.max_epochs=2"]
+    for file in (small / "runs/game/version_0/replay/rank0").iterdir():
+        file.unlink()
+    assert "--data.refill_replay true" in error_of(monkeypatch, capsys, *more)
+    assert run(small, monkeypatch, *more, "--data.refill_replay=true").datamodule.refill_replay
+    assert not run(small, monkeypatch, "fit", "--ckpt_path=last", "--trainer.max_epochs=3").datamodule.refill_replay
+
+
+# ------------------------------------------------------------------------------------------------------- signals
+def restored(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A resumed run in a process of its own, once its state is restored."""
+    words = [sys.executable, str(ROOT / "cli.py"), "fit", "--ckpt_path", "last", *arguments]
+    process = subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    until(process, "Restored all states")
+    return process
+
+
+def until(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stdout is not None
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if text in line:
+            return
+    raise AssertionError("".join(printed))
+
+
+def test_sigterm_saves_and_a_second_ctrl_c_leaves_the_checkpoint_as_it_was(small: Path) -> None:
+    last = small / "runs/game/version_0/checkpoints/last.ckpt"
+    before = torch.load(last, weights_only=True)["global_step"]
+    process = restored(small, "--trainer.max_epochs=100000")
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, printed
+    assert "saved" in printed
+    assert torch.load(last, weights_only=True)["global_step"] > before
+    kept = last.read_bytes()
+    process = restored(small, "--trainer.max_epochs=100000")
+    process.send_signal(signal.SIGSTOP)  # until both signals wait: no update ends between them
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode in (130, 143), printed
+    assert "once more to leave at once" in printed
+    assert "saved" not in printed
+    assert last.read_bytes() == kept

@@ -1,0 +1,754 @@
+"""The stream with a scripted environment whose every screen says where it comes from; then with real ones."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from bayes_rl.agent.module import VariationalActorCritic
+from bayes_rl.data.exploration import EpsilonSchedule, ExplorationNoise, draw_seed
+from bayes_rl.data.replay import ReplayBuffer
+from bayes_rl.data.stream import ReplayStream
+from bayes_rl.envs.base import EnvSettings, Step, VectorEnvs, episode_seed
+from bayes_rl.envs.kinds import make_envs
+from bayes_rl.envs.observation_stack import ObservationStack
+from bayes_rl.errors import ConfigError
+from bayes_rl.types import Batch, DrawPolicy, Policy
+
+UINT8 = np.dtype(np.uint8)
+GREEDY = EpsilonSchedule(0.0, 0.0, 0)
+RANDOM = EpsilonSchedule(1.0, 1.0, 0)
+
+
+class ScriptedEnvs(VectorEnvs):
+    """E environments whose screens are (environment + 1, episode, step) and whose episodes have scripted ends.
+
+    Episode number j (from 1) of environment e lasts `lengths[(e + j) % len(lengths)]` steps, and ends terminated if
+    e + j is even, truncated if it is odd. Rewards are step + 1. Every call is written to `log`.
+    """
+
+    num_actions = 5
+    screen_shape = (3,)
+    screen_dtype = UINT8
+
+    def __init__(self, num_envs: int, lengths: tuple[int, ...] = (3, 7, 1, 5), lives: int = 0) -> None:
+        self.num_envs, self.lengths, self.first_lives = num_envs, lengths, lives
+        self.steps_left = 20_000  # so that a loop without end becomes a failure
+        self.episode = np.zeros(num_envs, np.int64)
+        self.time = np.zeros(num_envs, np.int64)
+        self.over = np.ones(num_envs, bool)
+        self.seeds: list[dict[int, int]] = [{} for _ in range(num_envs)]
+        self.log: list[tuple[str, Any]] = []
+        self.pending: NDArray[np.int64] | None = None
+
+    def _screens(self) -> NDArray[np.uint8]:
+        return np.stack([np.arange(self.num_envs) + 1, self.episode, self.time], 1).astype(np.uint8)
+
+    def _lives(self) -> NDArray[np.int64]:
+        return np.maximum(self.first_lives - (self.time + 1) // 2, 0)
+
+    def reset(self, seeds: NDArray[np.int64], mask: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        assert self.pending is None, "reset during a step"
+        assert len(seeds) == mask.sum()
+        assert self.over[mask].all(), "reset of a game that is not over"
+        self.episode[mask] += 1
+        self.time[mask] = 0
+        self.over[mask] = False
+        for e, seed in zip(np.flatnonzero(mask), seeds, strict=True):
+            self.seeds[e][int(self.episode[e])] = int(seed)
+        self.log.append(("reset", mask.copy()))
+        screens, lives = self._screens().copy(), self._lives().copy()
+        screens[~mask], lives[~mask] = 99, 99  # nothing is promised of the others
+        return screens, lives
+
+    def send(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
+        assert self.pending is None, "two steps at once"
+        assert not self.over.any(), "a step beyond an episode's end"
+        self.steps_left -= 1
+        assert self.steps_left > 0, "this never ends"
+        self.pending = actions.copy()
+        self.log.append(("send", actions.copy()))
+        return actions
+
+    def recv(self) -> Step:
+        assert self.pending is not None, "nothing was sent"
+        self.pending = None
+        self.time += 1
+        number = np.arange(self.num_envs) + self.episode
+        self.over = self.time == np.array(self.lengths)[number % len(self.lengths)]
+        self.log.append(("recv", None))
+        even = number % 2 == 0
+        return Step(self._screens(), self.time.astype(np.float32), self.over & even, self.over & ~even, self._lives())
+
+    def close(self) -> None:
+        pass
+
+
+class SwappingEnvs(ScriptedEnvs):
+    """Plays action 4 whatever it is asked to, as auto_fire plays FIRE."""
+
+    def send(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
+        return super().send(np.full_like(actions, 4))
+
+
+class LoggingReplay(ReplayBuffer):
+    """Writes every stored step into `log`."""
+
+    log: list[tuple[str, Any]]
+
+    def add(self, *args: NDArray[Any]) -> None:
+        self.log.append(("add", tuple(a.copy() for a in args)))
+        super().add(*args)
+
+
+def first_action(observations: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(len(observations), dtype=torch.int64)
+
+
+def hashed(num_actions: int) -> Policy:
+    """A deterministic policy that depends on every number of each observation."""
+
+    def policy(observations: torch.Tensor) -> torch.Tensor:
+        return (observations.flatten(1).double() * 1000).round().to(torch.int64).sum(1) % num_actions
+
+    return policy
+
+
+def ring(envs: VectorEnvs, **options: Any) -> ReplayBuffer:
+    defaults: dict[str, Any] = {"frame_stack": 2, "n_step": 3, "gamma": 0.5, "reward_clip": None}
+    capacity = options.pop("capacity", 400 * envs.num_envs)
+    kind = options.pop("kind", ReplayBuffer)
+    replay = kind(capacity, envs.num_envs, envs.screen_shape, envs.screen_dtype, **(defaults | options))
+    assert isinstance(replay, ReplayBuffer)
+    return replay
+
+
+def stream_of(
+    envs: VectorEnvs,
+    replay: ReplayBuffer | None = None,
+    policy: Policy = first_action,
+    epsilon: EpsilonSchedule = GREEDY,
+    **options: Any,
+) -> ReplayStream:
+    defaults: dict[str, Any] = {
+        "batch_size": 8,
+        "updates_per_step": 1.0,
+        "batches_per_epoch": 50,
+        "min_replay_size": 20,
+        "frame_skip": 4,
+        "seed": 3,
+    }
+    replay = ring(envs) if replay is None else replay  # an empty one is falsy
+    return ReplayStream(envs, replay, policy, epsilon, **(defaults | options))
+
+
+def take(stream: ReplayStream, count: int) -> list[Batch]:
+    """The next `count` minibatches, beginning epochs as needed."""
+    batches: list[Batch] = []
+    while len(batches) < count:
+        for batch in stream:
+            batches.append(batch)
+            if len(batches) == count:
+                break
+    return batches
+
+
+def same(a: list[Batch], b: list[Batch]) -> bool:
+    """Bit for bit."""
+    return len(a) == len(b) and all(
+        all(torch.equal(x, y) for x, y in zip(p.transition, q.transition, strict=True)) and p[1:] == q[1:]
+        for p, q in zip(a, b, strict=True)
+    )
+
+
+def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
+    """A state as a checkpoint holds it: tensors and primitives only."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+# -------------------------------------------------------------------------------------------- what is stored
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+@pytest.mark.parametrize("capacity", [400, 17])
+@pytest.mark.parametrize("restarting", [False, True])
+def test_no_transition_crosses_an_episode(num_envs: int, capacity: int, restarting: bool) -> None:
+    """Screens say (environment, episode, step): all four things a transition tells must fit the same episode."""
+    envs = RestartingEnvs(num_envs) if restarting else ScriptedEnvs(num_envs)
+    replay = ring(envs, frame_stack=3, n_step=3, capacity=capacity * num_envs)
+    seen, ends = set(), set()
+    for batch in take(stream_of(envs, replay, batch_size=32, batches_per_epoch=20, min_replay_size=10), 120):
+        observation, _, reward, discount, next_observation = batch.transition
+        for i in range(32):
+            before, after = observation[i].view(3, 3).tolist(), next_observation[i].view(3, 3).tolist()
+            env, episode, t = before[-1]
+            k = after[-1][2] - t
+            assert after[-1][:2] == [env, episode]
+            assert 1 <= k <= 3
+            length = envs.lengths[(env - 1 + episode) % 4]
+            terminated = t + k == length and (env - 1 + episode) % 2 == 0
+            assert k == min(3, length - t)
+            assert discount[i] == (0 if terminated else 0.5**k)
+            assert reward[i] == sum(0.5**j * (t + j + 1) for j in range(k))
+            for stack, end in ((before, t), (after, t + k)):
+                assert stack == [[env, episode, s] if s >= 0 else [0, 0, 0] for s in range(end - 2, end + 1)]
+            seen.add((env, episode, t))
+            ends.add(terminated)
+    assert ends == {True, False}
+    assert len(seen) > 50
+
+
+def test_act_step_store_in_this_order_and_minibatches_while_the_games_step() -> None:
+    """recv, (reset), act on the newest screens, send, store; then the minibatches, before the next recv."""
+    envs = ScriptedEnvs(2)
+    log = envs.log
+    replay = ring(envs, kind=LoggingReplay)
+    assert isinstance(replay, LoggingReplay)
+    replay.log = log
+
+    def policy(observations: torch.Tensor) -> torch.Tensor:
+        log.append(("act", observations.clone()))
+        return first_action(observations)
+
+    stream = stream_of(envs, replay, policy)
+    for _ in stream:
+        log.append(("batch", None))
+    words = [name for name, _ in log]
+    start = words.index("batch")
+    begin = next(i for i in range(start, 0, -1) if words[i] == "recv")
+    rounds = " ".join(words[begin:]).split("recv ")[1:]
+    assert {r.strip() for r in rounds} == {"act send add batch batch", "reset act send add batch batch"}
+    assert len(rounds) == 25
+    # What the policy saw is what is stored, with the action that followed and the screen that came of it.
+    acted: list[Any] = []
+    sent: list[Any] = []
+    stored = 0
+    for name, content in log:
+        if name == "act":
+            sent, acted = acted, [content]
+        elif name == "send" and acted:
+            acted.append(content)
+        elif name == "add" and sent:
+            screens, actions, _, _, _, _, next_screens, idle = content
+            np.testing.assert_array_equal(sent[0].view(2, 2, 3)[:, -1].numpy(), screens)
+            np.testing.assert_array_equal(sent[1], actions)
+            np.testing.assert_array_equal(next_screens[:, 2], screens[:, 2] + 1)
+            np.testing.assert_array_equal(next_screens[:, :2], screens[:, :2])
+            assert not idle.any()
+            stored += 1
+    assert stored >= 20
+
+
+def test_chances_are_drawn_while_the_games_step_and_are_those_of_the_step_they_are_for() -> None:
+    """Not between a step and the next one, when the emulators wait; the slow twin draws one step at a time."""
+    envs = ScriptedEnvs(3)
+    stream = stream_of(envs, ring(envs), epsilon=RANDOM)
+    drawn: list[bool] = []
+    chances = stream._chances
+
+    def noted() -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        drawn.append(envs.pending is not None)
+        return chances()
+
+    stream._chances = noted  # type: ignore[method-assign]
+    for _ in range(150):
+        stream.step_environments()
+    assert drawn == [False] + [True] * 149
+    sent = [actions.tolist() for name, actions in envs.log if name == "send"]
+    key = (stream.seed, stream.rank, envs.num_envs, envs.num_actions)
+    assert sent == [ExplorationNoise(*key)(step)[0].tolist() for step in range(150)]
+
+
+class RestartingEnvs(ScriptedEnvs):
+    """Begins finished episodes by itself, in place of a step, as AtariEnvs does between two seeds."""
+
+    steps_per_seed = 12
+
+    def send(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
+        self.restart, self.over = self.over, np.zeros_like(self.over)
+        return super().send(actions)
+
+    def recv(self) -> Step:
+        self.episode[self.restart] += 1
+        self.time[self.restart] = -1
+        step = super().recv()
+        return step._replace(rewards=np.where(self.restart, 0, step.rewards).astype(np.float32))
+
+
+def test_the_policy_sees_stacks_that_are_zero_before_the_start() -> None:
+    envs = ScriptedEnvs(2, lengths=(2, 3))
+    seen: list[torch.Tensor] = []
+
+    def policy(observations: torch.Tensor) -> torch.Tensor:
+        seen.append(observations.clone().view(2, 3, 3))
+        return first_action(observations)
+
+    take(stream_of(envs, ring(envs, frame_stack=3), policy), 60)
+    for observations in seen:
+        for stack in observations.tolist():
+            env, episode, t = stack[-1]
+            assert stack == [[env, episode, s] if s >= 0 else [0, 0, 0] for s in range(t - 2, t + 1)]
+
+
+def test_the_action_that_was_really_played_is_stored() -> None:
+    stream = stream_of(SwappingEnvs(2))
+    actions = torch.cat([b.transition.action for b in take(stream, 20)])
+    assert (actions == 4).all()
+    assert all(a == 4 for history in stream.histories for a in history.actions)
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_a_lost_life_is_stored_with_the_step_that_lost_it_and_a_new_game_loses_none(num_envs: int) -> None:
+    """Lives fall at every second step, the first one included; that they are back at a reset is no loss or gain, and
+    the reset of one game is none of another's.
+    """
+    envs = ScriptedEnvs(num_envs, lengths=(5, 4), lives=3)
+    replay = ring(envs, kind=LoggingReplay)
+    assert isinstance(replay, LoggingReplay)
+    replay.log = envs.log
+    take(stream_of(envs, replay), 60)
+    added = [c for name, c in envs.log if name == "add"]
+    lost = {(int(c[0][e, 2]), bool(c[5][e])) for c in added for e in range(num_envs)}
+    assert lost == {(0, True), (1, False), (2, True), (3, False), (4, True)}
+
+
+def test_environments_restart_by_themselves_until_a_seed_is_due() -> None:
+    """Nothing of a restart is stored or counted, histories name it, and every 12 steps or later comes a seed."""
+    envs = RestartingEnvs(3)
+    stream = stream_of(envs, replay := ring(envs, capacity=3000))
+    take(stream, 400)
+    stream.finish_step()
+    steps = stream.vector_steps
+    for e in range(3):
+        begun = stream.episodes[e] - len(envs.seeds[e])  # by themselves
+        assert begun > 3
+        ended = [envs.lengths[(e + j) % 4] for j in range(1, stream.episodes[e])]
+        in_progress = 0 if envs.over[e] else envs.time[e]
+        whole = sum(ended) + (envs.lengths[(e + stream.episodes[e]) % 4] if envs.over[e] else in_progress)
+        restarts = begun
+        assert whole + restarts == steps  # every step is an action or a restart
+        assert replay.written[e] == whole + stream.episodes[e] - (not envs.over[e])
+        history = stream.histories[e]
+        # A seed follows the first end after 12 steps; an episode has at most 7.
+        assert steps / (12 + 7 + 12) <= len(envs.seeds[e]) <= steps / 12 + 1
+        seeded = max(envs.seeds[e])
+        assert seeded == stream.seeded_episode[e]
+        played = [envs.lengths[(e + j) % 4] for j in range(seeded, stream.episodes[e])]
+        assert history.resets == np.cumsum(played).tolist()
+        assert len(history.actions) == sum(played) + (
+            envs.lengths[(e + stream.episodes[e]) % 4] if envs.over[e] else in_progress
+        )
+
+
+def test_a_finished_game_is_counted_once_with_its_own_return() -> None:
+    envs = ScriptedEnvs(2)
+    stream = stream_of(envs)
+    take(stream, 50)
+    stream.finish_step()
+    wanted = sorted(
+        sum(range(1, envs.lengths[(e + j) % 4] + 1)) for e in range(2) for j in range(1, int(envs.episode[e]))
+    )
+    assert sorted(stream.recent_returns) == wanted
+    assert stream.finished_episodes == len(wanted)
+
+
+def test_the_observation_stack_begins_and_pushes() -> None:
+    stack = ObservationStack(2, 3, (1,), UINT8)
+    stack.begin(np.array([[1], [2]], np.uint8), np.array([True, True]))
+    stack.push(np.array([[3], [4]], np.uint8))
+    stack.begin(np.array([[9], [5]], np.uint8), np.array([False, True]))
+    assert stack.observations().tolist() == [[0, 1, 3], [0, 0, 5]]
+
+
+# ----------------------------------------------------------------------------------------------------- epsilon
+
+
+def test_epsilon_is_one_during_the_prefill_and_decays_with_the_frames_of_learning() -> None:
+    """Also over ranks: two processes of three environments and a skip of 4 make 24 frames a step."""
+    envs = ScriptedEnvs(3)
+    asked: dict[int, float] = {}
+
+    def policy(observations: torch.Tensor) -> torch.Tensor:
+        asked[stream.learning_steps] = stream.epsilon
+        return first_action(observations)
+
+    stream = stream_of(envs, None, policy, EpsilonSchedule(0.5, 0.1, 480), min_replay_size=60, world_size=2)
+    assert stream.epsilon == 1.0
+    stream._prefill()
+    assert stream.epsilon == 1.0
+    assert not asked
+    assert stream.vector_steps >= 15
+    take(stream, 300)
+    assert len(asked) > 50
+    assert asked == pytest.approx({s: max(0.1, 0.5 - 0.4 * 24 * s / 480) for s in asked})
+
+
+def test_the_frequency_of_random_actions_is_epsilon() -> None:
+    """Among 5 actions of which the policy always takes the first: within 4 standard errors, each action."""
+    epsilon, steps = 0.3, 3000
+    envs = ScriptedEnvs(4)
+    stream = stream_of(envs, epsilon=EpsilonSchedule(epsilon, epsilon, 0), updates_per_step=0.25, min_replay_size=8)
+    stream._prefill()
+    begin = len(envs.log)
+    take(stream, steps)
+    actions = np.concatenate([a for name, a in envs.log[begin:] if name == "send"])
+    assert len(actions) == 4 * steps
+    for action in range(5):
+        probability = epsilon / 5 + (1 - epsilon) * (action == 0)
+        error = math.sqrt(probability * (1 - probability) / len(actions))
+        assert abs((actions == action).mean() - probability) < 4 * error
+
+
+def test_environments_explore_independently() -> None:
+    """Two environments are both random at once with probability epsilon squared."""
+    envs = ScriptedEnvs(2)
+    stream = stream_of(envs, epsilon=EpsilonSchedule(0.5, 0.5, 0), updates_per_step=0.5)
+    stream._prefill()
+    begin = len(envs.log)
+    take(stream, 2500)
+    moved = np.array([a != 0 for name, a in envs.log[begin:] if name == "send"])
+    error = math.sqrt(0.16 * 0.84 / len(moved))
+    assert abs(moved.all(1).mean() - 0.16) < 4 * error
+
+
+# --------------------------------------------------------------------------------------------- posterior draws
+
+
+@pytest.mark.parametrize("kind", [ScriptedEnvs, RestartingEnvs])
+@pytest.mark.parametrize(("seed", "rank"), [(3, 0), (3, 1), (4, 0)])
+def test_the_draw_of_an_environment_is_named_by_its_episode(kind: type[ScriptedEnvs], seed: int, rank: int) -> None:
+    """The screens say which episode is on: the seed changes with it, also where games restart by themselves."""
+    envs = kind(3)
+    begun: list[tuple[int, ...]] = []
+
+    def draw_policy(observations: torch.Tensor, seeds: list[int]) -> torch.Tensor:
+        episodes = observations.view(3, 2, 3)[:, -1, 1].tolist()  # while one restarts, its last screen
+        assert seeds == [draw_seed(seed, rank, env, episode) for env, episode in enumerate(episodes)]
+        begun.append(tuple(episodes))
+        return first_action(observations)
+
+    def never(observations: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the mean weights were asked")
+
+    take(stream_of(envs, None, never, seed=seed, rank=rank, draw_policy=draw_policy), 250)
+    for env in range(3):
+        episodes = [row[env] for row in begun]
+        assert len(set(episodes)) > 10
+        assert episodes == sorted(episodes)
+
+
+def test_draws_act_where_chance_does_not() -> None:
+    """With epsilon 0 after the prefill always; else as often as a single policy would."""
+
+    def draw_policy(observations: torch.Tensor, seeds: list[int]) -> torch.Tensor:
+        return torch.tensor([seed % 4 for seed in seeds])  # 4 is left to chance
+
+    for epsilon, kind in ((0.0, ScriptedEnvs), (0.3, ScriptedEnvs), (0.3, RestartingEnvs)):
+        envs = kind(4)
+        schedule = EpsilonSchedule(epsilon, epsilon, 0)
+        stream = stream_of(envs, epsilon=schedule, draw_policy=draw_policy, updates_per_step=0.25, min_replay_size=8)
+        stream._prefill()
+        begin = len(envs.log)
+        take(stream, 2000)
+        actions = np.concatenate([a for name, a in envs.log[begin:] if name == "send"])
+        error = math.sqrt(epsilon / 5 * (1 - epsilon / 5) / len(actions))
+        assert abs((actions == 4).mean() - epsilon / 5) <= 4 * error
+
+
+# --------------------------------------------------------------------------------------------------- counters
+
+
+@pytest.mark.parametrize("batches", [1, 7, 50])
+def test_every_epoch_has_its_number_of_batches(batches: int) -> None:
+    stream = stream_of(ScriptedEnvs(3), batches_per_epoch=batches)
+    assert len(stream) == batches
+    for epoch in range(1, 4):
+        assert len(list(stream)) == batches
+        assert stream.updates == epoch * batches
+
+
+def test_an_epoch_that_was_left_goes_on_where_it_was() -> None:
+    stream = stream_of(ScriptedEnvs(1), batches_per_epoch=10)
+    take(stream, 4)
+    assert len(list(stream)) == 6
+    assert len(list(stream)) == 10
+
+
+@pytest.mark.parametrize(
+    ("num_envs", "updates_per_step"),
+    [(1, 1.0), (1, 0.25), (1, 4.0), (2, 2.0), (3, 0.5), (4, 0.25), (8, 0.25), (8, 0.0625), (5, 0.125)],
+)
+def test_updates_per_agent_step_are_exact(num_envs: int, updates_per_step: float) -> None:
+    """After every minibatch the games are as few steps ahead as allow updates <= agent steps x updates_per_step."""
+    stream = stream_of(ScriptedEnvs(num_envs), updates_per_step=updates_per_step, batches_per_epoch=16)
+    per_vector_step = num_envs * Fraction(updates_per_step)
+    done = 0
+    for _ in range(3):
+        for _ in stream:
+            done += 1
+            assert stream.updates == done
+            assert stream.learning_steps == math.ceil(done / per_vector_step)
+
+
+def test_updates_never_drift_when_the_rate_is_no_binary_fraction() -> None:
+    stream = stream_of(ScriptedEnvs(3), updates_per_step=0.1, batches_per_epoch=150)
+    take(stream, 300)
+    assert stream.learning_steps * 3 * 0.1 == pytest.approx(300, abs=0.31)
+
+
+def test_frames_count_every_environment_rank_and_skip() -> None:
+    for world_size in (1, 2):
+        envs = ScriptedEnvs(3)
+        stream = stream_of(envs, frame_skip=5, world_size=world_size)
+        last = 0
+        for batch in stream:
+            sends = sum(name == "send" for name, _ in envs.log)
+            assert stream.vector_steps == sends
+            assert stream.agent_steps == sends * 3 * world_size
+            assert batch.frames == stream.frames == sends * 3 * world_size * 5 >= last
+            last = batch.frames
+            assert batch.num_data == len(stream.replay) * world_size
+
+
+def test_learning_begins_when_enough_is_stored() -> None:
+    for size in (1, 30, 100):
+        stream = stream_of(ScriptedEnvs(2), min_replay_size=size)
+        take(stream, 1)
+        assert size <= len(stream.replay) <= size + 8
+
+
+def test_a_prefill_as_large_as_the_replay_ends() -> None:
+    """Three rings share a capacity of 20: 18 slots, of which asking for 20 must not wait for ever."""
+    envs = ScriptedEnvs(3)
+    envs.steps_left = 200
+    take(stream_of(envs, ring(envs, capacity=20, frame_stack=1, n_step=1), min_replay_size=20), 1)
+
+
+# ------------------------------------------------------------------------------------------------------ seeds
+
+
+def test_every_episode_has_a_seed_of_its_own() -> None:
+    seeds = {
+        episode_seed(run, rank, env, episode)
+        for run in (0, 1, 2)
+        for rank in range(3)
+        for env in range(8)
+        for episode in range(1, 40)
+    }
+    assert len(seeds) == 3 * 3 * 8 * 39
+    assert all(0 <= s < 2**31 for s in seeds)
+    assert episode_seed(0, 1, 2, 3) == episode_seed(0, 1, 2, 3)
+
+
+def test_the_stream_names_episodes_by_run_rank_environment_and_number() -> None:
+    played = {}
+    for seed, rank in ((0, 0), (0, 1), (1, 0)):
+        envs = ScriptedEnvs(3)
+        take(stream_of(envs, seed=seed, rank=rank), 50)
+        for e in range(3):
+            assert len(envs.seeds[e]) > 3
+            assert envs.seeds[e] == {j: episode_seed(seed, rank, e, j) for j in envs.seeds[e]}
+            played |= {(seed, rank, e, j): s for j, s in envs.seeds[e].items()}
+    assert len(set(played.values())) == len(played)
+
+
+def test_streams_of_one_seed_agree_and_others_do_not() -> None:
+    def run(seed: int, rank: int) -> list[Batch]:
+        return take(stream_of(ScriptedEnvs(3), epsilon=EpsilonSchedule(1, 0.1, 200), seed=seed, rank=rank), 60)
+
+    first = run(0, 0)
+    assert same(first, run(0, 0))
+    for seed, rank in ((1, 0), (0, 1)):
+        assert not any(
+            torch.equal(a.transition.observation, b.transition.observation)
+            for a, b in zip(first, run(seed, rank), strict=True)
+        )
+
+
+# ----------------------------------------------------------------------------------------------------- resume
+
+BREAKOUT = EnvSettings("breakout", sticky_actions=0.25)
+CARTPOLE = EnvSettings("CartPole-v1", frame_skip=1, sticky_actions=0.25)
+Builder = Callable[[], ReplayStream]
+
+
+def by_seed(num_actions: int) -> DrawPolicy:
+    """A policy that depends on every number of each observation and on the seed."""
+    policy = hashed(num_actions)
+    return lambda observations, seeds: (policy(observations) + torch.tensor(seeds)) % num_actions
+
+
+def builder(
+    settings: EnvSettings, directory: Path | None, num_envs: int, by_draw: bool = False, **options: Any
+) -> Builder:
+    def build() -> ReplayStream:
+        envs = make_envs(settings, num_envs)
+        replay = ring(envs, capacity=num_envs * 150, slack=150, directory=directory, reward_clip=1.0, frame_stack=4)
+        policy = hashed(envs.num_actions)
+        epsilon = EpsilonSchedule(1.0, 0.0, 300 * num_envs * settings.frame_skip)
+        options.setdefault("frame_skip", settings.frame_skip)
+        options["draw_policy"] = by_seed(envs.num_actions) if by_draw else None
+        return stream_of(envs, replay, policy, epsilon, batches_per_epoch=100, **options)
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_envs", "updates_per_step", "saved_at", "by_draw"),
+    [
+        *[(CARTPOLE, 3, 1 / 3, n, by_draw) for n in (30, 100, 331) for by_draw in (False, True)],
+        *[(CARTPOLE, 1, 2.0, n, False) for n in (30, 100, 331)],  # two batches a step
+        *[(BREAKOUT, 2, 0.5, 331, by_draw) for by_draw in (False, True)],
+    ],
+    ids=lambda x: x.env if isinstance(x, EnvSettings) else str(x),
+)
+def test_a_resumed_stream_goes_on_bit_for_bit(
+    tmp_path: Path, settings: EnvSettings, num_envs: int, updates_per_step: float, saved_at: int, by_draw: bool
+) -> None:
+    """Killed after 60 batches more than were saved, then resumed from the same directory of the replay."""
+    build = builder(settings, tmp_path, num_envs, by_draw, updates_per_step=updates_per_step)
+    stream = build()
+    take(stream, saved_at)
+    state = through_a_file(stream.state_dict())
+    wanted = take(stream, 60)
+    stream.finish_step()
+    stream.envs.close()
+    resumed = build()
+    resumed.load_state_dict(state)
+    assert same(take(resumed, 60), wanted)
+    resumed.finish_step()
+    assert resumed.histories == stream.histories
+    assert resumed.episodes.tolist() == stream.episodes.tolist()
+    assert list(resumed.recent_returns) == list(stream.recent_returns)
+    assert resumed.finished_episodes == stream.finished_episodes
+    resumed.envs.close()
+
+
+@pytest.mark.parametrize(("by_draw", "epsilon"), [(False, RANDOM), (True, EpsilonSchedule(0.8, 0.8, 0))])
+def test_a_stream_saved_while_games_restart_resumes_bit_for_bit(
+    tmp_path: Path, by_draw: bool, epsilon: EpsilonSchedule
+) -> None:
+    """With a restart under way, and after several of them: the emulator's own random numbers go on."""
+    build = builder(BREAKOUT, tmp_path, 4, by_draw, updates_per_step=0.25)
+    stream = build()
+    stream.epsilon_schedule = epsilon
+    batches = 0
+    while not (stream.restarting.any() and min(len(h.resets) for h in stream.histories) >= 1):
+        take(stream, 1)
+        batches += 1
+        assert batches < 3000
+    state = through_a_file(stream.state_dict())
+    wanted = take(stream, 40)
+    stream.finish_step()
+    stream.envs.close()
+    resumed = build()
+    resumed.epsilon_schedule = epsilon
+    resumed.load_state_dict(state)
+    assert same(take(resumed, 40), wanted)
+    resumed.finish_step()
+    assert resumed.histories == stream.histories
+    resumed.envs.close()
+
+
+@pytest.mark.parametrize("family", [{}, {"posterior": "members"}, {"posterior": "low_rank", "prior_scale": 1.0}])
+def test_a_resumed_agent_explores_by_the_same_draws(tmp_path: Path, family: dict[str, Any]) -> None:
+    """No draw is saved: seeds of episodes name them, and weights do the rest."""
+
+    def build() -> ReplayStream:
+        torch.manual_seed(5)
+        module = VariationalActorCritic("mlp", 8, observation_shape=(8,), num_actions=2, init_log_var=-2.0, **family)
+        envs = make_envs(CARTPOLE, 3)
+        replay = ring(envs, capacity=900, slack=150, directory=tmp_path)
+        return stream_of(envs, replay, module.act, draw_policy=module.act_by_draw, frame_skip=1, batches_per_epoch=100)
+
+    stream = build()
+    take(stream, 80)
+    state = through_a_file(stream.state_dict())
+    begun = stream.episodes.copy()
+    wanted = take(stream, 90)
+    assert (stream.episodes > begun).all()
+    stream.finish_step()
+    stream.envs.close()
+    resumed = build()
+    resumed.load_state_dict(state)
+    assert same(take(resumed, 90), wanted)
+    resumed.finish_step()
+    assert resumed.histories == stream.histories
+    resumed.envs.close()
+
+
+@pytest.mark.parametrize("updates_per_step", [1.0, 0.5, 0.25])
+@pytest.mark.parametrize("saved_at", [40, 41, 50])
+def test_saving_does_not_change_the_run(saved_at: int, updates_per_step: float) -> None:
+    """A stream that was saved hands out the same minibatches as one that never was, wherever that happened."""
+
+    def run(save: bool) -> list[Batch]:
+        stream = stream_of(ScriptedEnvs(2), updates_per_step=updates_per_step, epsilon=RANDOM)
+        batches = take(stream, saved_at)
+        if save:
+            stream.state_dict()
+        return batches + take(stream, 60)
+
+    assert same(run(save=True), run(save=False))
+
+
+def test_a_state_is_small_and_holds_tensors_and_primitives_only() -> None:
+    """A few kilobytes beside the last screens: environments are named by seed and actions."""
+    stream = stream_of(ScriptedEnvs(2))
+    take(stream, 20)
+    buffer = io.BytesIO()
+    torch.save(stream.state_dict(), buffer)
+    assert buffer.tell() < 20_000
+
+
+def test_a_stream_refilled_on_resume_collects_new_games_and_keeps_its_counters() -> None:
+    stream = stream_of(ScriptedEnvs(2))
+    take(stream, 60)
+    state = through_a_file(stream.state_dict())
+    envs = ScriptedEnvs(2)
+    resumed = stream_of(envs, refill_replay=True)
+    resumed.load_state_dict(state)
+    assert (resumed.updates, resumed.frames) == (stream.updates, stream.frames)
+    assert len(resumed.replay) == 0
+    assert len(take(resumed, 40)) == 40
+    assert resumed.updates == 100
+    assert len(resumed.replay) >= 20
+    for e in range(2):
+        number = int(state["episodes"][e])
+        assert envs.seeds[e][1] == episode_seed(3, 0, e, number + 1)  # a game that the first run had not begun
+
+
+def test_a_resume_without_its_replay_is_refused(tmp_path: Path) -> None:
+    stream = builder(CARTPOLE, tmp_path / "here", 1)()
+    take(stream, 20)
+    state = through_a_file(stream.state_dict())
+    stream.envs.close()
+    resumed = builder(CARTPOLE, tmp_path / "elsewhere", 1)()
+    with pytest.raises(ConfigError, match=r"--data.refill_replay true"):
+        resumed.load_state_dict(state)
+    resumed.envs.close()
+
+
+def test_an_environment_that_is_not_what_it_was_is_noticed(tmp_path: Path) -> None:
+    """Other physics for the same seed and actions (here: another stickiness) must not pass silently."""
+    stream = builder(CARTPOLE, tmp_path, 2)()
+    take(stream, 30)
+    state = through_a_file(stream.state_dict())
+    stream.envs.close()
+    other = EnvSettings("CartPole-v1", frame_skip=1, sticky_actions=0.9)
+    resumed = builder(other, tmp_path, 2)()
+    with pytest.raises(ConfigError, match="could not be rebuilt"):
+        resumed.load_state_dict(state)
+    resumed.envs.close()

@@ -1,0 +1,395 @@
+"""Whole games: named by their seeds, scored raw, and drawn again from (seed, actions)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bayes_rl.data.datamodule import ReplayDataModule
+from bayes_rl.envs.base import EnvSettings, Step, VectorEnvs
+from bayes_rl.envs.kinds import make_envs
+from bayes_rl.evaluation.games import Game, GameLoader, Games
+from bayes_rl.evaluation.rendering import render_game
+from bayes_rl.metrics.calibration import realised_returns
+from bayes_rl.types import ValueEstimate
+from tests.helpers.replay_oracle import Episode, Recorder, Rules
+
+INVADERS = EnvSettings("space_invaders", sticky_actions=0.25, max_episode_frames=1600)
+FIRED = EnvSettings("breakout", sticky_actions=0.25, max_episode_frames=600, auto_fire=True)
+MINATAR = EnvSettings("MinAtar/Breakout-v1", frame_skip=1, sticky_actions=0.1)
+CARTPOLE = EnvSettings("CartPole-v1", frame_skip=1, sticky_actions=0.0)
+
+
+def hashed(num_actions: int) -> Callable[[Tensor], Tensor]:
+    """A deterministic policy that depends on each observation alone, so that who plays beside it does not matter."""
+
+    def policy(observations: Tensor) -> Tensor:
+        flat = (observations.flatten(1).double() * 1000).round().to(torch.int64)
+        return (flat * torch.arange(1, flat.shape[1] + 1)).sum(1) % num_actions
+
+    return policy
+
+
+def noop(observations: Tensor) -> Tensor:
+    return torch.zeros(len(observations), dtype=torch.int64)
+
+
+def replayed(settings: EnvSettings, game: Game) -> tuple[list[float], bool]:
+    """Rewards of (seed, actions) played again by hand, and whether the game ended by itself at its last step."""
+    envs = make_envs(settings, 1)
+    envs.reset(np.array([game.seed]), np.ones(1, bool))
+    rewards, over = [], False
+    for action in game.actions:
+        assert not over, "the game had ended before its last action"
+        step = envs.step(np.array([action]))
+        rewards.append(float(step.rewards[0]))
+        over = bool((step.terminated | step.truncated)[0])
+    envs.close()
+    return rewards, over
+
+
+# ------------------------------------------------------------------ scripted games
+@dataclass(frozen=True)
+class Script:
+    """A game that its seed tells: T rewards, lives before and after each step `[T + 1]`, and how it ends."""
+
+    rewards: list[float]
+    lives: list[int]
+    terminated: bool
+    truncated: bool
+
+    @classmethod
+    def of(cls, seed: int) -> Script:
+        rng = np.random.default_rng(seed)
+        steps = int(rng.integers(5, 40)) if seed else 3  # 0 is played where no game is left, and truncated soon
+        rewards = rng.choice([-2.5, -1.0, 0.0, 0.0, 0.0, 0.5, 3.0], steps) * (rng.random() < 0.7)
+        lives = 9 - np.cumsum(rng.random(steps + 1) < 0.15)
+        ends = [(False, True), (True, False), (True, True)][seed % 3]
+        return cls(rewards.tolist(), lives.tolist(), *ends)
+
+
+class ScriptedGames(VectorEnvs):
+    """Plays `Script.of(seed)`, whatever the actions; screens are (seed, t) / 10."""
+
+    num_actions = 3
+    screen_shape = (2,)
+    screen_dtype = np.dtype(np.float32)
+
+    def __init__(self, settings: EnvSettings, num_envs: int) -> None:
+        self.num_envs = num_envs
+        self.seeds, self.times = np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64)
+        self.scripts = [Script.of(0)] * num_envs
+
+    def _screens(self) -> NDArray[np.float32]:
+        return np.stack([self.seeds, self.times], 1).astype(np.float32) / 10
+
+    def _lives(self) -> NDArray[np.int64]:
+        return np.array([s.lives[t] for s, t in zip(self.scripts, self.times, strict=True)])
+
+    def reset(self, seeds: NDArray[np.int64], mask: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        self.seeds[mask], self.times[mask] = seeds, 0
+        self.scripts = [Script.of(int(seed)) for seed in self.seeds]
+        return self._screens(), self._lives()
+
+    def send(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
+        return actions
+
+    def recv(self) -> Step:
+        pairs = list(zip(self.scripts, self.times, strict=True))
+        rewards = np.array([s.rewards[t] for s, t in pairs], np.float32)
+        self.times += 1
+        over = np.array([t + 1 == len(s.rewards) for s, t in pairs])
+        terminated, truncated = np.array([(s.terminated, s.truncated) for s in self.scripts]).T
+        return Step(self._screens(), rewards, over & terminated, over & truncated, self._lives())
+
+    def close(self) -> None:
+        pass
+
+
+SCRIPTED = EnvSettings("scripted", frame_skip=4)
+IDLE_FRAMES = 32
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every game is a scripted one."""
+    monkeypatch.setattr("bayes_rl.evaluation.games.make_envs", ScriptedGames)
+
+
+def told(seed: int, actions: list[int]) -> tuple[Episode, bool]:
+    """The game of that seed as far as it is played, and whether it is cut, because no reward came for 32 frames."""
+    script, last = Script.of(seed), 0
+    episode = Episode(screens=[np.array([seed, 0], np.float32) / 10])
+    for t, reward in enumerate(script.rewards):
+        over = t + 1 == len(script.rewards)
+        last = t + 1 if reward else last
+        episode.screens.append(np.array([seed, t + 1], np.float32) / 10)
+        episode.actions.append(actions[t])
+        episode.rewards.append(reward)
+        episode.life_lost.append(script.lives[t + 1] < script.lives[t])
+        if not over and 4 * (t + 1 - last) >= IDLE_FRAMES:
+            episode.truncated = True
+            return episode, True
+        episode.terminated, episode.truncated = over and script.terminated, over and script.truncated
+    return episode, False
+
+
+def worth(observations: Tensor) -> Tensor:
+    """A value for each observation, some number."""
+    return (observations.double() @ torch.arange(1.0, 5.0, dtype=torch.float64)).sin().float()
+
+
+def opinion(observations: Tensor) -> ValueEstimate:
+    """An opinion that tells its observation."""
+    value = worth(observations)
+    return ValueEstimate(value[:, None].expand(-1, 3), observations[:, :3], observations[:, 1:], value)
+
+
+def returns_of(episode: Episode, rules: Rules, value: Callable[[Tensor], Tensor]) -> list[float]:
+    """What the learner would make of every step with returns of any length: the replay's definition."""
+    recorder = Recorder(1)
+    recorder.slots[0] = [(episode, t) for t in range(len(episode.screens))]
+    steps = [recorder.expected(0, t, rules) for t in range(len(episode.actions))]
+    return [s.reward + s.discount * float(value(torch.from_numpy(s.next_observation)[None])[0]) for s in steps]
+
+
+@pytest.mark.usefixtures("scripted")
+@pytest.mark.parametrize("life_loss", ["none", "discount", "penalty"])
+@pytest.mark.parametrize("reward_clip", [None, 1.0])
+def test_records_tell_the_returns_that_the_learner_would_have_read(life_loss: str, reward_clip: float | None) -> None:
+    """Clipped, with lives, ends, truncations and cuts, by the definition of the replay's transitions."""
+    seeds, gamma = list(range(40)), 0.9
+    rules = Rules(n_step=10**6, gamma=gamma, life_loss=life_loss, reward_clip=reward_clip, frame_stack=2)
+    games = Games(SCRIPTED, seeds, 2, IDLE_FRAMES, life_loss, reward_clip, parallel=7).play(hashed(3), opinion)
+    kinds = set()
+    for game in games:
+        episode, cut = told(game.seed, game.actions)
+        assert (game.score, game.frames, game.cut) == (sum(episode.rewards), 4 * len(episode.actions), cut)
+        assert len(game.rewards) == len(game.discounts) == len(game.actions) == len(episode.actions)
+        ours = realised_returns(torch.tensor(game.rewards), torch.tensor(game.discounts), gamma, game.bootstrap)
+        torch.testing.assert_close(ours, torch.tensor(returns_of(episode, rules, worth)), rtol=1e-5, atol=1e-5)
+        assert (game.bootstrap != 0) == (not episode.terminated)
+        kinds.add((cut, episode.terminated, episode.truncated, any(episode.life_lost)))
+    assert {kind[:3] for kind in kinds} == {
+        (True, False, True),
+        (False, True, False),
+        (False, False, True),
+        (False, True, True),
+    }
+
+
+@pytest.mark.usefixtures("scripted")
+@pytest.mark.parametrize("parallel", [1, 3, 10])
+@pytest.mark.parametrize("every", [1, 4])
+def test_the_judge_is_asked_about_every_so_many_th_state_of_the_games_and_nothing_else(
+    every: int, parallel: int
+) -> None:
+    asked: list[list[float]] = []
+
+    def estimator(observations: Tensor) -> ValueEstimate:
+        asked.extend(observations.tolist())
+        return opinion(observations)
+
+    games = Games(SCRIPTED, list(range(1, 9)), 2, IDLE_FRAMES, estimate_every=every, parallel=parallel).play(
+        hashed(3), estimator
+    )
+    expected = []
+    for game in games:
+        episode, _ = told(game.seed, game.actions)
+        stacks = [np.concatenate(two) for two in pairwise([0 * episode.screens[0], *episode.screens])]
+        due = torch.from_numpy(np.stack(stacks[: len(episode.actions) : every]))
+        assert len(game.estimates) == len(due)
+        for estimate, observation in zip(game.estimates, due, strict=True):
+            for part, wanted in zip(estimate, opinion(observation[None]), strict=True):
+                assert torch.equal(part, wanted[0])
+        expected += due.tolist() + ([] if episode.terminated else [stacks[-1].tolist()])
+    assert sorted(asked) == sorted(expected)
+
+
+@pytest.mark.usefixtures("scripted")
+def test_without_a_judge_nothing_is_judged() -> None:
+    for game in Games(SCRIPTED, [1, 2, 3], 2, IDLE_FRAMES).play(hashed(3)):
+        assert (game.estimates, game.bootstrap) == ([], 0.0)
+        assert len(game.rewards) == len(game.actions)
+
+
+# ------------------------------------------------------------------ real games
+@pytest.mark.parametrize("settings", [MINATAR, CARTPOLE], ids=lambda s: s.env)
+def test_games_are_named_by_their_seeds_however_many_are_played_at_once(settings: EnvSettings) -> None:
+    seeds = [4, 8, 15, 16, 23, 42, 108]
+    policy = hashed(2)
+    wanted = Games(settings, seeds, 3, 0, parallel=1).play(policy)
+    assert [g.seed for g in wanted] == seeds
+    assert len({astuple(g)[1:3] for g in wanted}) > 1
+    for parallel in (2, 3, 10):
+        assert Games(settings, seeds, 3, 0, parallel=parallel).play(policy) == wanted
+    again = Games(settings, seeds[::-1], 3, 0, parallel=4).play(policy)
+    assert again[::-1] == wanted
+
+
+def test_atari_games_are_named_by_their_seeds_however_many_are_played_at_once() -> None:
+    seeds = [5, 6, 7]
+    alone = Games(FIRED, seeds, 4, 0, parallel=1).play(hashed(4))
+    assert Games(FIRED, seeds, 4, 0, parallel=2).play(hashed(4)) == alone
+    assert len({tuple(g.actions) for g in alone}) > 1
+
+
+def test_scores_are_raw_and_the_recorded_actions_are_the_game() -> None:
+    """Space Invaders pays 5 to 30 points for each: never a clipped 1."""
+    for game in Games(INVADERS, [0, 1], 4, 0).play(hashed(6)):
+        rewards, over = replayed(INVADERS, game)
+        assert over
+        assert sum(rewards) == game.score >= 5 * np.count_nonzero(rewards) > 0
+        assert game.frames == 4 * len(game.actions)
+
+
+def test_recorded_actions_are_those_that_auto_fire_played() -> None:
+    """A policy that never fires still loses lives, because FIRE is pressed for it; the record says so."""
+    settings = EnvSettings("breakout", sticky_actions=0.0, max_episode_frames=1200, auto_fire=True)
+    (game,) = Games(settings, [1], 4, 0).play(noop)
+    assert set(game.actions) == {0, 1}
+    rewards, over = replayed(settings, game)
+    assert (sum(rewards), over) == (game.score, True)
+
+
+def test_lost_lives_of_an_atari_game_end_the_learner_s_return() -> None:
+    games = Games(FIRED, [1, 2, 3], 4, 0, life_loss="discount", parallel=2).play(hashed(4))
+    for game in games:
+        envs = make_envs(FIRED, 1)
+        _, lives = envs.reset(np.array([game.seed]), np.ones(1, bool))
+        steps = [envs.step(np.array([action])) for action in game.actions]
+        envs.close()
+        counted = [int(lives[0]), *(int(step.lives[0]) for step in steps)]
+        kept = [float(b >= a and not step.terminated[0]) for step, (a, b) in zip(steps, pairwise(counted), strict=True)]
+        assert game.discounts == kept
+    assert sum(game.discounts.count(0.0) for game in games) > 3
+
+
+def test_gymnasium_games_end_at_their_end() -> None:
+    for game in Games(CARTPOLE, [1, 2, 3, 4], 1, 0, parallel=2).play(noop):
+        assert game.score == game.frames == len(game.actions) < 15  # pushed left only, the pole falls
+        assert replayed(CARTPOLE, game) == ([1.0] * len(game.actions), True)
+
+
+def test_a_game_without_rewards_ends_after_the_idle_frames() -> None:
+    """Breakout stands still until FIRE: each game ends at 100 frames, also those begun after an unfinished one."""
+    settings = EnvSettings("breakout", sticky_actions=0.25)
+    games = Games(settings, [1, 2, 3], 4, 100, parallel=2).play(noop)
+    assert [(g.score, g.frames, len(g.actions)) for g in games] == [(0.0, 100, 25)] * 3
+
+
+def test_a_reward_sets_the_idle_frames_back() -> None:
+    """CartPole pays each frame: an idle limit of 2 frames never ends it. Elsewhere the longest wait is the limit."""
+    assert Games(CARTPOLE, [1, 2], 1, 2).play(noop) == Games(CARTPOLE, [1, 2], 1, 0).play(noop)
+    settings, limit = EnvSettings("MinAtar/Asterix-v1", frame_skip=1, sticky_actions=0.1), 30
+    causes = set()
+    for game in Games(settings, list(range(12)), 1, limit, parallel=5).play(hashed(5)):
+        rewards, over = replayed(settings, game)
+        paid = [-1, *np.flatnonzero(rewards), len(rewards) - 1 + over]
+        waits = np.diff(paid)
+        assert max(waits[:-1], default=0) <= limit
+        assert over or waits[-1] == limit
+        assert game.score == sum(rewards)
+        causes.add((over, game.score > 0))
+    assert (False, True) in causes, "no game was cut after it had been rewarded"
+
+
+def test_an_idle_limit_of_zero_ends_nothing() -> None:
+    settings = EnvSettings("breakout", sticky_actions=0.0, max_episode_frames=400)
+    (game,) = Games(settings, [1], 4, 0).play(noop)
+    assert game.frames == 400
+
+
+def test_the_policy_sees_what_it_sees_in_training() -> None:
+    """Stacks of the right shape and type, zero before the start of each game."""
+    shapes, starts = set(), 0
+
+    def policy(observations: Tensor) -> Tensor:
+        nonlocal starts
+        shapes.add((tuple(observations.shape), observations.dtype))
+        for stack in observations.view(2, 3, 4):
+            blank = (stack == 0).all(1).tolist()
+            assert blank in ([True, True, False], [True, False, False], [False] * 3)
+            starts += blank[0] and blank[1]
+        return noop(observations)
+
+    Games(CARTPOLE, [1, 2, 3, 4], 3, 0, parallel=2).play(policy)
+    assert shapes == {((2, 12), torch.float32)}
+    assert starts >= 4
+
+
+def test_no_seeds_are_no_games() -> None:
+    """A process that got none of the games, because there are more processes than games."""
+    games = Games(CARTPOLE, [], 1, 0)
+    assert len(games) == 0
+    assert games.play(noop) == []
+
+
+def test_a_loader_hands_out_one_set_of_games() -> None:
+    games = Games(CARTPOLE, [1, 2], 1, 0)
+    loader = GameLoader([games])
+    assert len(loader) == 1
+    assert list(loader) == [games] == list(loader)
+    assert len(games) == 2
+
+
+def test_stages_and_runs_never_share_a_game() -> None:
+    seeds: list[int] = []
+    for seed in (0, 1, 2):
+        data = ReplayDataModule(
+            env="CartPole-v1", frame_skip=1, num_envs=1, seed=seed, replay_capacity=100, min_replay_size=10
+        )
+        for stage in ("validate", "test", "predict"):
+            seeds += data.games(stage).seeds
+    assert len(set(seeds)) == len(seeds) == 3 * 3 * 20
+
+
+def test_pictures_of_an_atari_game_are_in_colour_one_per_step_and_one_before() -> None:
+    (game,) = Games(EnvSettings("breakout", max_episode_frames=160, auto_fire=True), [3], 4, 0).play(hashed(4))
+    settings = EnvSettings("breakout", max_episode_frames=160, auto_fire=True)
+    drawn = list(render_game(settings, game))
+    assert len(drawn) == len(game.actions) + 1
+    assert all(p.shape == (210, 160, 3) and p.dtype == np.uint8 for p in drawn)
+    assert len({p.tobytes() for p in drawn}) > len(drawn) // 2, "pictures overwrite each other"
+    assert any((p[..., 0] != p[..., 2]).any() for p in drawn)
+    # They are the game itself: grey and small, they are what the agent saw.
+    envs = make_envs(settings, 1)
+    seen = [envs.reset(np.array([game.seed]), np.ones(1, bool))[0][0, 0].copy()]
+    seen += [envs.step(np.array([a])).screens[0, 0].copy() for a in game.actions]
+    envs.close()
+    for picture, screen in zip(drawn, seen, strict=True):
+        grey = torch.from_numpy(picture.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32))
+        small = torch.nn.functional.interpolate(grey[None, None], (84, 84), mode="area")[0, 0].numpy()
+        assert np.abs(small - screen).mean() < 3
+
+
+def test_pictures_of_a_cropped_game_show_the_whole_screen() -> None:
+    settings = EnvSettings("space_invaders", crop=(13, 197, 15, 135), max_episode_frames=40)
+    (game,) = Games(settings, [3], 4, 0).play(hashed(6))
+    drawn = list(render_game(settings, game))
+    assert len(drawn) == 11
+    assert drawn[0].shape == (210, 160, 3)
+
+
+def test_pictures_of_a_small_game_are_enlarged() -> None:
+    (game,) = Games(MINATAR, [3], 1, 0).play(hashed(3))
+    drawn = list(render_game(MINATAR, game))
+    assert len(drawn) == len(game.actions) + 1
+    assert all(p.shape == (160, 160, 3) and p.dtype == np.uint8 for p in drawn)
+    assert len({p.tobytes() for p in drawn}) > 1
+    # Each of the 10 x 10 cells is one colour; what moves is where the agent saw it.
+    assert all((p.reshape(10, 16, 10, 16, 3) == p[::16, ::16].reshape(10, 1, 10, 1, 3)).all() for p in drawn)
+    envs = make_envs(MINATAR, 1)
+    seen = [envs.reset(np.array([game.seed]), np.ones(1, bool))[0][0].copy()]
+    seen += [envs.step(np.array([a])).screens[0].copy() for a in game.actions]
+    envs.close()
+    for picture, planes in zip(drawn, seen, strict=True):
+        assert np.array_equal(picture[::16, ::16].any(-1), planes.any(0))

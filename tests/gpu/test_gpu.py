@@ -1,0 +1,227 @@
+"""What only a GPU can show; `pytest -m gpu tests/test_gpu.py` on a machine that has one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from bayes_rl.agent.compilation import REPLAYED
+from bayes_rl.agent.module import VariationalActorCritic
+from bayes_rl.data.device_replay import DeviceReplay
+from bayes_rl.data.replay import LIFE_LOSS, ReplayBuffer
+from bayes_rl.types import Batch, Transition
+from bayes_rl.utils.device import to_device_async
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore"),  # of other versions than the ones this project is developed with
+]
+
+GPU = torch.device("cuda", 0)
+WARM = 6  # updates until everything is allocated, compiled and recorded
+FAMILIES: list[dict[str, Any]] = [
+    {},
+    {"bayesian": "none"},
+    {"posterior": "members", "prior_scale": 1.0, "likelihood": "hl_gauss"},
+    {"bayesian": "all", "likelihood": "learned_gaussian", "update_pairs": "random"},
+]
+
+
+def filled(kind: type[ReplayBuffer], steps: int = 120, **settings: Any) -> Any:
+    """A replay of Atari's screens with the same random episodes in it."""
+    there = {"device": GPU} if kind is DeviceReplay else {}
+    envs, rng = 4, np.random.default_rng(0)
+    replay = kind(200, envs, (1, 84, 84), np.dtype(np.uint8), **settings, **there)
+    for _ in range(steps):
+        now, then = (rng.integers(0, 256, (envs, 1, 84, 84)).astype(np.uint8) for _ in range(2))
+        ended, how, lost = rng.random(envs) < 0.1, rng.random((2, envs)) < 0.6, rng.random(envs) < 0.2
+        actions, rewards = rng.integers(0, 4, envs), rng.normal(0, 2, envs).astype(np.float32)
+        replay.add(now, actions, rewards, ended & how[0], ended & how[1], lost, then)
+    return replay
+
+
+class Stream:
+    """Minibatches straight from a replay."""
+
+    def __init__(self, replay: ReplayBuffer, count: int, scale: float = 1.0) -> None:
+        self.replay, self.count, self.scale = replay, count, scale
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number in range(self.count):
+            transition = self.replay.sample(16, np.random.default_rng(number))
+            transition = transition._replace(reward=transition.reward * self.scale)
+            yield Batch(transition, len(self.replay) + number, number)
+
+
+class NoWaiting(pl.Callback):
+    """From update `WARM` to the last, asking the device for a number is an error."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
+        torch.cuda.set_sync_debug_mode("error" if WARM <= trainer.global_step < trainer.num_training_batches else 0)
+
+
+def train(
+    stream: Stream, precision: str = "32-true", *callbacks: pl.Callback, **settings: Any
+) -> VariationalActorCritic:
+    torch.manual_seed(1)
+    module = VariationalActorCritic(hidden_dim=64, **settings)
+    trainer = pl.Trainer(
+        accelerator="gpu",
+        devices=1,
+        max_epochs=1,
+        precision=precision,  # type: ignore[arg-type]
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=0,
+        limit_val_batches=0,
+        callbacks=list(callbacks),
+    )
+    try:
+        trainer.fit(module, stream, Stream(stream.replay, 0))
+    finally:
+        torch.cuda.set_sync_debug_mode(0)
+    return module
+
+
+def weights(module: VariationalActorCritic) -> dict[str, Tensor]:
+    return {name: p.detach().cpu() for name, p in module.named_parameters()}
+
+
+# ------------------------------------------------------------------------------------------------- replay
+@pytest.mark.parametrize("life_loss", LIFE_LOSS)
+@pytest.mark.parametrize("n_step", [1, 5, 11])
+def test_a_minibatch_made_on_the_gpu_is_that_of_the_cpu(n_step: int, life_loss: str) -> None:
+    rules = {"n_step": n_step, "life_loss": life_loss}
+    here, there = (filled(kind, **rules) for kind in (ReplayBuffer, DeviceReplay))
+    for seed in range(5):
+        one, two = (replay.sample(300, np.random.default_rng(seed)) for replay in (here, there))
+        for name, a, b in zip(Transition._fields, one, two, strict=True):
+            assert b.device.type == "cuda"
+            assert a.dtype == b.dtype
+            assert torch.equal(a, b.cpu()), name
+
+
+def test_what_was_uploaded_may_be_changed_at_once() -> None:
+    """Page-locked memory is not used again before it has been read, however much is under way."""
+    torch.cuda._sleep(200_000_000)  # type: ignore[attr-defined]  # a tenth of a second that the copies wait
+    x, there = torch.zeros(1_000_000), []
+    for value in range(20):
+        x.fill_(value)
+        there.append(to_device_async(x, GPU))
+    assert [float(y.max()) for y in there] == [float(y.min()) for y in there] == list(range(20))
+
+
+def test_writing_and_sampling_wait_for_nothing() -> None:
+    replay = filled(DeviceReplay)
+    replay.sample(64, np.random.default_rng(0))
+    screens, no = np.zeros((4, 1, 84, 84), np.uint8), np.zeros(4, bool)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number in range(30):
+            ended = np.arange(4) == number % 9
+            replay.add(screens, np.zeros(4, np.int64), np.zeros(4, np.float32), ended, no, no, screens)
+            replay.sample(64, np.random.default_rng(number))
+    finally:
+        torch.cuda.set_sync_debug_mode(0)
+
+
+# ------------------------------------------------------------------------------------------------ learning
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("settings", FAMILIES, ids=lambda s: " ".join(map(str, s.values())) or "defaults")
+def test_updates_wait_for_nothing_and_stay_finite(settings: dict[str, Any], precision: str) -> None:
+    module = train(Stream(filled(DeviceReplay), 20), precision, NoWaiting(), **settings)
+    assert module.global_step == 20
+    assert all(value.isfinite().all() for value in weights(module).values())
+    assert module.guard.skipped == 0
+
+
+class Losses(pl.Callback):
+    """The loss of every update; asking for it waits, so not beside `NoWaiting`."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, *_: Any) -> None:
+        self.values.append(float(outputs["loss"]))
+
+
+@pytest.mark.parametrize("mode", REPLAYED)
+@pytest.mark.parametrize("settings", FAMILIES, ids=lambda s: " ".join(map(str, s.values())) or "defaults")
+def test_recorded_updates_wait_for_nothing_and_stay_finite(settings: dict[str, Any], mode: str) -> None:
+    torch._dynamo.reset()
+    settings = settings | {"update_pairs": "both"}  # each choice of pairs is a graph of its own, recorded when it comes
+    module = train(Stream(filled(DeviceReplay), 20), "bf16-mixed", NoWaiting(), compile=mode, **settings)
+    assert module.global_step == 20
+    assert all(value.isfinite().all() for value in weights(module).values())
+    assert module.guard.skipped == 0
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 0.01), ("bf16-mixed", 0.03)])
+@pytest.mark.parametrize("settings", FAMILIES, ids=lambda s: " ".join(map(str, s.values())) or "defaults")
+def test_recorded_updates_have_the_losses_of_plain_ones(
+    settings: dict[str, Any], precision: str, tolerance: float
+) -> None:
+    """Weights that hardly vary, so that it does not matter which random numbers a recorded graph has."""
+    curves = []
+    for mode in ("none", *REPLAYED):
+        torch._dynamo.reset()
+        losses = Losses()
+        train(Stream(filled(DeviceReplay), 20), precision, losses, compile=mode, init_log_var=-11.0, **settings)
+        curves.append(losses.values)
+    for recorded in curves[1:]:  # the first update warms up, the second is recorded, others are replays
+        np.testing.assert_allclose(recorded[:4], curves[0][:4], rtol=tolerance)
+        np.testing.assert_allclose(np.mean(recorded), np.mean(curves[0]), rtol=0.05)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_updates_that_are_not_finite_are_left_out(precision: str) -> None:
+    class Spoilt(Stream):
+        def __iter__(self) -> Iterator[Batch]:
+            for number, batch in enumerate(super().__iter__()):
+                bad = torch.full_like(batch.transition.reward, torch.nan if number in (3, 7) else 0)
+                yield batch._replace(transition=batch.transition._replace(reward=batch.transition.reward + bad))
+
+    module = train(Spoilt(filled(DeviceReplay), 12), precision)
+    module.guard.synchronize()
+    assert module.guard.skipped == 2
+    assert all(value.isfinite().all() for value in weights(module).values())
+
+
+def test_a_gradient_scaler_leaves_out_what_overflows() -> None:
+    """Under 16-mixed: a first scale of 65536 is too large for returns of thousands; the scaler finds its own."""
+    module = train(Stream(filled(DeviceReplay), 60, scale=1000.0), "16-mixed", NoWaiting())
+    module.guard.synchronize()
+    assert module.guard.skipped == 0  # losses were finite, gradients are the scaler's
+    assert all(value.isfinite().all() for value in weights(module).values())
+    assert module.global_step == 60
+
+
+# -------------------------------------------------------------------------------------------------- acting
+@pytest.mark.parametrize("posterior", ["mean_field", "members"])
+def test_actions_are_those_of_the_cpu(posterior: str) -> None:
+    """Greedy, and by one draw for each of 64 environments, some of which begin a new episode."""
+    torch.manual_seed(0)
+    module = VariationalActorCritic(hidden_dim=64, posterior=posterior, exploration="thompson", num_actions=6)
+    for p in (p for actor in module.twin.actors for p in actor.parameters()):
+        torch.nn.init.normal_(p, std=0.3) if p.ndim > 1 else None
+    observations = torch.randint(0, 256, (64, 4, 84, 84), dtype=torch.uint8)
+    seeds = [list(range(64)), [*range(60), 100, 101, 102, 103]]
+    here = [module.act(observations), *(module.act_by_draw(observations, s) for s in seeds)]
+    module._episode_draws = None
+    module.to(GPU)
+    there = [module.act(observations), *(module.act_by_draw(observations, s) for s in seeds)]
+    for one, two in zip(here, there, strict=True):
+        assert two.device.type == "cpu"
+        assert (one == two).float().mean() > 0.9  # near ties are decided by rounding

@@ -1,0 +1,749 @@
+"""The report on synthetic run directories: numbers by hand, intervals by brute force, pictures, and bad input."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.colors import to_rgba
+from matplotlib.image import imread
+from scipy.stats import trim_mean
+
+import bayes_rl
+from bayes_rl.metrics.returns import interquartile_mean
+from bayes_rl.reporting.figures import (
+    band,
+    bootstrap_interval,
+    draw_curves,
+    draw_matrices,
+    estimate,
+    score_table,
+    spread,
+    summary_table,
+    table,
+)
+from bayes_rl.reporting.report import find_bounds, label_runs, main, measure
+from bayes_rl.reporting.runs import Run, read_run
+
+Rows = Mapping[int, Sequence[tuple[float, ...]]]
+EPOCH, VISIT = 50, 100
+NAN = float("nan")
+# Two tasks, once each, 100 frames in two epochs; (breakout, pong) normalised with random 0 and reference 10.
+ROWS: Rows = {-1: [(0, 0)], 0: [(5, 2), (8, 1)], 1: [(9, 3), (2, 6)]}
+REFERENCES = {"breakout": [0, 10], "pong": [0, 10]}
+
+
+def save(path: Path, config: object, columns: dict[str, Sequence[float]]) -> Path:
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text("# pytorch_lightning==2.6.6\n" + yaml.safe_dump(config))
+    rows = np.array(list(zip(*columns.values(), strict=True)), np.float64)
+    np.save(path / "metrics.npy", np.rec.fromarrays(rows.T, [(name, np.float64) for name in columns]).view(np.ndarray))
+    return path
+
+
+def sequence(
+    path: Path,
+    rows: Rows = ROWS,
+    method: str = "none",
+    seed: int = 1,
+    tasks: Sequence[str] = ("breakout", "pong"),
+    cycles: int = 1,
+    **data: Any,
+) -> Path:
+    """A run directory; `rows` has the scores of all tasks, per epoch, by visit."""
+    visit = [float(v) for v, scores in rows.items() for _ in scores]
+    scores = [row for v in rows for row in rows[v]]
+    columns: dict[str, Sequence[float]] = {
+        "frames": [EPOCH * (i + (-1 not in rows)) for i in range(len(visit))],
+        "games": [20.0] * len(visit),
+        **{f"{t.replace('/', '-')}/return_mean": [row[i] for row in scores] for i, t in enumerate(tasks)},
+        "visit": visit,
+    }
+    settings = {"env": tasks[0], "tasks": list(tasks), "cycles": cycles, "frames_per_task": VISIT}
+    config = {
+        "seed_everything": seed,
+        "trainer": {"check_val_every_n_epoch": 1, "max_epochs": 4},
+        "data": {**settings, "frames_per_epoch": EPOCH, "task_conditioning": "none", **data},
+        "model": {"consolidation": method, "ewc_lambda": 0.0 if method == "none" else 400.0},
+    }
+    return save(path, config, columns)
+
+
+def single(path: Path, env: str, scores: Sequence[float], first: int = 0, seed: int = 1) -> Path:
+    """A single-task run, validated every epoch from frame `first` on."""
+    frames = [first + EPOCH * i for i in range(len(scores))]
+    config = {"seed_everything": seed, "data": {"env": env, "tasks": None, "frames_per_epoch": EPOCH}}
+    return save(path, config, {"frames": frames, "return_mean": scores})
+
+
+def references(path: Path, content: object = REFERENCES) -> list[str]:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return ["--references", str(path)]
+
+
+def report(tmp_path: Path, *arguments: object) -> str:
+    main([*map(str, arguments), "--output", str(tmp_path / "out")])
+    return (tmp_path / "out" / "report.md").read_text()
+
+
+def tables(text: str) -> list[list[dict[str, str]]]:
+    """The Markdown tables of a text, each row by its column names."""
+    found = []
+    for block in re.findall(r"(?:^\|.*\n?)+", text, flags=re.MULTILINE):
+        heading, _, *rows = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in block.splitlines()]
+        found.append([dict(zip(heading, row, strict=True)) for row in rows])
+    return found
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line that a run with these arguments ends with."""
+    with pytest.raises(SystemExit) as exit_code:
+        main([*map(str, arguments)])
+    printed = capsys.readouterr()
+    assert exit_code.value.code == 2
+    assert printed.out == ""
+    assert re.fullmatch(r"report: error: [^\n]+\n", printed.err)
+    return printed.err
+
+
+# Numbers
+
+
+def test_one_run_by_hand(tmp_path: Path) -> None:
+    """After visits: (0, 0), (.8, .1), (.2, .6), the last epoch of each visit; greatest returns 9 and 6."""
+    text = report(tmp_path, sequence(tmp_path / "a"), *references(tmp_path / "r.json"))
+    summary, scores = tables(text)
+    assert summary == [
+        {
+            "method": "fine-tuning",
+            "seeds": "1",
+            "average performance": "0.40",
+            "IQM": "0.40",
+            "new tasks": "0.70",
+            "forgetting": "0.30",
+            "backward transfer": "-0.60",
+            "isolated forgetting": "0.67",  # (8 - 2) / 9
+            "zero-shot transfer": "0.17",  # (1 - 0) / 6
+        }
+    ]
+    common = {"as 0": "0", "as 1": "10", "method": "fine-tuning"}
+    assert scores == [
+        {"task": "breakout", **common, "after its visit": "8.0", "at the end": "2.0"},
+        {"task": "pong", **common, "after its visit": "6.0", "at the end": "6.0"},
+    ]
+    assert f"* `{tmp_path / 'a'}`: fine-tuning, seed 1, 200 frames" in text
+
+
+def test_two_cycles_by_hand(tmp_path: Path) -> None:
+    rows = {-1: [(1, 1)], 0: [(0, 0), (4, 1)], 1: [(0, 0), (2, 3)], 2: [(0, 0), (9, 2)], 3: [(0, 0), (6, 8)]}
+    summary, scores = tables(
+        report(tmp_path, sequence(tmp_path / "a", rows, cycles=2), *references(tmp_path / "r.json"))
+    )
+    assert summary[0]["average performance"] == "0.70"
+    assert summary[0]["new tasks"] == "0.35"  # first visits
+    assert summary[0]["forgetting"] == "0.15"  # since last visits
+    assert summary[0]["backward transfer"] == "-0.30"
+    assert summary[0]["isolated forgetting"] == "0.22"  # (4 - 2) / 9, in the first cycle
+    assert summary[0]["zero-shot transfer"] == "0.00"
+    assert [row["after its first visit"] for row in scores] == ["4.0", "3.0"]
+    assert [row["after its last visit"] for row in scores] == ["9.0", "8.0"]
+    assert [row["at the end"] for row in scores] == ["6.0", "8.0"]
+
+
+def test_seeds_are_averaged_and_methods_kept_apart(tmp_path: Path) -> None:
+    better = {visit: [(a + 1, b + 1) for a, b in rows] for visit, rows in ROWS.items()}
+    runs = [
+        sequence(tmp_path / "a", seed=1),
+        sequence(tmp_path / "b", better, "ewc", seed=1),
+        sequence(tmp_path / "c", better, seed=2),
+    ]
+    text = report(tmp_path, *runs, *references(tmp_path / "r.json"))
+    summary, scores = tables(text)
+    assert [(row["method"], row["seeds"]) for row in summary] == [("fine-tuning", "2"), ("ewc", "1")]
+    # Per task one of two seeds twice, or both: means .4, .45, .5 with probabilities 1/16, 4/16, ..., so 95 % spans all.
+    assert summary[0]["average performance"] == "0.45 [0.40, 0.50]"
+    assert summary[0]["forgetting"].startswith("0.30 [")
+    assert summary[0]["isolated forgetting"] == "0.60 [0.60, 0.60]"  # 6 / 10: the scale is that of both seeds
+    assert summary[1]["average performance"] == "0.50"
+    assert summary[1]["zero-shot transfer"] == "0.14"  # 1 / 7
+    assert scores[0]["after its visit"] == "8.5 [8.0, 9.0]"
+    assert scores[1]["after its visit"] == "9.0"
+    assert "seed 2, 200 frames" in text
+
+
+@pytest.mark.parametrize(
+    ("first", "low", "transfer"),
+    [
+        # Reference 0, 5, 10 of 10: area .5. Breakout 0, 5, 8: .45; pong, from the end of visit 0, 1, 3, 6: .325.
+        (0, "0", "-0.22"),  # mean of (.45 - .5) / .5 and (.325 - .5) / .5
+        # Validated from frame 50 on, the curve is 0 at frame 0, 0 at 50 and 5 at 100: area .125, above frame 100 cut.
+        (50, "0", "0.30"),  # mean of (.45 - .125) / .875 and (.325 - .125) / .875
+    ],
+)
+def test_forward_transfer_by_hand(tmp_path: Path, first: int, low: str, transfer: str) -> None:
+    alone = [single(tmp_path / env, env, (0, 5, 10), first) for env in ("breakout", "pong")]
+    summary, scores = tables(report(tmp_path, sequence(tmp_path / "a"), *alone))
+    assert summary[0]["forward transfer"] == transfer
+    assert {(row["as 0"], row["as 1"]) for row in scores} == {(low, "10")}
+    assert summary[0]["average performance"] == "0.40"
+
+
+def test_forward_transfer_sets_each_task_against_its_own_reference(tmp_path: Path) -> None:
+    alone = [single(tmp_path / "p", "pong", (0, 0, 10)), single(tmp_path / "b", "breakout", (0, 5, 10))]
+    summary, _ = tables(report(tmp_path, sequence(tmp_path / "a"), *alone))
+    assert summary[0]["forward transfer"] == "0.00"  # mean of (.45 - .5) / .5 and (.325 - .25) / .75
+
+
+def test_forward_transfer_averages_the_areas_of_the_references(tmp_path: Path) -> None:
+    alone = [single(tmp_path / "p", "pong", (0, 5, 10))]
+    alone += [single(tmp_path / f"b{seed}", "breakout", (0, 5, last), seed=seed) for seed, last in ((1, 6), (2, 14))]
+    run = read_run(sequence(tmp_path / "a"))
+    bounds = torch.tensor([[0.0, 0.0], [10.0, 10.0]], dtype=torch.float64)
+    values = measure([run], bounds, [[*map(read_run, alone[1:])], [read_run(alone[0])]])["forward transfer"]
+    torch.testing.assert_close(values, torch.tensor([[-0.1, -0.35]], dtype=torch.float64))
+    with_one_missing = measure([run], bounds, [[], [read_run(alone[0])]])["forward transfer"]
+    torch.testing.assert_close(with_one_missing, torch.tensor([[NAN, -0.35]], dtype=torch.float64), equal_nan=True)
+
+
+def test_forward_transfer_against_a_perfect_reference_is_no_number(tmp_path: Path) -> None:
+    alone = [single(tmp_path / env, env, (100, 100, 100)) for env in ("breakout", "pong")]
+    summary, _ = tables(report(tmp_path, sequence(tmp_path / "a"), *alone, "--normalise", "human"))
+    assert "forward transfer" not in summary[0]
+
+
+@settings(deadline=None, derandomize=True, database=None, max_examples=60)
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.randoms(use_true_random=False))
+def test_measures_equal_loops(tasks: int, cycles: int, seeds: int, random: Any) -> None:
+    """Random runs of several epochs a visit, against the definitions, each run and number looked up one by one."""
+    visits, epochs = tasks * cycles, 2
+    low, high = [random.randint(-5, 0) for _ in range(tasks)], [random.randint(1, 9) for _ in range(tasks)]
+    runs = []
+    for _ in range(seeds):
+        visit = [-1, *(v for v in range(visits) for _ in range(epochs))]
+        scores = np.array([[random.randint(-8, 8) for _ in range(tasks)] for _ in visit], np.float64)
+        frames = np.arange(len(visit), dtype=np.float64) * EPOCH
+        names = [f"task{i}" for i in range(tasks)]
+        where = np.array(visit, np.float64)
+        runs.append(Run(Path("run"), 0, names, cycles, epochs * EPOCH, EPOCH, "none", {}, frames, where, scores))
+    measured = measure(runs, torch.tensor([low, high], dtype=torch.float64), [[]] * tasks)
+    for n, run in enumerate(runs):
+        raw = [[run.scores[epochs * v][i] for i in range(tasks)] for v in range(visits + 1)]
+        norm = [[(row[i] - low[i]) / (high[i] - low[i]) for i in range(tasks)] for row in raw]
+        last = [visits - tasks + i + 1 for i in range(tasks)]
+        scale = [max(abs(s) for r in runs for s in r.scores[:, i]) or 1 for i in range(tasks)]
+        cells = list(itertools.product(range(tasks), repeat=2))
+        expected = {
+            "average performance": norm[-1],
+            "IQM": norm[-1],
+            "new tasks": [norm[i + 1][i] for i in range(tasks)],
+            "forgetting": [norm[last[i]][i] - norm[-1][i] for i in range(tasks)],
+            "backward transfer": [norm[-1][i] - norm[last[i]][i] for i in range(tasks - 1)],
+            "forward transfer": [NAN] * tasks,
+            "isolated forgetting": [(raw[j][i] - raw[j + 1][i]) / scale[i] for i, j in cells if j > i],
+            "zero-shot transfer": [(raw[j + 1][i] - raw[j][i]) / scale[i] for i, j in cells if j < i],
+        }
+        assert measured.keys() == expected.keys()
+        for column, values in expected.items():
+            assert measured[column][n].tolist() == pytest.approx(values, abs=1e-12, nan_ok=True), column
+
+
+# Intervals
+
+
+def slow_interval(values: torch.Tensor, statistic: Callable[[list[float]], float]) -> tuple[float, float]:
+    """Percentiles of resampled statistics, drawn one run and one task at a time with the generator's numbers."""
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randint(len(values), (2000, *values.shape), generator=generator).tolist()
+    results = []
+    for draw in draws:
+        chosen = [values[run][task].item() for row in draw for task, run in enumerate(row)]
+        results.append(statistic(chosen))
+    return np.percentile(results, 2.5).item(), np.percentile(results, 97.5).item()
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (3, 4), (5, 3)])
+def test_interval_equals_a_loop(shape: tuple[int, int]) -> None:
+    values = torch.from_numpy(np.random.default_rng(1).standard_normal(shape))
+    for ours, theirs in ((interquartile_mean, lambda x: trim_mean(x, 0.25)), (torch.mean, np.mean)):
+        assert bootstrap_interval(values, ours) == pytest.approx(slow_interval(values, theirs), abs=1e-12)
+
+
+def test_interval_equals_the_exact_distribution() -> None:
+    """All 27 x 27 resamples of 3 runs of 2 tasks, far apart so that mixing tasks would show."""
+    values = torch.tensor([[0.0, 100.0], [1.0, 130.0], [5.0, 170.0]], dtype=torch.float64)
+    draws = itertools.product(itertools.product(range(3), repeat=3), repeat=2)
+    exact = np.array([np.mean([[values[r, t] for r in runs] for t, runs in enumerate(draw)]) for draw in draws])
+    for level in (0.5, 0.8, 0.95):
+        low, high = bootstrap_interval(values, torch.mean, level, resamples=50_000)
+        # The share below an end of 50 000 draws has a standard error of at most 0.0023.
+        for end, share in ((low, (1 - level) / 2), (high, (1 + level) / 2)):
+            assert (exact < end - 1e-9).mean() - 0.01 <= share <= (exact <= end + 1e-9).mean() + 0.01
+
+
+def test_interval_leaves_equal_runs_and_the_global_generator_alone() -> None:
+    values = torch.tensor([[0.1, 0.9]] * 4, dtype=torch.float64)
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    assert bootstrap_interval(values, torch.mean) == (0.5, 0.5)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_estimate() -> None:
+    values = torch.tensor([[0.0, 1.0], [0.5, 1.5]], dtype=torch.float64)
+    low, high = bootstrap_interval(values, torch.mean)
+    assert estimate(values, torch.mean) == f"0.75 [{low:.2f}, {high:.2f}]"
+    assert estimate(values[:1], torch.mean) == "0.50"
+    assert estimate(torch.cat([values[:1], torch.tensor([[9.0, NAN]])]), torch.mean) == "0.50 (1 of 2 runs)"
+    assert estimate(torch.full((2, 2), NAN), torch.mean) == "-"
+    assert estimate(torch.zeros(2, 0), torch.mean) == "-"
+    assert estimate(torch.tensor([[-0.001]]), torch.mean) == "0.00"
+
+
+def test_summary_trims_only_its_iqm() -> None:
+    values = torch.tensor([[0.0, 1.0, 2.0, 13.0]], dtype=torch.float64)
+    known = dict.fromkeys(("average performance", "IQM"), values)
+    rest = ("new tasks", "forgetting", "backward transfer", "forward transfer", "isolated forgetting")
+    text = summary_table({"a": {**known, **dict.fromkeys((*rest, "zero-shot transfer"), values * NAN)}})
+    assert tables(text) == [[{"method": "a", "seeds": "1", "average performance": "4.00", "IQM": "1.50"}]]
+    assert [line.split(":")[0] for line in text.splitlines()[-2:]] == ["* average performance", "* IQM"]
+
+
+def test_spread_and_table() -> None:
+    assert spread(torch.tensor([1.0, 4.0, NAN, 4.0])) == "3.0 [1.0, 4.0]"
+    assert spread(torch.tensor([NAN, 4.0])) == "4.0"
+    assert spread(torch.tensor([NAN])) == "-"
+    assert table(["a", "long"], [["word", "1"]]) == "| a    | long |\n| ---- | ---- |\n| word | 1    |"
+    raw = {"a": torch.tensor([[[0.0], [7.0]], [[0.0], [8.0]]])}
+    assert tables(score_table(raw, ["x"], torch.tensor([[0.5], [9.0]]))) == [
+        [
+            {
+                "task": "x",
+                "as 0": "0.5",
+                "as 1": "9",
+                "method": "a",
+                "after its visit": "7.5 [7.0, 8.0]",
+                "at the end": "7.5 [7.0, 8.0]",
+            }
+        ]
+    ]
+
+
+# What a score is measured by, and what a run is called
+
+
+def test_the_default_is_the_human_score_unless_references_are_given(tmp_path: Path) -> None:
+    run = sequence(tmp_path / "a", {-1: [(1.7, -20.7)], 0: [(0, 0), (16.1, -3.05)], 1: [(0, 0), (30.5, 14.6)]})
+    summary, scores = tables(report(tmp_path, run))
+    assert summary[0]["average performance"] == "1.00"
+    assert summary[0]["new tasks"] == "0.75"
+    assert (scores[0]["as 0"], scores[0]["as 1"]) == ("1.7", "30.5")
+    for chosen in ([*references(tmp_path / "r.json"), "--normalise", "human"], ["--normalise", "human"]):
+        assert tables(report(tmp_path, run, *chosen))[0] == summary
+    summary, _ = tables(report(tmp_path, run, *references(tmp_path / "r.json")))
+    assert summary[0]["average performance"] == "2.25"  # (3.05 + 1.46) / 2
+
+
+def test_references_stand_before_single_task_runs(tmp_path: Path) -> None:
+    alone = [single(tmp_path / f"b{seed}", "breakout", (1, 90, last), seed=seed) for seed, last in ((1, 20), (2, 30))]
+    runs = [read_run(path) for path in (*alone, single(tmp_path / "p", "pong", (-20, -8), first=50))]
+    assert find_bounds("breakout", "reference", {}, runs) == (1, 25)
+    assert find_bounds("breakout", "reference", {"breakout": [2, 3]}, runs) == (2, 3)
+    assert find_bounds("breakout", "human", {"breakout": [2, 3]}, runs) == (1.7, 30.5)
+    with pytest.raises(ValueError, match=r"pong: \[0.0, -8.0\] is no random score"):
+        find_bounds("pong", "reference", {}, runs)  # frame 0 was not validated: 0 is taken for random
+
+
+def test_labels_tell_what_differs(tmp_path: Path) -> None:
+    def labels(*made: tuple[str, dict[str, Any], float]) -> list[str]:
+        runs = []
+        for number, (method, data, strength) in enumerate(made):
+            path = sequence(tmp_path / f"{len(os.listdir(tmp_path))}-{number}", method=method, **data)
+            config = yaml.safe_load((path / "config.yaml").read_text())
+            config["model"]["ewc_lambda"] = strength
+            (path / "config.yaml").write_text(yaml.safe_dump(config))
+            runs.append(read_run(path))
+        return list(label_runs(runs))
+
+    assert labels(("none", {}, 0.0), ("none", {}, 5.0), ("ewc", {}, 400.0), ("vcl", {}, 1.0)) == [
+        "fine-tuning",
+        "ewc",
+        "vcl",
+    ]
+    assert labels(("ewc", {}, 4.0), ("online_ewc", {}, 5.0), ("ewc", {}, 40.0)) == [
+        "ewc, ewc_lambda 4.0",
+        "online_ewc",
+        "ewc, ewc_lambda 40.0",
+    ]
+    film: dict[str, Any] = {"task_conditioning": "film"}
+    assert labels(("vcl", film, 1.0), ("vcl", {}, 1.0), ("none", film, 0.0), ("vcl", film, 2.0)) == [
+        "vcl, ewc_lambda 1.0, task_conditioning film",
+        "vcl, ewc_lambda 1.0, task_conditioning none",
+        "fine-tuning",
+        "vcl, ewc_lambda 2.0, task_conditioning film",
+    ]
+
+
+def test_names_of_tasks(tmp_path: Path) -> None:
+    path = sequence(tmp_path / "a", tasks=("ALE/Breakout-v5", "MinAtar/Breakout-v1"))
+    with pytest.raises(ValueError, match="no validations in a column 'breakout/return_mean'"):
+        read_run(path)
+    run = read_run(sequence(tmp_path / "b", tasks=("breakout", "MinAtar/Breakout-v1")))
+    assert run.tasks == ["breakout", "MinAtar-Breakout-v1"]
+    assert run.seed == 1
+    assert read_run(single(tmp_path / "c", "ALE/Breakout-v5", (1, 2))).tasks == ["breakout"]
+    content = {"breakout": [0, 10], "MinAtar-Breakout-v1": [0, 5]}
+    _, scores = tables(report(tmp_path, run.path, *references(tmp_path / "r.json", content)))
+    assert [(row["task"], row["as 1"]) for row in scores] == [("breakout", "10"), ("MinAtar-Breakout-v1", "5")]
+
+
+def test_a_list_of_one_task_is_a_single_task_run(tmp_path: Path) -> None:
+    path = single(tmp_path / "a", "breakout", (1, 2))
+    edit(path, "data.tasks", ["pong"])
+    run = read_run(path)
+    assert (run.tasks, run.cycles, run.scores[:, 0].tolist()) == (["pong"], 0, [1, 2])
+
+
+def test_reading_leaves_a_run_as_it_is(tmp_path: Path) -> None:
+    path = sequence(tmp_path / "a")
+    before = (path / "metrics.npy").read_bytes()
+    (path / "metrics.npy").chmod(0o444)
+    run = read_run(path)
+    run.scores[:] = -1
+    assert (path / "metrics.npy").read_bytes() == before
+
+
+# Runs that are not finished
+
+HALF = {visit: rows[:1] if visit == 1 else rows for visit, rows in ROWS.items()}
+
+
+@pytest.mark.parametrize(
+    ("rows", "finished"),
+    [(ROWS, 2), (HALF, 1), ({-1: [(0, 0)], 0: ROWS[0]}, 1), ({-1: [(0, 0)], 0: ROWS[0][:1]}, 0), ({-1: [(0, 0)]}, 0)],
+)
+def test_a_visit_is_finished_when_it_has_its_frames(tmp_path: Path, rows: Rows, finished: int) -> None:
+    run = read_run(sequence(tmp_path / "a", rows))
+    matrix = run.matrix()
+    assert matrix.isnan().any(1).tolist() == [False, *(visit >= finished for visit in range(2))]
+    assert run.switches() == [0, 100, 200]  # as it was, or is planned
+
+
+def test_frames_before_a_visit_do_not_finish_it(tmp_path: Path) -> None:
+    path = sequence(tmp_path / "a", HALF)
+    validations = np.load(path / "metrics.npy")
+    validations["frames"][1:] += 40  # random play that fills the replay first
+    np.save(path / "metrics.npy", validations)
+    assert read_run(path).matrix().isnan().any(1).tolist() == [False, False, True]
+
+
+def test_sparse_validations_finish_a_visit(tmp_path: Path) -> None:
+    path = sequence(tmp_path / "a", {-1: [(0, 0)], 0: [(8, 1)], 1: [(2, 6)]}, frames_per_task=EPOCH * 2)
+    validations = np.load(path / "metrics.npy")
+    validations["frames"] *= 2
+    np.save(path / "metrics.npy", validations)
+    config = (path / "config.yaml").read_text()
+    assert read_run(path).matrix()[2].isnan().all()
+    (path / "config.yaml").write_text(config.replace("check_val_every_n_epoch: 1", "check_val_every_n_epoch: 2"))
+    assert read_run(path).matrix().tolist() == [[0, 0], [8, 1], [2, 6]]
+
+
+def test_an_incomplete_run_is_refused_unless_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    half, whole = sequence(tmp_path / "half", HALF), sequence(tmp_path / "whole", seed=2)
+    given = references(tmp_path / "r.json")
+    message = refused(capsys, half, whole, *given, "--output", tmp_path / "out")
+    assert f"{half}: 1 of 2 visits are finished; train on, or give --allow_incomplete" in message
+    assert not (tmp_path / "out").exists()
+    text = report(tmp_path, half, whole, *given, "--allow_incomplete")
+    assert capsys.readouterr().err == f"report: warning: {half}: 1 of 2 visits are finished\n"
+    assert f"* warning: {half}: 1 of 2 visits are finished\n" in text
+    summary, scores = tables(text)
+    assert summary[0]["seeds"] == "2"
+    assert summary[0]["average performance"] == "0.40 (1 of 2 runs)"
+    assert summary[0]["isolated forgetting"] == "0.67 (1 of 2 runs)"
+    assert summary[0]["zero-shot transfer"] == "0.17 [0.17, 0.17]"  # the first visit tells
+    assert scores[0]["after its visit"] == "8.0 [8.0, 8.0]"
+    assert scores[1]["at the end"] == "6.0"
+    alone = [single(tmp_path / env, env, (0, 5, 10)) for env in ("breakout", "pong")]
+    summary, scores = tables(report(tmp_path, half, *alone, "--allow_incomplete"))
+    assert summary[0]["zero-shot transfer"] == "0.33"  # 1 / 3
+    assert set(summary[0]) == {"method", "seeds", "zero-shot transfer"}
+    assert scores[1]["at the end"] == "-"
+
+
+def test_without_a_validation_before_training(tmp_path: Path) -> None:
+    run = sequence(tmp_path / "a", {0: ROWS[0], 1: ROWS[1]})
+    alone = [single(tmp_path / env, env, (0, 5, 10)) for env in ("breakout", "pong")]
+    summary, _ = tables(report(tmp_path, run, *alone))
+    assert summary[0]["average performance"] == "0.40"
+    assert summary[0]["forward transfer"] == "-0.22"  # breakout starts from random play, 0
+    assert "zero-shot transfer" not in summary[0]
+
+
+# Pictures
+
+
+def test_pictures_are_png_and_not_blank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = [single(tmp_path / env, env, (0, 5, 10)) for env in ("breakout", "pong")]
+    runs = [sequence(tmp_path / "a"), sequence(tmp_path / "b", method="vcl"), sequence(tmp_path / "c", method="ewc")]
+    text = report(tmp_path, *runs, *alone)
+    out = tmp_path / "out"
+    assert capsys.readouterr().out == text + "\n" + "".join(
+        f"{out / n}\n" for n in ("report.md", "curves.png", "matrix.png")
+    )
+    for name in ("curves.png", "matrix.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+        colours = np.unique((imread(out / name)[..., :3] * 255).astype(np.uint8).reshape(-1, 3), axis=0)
+        assert len(colours) > 100
+        assert min(imread(out / name).shape[:2]) > 200
+
+
+def test_band_over_seeds_of_different_lengths() -> None:
+    long = (np.array([0.0, 100.0, 200.0]), np.array([0.0, 4.0, 9.0]))
+    short = (np.array([50.0, 100.0]), np.array([4.0, 8.0]))
+    line = band([long, short])
+    assert line.frames.tolist() == [0, 50, 100, 200]
+    assert line.mean.tolist() == [0, 3, 6, 9]
+    assert line.low.tolist() == [0, 2, 4, 9]
+    assert line.high.tolist() == [0, 4, 8, 9]
+    gap = band([(np.array([0.0, 1.0]), np.array([NAN, 2.0]))])
+    assert np.isnan([gap.mean[0], gap.low[0], gap.high[0]]).all()
+    assert gap.mean[1] == 2
+
+
+def points(data: Any) -> list[float]:
+    values: list[float] = np.asarray(data).tolist()
+    return values
+
+
+def test_curves_show_seeds_switches_training_and_the_reference() -> None:
+    frames = np.array([0.0, 100.0, 200.0, 300.0, 400.0])
+    seeds = [(frames, np.array([[i, 10 * i] for i in range(5)]) + shift) for shift in (0.0, 2.0)]
+    alone = [[(np.array([0.0, 500.0]), np.array([[0.0], [7.0]]))], []]
+    figure = draw_curves({"a": seeds, "b": seeds[:1]}, alone, ["x", "y"], [0, 100, 200, 300, 400])
+    first, second = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["x", "y"]
+    lines = {line.get_label(): line for line in first.get_lines()}
+    assert points(lines["a"].get_ydata()) == [1, 2, 3, 4, 5]
+    assert points(lines["b"].get_ydata()) == [0, 1, 2, 3, 4]
+    assert points(lines["learned alone"].get_xdata()) == [0, 500]
+    assert {line.get_label() for line in second.get_lines()} >= {"a", "b"}
+    assert "learned alone" not in {line.get_label() for line in second.get_lines()}
+    assert points(second.get_lines()[-2].get_ydata()) == [1, 11, 21, 31, 41]
+    for axes, visits in ((first, (0, 2)), (second, (1, 3))):
+        patches: Any = axes.patches
+        shaded = [patch.get_x() for patch in patches if patch.get_facecolor() == to_rgba("0.9")]
+        assert shaded == [100 * visit for visit in visits]
+        switches = [points(line.get_xdata())[0] for line in axes.get_lines() if line.get_linestyle() == ":"]
+        assert switches == [100, 200, 300]
+    low, high = first.collections[0].get_datalim(first.transData).intervaly
+    assert (low, high) == (0, 6)
+    assert first.get_xlim() == (-4, 404)  # not up to the 500 frames of the reference
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "learned alone"]
+    shifted = draw_curves({"a": seeds}, [[], alone[0]], ["x", "y"], [0, 100, 200, 300, 400]).axes[1].get_lines()[-1]
+    assert points(shifted.get_xdata()) == [100, 600]
+
+
+def test_matrices_write_their_numbers() -> None:
+    scores = np.array([[0.0, -0.5], [0.9, 0.1], [0.25, NAN]])
+    figure = draw_matrices({"a": scores, "b": scores * 2, "c": scores}, ["x", "y"])
+    panels = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title() for axes in panels] == ["a", "b", "c"]
+    for axes, factor in zip(panels, (1, 2, 1), strict=True):
+        written = {text.get_position(): text.get_text() for text in axes.texts}
+        expected = {(v, t): f"{factor * scores[v, t]:.2f}" for v in range(3) for t in range(2)}
+        assert written == {**expected, (2, 1): "-"}
+        assert axes.images[0].get_clim() == (-1, 1.8)
+        image: Any = axes.images[0].get_array()
+        np.testing.assert_array_equal(image.filled(NAN), factor * scores.T)
+        assert [tick.get_text() for tick in axes.get_yticklabels()] == ["x", "y"]
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["start", "1", "2"]
+        frames: Any = axes.patches
+        assert [frame.get_xy() for frame in frames] == [(0.5, -0.5), (1.5, 0.5)]
+    assert [text.get_color() for text in panels[1].texts] == ["white", "white", "black", "white", "white", "black"]
+
+
+# As a command
+
+
+def test_as_a_module(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", "-m", "bayes_rl.reporting.report", "a"]
+    sequence(tmp_path / "a")
+    environment = {**os.environ, "PYTHONPATH": str(Path(bayes_rl.__file__).parents[1])}
+    good = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (good.returncode, good.stderr) == (0, "")
+    assert good.stdout.splitlines()[-3:] == ["report/report.md", "report/curves.png", "report/matrix.png"]
+    assert good.stdout.startswith((tmp_path / "report/report.md").read_text())
+
+
+def test_the_report_is_the_same_each_time(tmp_path: Path) -> None:
+    runs = [
+        sequence(tmp_path / f"{seed}", {v: [(a + seed, b) for a, b in r] for v, r in ROWS.items()}) for seed in (0, 1)
+    ]
+    first = report(tmp_path, *runs, *references(tmp_path / "r.json"))
+    assert report(tmp_path, *runs, runs[0], *references(tmp_path / "r.json")) == first  # given twice, counted once
+
+
+# Bad input
+
+
+def edit(path: Path, key: str, value: object) -> None:
+    """Set a key of a run's configuration, or drop it where `value` is ..."""
+    config = yaml.safe_load((path / "config.yaml").read_text())
+    section = config
+    *parts, last = key.split(".")
+    for part in parts:
+        section = section[part]
+    if value is ...:
+        del section[last]
+    else:
+        section[last] = value
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def rewrite(path: Path, change: Callable[[np.ndarray[Any, Any]], object]) -> None:
+    np.save(path / "metrics.npy", np.asarray(change(np.load(path / "metrics.npy"))), allow_pickle=True)
+
+
+def without(column: str) -> Callable[[np.ndarray[Any, Any]], object]:
+    return lambda rows: rows[[name for name in rows.dtype.names or () if name != column]]
+
+
+def with_value(column: str, row: int, value: float) -> Callable[[np.ndarray[Any, Any]], object]:
+    def change(rows: np.ndarray[Any, Any]) -> object:
+        rows[column][row] = value
+        return rows
+
+    return change
+
+
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no config": (lambda run: (run / "config.yaml").unlink(), "config.yaml: No such file"),
+    "no metrics": (lambda run: (run / "metrics.npy").unlink(), "metrics.npy: No such file"),
+    "not yaml": (lambda run: (run / "config.yaml").write_text("a: [1\nb: }"), "config.yaml: while parsing"),
+    "not text": (lambda run: (run / "config.yaml").write_bytes(b"\xff\xfe\x00"), "config.yaml: "),
+    "a list": (lambda run: (run / "config.yaml").write_text("- 1"), "data.env must be a str, got None"),
+    "objects": (lambda run: rewrite(run, lambda rows: np.array([{}, {}], object)), "metrics.npy: "),
+    "a pickle": (lambda run: (run / "metrics.npy").write_bytes(b"\x80\x04N."), "metrics.npy: "),
+    "empty file": (lambda run: (run / "metrics.npy").write_bytes(b""), "metrics.npy: "),
+    "cut short": (
+        lambda run: (run / "metrics.npy").write_bytes((run / "metrics.npy").read_bytes()[:-8]),
+        "metrics.npy: ",
+    ),
+    "plain numbers": (
+        lambda run: rewrite(run, lambda rows: np.zeros((3, 2))),
+        "has no validations in a column 'frames'",
+    ),
+    "no rows": (lambda run: rewrite(run, lambda rows: rows[:0]), "metrics.npy"),
+    "no frames": (lambda run: rewrite(run, without("frames")), "no validations in a column 'frames'"),
+    "no visit": (lambda run: rewrite(run, without("visit")), "no validations in a column 'visit'"),
+    "no score": (
+        lambda run: rewrite(run, without("pong/return_mean")),
+        "no validations in a column 'pong/return_mean'; nearest: 'breakout/return_mean'",
+    ),
+    "frames fall": (lambda run: rewrite(run, with_value("frames", 2, 10)), "frames must increase"),
+    "no number": (lambda run: rewrite(run, with_value("visit", 2, NAN)), "visit be a number"),
+    "no cycles": (lambda run: edit(run, "data.cycles", ...), "data.cycles must be a positive int, got None"),
+    "zero cycles": (lambda run: edit(run, "data.cycles", 0), "data.cycles must be a positive int, got 0"),
+    "no visit length": (lambda run: edit(run, "data.frames_per_task", "x"), "data.frames_per_task must be a positive"),
+    "no epoch": (lambda run: edit(run, "data.frames_per_epoch", ...), "data.frames_per_epoch must be a positive int"),
+    "no list": (lambda run: edit(run, "data.tasks", "pong"), "data.tasks must be a list, got 'pong'"),
+    "twice": (lambda run: edit(run, "data.tasks", ["pong", "ALE/Pong-v5"]), "names a task twice"),
+    "no method": (lambda run: edit(run, "model.consolidation", 3), "model.consolidation must be a str, got 3"),
+    "no section": (lambda run: edit(run, "data", ...), "data.env must be a str"),
+    "longer": (lambda run: edit(run, "data.frames_per_task", 1000), "1 of 2 visits are finished"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_broken_run_is_named_and_nothing_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    change, message = BAD[name]
+    run = sequence(tmp_path / "run")
+    change(run)
+    said = refused(capsys, run, "--output", tmp_path / "out")
+    assert message in said
+    assert str(run) in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_that_do_not_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, given = sequence(tmp_path / "a"), references(tmp_path / "r.json")
+    other = sequence(tmp_path / "b", tasks=("pong", "breakout"))
+    expected = f"{other}: data.tasks ['pong', 'breakout'] differs from ['breakout', 'pong'] of {run}"
+    assert expected in refused(capsys, run, other, *given)
+    edit(other, "data.tasks", ["breakout", "pong"])
+    edit(other, "data.cycles", 2)
+    assert f"{other}: data.cycles 2 differs from 1 of {run}" in refused(capsys, run, other, *given)
+    edit(other, "data.cycles", 1)
+    edit(other, "data.frames_per_task", 90)
+    assert "data.frames_per_task 90 differs from 100" in refused(capsys, run, other, *given)
+    foreign = single(tmp_path / "c", "ALE/Breakout-v5", (0, 5, 10))
+    edit(foreign, "data.env", "breakout2")
+    assert "data.env 'breakout2' is none of the tasks breakout, pong; nearest: 'breakout'" in refused(
+        capsys, run, foreign
+    )
+    assert "none of the runs has data.tasks" in refused(capsys, single(tmp_path / "d", "pong", (0, 5, 10)))
+    short = single(tmp_path / "e", "pong", (0, 5))
+    assert f"{short}: its 50 frames are fewer than a visit's 100" in refused(capsys, run, short)
+
+
+def test_a_wrong_path_is_told_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sequence(tmp_path / "ewc_seed_1")
+    said = refused(capsys, tmp_path / "ewc_sed_1")
+    assert said == f"report: error: {tmp_path / 'ewc_sed_1'} is no directory; nearest: 'ewc_seed_1'\n"
+    assert "is no directory" in refused(capsys, tmp_path / "nowhere" / "x")
+
+
+def test_a_task_without_a_measure_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = sequence(tmp_path / "a", tasks=("breakout", "CartPole-v1"))
+    said = refused(capsys, run)
+    assert 'CartPole-v1: no human score is known; give --references FILE.json with {"CartPole-v1"' in said
+    alone = single(tmp_path / "b", "breakout", (0, 5, 10))
+    assert "CartPole-v1: no reference score is known" in refused(capsys, run, alone)
+    assert "CartPole-v1: no reference score" in refused(
+        capsys, run, *references(tmp_path / "r.json", {"breakout": [0, 1]})
+    )
+
+
+@pytest.mark.parametrize("pair", [[1], "x", [1, "2"], [2, 1], [1, 1], 3, {"a": 1}, [0, NAN], [0, float("inf")]])
+def test_a_bad_reference_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], pair: object) -> None:
+    given = references(tmp_path / "r.json", {**REFERENCES, "pong": pair})
+    assert "pong: " in refused(capsys, sequence(tmp_path / "a"), *given)
+
+
+def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = sequence(tmp_path / "a")
+    assert "argument --normalise: invalid choice: 'humn'" in refused(capsys, run, "--normalise", "humn")
+    assert "--outptu" in refused(capsys, run, "--outptu", "x")
+    assert "RUN" in refused(capsys)
+    assert "missing.json: No such file" in refused(capsys, run, "--references", tmp_path / "missing.json")
+    for content in ("[1", "[1]", "3"):
+        assert "r.json" in refused(capsys, run, *references(tmp_path / "r.json", content))
+    other = references(tmp_path / "r.json", {"MinAtar/Pong-v1": [0, 1]})
+    assert "names none of the tasks breakout, " in refused(capsys, run, *other)
+    (tmp_path / "file").touch()
+    assert "file" in refused(capsys, run, "--output", tmp_path / "file")
+
+
+def test_validations_of_all_seeds_a_few_frames_apart_are_one_point() -> None:
+    """Else the last one, where only one seed is known, would be a spike of its own."""
+    scores = [np.array([0.0, 4.0, 8.0]), np.array([2.0, 6.0, 2.0])]
+    near = band([(np.array([0.0, 100.0, 200.0]), scores[0]), (np.array([0.0, 102.0, 206.0]), scores[1])])
+    assert near.frames.tolist() == [0, 101, 203]
+    assert [near.mean.tolist(), near.low.tolist(), near.high.tolist()] == [[1, 5, 5], [0, 4, 2], [2, 6, 8]]
+    far = band([(np.array([0.0, 100.0, 200.0]), scores[0]), (np.array([0.0, 150.0, 200.0]), scores[1])])
+    assert far.frames.tolist() == [0, 100, 150, 200]
