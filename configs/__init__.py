@@ -1,0 +1,1 @@
+"""Configurations that are installed with the package as `bayes_rl.configs`."""
