@@ -4,7 +4,7 @@
 
 Both agents take short turns in one process, on the same minibatches, batch 32, one thread; the median ratio over rounds
 of whole updates (targets, loss, backward, optimizer, moving average) is printed for each encoder and written to
-`docs/results/bayes_cost.json`.
+`docs/results/bayesian_heads.json`.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40, help="turns of each agent, more where steps are short")
     parser.add_argument("--steps", type=int, default=10, help="updates per turn")
     parser.add_argument("--encoders", nargs="+", default=list(SHAPES), choices=list(SHAPES))
-    parser.add_argument("--output", type=Path, default=Path("docs/results/bayes_cost.json"))
+    parser.add_argument("--output", type=Path, default=Path("docs/results/bayesian_heads.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     result: dict[str, object] = {

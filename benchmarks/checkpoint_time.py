@@ -5,7 +5,7 @@
 One agent, and replays of two capacities in files, both full. In turn each stores the same new steps, then is saved as a
 run is: files of the replay, its positions and the agent, the manifest, each brought to disk. Medians over
 rounds, and of the ratio of the two; bytes are those that the kernel counts for this process. Written to
-`docs/results/checkpoint_time.json`.
+`docs/results/checkpoints.json`.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--capacities", type=int, nargs=2, default=[10_000, 500_000], help="smaller one first")
     parser.add_argument("--screens", nargs="+", default=list(SCREENS), choices=list(SCREENS))
     parser.add_argument("--directory", type=Path, help="on the disk to measure; default: the temporary one")
-    parser.add_argument("--output", type=Path, default=Path("docs/results/checkpoint_time.json"))
+    parser.add_argument("--output", type=Path, default=Path("docs/results/checkpoints.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     result: dict[str, Any] = {**origin(" ".join(["python", *sys.argv])), "rounds": options.rounds}

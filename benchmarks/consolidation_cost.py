@@ -4,7 +4,7 @@
 
 A Nature-size agent with its penalty against the same agent without, in short turns in one process, batch 32; then the
 seconds that the Fisher diagonal of 2000 samples takes, actors and critics protected. Written to
-`docs/results/consolidation_cost.json`.
+`docs/results/consolidation.json`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40, help="turns of each agent")
     parser.add_argument("--steps", type=int, default=10, help="updates per turn")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="for the registration")
-    parser.add_argument("--output", type=Path, default=Path("docs/results/consolidation_cost.json"))
+    parser.add_argument("--output", type=Path, default=Path("docs/results/consolidation.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     agents = {name: make_agent("nature", consolidation=name, num_tasks=2) for name in ("online_ewc", "none")}

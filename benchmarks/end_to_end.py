@@ -14,7 +14,7 @@ Three parts:
 
 Every measurement is a process of its own: 1 000 random steps, a warm-up, then `--seconds` of learning, with 0.1 of the
 actions at random, a replay of 50 000 transitions, and TensorBoard where the library writes it. Arms take turns (A B C
-A B C); the medians of the rounds and their quartiles are written to `docs/results/end_to_end.json`, `.md` and `.png`;
+A B C); the medians of the rounds and their quartiles are written to `docs/results/libraries.json`, `.md` and `.png`;
 ratios to Stable-Baselines3 are taken within a round. A frame is a fourth of an agent step. Arms whose package is
 missing are left out with a line.
 
@@ -226,7 +226,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=6, help="measured of each process")
     parser.add_argument("--keep", action="store_true", help="go on with the measurements that the file has")
     parser.add_argument("--most", type=int, default=10**6, help="processes now; the others with --keep")
-    parser.add_argument("--output", type=Path, default=RESULTS / "end_to_end.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "libraries.json")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args()
 

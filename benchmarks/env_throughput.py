@@ -13,7 +13,7 @@ Everybody acts at random and plays the same game with the same options, for each
 
 All of them take short turns of as many agent steps each in one process, in another order every round, so that a
 machine whose speed drifts slows all alike. Medians and quartiles over rounds, of the speed and of its ratio to the
-emulator's in the same round, are printed, and written to `docs/results/env_throughput.json` beside the rows of other
+emulator's in the same round, are printed, and written to `docs/results/environments.json` beside the rows of other
 numbers of environments that stand there; a picture of them all is drawn next to it. Seeded resets, one per
 environment in at least `steps_per_seed` steps, are too seldom for such turns: they are timed apart, and a second ratio
 counts them in.
@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40, help="turns of each")
     parser.add_argument("--replay", type=int, default=20_000, help="transitions that the full replay holds")
     parser.add_argument("--contenders", nargs="+", default=CONTENDERS, choices=CONTENDERS, help="all by default")
-    parser.add_argument("--output", type=Path, default=RESULTS / "env_throughput.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "environments.json")
     options = parser.parse_args()
     options.contenders = {*options.contenders, "emulator", "stream"}
     if not find_spec("cv2") and options.contenders & {"sync", "async"}:

@@ -7,7 +7,7 @@ Batch 32, already in memory. In one process take turns: `fit` (Lightning's autom
 the callbacks of `fit`), `by_hand` (the same agent's training step, guard, optimizer and moving average called in a
 loop), `bare` (`bare_learner.py`: the same mathematics in plain PyTorch) and `product` (a square matrix product of the
 same number format). Then the original system's trunk. Medians and quartiles over rounds are printed and written to
-`docs/results/learner_throughput.json`, with a plot beside it, and the operations of the bare Nature update to
+`docs/results/learner.json`, with a plot beside it, and the operations of the bare Nature update to
 `docs/results/learner_profile.txt`.
 """
 
@@ -281,7 +281,7 @@ def main() -> None:
     parser.add_argument("--original", type=int, default=10, help="updates of the original's trunk; 0 leaves it out")
     help = "time seed.yaml's own settings too, for a minute or two"
     parser.add_argument("--own_settings", action=argparse.BooleanOptionalAction, default=True, help=help)
-    parser.add_argument("--output", type=Path, default=Path("docs/results/learner_throughput.json"))
+    parser.add_argument("--output", type=Path, default=Path("docs/results/learner.json"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     source = origin(" ".join(["python", *sys.argv]))

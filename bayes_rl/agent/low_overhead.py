@@ -1,6 +1,6 @@
 """What happens around every update, at a cost that a small network can bear.
 
-None of it changes a result, but for numbers below 1e-38. The figures are in `docs/results/learner_throughput.json`.
+None of it changes a result, but for numbers below 1e-38. The figures are in `docs/results/learner.json`.
 """
 
 from __future__ import annotations
