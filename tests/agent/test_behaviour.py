@@ -24,8 +24,8 @@ from bayes_rl.metrics.calibration import ReturnFit, fit_returns
 from bayes_rl.metrics.uncertainty import LEVELS
 from bayes_rl.networks.layer_factory import OneHotLinear
 from bayes_rl.types import Batch, Transition
-from tests.evaluation.test_games import IDLE_FRAMES, SCRIPTED, ScriptedGames, returns_of, told
 from tests.helpers.replay_oracle import Rules
+from tests.helpers.scripted_envs import IDLE_FRAMES, SCRIPTED, ScriptedGames, returns_of, told
 
 # Lightning 2.6.6 asks torch's pytree in a way that torch 2.13 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")

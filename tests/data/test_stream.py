@@ -16,167 +16,27 @@ from numpy.typing import NDArray
 
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.data.exploration import EpsilonSchedule, ExplorationNoise, draw_seed
-from bayes_rl.data.replay import ReplayBuffer
 from bayes_rl.data.stream import ReplayStream
-from bayes_rl.envs.base import EnvSettings, Step, VectorEnvs, episode_seed
+from bayes_rl.envs.base import EnvSettings, episode_seed
 from bayes_rl.envs.kinds import make_envs
 from bayes_rl.envs.observation_stack import ObservationStack
 from bayes_rl.errors import ConfigError
-from bayes_rl.types import Batch, DrawPolicy, Policy
-
-UINT8 = np.dtype(np.uint8)
-GREEDY = EpsilonSchedule(0.0, 0.0, 0)
-RANDOM = EpsilonSchedule(1.0, 1.0, 0)
-
-
-class ScriptedEnvs(VectorEnvs):
-    """E environments whose screens are (environment + 1, episode, step) and whose episodes have scripted ends.
-
-    Episode number j (from 1) of environment e lasts `lengths[(e + j) % len(lengths)]` steps, and ends terminated if
-    e + j is even, truncated if it is odd. Rewards are step + 1. Every call is written to `log`.
-    """
-
-    num_actions = 5
-    screen_shape = (3,)
-    screen_dtype = UINT8
-
-    def __init__(self, num_envs: int, lengths: tuple[int, ...] = (3, 7, 1, 5), lives: int = 0) -> None:
-        self.num_envs, self.lengths, self.first_lives = num_envs, lengths, lives
-        self.steps_left = 20_000  # so that a loop without end becomes a failure
-        self.episode = np.zeros(num_envs, np.int64)
-        self.time = np.zeros(num_envs, np.int64)
-        self.over = np.ones(num_envs, bool)
-        self.seeds: list[dict[int, int]] = [{} for _ in range(num_envs)]
-        self.log: list[tuple[str, Any]] = []
-        self.pending: NDArray[np.int64] | None = None
-
-    def _screens(self) -> NDArray[np.uint8]:
-        return np.stack([np.arange(self.num_envs) + 1, self.episode, self.time], 1).astype(np.uint8)
-
-    def _lives(self) -> NDArray[np.int64]:
-        return np.maximum(self.first_lives - (self.time + 1) // 2, 0)
-
-    def reset(self, seeds: NDArray[np.int64], mask: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        assert self.pending is None, "reset during a step"
-        assert len(seeds) == mask.sum()
-        assert self.over[mask].all(), "reset of a game that is not over"
-        self.episode[mask] += 1
-        self.time[mask] = 0
-        self.over[mask] = False
-        for e, seed in zip(np.flatnonzero(mask), seeds, strict=True):
-            self.seeds[e][int(self.episode[e])] = int(seed)
-        self.log.append(("reset", mask.copy()))
-        screens, lives = self._screens().copy(), self._lives().copy()
-        screens[~mask], lives[~mask] = 99, 99  # nothing is promised of the others
-        return screens, lives
-
-    def send(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
-        assert self.pending is None, "two steps at once"
-        assert not self.over.any(), "a step beyond an episode's end"
-        self.steps_left -= 1
-        assert self.steps_left > 0, "this never ends"
-        self.pending = actions.copy()
-        self.log.append(("send", actions.copy()))
-        return actions
-
-    def recv(self) -> Step:
-        assert self.pending is not None, "nothing was sent"
-        self.pending = None
-        self.time += 1
-        number = np.arange(self.num_envs) + self.episode
-        self.over = self.time == np.array(self.lengths)[number % len(self.lengths)]
-        self.log.append(("recv", None))
-        even = number % 2 == 0
-        return Step(self._screens(), self.time.astype(np.float32), self.over & even, self.over & ~even, self._lives())
-
-    def close(self) -> None:
-        pass
-
-
-class SwappingEnvs(ScriptedEnvs):
-    """Plays action 4 whatever it is asked to, as auto_fire plays FIRE."""
-
-    def send(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
-        return super().send(np.full_like(actions, 4))
-
-
-class LoggingReplay(ReplayBuffer):
-    """Writes every stored step into `log`."""
-
-    log: list[tuple[str, Any]]
-
-    def add(self, *args: NDArray[Any]) -> None:
-        self.log.append(("add", tuple(a.copy() for a in args)))
-        super().add(*args)
-
-
-def first_action(observations: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(len(observations), dtype=torch.int64)
-
-
-def hashed(num_actions: int) -> Policy:
-    """A deterministic policy that depends on every number of each observation."""
-
-    def policy(observations: torch.Tensor) -> torch.Tensor:
-        return (observations.flatten(1).double() * 1000).round().to(torch.int64).sum(1) % num_actions
-
-    return policy
-
-
-def ring(envs: VectorEnvs, **options: Any) -> ReplayBuffer:
-    defaults: dict[str, Any] = {"frame_stack": 2, "n_step": 3, "gamma": 0.5, "reward_clip": None}
-    capacity = options.pop("capacity", 400 * envs.num_envs)
-    kind = options.pop("kind", ReplayBuffer)
-    replay = kind(capacity, envs.num_envs, envs.screen_shape, envs.screen_dtype, **(defaults | options))
-    assert isinstance(replay, ReplayBuffer)
-    return replay
-
-
-def stream_of(
-    envs: VectorEnvs,
-    replay: ReplayBuffer | None = None,
-    policy: Policy = first_action,
-    epsilon: EpsilonSchedule = GREEDY,
-    **options: Any,
-) -> ReplayStream:
-    defaults: dict[str, Any] = {
-        "batch_size": 8,
-        "updates_per_step": 1.0,
-        "batches_per_epoch": 50,
-        "min_replay_size": 20,
-        "frame_skip": 4,
-        "seed": 3,
-    }
-    replay = ring(envs) if replay is None else replay  # an empty one is falsy
-    return ReplayStream(envs, replay, policy, epsilon, **(defaults | options))
-
-
-def take(stream: ReplayStream, count: int) -> list[Batch]:
-    """The next `count` minibatches, beginning epochs as needed."""
-    batches: list[Batch] = []
-    while len(batches) < count:
-        for batch in stream:
-            batches.append(batch)
-            if len(batches) == count:
-                break
-    return batches
-
-
-def same(a: list[Batch], b: list[Batch]) -> bool:
-    """Bit for bit."""
-    return len(a) == len(b) and all(
-        all(torch.equal(x, y) for x, y in zip(p.transition, q.transition, strict=True)) and p[1:] == q[1:]
-        for p, q in zip(a, b, strict=True)
-    )
-
-
-def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
-    """A state as a checkpoint holds it: tensors and primitives only."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
-
+from bayes_rl.types import Batch, DrawPolicy
+from tests.helpers.scripted_envs import (
+    RANDOM,
+    UINT8,
+    LoggingReplay,
+    RestartingEnvs,
+    ScriptedEnvs,
+    SwappingEnvs,
+    first_action,
+    hashed,
+    ring,
+    same,
+    stream_of,
+    take,
+    through_a_file,
+)
 
 # -------------------------------------------------------------------------------------------- what is stored
 
@@ -269,22 +129,6 @@ def test_chances_are_drawn_while_the_games_step_and_are_those_of_the_step_they_a
     sent = [actions.tolist() for name, actions in envs.log if name == "send"]
     key = (stream.seed, stream.rank, envs.num_envs, envs.num_actions)
     assert sent == [ExplorationNoise(*key)(step)[0].tolist() for step in range(150)]
-
-
-class RestartingEnvs(ScriptedEnvs):
-    """Begins finished episodes by itself, in place of a step, as AtariEnvs does between two seeds."""
-
-    steps_per_seed = 12
-
-    def send(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
-        self.restart, self.over = self.over, np.zeros_like(self.over)
-        return super().send(actions)
-
-    def recv(self) -> Step:
-        self.episode[self.restart] += 1
-        self.time[self.restart] = -1
-        step = super().recv()
-        return step._replace(rewards=np.where(self.restart, 0, step.rewards).astype(np.float32))
 
 
 def test_the_policy_sees_stacks_that_are_zero_before_the_start() -> None:

@@ -23,7 +23,7 @@ from bayes_rl.envs.kinds import make_envs
 from bayes_rl.errors import ConfigError
 from bayes_rl.evaluation.games import Games
 from bayes_rl.evaluation.rendering import render_game
-from tests.data.test_stream import RANDOM, ring, same, stream_of, take, through_a_file
+from tests.helpers.scripted_envs import RANDOM, ring, same, stream_of, take, through_a_file
 
 Cell = tuple[int, int]
 

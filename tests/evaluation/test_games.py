@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bayes_rl.data.datamodule import ReplayDataModule
-from bayes_rl.envs.base import EnvSettings, Step, VectorEnvs
+from bayes_rl.envs.base import EnvSettings
 from bayes_rl.envs.kinds import make_envs
 from bayes_rl.evaluation.games import Game, GameLoader, Games
 from bayes_rl.evaluation.rendering import render_game
 from bayes_rl.metrics.calibration import realised_returns
 from bayes_rl.types import ValueEstimate
-from tests.helpers.replay_oracle import Episode, Recorder, Rules
+from tests.helpers.replay_oracle import Rules
+from tests.helpers.scripted_envs import IDLE_FRAMES, SCRIPTED, ScriptedGames, returns_of, told
 
 INVADERS = EnvSettings("space_invaders", sticky_actions=0.25, max_episode_frames=1600)
 FIRED = EnvSettings("breakout", sticky_actions=0.25, max_episode_frames=600, auto_fire=True)
@@ -56,90 +55,10 @@ def replayed(settings: EnvSettings, game: Game) -> tuple[list[float], bool]:
     return rewards, over
 
 
-# ------------------------------------------------------------------ scripted games
-@dataclass(frozen=True)
-class Script:
-    """A game that its seed tells: T rewards, lives before and after each step `[T + 1]`, and how it ends."""
-
-    rewards: list[float]
-    lives: list[int]
-    terminated: bool
-    truncated: bool
-
-    @classmethod
-    def of(cls, seed: int) -> Script:
-        rng = np.random.default_rng(seed)
-        steps = int(rng.integers(5, 40)) if seed else 3  # 0 is played where no game is left, and truncated soon
-        rewards = rng.choice([-2.5, -1.0, 0.0, 0.0, 0.0, 0.5, 3.0], steps) * (rng.random() < 0.7)
-        lives = 9 - np.cumsum(rng.random(steps + 1) < 0.15)
-        ends = [(False, True), (True, False), (True, True)][seed % 3]
-        return cls(rewards.tolist(), lives.tolist(), *ends)
-
-
-class ScriptedGames(VectorEnvs):
-    """Plays `Script.of(seed)`, whatever the actions; screens are (seed, t) / 10."""
-
-    num_actions = 3
-    screen_shape = (2,)
-    screen_dtype = np.dtype(np.float32)
-
-    def __init__(self, settings: EnvSettings, num_envs: int) -> None:
-        self.num_envs = num_envs
-        self.seeds, self.times = np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64)
-        self.scripts = [Script.of(0)] * num_envs
-
-    def _screens(self) -> NDArray[np.float32]:
-        return np.stack([self.seeds, self.times], 1).astype(np.float32) / 10
-
-    def _lives(self) -> NDArray[np.int64]:
-        return np.array([s.lives[t] for s, t in zip(self.scripts, self.times, strict=True)])
-
-    def reset(self, seeds: NDArray[np.int64], mask: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        self.seeds[mask], self.times[mask] = seeds, 0
-        self.scripts = [Script.of(int(seed)) for seed in self.seeds]
-        return self._screens(), self._lives()
-
-    def send(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
-        return actions
-
-    def recv(self) -> Step:
-        pairs = list(zip(self.scripts, self.times, strict=True))
-        rewards = np.array([s.rewards[t] for s, t in pairs], np.float32)
-        self.times += 1
-        over = np.array([t + 1 == len(s.rewards) for s, t in pairs])
-        terminated, truncated = np.array([(s.terminated, s.truncated) for s in self.scripts]).T
-        return Step(self._screens(), rewards, over & terminated, over & truncated, self._lives())
-
-    def close(self) -> None:
-        pass
-
-
-SCRIPTED = EnvSettings("scripted", frame_skip=4)
-IDLE_FRAMES = 32
-
-
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every game is a scripted one."""
     monkeypatch.setattr("bayes_rl.evaluation.games.make_envs", ScriptedGames)
-
-
-def told(seed: int, actions: list[int]) -> tuple[Episode, bool]:
-    """The game of that seed as far as it is played, and whether it is cut, because no reward came for 32 frames."""
-    script, last = Script.of(seed), 0
-    episode = Episode(screens=[np.array([seed, 0], np.float32) / 10])
-    for t, reward in enumerate(script.rewards):
-        over = t + 1 == len(script.rewards)
-        last = t + 1 if reward else last
-        episode.screens.append(np.array([seed, t + 1], np.float32) / 10)
-        episode.actions.append(actions[t])
-        episode.rewards.append(reward)
-        episode.life_lost.append(script.lives[t + 1] < script.lives[t])
-        if not over and 4 * (t + 1 - last) >= IDLE_FRAMES:
-            episode.truncated = True
-            return episode, True
-        episode.terminated, episode.truncated = over and script.terminated, over and script.truncated
-    return episode, False
 
 
 def worth(observations: Tensor) -> Tensor:
@@ -151,14 +70,6 @@ def opinion(observations: Tensor) -> ValueEstimate:
     """An opinion that tells its observation."""
     value = worth(observations)
     return ValueEstimate(value[:, None].expand(-1, 3), observations[:, :3], observations[:, 1:], value)
-
-
-def returns_of(episode: Episode, rules: Rules, value: Callable[[Tensor], Tensor]) -> list[float]:
-    """What the learner would make of every step with returns of any length: the replay's definition."""
-    recorder = Recorder(1)
-    recorder.slots[0] = [(episode, t) for t in range(len(episode.screens))]
-    steps = [recorder.expected(0, t, rules) for t in range(len(episode.actions))]
-    return [s.reward + s.discount * float(value(torch.from_numpy(s.next_observation)[None])[0]) for s in steps]
 
 
 @pytest.mark.usefixtures("scripted")
