@@ -15,11 +15,6 @@ from bayes_rl.bayes.likelihoods import gaussian_nll
 B, A = 6, 4
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(1)
-
-
 def normal(*shape: int) -> Tensor:
     """Standard normal float64."""
     return torch.randn(*shape, dtype=torch.float64)

@@ -36,11 +36,6 @@ FEATURES = 4
 GAMMA = 0.9
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(3)
-
-
 def make_module(**settings: Any) -> VariationalActorCritic:
     """A small agent of a wide posterior, so that draws differ."""
     defaults = {"encoder": "mlp", "hidden_dim": 8, "observation_shape": (FEATURES,), "num_actions": ACTIONS}

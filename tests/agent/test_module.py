@@ -47,8 +47,7 @@ class Samples:
 
 
 @pytest.fixture(autouse=True)
-def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(7)
+def _samples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Lifelong, "_data", property(lambda module: Samples()))
 
 

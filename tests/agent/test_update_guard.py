@@ -31,11 +31,6 @@ TINY = [
 ]  # two epochs of 60 updates
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def fit(monkeypatch: pytest.MonkeyPatch, *more: str) -> cli.BayesCLI:
     monkeypatch.setattr(sys, "argv", ["cli.py", *TINY, *more])
     return cli.run()

@@ -22,11 +22,6 @@ SIGMAS = 4.0
 each_posterior = pytest.mark.parametrize("posterior", POSTERIORS)
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
 def settings(posterior: str, size: int = 4) -> PosteriorSettings:
     return PosteriorSettings(posterior, size)
 

@@ -37,11 +37,6 @@ each_posterior = pytest.mark.parametrize("posterior", POSTERIORS)
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
 # ------------------------------------------------------------------ layers and their oracles
 def spread(layer: Layer) -> Layer:
     """In float64, with log-variances several units apart, so that no term hides another."""

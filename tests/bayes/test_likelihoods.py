@@ -37,11 +37,6 @@ GAUSSIANS: dict[str, Callable[[], Likelihood]] = {
 MAKERS: dict[str, Callable[[], Likelihood]] = {**GAUSSIANS, **HISTOGRAMS}
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(1)
-
-
 def bin_edges(likelihood: Likelihood) -> Tensor:
     """Edges of the bins by definition: the range cut in equal parts, or halfway between atoms; float64 `[n + 1]`."""
     if isinstance(likelihood, HLGaussLikelihood):

@@ -17,11 +17,6 @@ BLOCKED = 2
 PRECISION = 3.0
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture(params=["small", "large"])
 def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A layer counts as small, whose log-variances are clamped, or as large, where it is looked first."""

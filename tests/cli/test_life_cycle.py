@@ -37,11 +37,6 @@ TINY = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> cli.BayesCLI:
     """What `python cli.py ARGUMENTS` does, in this process."""
     monkeypatch.setattr(sys, "argv", ["cli.py", *arguments])

@@ -18,11 +18,6 @@ from bayes_rl.errors import ConfigError
 NOISE, PRECISION = 0.5, 2.0
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
 def spread(layer: BayesLayer) -> BayesLayer:
     """In float64, with posterior and prior that differ for each weight."""
     layer.double()

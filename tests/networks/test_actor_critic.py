@@ -37,11 +37,6 @@ LOW, HIGH, BINS = -2.0, 6.0, 11
 RATES = {"actor": 1e-3, "critic": 2e-3}
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(2)
-
-
 def make(likelihood: str) -> Likelihood:
     return make_likelihood(likelihood, 0.5, (LOW, HIGH), BINS)
 

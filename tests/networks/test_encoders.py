@@ -37,11 +37,6 @@ HIDDEN, BATCH, DRAWS = 12, 2, 3
 CATEGORIES = 7
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(2)
-
-
 def make_encoder(
     name: str,
     bayesian: str = "heads",

@@ -29,11 +29,6 @@ SMALL = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def fit(monkeypatch: pytest.MonkeyPatch, config: str, *more: str) -> cli.BayesCLI:
     monkeypatch.setattr(sys, "argv", ["cli.py", "fit", "--config", str(ROOT / f"configs/{config}.yaml"), *SMALL, *more])
     return cli.run()
