@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -81,3 +81,29 @@ class ValueEstimator(Protocol):
     """Opinion: observations `[E, *observation_shape]` to a `ValueEstimate` on the CPU."""
 
     def __call__(self, observations: Tensor) -> ValueEstimate: ...
+
+
+class AgentArguments(TypedDict):
+    """Arguments of `VariationalActorCritic` that the data module decides.
+
+    Attributes:
+        game: short name of the game, or the Gymnasium id.
+        observation_shape: of one observation, stacked screens first: `(frame_stack * C, ...)`.
+        num_actions: A.
+        pixel_scale: number that observations are divided by before the networks.
+        num_categories: number of states of an environment with numbered states, 0 for arrays.
+        num_tasks: T, 1 without a curriculum.
+        task_conditioning: part of the networks that is task-specific: none, gains or heads.
+    """
+
+    game: str
+    observation_shape: tuple[int, ...]
+    num_actions: int
+    pixel_scale: float
+    num_categories: int
+    num_tasks: int
+    task_conditioning: str
+
+
+AGENT_ARGUMENTS = tuple(AgentArguments.__annotations__)
+"""Names of the arguments in `AgentArguments`."""

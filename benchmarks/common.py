@@ -56,8 +56,7 @@ def learner(
     """
     pl.seed_everything(seed, verbose=False)
     data = ReplayDataModule(**config["data"] | {"seed": seed})
-    linked = ("observation_shape", "num_actions", "num_categories", "pixel_scale")
-    agent = VariationalActorCritic(**config["model"], **{key: getattr(data, key) for key in linked})
+    agent = VariationalActorCritic(**config["model"], **data.agent_arguments())
     trainer = pl.Trainer(
         accelerator="cpu",
         logger=False,

@@ -44,7 +44,6 @@ from bayes_rl.data.stream import ReplayStream
 from bayes_rl.types import Batch
 
 STOPPED = (130, 143, -signal.SIGTERM, -signal.SIGKILL)  # exit statuses of what was told to stop
-LINKED = ("observation_shape", "num_actions", "num_categories", "pixel_scale")
 POLL = 0.5  # seconds between two looks at processes or at the GPU
 
 
@@ -141,7 +140,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     precision = options["trainer"].get("precision", config["trainer"].get("precision"))
     pl.seed_everything(1, verbose=False)
     data = ReplayDataModule(**options["data"] | {"seed": 1})
-    agent = VariationalActorCritic(**options["model"], **{key: getattr(data, key) for key in LINKED})
+    agent = VariationalActorCritic(**options["model"], **data.agent_arguments())
     trainer = pl.Trainer(
         accelerator=case["device"],
         devices=1,

@@ -22,7 +22,7 @@ from bayes_rl.agent.low_overhead import flush_denormals_in_workers
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.cli.arguments import check_config, given_options, typed_options, with_own_config
 from bayes_rl.cli.parser_errors import format_parser_error, option_names
-from bayes_rl.cli.resume_rules import LINKED, apply_checkpoint_options, report_trainer_differences
+from bayes_rl.cli.resume_rules import apply_checkpoint_options, report_trainer_differences
 from bayes_rl.cli.saved_runs import find_checkpoint, saved_options, saved_trainer
 from bayes_rl.cli.validation import check_trainer, check_values
 from bayes_rl.data.datamodule import ReplayDataModule
@@ -41,6 +41,7 @@ from bayes_rl.training.checkpoint_io import FULL, ON_FULL_DISK, AtomicCheckpoint
 from bayes_rl.training.export import is_export, load_weights, read_export
 from bayes_rl.training.preflight import check_networks, check_room
 from bayes_rl.training.run_directory import run_directory
+from bayes_rl.types import AGENT_ARGUMENTS
 from bayes_rl.utils.files import write_atomic
 
 # Inside Lightning 2.6.6; its users can do nothing about it.
@@ -95,7 +96,7 @@ class BayesCLI(LightningCLI):
         options.ckpt_path = find_checkpoint(path, self._run_directory())
         if self.config.subcommand == "fit" and is_export(path):
             raise ConfigError("ckpt_path", path, "holds no replay and no optimizer; resume from a checkpoint")
-        saved = saved_options(options.ckpt_path, LINKED)
+        saved = saved_options(options.ckpt_path, AGENT_ARGUMENTS)
         self._saved_model = saved["model"]
         typed, fitting = given_options(self._words, []), self.config.subcommand == "fit"
         apply_checkpoint_options(options, saved, typed, given_options(self._words, self._configs()), fitting)
@@ -127,7 +128,7 @@ class BayesCLI(LightningCLI):
         typed = given_options(self._words, [])
         if self._resumes_alone and "trainer.default_root_dir" not in typed:
             options.trainer.default_root_dir = None  # the run may have moved since, to another machine too
-        for key in LINKED:
+        for key in AGENT_ARGUMENTS:
             if f"model.{key}" in typed:  # a saved configuration may hold them
                 raise ConfigError(f"model.{key}", options.model[key], "follows from the data; drop it")
         if options.data.tasks and "data.env" in typed:
@@ -153,12 +154,8 @@ class BayesCLI(LightningCLI):
                 if value != (tuple(saved) if key == "observation_shape" else saved):
                     problem = f"has {key} {value}; the checkpoint's agent was trained with {saved}"
                     raise ConfigError("data.env", data.settings.env, problem)
-        options.model.game = data.game
-        options.model.observation_shape = data.observation_shape
-        options.model.num_actions = data.num_actions
-        options.model.pixel_scale = data.pixel_scale
-        options.model.num_categories = data.num_categories
-        options.model.num_tasks, options.model.task_conditioning = data.num_tasks, data.task_conditioning
+        for key, decided in data.agent_arguments().items():
+            options.model[key] = decided
         if data.num_tasks > 1 and self.config.subcommand == "fit":
             self._plan_epochs(data)
         check_networks(options.model.as_dict())

@@ -5,12 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bayes_rl.errors import ConfigError
-
-LINKED = (
-    *("game", "observation_shape", "num_actions", "pixel_scale", "num_categories", "num_tasks", "task_conditioning"),
-)
-"""Model arguments that the data decides."""
-
+from bayes_rl.types import AGENT_ARGUMENTS
 
 FIXED = {
     *("env", "env_kwargs", "num_envs", "frame_stack", "frame_skip", "sticky_actions", "crop", "max_episode_frames"),
@@ -68,7 +63,7 @@ def apply_checkpoint_options(
     for section, values in saved.items():
         for key, value in values.items():
             asked = options[section].get(key)
-            linked = section == "model" and key in LINKED
+            linked = section == "model" and key in AGENT_ARGUMENTS
             if linked or key in MOMENTARY or key not in options[section] or _same(value, asked):
                 continue
             name = "seed_everything" if key == "seed" else f"{section}.{key}"

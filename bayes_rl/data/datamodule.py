@@ -21,7 +21,7 @@ from bayes_rl.envs.base import EnvSettings, VectorEnvs, episode_seed
 from bayes_rl.envs.kinds import check_env, game_name, make_envs
 from bayes_rl.errors import check
 from bayes_rl.evaluation.games import GameLoader, Games
-from bayes_rl.types import Transition
+from bayes_rl.types import AgentArguments, Transition
 
 STAGES = {"validate": 1_000_001, "test": 1_000_002, "predict": 1_000_003}
 """Stand where training has the rank in an episode's seed, so that no stage plays another's games."""
@@ -145,6 +145,18 @@ class ReplayDataModule(pl.LightningDataModule):
         channels, *rest = probe.screen_shape
         self.observation_shape = (frame_stack * channels, *rest)
         probe.close()
+
+    def agent_arguments(self) -> AgentArguments:
+        """Return the arguments of `VariationalActorCritic` that follow from the environments and the tasks."""
+        return {
+            "game": self.game,
+            "observation_shape": self.observation_shape,
+            "num_actions": self.num_actions,
+            "pixel_scale": self.pixel_scale,
+            "num_categories": self.num_categories,
+            "num_tasks": self.num_tasks,
+            "task_conditioning": self.task_conditioning,
+        }
 
     @property
     def game(self) -> str:

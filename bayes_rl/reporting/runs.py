@@ -15,9 +15,7 @@ from torch import Tensor
 from bayes_rl.envs.shared_spaces import task_name
 from bayes_rl.errors import did_you_mean
 from bayes_rl.reporting.figures import Floats
-
-LINKED = ("game", "observation_shape", "num_actions", "pixel_scale", "num_categories", "num_tasks", "consolidation")
-
+from bayes_rl.types import AGENT_ARGUMENTS
 
 KEEPING = ("ewc_lambda", "protect", "fisher", "fisher_samples", "fisher_norm", "online_decay")
 
@@ -119,9 +117,8 @@ def read_run(path: Path) -> Run:
         raise ReportError(f"{path / 'config.yaml'}: data.tasks {tasks} names a task twice")
     method = setting("model.consolidation", str, "none")
     # Everything that can make runs of one method differ, but for what follows from the tasks.
-    chosen: dict[str, object] = {
-        key: str(value) for key, value in setting("model", dict, {}).items() if key not in LINKED
-    }
+    decided = {*AGENT_ARGUMENTS, "consolidation"}
+    chosen: dict[str, object] = {k: str(value) for k, value in setting("model", dict, {}).items() if k not in decided}
     if method == "none":
         chosen = {key: value for key, value in chosen.items() if key not in KEEPING}
     chosen |= {key: str(setting(f"data.{key}", object, "none")) for key in ("task_conditioning", "keep_replays")}

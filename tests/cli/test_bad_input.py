@@ -22,9 +22,9 @@ from pytorch_lightning.cli import LightningCLI
 
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.cli import app as cli
-from bayes_rl.cli import resume_rules as resume
 from bayes_rl.cli.parser_errors import option_names
 from bayes_rl.data.datamodule import ReplayDataModule
+from bayes_rl.types import AGENT_ARGUMENTS
 
 NAN, INF, HUGE = float("nan"), float("inf"), 10**30
 SMALL = ["--data.env=CartPole-v1", "--data.frame_stack=1", "--model.encoder=mlp", "--model.hidden_dim=8"]
@@ -60,7 +60,7 @@ def typed(key: str, value: Any) -> st.SearchStrategy[Bad]:
 
 def options_of(cls: type, section: str) -> dict[str, Any]:
     hints = get_type_hints(cls.__init__)  # type: ignore[misc]
-    names = [name for name in inspect.signature(cls).parameters if name not in resume.LINKED and name != "seed"]
+    names = [name for name in inspect.signature(cls).parameters if name not in AGENT_ARGUMENTS and name != "seed"]
     return {f"{section}.{name}": hints[name] for name in [*names, "task_conditioning"][: len(names)]}
 
 
@@ -333,7 +333,7 @@ COMBINATIONS: list[tuple[str, dict[str, Any]]] = [
 def combinations(draw: st.DrawFn) -> Bad:
     """Options that cannot work together, in any order, typed or in files."""
     key, values = draw(st.sampled_from(COMBINATIONS))
-    linked = key.startswith("model.") and key[6:] in resume.LINKED  # a saved configuration may hold them
+    linked = key.startswith("model.") and key[6:] in AGENT_ARGUMENTS  # a saved configuration may hold them
     env = key == "data.env" and "data.tasks" in values
     if not linked and not env and draw(st.booleans()):
         tree: dict[str, dict[str, Any]] = {}
