@@ -57,8 +57,7 @@ def updater(agent: VariationalActorCritic, encoder: str) -> Callable[[], None]:
         agent.training_step(batch, 0).backward()
         agent.on_before_optimizer_step(optimizer)
         optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(*agent._averaged, agent.hparams.tau)
+        agent.update_moving_average()
 
     return update
 

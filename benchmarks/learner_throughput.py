@@ -143,9 +143,7 @@ def by_hand(agent: VariationalActorCritic, batch: Batch, precision: str) -> Upda
         loss.backward()
         agent.on_before_optimizer_step(optimizer)
         optimizer.step()
-        if agent.target_twin is not None:
-            with torch.no_grad():
-                torch._foreach_lerp_(*agent._averaged, agent.hparams.tau)
+        agent.update_moving_average()
 
     return update
 

@@ -103,11 +103,6 @@ class LowOverheadModule(pl.LightningModule):
         if type(self.trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
             self.trainer.profiler = NoProfiler()  # type: ignore[attr-defined]
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """A whole update, its forward and backward pass included."""
-        with flushed_denormals():
-            super().optimizer_step(*args, **kwargs)
-
     def on_fit_end(self) -> None:
         """Leave the callbacks as they were."""
         super().on_fit_end()

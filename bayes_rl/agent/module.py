@@ -1,35 +1,44 @@
-"""The agent: a LightningModule that owns the variational actor-critic and the ELBO + EWC loss."""
+"""The agent: a LightningModule that owns the variational actor-critic and the ELBO + EWC loss.
+
+Every hook stands here once, in the order in which Lightning calls it.
+"""
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
-from dataclasses import replace
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from torch import Tensor, nn
 
 from bayes_rl import losses
+from bayes_rl.agent.behaviour import Behaviour
 from bayes_rl.agent.compilation import compile_update
-from bayes_rl.agent.lifelong import Lifelong
-from bayes_rl.agent.low_overhead import LowOverheadModule
+from bayes_rl.agent.low_overhead import LowOverheadModule, flushed_denormals
+from bayes_rl.agent.objective import ObjectiveTerms, objective_terms, td_targets, training_weights
 from bayes_rl.agent.optimizer import can_fuse, make_optimizer, moving_average_pairs
-from bayes_rl.agent.settings import check_agent
+from bayes_rl.agent.settings import ObjectiveSettings, OptimizerSettings, check_agent
+from bayes_rl.agent.task_switching import consolidation_is_due, reset_for_task, targets_of_sample
 from bayes_rl.agent.training_metrics import training_values
 from bayes_rl.agent.update_guard import UpdateGuard
-from bayes_rl.bayes.draws import Draws, WeightMode, index_draws
 from bayes_rl.bayes.likelihoods import make_likelihood
 from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.continual.base import Consolidator
 from bayes_rl.continual.settings import ConsolidationSettings
-from bayes_rl.networks.actor_critic import TwinActorCritic, TwinOutput, TwinSettings
+from bayes_rl.evaluation.game_metrics import GameMetrics
+from bayes_rl.evaluation.games import Game, Games
+from bayes_rl.networks.actor_critic import TwinActorCritic, TwinSettings
 from bayes_rl.networks.layer_factory import LayerFactory
-from bayes_rl.types import Batch, Transition
+from bayes_rl.types import Batch, Transition, ValueEstimate
 
 
-class VariationalActorCritic(LowOverheadModule, Lifelong):
+class VariationalActorCritic(LowOverheadModule):
     """Twin DDPG on the action simplex with Bayesian heads, an ELBO and Elastic Weight Consolidation.
 
     Args:
@@ -88,9 +97,22 @@ class VariationalActorCritic(LowOverheadModule, Lifelong):
         pixel_scale: divisor of uint8 observations; set from the data by the command line.
         num_categories: values of an integer observation, 0 for arrays; set from the data by the command line.
 
+    Attributes:
+        twin: the networks that learn.
+        target_twin: moving average of `twin` that targets come from, or None.
+        consolidator: protects earlier tasks, or None.
+        scores: metrics of whole games, one `GameMetrics` for each task.
+        guard: skips updates that are not finite, and counts them.
+        behaviour: acts and estimates values by `twin`.
+        frames: environment frames seen in training, the axis of every curve.
+        task: number of the task that is trained.
+
     Raises:
         ConfigError: naming the setting that cannot work.
     """
+
+    hparams: Any  # attribute access to the arguments of `__init__`
+    scores: Any  # a list of `GameMetrics`
 
     def __init__(
         self,
@@ -144,9 +166,13 @@ class VariationalActorCritic(LowOverheadModule, Lifelong):
         num_tasks: int = 1,
         task_conditioning: str = "none",
     ) -> None:
-        super().__init__(num_tasks)
+        super().__init__()
         self.save_hyperparameters()
         check_agent(self.hparams)
+        self.objective = ObjectiveSettings(
+            temperature, bootstrap, target, tau, actor_loss, policy_temperature, entropy_weight, update_pairs
+        )
+        self.optimizer_settings = OptimizerSettings(actor_lr, critic_lr, adam_eps, weight_decay)
         family = (posterior, index_dim, prior, prior_precision, init_log_var, log_var_limit, init_scale)
         variational = PosteriorSettings(*family, sequential=consolidation == "vcl")
         strength = (0.0 if consolidation in ("none", "vcl") else 0.001) if ewc_lambda is None else ewc_lambda
@@ -161,142 +187,276 @@ class VariationalActorCritic(LowOverheadModule, Lifelong):
             prior_scale,
             pixel_scale,
         )
+        # The metrics come first, and the networks before the consolidator: the order of the state dict.
+        self.scores = nn.ModuleList(GameMetrics() for _ in range(num_tasks))
         self.twin = TwinActorCritic(networks, make_likelihood(likelihood, noise_std, value_range, num_bins))
         self.target_twin = copy.deepcopy(self.twin).requires_grad_(False) if target == "ema" else None
-        kept = ConsolidationSettings(consolidation, *keeping)
-        self.consolidator = Consolidator(self.twin, kept) if consolidation != "none" else None
+        settings = ConsolidationSettings(consolidation, *keeping)
+        self.consolidator = Consolidator(self.twin, settings) if consolidation != "none" else None
         self.guard = UpdateGuard()
-        self._learning: set[tuple[int, int]] = set()  # pairs and tasks with a loss since the last optimizer step
+        self.behaviour = Behaviour(self.twin, self._forward_context)
+        self.frames = self.task = 0
+        self._trained: set[tuple[int, int]] = set()  # (pair, task) with a loss since the last optimizer step
+        self._random_state: dict[str, Tensor] | None = None  # of a checkpoint, until training begins
 
-    # ------------------------------------------------------------------ learning
+    # ------------------------------------------------------------------ beginning
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the counters, and keep the random generators' state for `on_train_start`."""
+        self.frames = checkpoint["frames"]
+        self.guard.skipped = checkpoint.get("skipped_updates", 0)  # older checkpoints did not count them
+        self._random_state = {key: checkpoint[key] for key in ("torch_rng", "cuda_rng") if key in checkpoint}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return one Adam with the actors' and the critics' step sizes as parameter groups."""
+        trainer, settings = self._trainer, self.optimizer_settings
+        precision, clipped = (str(trainer.precision), bool(trainer.gradient_clip_val)) if trainer else ("", False)
+        fused = can_fuse(precision, clipped, self.consolidator is not None)
+        rates = {"actor": settings.actor_lr, "critic": settings.critic_lr}
+        return make_optimizer(self.twin, rates, settings.weight_decay, settings.adam_eps, fused)
+
+    def on_train_start(self) -> None:
+        """Set the current task from the data module, log the size of the EWC state, restore the random generators."""
+        if self.consolidator is not None:
+            rank_zero_info(self.consolidator.describe())
+        if len(self.scores) > 1:
+            self.task = self._data.curriculum.task(self._data.visit)
+        # Not in `on_load_checkpoint`: Lightning draws random numbers of its own between the two.
+        state, self._random_state = self._random_state, None
+        if state is not None:
+            torch.set_rng_state(state["torch_rng"].cpu())
+            if self.device.type == "cuda" and "cuda_rng" in state:
+                torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
+
+    def on_train_epoch_start(self) -> None:
+        """Switch to the next task if this epoch belongs to it."""
+        if len(self.scores) == 1:
+            return
+        visit = self._data.curriculum.visit(self.current_epoch)
+        if visit != self._data.visit:
+            self._data.start_visit(visit)
+            self.task = self._data.curriculum.task(visit)
+            self._reset_for_task()
+
+    def _reset_for_task(self) -> None:
+        options, optimizer = self.hparams, self.trainer.optimizers[0]
+        switches = options.optimizer_at_switch, options.critic_at_switch
+        reset_for_task(self.twin, self.target_twin, optimizer, self.task, *switches)
+
+    # ------------------------------------------------------------------ one update
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One update: the critics' negative ELBO plus the actors' loss; see `on_before_optimizer_step` for EWC."""
-        weights = self._training_weights()
-        pairs = (0, 1) if self.hparams.update_pairs == "both" else (int(torch.randint(2, ())),)
-        self._learning |= {(pair, batch.task) for pair in pairs}
-        nll, kl, actor_loss, targets, output = self._captured(batch.transition, weights, pairs, batch.task)
-        loss = losses.negative_elbo(nll, kl, batch.num_data, self.hparams.temperature) + actor_loss
+        """Return the negative ELBO plus the actors' loss.
+
+        The EWC penalty enters by its gradient, in `on_before_optimizer_step`.
+
+        Args:
+            batch: the minibatch, with the number of data and of frames so far.
+            batch_idx: number of the minibatch in this epoch.
+        """
+        weights = training_weights(self.twin, self.hparams.draws, self.device)  # draws before pairs: the order of seeds
+        pairs = (0, 1) if self.objective.update_pairs == "both" else (int(torch.randint(2, ())),)
+        self._trained.update((pair, batch.task) for pair in pairs)
+        terms = self._terms(self.twin, self.target_twin, batch.transition, weights, pairs, batch.task, self.objective)
+        nll, kl = terms.nll, terms.kl
+        loss = losses.negative_elbo(nll, kl, batch.num_data, self.objective.kl_temperature) + terms.actor_loss
         self.frames = batch.frames
-        parts = {"nll": nll, "kl": kl, "actor_loss": actor_loss}
-        self._log_training(batch, output, targets, **parts)
+        parts = {"nll": nll, "kl": kl, "actor_loss": terms.actor_loss}
+        self._log_training(batch, terms, parts)
         self.guard.record_loss(loss, parts)
         return loss
 
     @functools.cached_property
-    def _captured(self) -> Any:
-        return compile_update(self._objective, self.hparams.compile)
-
-    def _objective(
-        self, transition: Transition, weights: WeightMode, pairs: Sequence[int], task: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, TwinOutput]:
-        """Everything with one graph at every update: nll, KL and actors' loss; and to look at, targets and outputs."""
-        targets = self._targets(transition, weights, task)
-        output: TwinOutput = self.twin(_for_draws(transition.observation, weights), weights, task)
-        nll = self._nll(output, transition, targets, pairs)
-        kl = self.twin.kl_divergence(pairs, output, task)
-        return nll, kl, self._actor_loss(output, pairs), targets, _detached(output)
-
-    def _training_weights(self) -> WeightMode:
-        """A fresh draw of every output, or draws of the index that value and target share."""
-        if self.hparams.posterior == "mean_field" or self.hparams.bayesian == "none":
-            return "sample"
-        return index_draws(self.twin.posterior, self.hparams.draws, self.device)
-
-    @torch.no_grad()
-    def _targets(self, transition: Transition, weights: WeightMode, task: int = 0) -> Tensor:
-        """TD targets `[2, (D,) B]`, one for each pair: from mean weights, or by the same draws as the values."""
-        weights = replace(weights, noise={}) if isinstance(weights, Draws) else "mean"
-        twin = self.twin if self.target_twin is None else self.target_twin
-        output: TwinOutput = twin(_for_draws(transition.next_observation, weights), weights, task)
-        probs, q_values = output.action_logits.softmax(-1), output.q_values
-        if self.target_twin is None:
-            probs, q_values = probs.flip(0), q_values.flip(0)  # pair 0 learns from pair 1 and the other way round
-        else:
-            probs, q_values = (x.mean(0, keepdim=True) for x in (probs, q_values))  # one target for both
-        if self.hparams.bootstrap == "greedy":
-            probs = losses.greedy(q_values)
-        reward, discount = (x.expand(q_values.shape[:-1]) for x in (transition.reward, transition.discount))
-        return losses.td_target(reward, discount, probs, q_values).expand(2, *q_values.shape[1:-1])
-
-    def _nll(self, output: TwinOutput, transition: Transition, targets: Tensor, pairs: Sequence[int]) -> Tensor:
-        """-log likelihood of the targets in nats: summed over the `pairs` that learn, mean over draws and batch."""
-        action = transition.action.expand(targets.shape)[..., None, None]
-        raw = output.raw.gather(-2, action.expand(*action.shape[:-1], output.raw.shape[-1])).squeeze(-2)
-        if output.prior is not None:  # what is left for the learned part to explain
-            targets = targets - output.prior.expand_as(output.q_values).gather(-1, action[..., 0]).squeeze(-1)
-        return len(pairs) * _of(pairs, self.twin.likelihood.nll(raw, targets)).mean()
-
-    def _actor_loss(self, output: TwinOutput, pairs: Sequence[int]) -> Tensor:
-        """The actors climb the mean of both critics; a scalar, summed over the `pairs` that learn."""
-        logits = _of(pairs, output.action_logits)
-        q_values = output.q_values.detach().mean(0).expand_as(logits)
-        if self.hparams.actor_loss == "dpg":
-            mean = losses.dpg_loss(logits, q_values)
-        else:
-            flat = logits.flatten(0, -2), q_values.flatten(0, -2)
-            mean = losses.cross_entropy_loss(*flat, self.hparams.policy_temperature)
-        if self.hparams.entropy_weight:
-            mean = mean - self.hparams.entropy_weight * losses.entropy(logits)
-        return len(pairs) * mean
+    def _terms(self) -> Callable[..., ObjectiveTerms]:
+        """`objective_terms`, captured as one graph if so configured."""
+        return compile_update(objective_terms, self.hparams.compile)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Complete the gradient, after the callbacks saw it: with the EWC penalty's, and without that of what rests.
+        """Add the EWC gradient and clear the gradients of networks that have no loss in this update.
 
-        A gradient of zero would still move what rests, by Adam's momentum and decay.
+        Lightning's callbacks have seen the gradient of the loss by then. A gradient of zero would still move a network
+        without loss, by Adam's momentum and weight decay.
+
+        Args:
+            optimizer: about to take its step.
 
         Raises:
             RunError: if too many updates in a row were not finite.
         """
-        for parameter in self.twin.parameters_without_loss(self._learning):
+        for parameter in self.twin.parameters_without_loss(self._trained):
             parameter.grad = None
-        self._learning.clear()
+        self._trained.clear()
         if self.consolidator is not None:
             self.consolidator.add_gradients(self.twin)
         scaled = str(self.trainer.precision) == "16-mixed"
         self.guard.check(optimizer, self.twin, scaled, lambda: {"ewc_penalty": self._ewc_penalty()})
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
+        """Run one update: forward, backward and step; then consolidation, if due; then the moving average.
+
+        Consolidation comes before anything can save a checkpoint of this update.
+        """
+        with flushed_denormals():
+            super().optimizer_step(*args, **kwargs)
+            if consolidation_is_due(self.global_step + 1, self.hparams.consolidate_every):  # counted on return
+                self.consolidate()
+        self.update_moving_average()
+
+    def update_moving_average(self) -> None:
+        """Move `target_twin`, if there is one, towards the newest parameters by `tau`."""
         if self.target_twin is not None:
             with torch.no_grad():
-                torch._foreach_lerp_(*self._averaged, self.hparams.tau)
+                torch._foreach_lerp_(*self._moving_average_pairs, self.objective.tau)
 
     @functools.cached_property
-    def _averaged(self) -> tuple[list[Tensor], list[Tensor]]:
+    def _moving_average_pairs(self) -> tuple[list[Tensor], list[Tensor]]:
         """The moving average's parameters and the newest: walking the trees takes longer than averaging."""
         assert self.target_twin is not None
         return moving_average_pairs(self.target_twin, self.twin)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One Adam with the actors' and the critics' step sizes as parameter groups."""
-        trainer, options = self._trainer, self.hparams
-        precision, clipped = (str(trainer.precision), bool(trainer.gradient_clip_val)) if trainer else ("", False)
-        fused = can_fuse(precision, clipped, self.consolidator is not None)
-        rates = {"actor": options.actor_lr, "critic": options.critic_lr}
-        return make_optimizer(self.twin, rates, options.weight_decay, options.adam_eps, fused)
-
-    # ------------------------------------------------------------------ logging
-    def _log_training(self, batch: Batch, output: TwinOutput, targets: Tensor, **parts: Tensor) -> None:
-        """Everything `docs/metrics.md` lists under training; computed only when it will be written."""
+    def _log_training(self, batch: Batch, terms: ObjectiveTerms, parts: dict[str, Tensor]) -> None:
+        """Log everything that `docs/metrics.md` lists under training; computed only when it will be written."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or (self.global_step + 1) % every:
             return
-        parts["ewc_penalty"] = self._ewc_penalty()
-        values = training_values(self.twin, batch, output, targets, self.hparams.temperature, parts)
+        parts = {**parts, "ewc_penalty": self._ewc_penalty()}
+        temperature = self.objective.kl_temperature
+        values = training_values(self.twin, batch, terms.output, terms.targets, temperature, parts)
         values["train/skipped_updates"] = float(self.guard.skipped)
-        self.log_dict(values | self._watch_penalty(parts["ewc_penalty"], parts["nll"]))
+        self.log_dict(values | self._penalty_values(parts["ewc_penalty"], terms.nll))
         self.log("step", float(batch.frames))
 
+    @torch.no_grad()
+    def _ewc_penalty(self) -> Tensor:
+        if self.consolidator is None:
+            return torch.zeros((), device=self.device)
+        return self.consolidator.penalty(self.twin)
 
-def _of(pairs: Sequence[int], values: Tensor) -> Tensor:
-    return values if len(pairs) == 2 else values.narrow(0, pairs[0], 1)
+    def _penalty_values(self, penalty: Tensor, loss: Tensor) -> dict[str, Tensor | float]:
+        """Return values of the penalty to log, and warn once of a strength that is out of scale."""
+        if self.consolidator is None or not self.consolidator.ewc.active:
+            return {"train/frozen_share": 0.0}
+        message = self.consolidator.out_of_scale(penalty.item(), loss.item(), self.global_step)
+        if message is not None:
+            warnings.warn(message, stacklevel=2)
+        return {"train/frozen_share": self.consolidator.frozen_share(self.twin, self.trainer.optimizers[0])}
 
+    # ------------------------------------------------------------------ whole games
+    def validation_step(self, games: Games, batch_idx: int) -> None:
+        """Play the games greedily, by the mean weights, and compare the estimated returns with the realised ones.
 
-def _for_draws(observation: Tensor, weights: WeightMode) -> Tensor:
-    return observation[None] if isinstance(weights, Draws) else observation
+        Args:
+            games: of one task.
+            batch_idx: number of the task.
+        """
+        task = games.task
+        played = games.play(partial(self.act, task=task), partial(self.estimate_values, task=task, measure=True))
+        numbers = [self.trainer.world_size * number + self.trainer.global_rank for number in range(len(played))]
+        self.scores[task].update(played, numbers, games.estimate_every, self._data.gamma)
 
+    test_step = validation_step  # on other seeds
 
-def _detached(output: TwinOutput) -> TwinOutput:
-    """Without gradients and without the posterior."""
-    prior = None if output.prior is None else output.prior.detach()
-    return TwinOutput(output.action_logits.detach(), output.raw.detach(), output.q_values.detach(), prior)
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores under `val/` or `test/`; those of several tasks below the name of each."""
+        stage = "test" if self.trainer.testing else "val"
+        fit = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+        if len(self.scores) == 1:
+            scores = self.scores[0].finish(self.hparams.game, fit)
+        else:
+            named = zip(self._data.curriculum.names, self.scores, strict=True)
+            # A limit of batches can leave out the games of a task.
+            parts = {name: part.finish(name, fit) for name, part in named if part.returns.update_called}
+            scores = {f"{name}/{key}": value for name, part in parts.items() for key, value in part.items()}
+            if all("human_normalised" in part for part in parts.values()):
+                scores["human_normalised"] = torch.stack([part["human_normalised"] for part in parts.values()]).mean()
+        self.log_dict({f"{stage}/{key}": value for key, value in scores.items()})
+        self.log("step", float(self.frames))
+
+    on_test_epoch_end = on_validation_epoch_end
+
+    def predict_step(self, games: Games, batch_idx: int) -> list[Game]:
+        """Play the games; a callback writes them as video.
+
+        Args:
+            games: of one task.
+            batch_idx: number of the task.
+        """
+        return games.play(partial(self.act, task=games.task), partial(self.estimate_values, task=games.task))
+
+    # ------------------------------------------------------------------ end of an epoch
+    def on_train_epoch_end(self) -> None:
+        """Consolidate a task at its end; before the checkpoint of this epoch, which callbacks write later."""
+        ends = len(self.scores) > 1 and self._data.curriculum.ends(self.current_epoch)
+        if ends and not consolidation_is_due(self.global_step, self.hparams.consolidate_every):
+            self.consolidate()
+
+    @torch.no_grad()
+    def consolidate(self) -> None:
+        """Protect what was learned of the current task, on a sample of its transitions."""
+        if self.consolidator is None:
+            return
+        settings = self.consolidator.settings
+        transition = self._data.fisher_samples(settings.fisher_samples)
+        targets = None
+        if settings.fisher == "empirical":
+            targets = targets_of_sample(transition, self._mean_targets, self.device)
+        generator = torch.Generator().manual_seed(self.global_step)
+        self.consolidator.consolidate(
+            self.twin, transition.observation, transition.action, targets, generator, self.task
+        )
+
+    def _mean_targets(self, transition: Transition) -> Tensor:
+        return td_targets(self.twin, self.target_twin, transition, "mean", self.task, self.objective)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the counters and the state of the random generators to a checkpoint."""
+        checkpoint["frames"] = self.frames
+        self.guard.synchronize()
+        checkpoint["skipped_updates"] = self.guard.skipped
+        checkpoint["torch_rng"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            checkpoint["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+
+    # ------------------------------------------------------------------ behaviour
+    def act(self, observations: Tensor, task: int | None = None) -> Tensor:
+        """Return greedy actions `[E]` int64 on the CPU; see `Behaviour.act`.
+
+        Args:
+            observations: `[E, *observation_shape]`.
+            task: number of their task, or None for the current one.
+        """
+        return self.behaviour.act(observations, self.task if task is None else task)
+
+    def act_by_draw(self, observations: Tensor, seeds: list[int]) -> Tensor:
+        """Return actions `[E]` int64 on the CPU, greedy by the posterior draws that the seeds name.
+
+        Args:
+            observations: `[E, *observation_shape]` of the current task.
+            seeds: E seeds, one for each environment.
+        """
+        return self.behaviour.act_by_draw(observations, seeds, self.task)
+
+    def estimate_values(self, observations: Tensor, task: int = 0, measure: bool = False) -> ValueEstimate:
+        """Estimate values and their uncertainty for a batch of observations; see `Behaviour.estimate_values`.
+
+        Args:
+            observations: `[E, *observation_shape]`.
+            task: number of their task.
+            measure: add the estimates to the metrics of the current validation.
+        """
+        return self.behaviour.estimate_values(observations, task, self.scores[task].uncertainty if measure else None)
+
+    @property
+    def explores_by_draw(self) -> bool:
+        """Whether episodes are played by posterior draws."""
+        return self.hparams.exploration != "epsilon"
+
+    @property
+    def explores_at_random(self) -> bool:
+        """Whether actions are replaced by random ones."""
+        return self.hparams.exploration != "thompson"
+
+    def _forward_context(self) -> AbstractContextManager[Any]:
+        return self.trainer.precision_plugin.forward_context() if self._trainer else nullcontext()
+
+    @property
+    def _data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]

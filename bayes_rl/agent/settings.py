@@ -1,28 +1,85 @@
-"""Checks of the agent's settings."""
+"""Settings of the objective and of the optimizer, and checks of the agent's settings."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from bayes_rl.agent.compilation import MODES, REPLAYED
 from bayes_rl.errors import check, check_choice
 
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """Settings of the loss of an update.
+
+    Args:
+        kl_temperature: T of the ELBO, weight of KL / N, >= 0; 1 is the true ELBO, 0 plain maximum likelihood.
+        bootstrap: value of the next state: of the `actor`'s policy, or of the `greedy` action.
+        target: bootstrap from the `other` pair (the original) or from a moving average of both (`ema`).
+        tau: weight of the newest parameters in the moving average, per update, in (0, 1].
+        actor_loss: `dpg`, the exact policy gradient, or `cross_entropy` to softmax(Q / policy_temperature).
+        policy_temperature: of that softmax, in clipped return units, > 0.
+        entropy_weight: weight of the actors' entropy in their loss, in return units per nat, >= 0.
+        update_pairs: improve `both` pairs each update, or one at `random` (the original).
+
+    Raises:
+        ConfigError: naming the setting that cannot work.
+    """
+
+    kl_temperature: float = 1.0
+    bootstrap: str = "actor"
+    target: str = "ema"
+    tau: float = 0.005
+    actor_loss: str = "cross_entropy"
+    policy_temperature: float = 0.02
+    entropy_weight: float = 0.0
+    update_pairs: str = "both"
+
+    def __post_init__(self) -> None:
+        check_choice("model.target", self.target, ("other", "ema"))
+        check_choice("model.actor_loss", self.actor_loss, ("dpg", "cross_entropy"))
+        check_choice("model.update_pairs", self.update_pairs, ("both", "random"))
+        check_choice("model.bootstrap", self.bootstrap, ("actor", "greedy"))
+        check(self.policy_temperature > 0, "model.policy_temperature", self.policy_temperature, "must be positive")
+        check(self.tau > 0, "model.tau", self.tau, "must be positive")
+        check(self.tau <= 1, "model.tau", self.tau, "must be at most 1")
+        check(self.kl_temperature >= 0, "model.temperature", self.kl_temperature, "must be zero or positive")
+        check(self.entropy_weight >= 0, "model.entropy_weight", self.entropy_weight, "must be zero or positive")
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Settings of Adam.
+
+    Args:
+        actor_lr: step size of the actors' heads (and of trunks of their own), > 0.
+        critic_lr: step size of the critics and of a shared trunk, > 0.
+        adam_eps: offset of the denominator, >= 0.
+        weight_decay: decoupled weight decay of deterministic matrices and kernels, per unit of step size, >= 0.
+
+    Raises:
+        ConfigError: naming the setting that cannot work.
+    """
+
+    actor_lr: float = 2.5e-4
+    critic_lr: float = 2.5e-4
+    adam_eps: float = 1e-5
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        for key in ("actor_lr", "critic_lr"):
+            check(getattr(self, key) > 0, f"model.{key}", getattr(self, key), "must be positive")
+        for key in ("adam_eps", "weight_decay"):
+            check(getattr(self, key) >= 0, f"model.{key}", getattr(self, key), "must be zero or positive")
+
+
 CHOICES = {
-    "target": ("other", "ema"),
-    "actor_loss": ("dpg", "cross_entropy"),
-    "update_pairs": ("both", "random"),
     "exploration": ("epsilon", "thompson", "both"),
-    "bootstrap": ("actor", "greedy"),
     "optimizer_at_switch": ("keep", "reset"),
     "critic_at_switch": ("keep", "reset"),
     "compile": MODES,
 }
-
-
-POSITIVE = ("policy_temperature", "tau", "actor_lr", "critic_lr")
-
-
-NOT_NEGATIVE = ("temperature", "entropy_weight", "adam_eps", "weight_decay")
 
 
 WITHOUT = "has no effect without a method; nearest: --model.consolidation online_ewc"
@@ -31,15 +88,10 @@ WITHOUT = "has no effect without a method; nearest: --model.consolidation online
 def check_agent(hparams: Any) -> None:
     """Raise `ConfigError` unless the arguments of `VariationalActorCritic` can work together.
 
-    What concerns a single layer, network or likelihood is checked where that is built.
+    The settings of one group are checked in its own class.
     """
     for key, known in CHOICES.items():
         check_choice(f"model.{key}", hparams[key], known)
-    for key in POSITIVE:
-        check(hparams[key] > 0, f"model.{key}", hparams[key], "must be positive")
-    for key in NOT_NEGATIVE:
-        check(hparams[key] >= 0, f"model.{key}", hparams[key], "must be zero or positive")
-    check(hparams.tau <= 1, "model.tau", hparams.tau, "must be at most 1")
     check(hparams.draws >= 1, "model.draws", hparams.draws, "must be at least 1")
     every = hparams.consolidate_every
     check(every >= 0, "model.consolidate_every", every, "must be zero or more updates")

@@ -14,8 +14,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from bayes_rl.agent.behaviour import VALUE_DRAWS, Behaviour
 from bayes_rl.agent.module import VariationalActorCritic
-from bayes_rl.agent.player import VALUE_DRAWS
 from bayes_rl.bayes.draws import draws_by_seed
 from bayes_rl.bayes.kl import bayesian_layers
 from bayes_rl.bayes.layers import BayesConv2d
@@ -213,7 +213,7 @@ def test_a_draw_stays_until_its_seed_changes_and_no_other_is_touched(family: str
 
     def fresh(seeds: list[int]) -> Tensor:
         """The same by a player that never drew before."""
-        module._episode_draws = None
+        module.behaviour = Behaviour(module.twin)
         return table(seeds)
 
     first = table(seeds)

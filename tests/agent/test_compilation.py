@@ -12,7 +12,6 @@ from torch import Tensor
 
 from bayes_rl.agent import compilation as capture
 from bayes_rl.agent.compilation import MODES, check_capture, compile_update
-from bayes_rl.agent.lifelong import Lifelong
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.bayes.layers import _noisy
 from bayes_rl.cli import app as cli
@@ -83,7 +82,7 @@ def test_training_ends_in_the_same_weights_under_the_same_names(
     backend that does nothing but collect the operations.
     """
     monkeypatch.setattr(capture, "BACKEND", backend)
-    monkeypatch.setattr(Lifelong, "_data", property(lambda _: Samples()))
+    monkeypatch.setattr(VariationalActorCritic, "_data", property(lambda _: Samples()))
     settings = {"update_pairs": "random", "consolidation": "ewc", "consolidate_every": 3, "fisher_samples": 8}
     plain, graph = both(**settings)
     for module in (plain, graph):

@@ -199,6 +199,10 @@ def test_averages_of_gradients_do_not_get_stuck_below_what_is_fast() -> None:
             optimizer.state[self.weight] = {"step": torch.ones(()), "exp_avg": zero + TINY, "exp_avg_sq": zero.clone()}
             return optimizer
 
+        def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+            with flushed_denormals():
+                super().optimizer_step(*args, **kwargs)
+
     module = Idle()
     settings: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, **settings)
@@ -227,7 +231,7 @@ def test_who_had_them_flushed_before_still_has() -> None:
 
 WORKERS = """
 import torch
-from bayes_rl.lean import flush_denormals_in_workers
+from bayes_rl.agent.low_overhead import flush_denormals_in_workers
 torch.set_num_threads(2)
 flush_denormals_in_workers()
 half = 2**21
@@ -246,7 +250,7 @@ def test_the_other_threads_of_torch_flush_them_from_their_beginning() -> None:
 FAULTS = """
 import resource
 import torch
-from bayes_rl.lean import keep_freed_memory
+from bayes_rl.agent.low_overhead import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -19,10 +19,10 @@ from torch.distributions import MultivariateNormal, Normal
 from torch.distributions import kl_divergence as distribution_kl
 
 from bayes_rl import losses
-from bayes_rl.agent.lifelong import Lifelong
 from bayes_rl.agent.module import VariationalActorCritic
+from bayes_rl.agent.objective import critic_nll, td_targets, training_weights
 from bayes_rl.agent.training_metrics import training_values
-from bayes_rl.bayes.draws import Draws
+from bayes_rl.bayes.draws import Draws, WeightMode
 from bayes_rl.bayes.kl import kl_divergence
 from bayes_rl.networks.actor_critic import TwinOutput
 from bayes_rl.types import Batch, Transition
@@ -48,7 +48,7 @@ class Samples:
 
 @pytest.fixture(autouse=True)
 def _samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Lifelong, "_data", property(lambda module: Samples()))
+    monkeypatch.setattr(VariationalActorCritic, "_data", property(lambda module: Samples()))
 
 
 # ------------------------------------------------------------------ helpers
@@ -272,6 +272,14 @@ def test_returns_outside_the_unit_interval_reach_the_critic(value: float) -> Non
 
 
 # ------------------------------------------------------------------ the objective
+def weights_of(module: VariationalActorCritic) -> WeightMode:
+    return training_weights(module.twin, module.hparams.draws, module.device)
+
+
+def targets_of(module: VariationalActorCritic, transition: Transition, weights: WeightMode) -> Tensor:
+    return td_targets(module.twin, module.target_twin, transition, weights, 0, module.objective)
+
+
 LOW_RANK: dict[str, Any] = {"posterior": "low_rank", "index_dim": 2, "draws": 3}
 MEMBERS: dict[str, Any] = {"posterior": "members", "index_dim": 3}
 FAMILIES = pytest.mark.parametrize("family", [{}, MEMBERS, LOW_RANK], ids=["mean_field", "members", "low_rank"])
@@ -503,9 +511,9 @@ def test_loss_and_gradients_equal_a_loop_over_draws_and_pairs(settings: dict[str
 def test_the_greedy_bootstrap_is_the_best_value_of_the_same_draw(family: dict[str, Any], target: str) -> None:
     module = make_module(**family, target=target, bootstrap="greedy", prior_scale=3.0)
     t = make_batch().transition
-    weights = module._training_weights()
+    weights = weights_of(module)
     assert isinstance(weights, Draws)
-    targets = module._targets(t, weights)
+    targets = targets_of(module, t, weights)
     best = []
     for index in weights.index:
         q = module.twin(t.next_observation[None], Draws(index[None], {})).q_values[:, 0]  # weights of the average too
@@ -527,18 +535,18 @@ def test_what_the_prior_function_explains_is_not_learned(family: dict[str, Any],
         make_constant(twin, torch.zeros(2, 1), torch.zeros(2, 1))
     t = make_batch(action=torch.zeros(6, dtype=torch.int64), reward=torch.zeros(6), discount=1.0).transition
     t = t._replace(next_observation=t.observation)
-    weights = module._training_weights()
+    weights = weights_of(module)
     assert isinstance(weights, Draws)
-    output, targets = module.twin(t.observation[None], weights), module._targets(t, weights)
+    output, targets = module.twin(t.observation[None], weights), targets_of(module, t, weights)
     assert targets.abs().max() > 10
     least = 2 * -Normal(0.0, 0.5).log_prob(torch.tensor(0.0))
-    nll = module._nll(output, t, targets, [0, 1])
+    nll = critic_nll(module.twin, output, t, targets, [0, 1])
     torch.testing.assert_close(nll, least, rtol=1e-6, atol=2 * (6 * FLOOR_STD / 0.5) ** 2)
     nll.backward()
     for critic in module.twin.critics:
         assert critic.bias.grad.abs().max() < 6 * FLOOR_STD / 0.5**2
     shifted = t._replace(reward=torch.full((6,), 1.5))
-    more = module._nll(output, shifted, module._targets(shifted, weights), [0, 1])
+    more = critic_nll(module.twin, output, shifted, targets_of(module, shifted, weights), [0, 1])
     torch.testing.assert_close(more - least, torch.tensor(2 * 0.5 * (1.5 / 0.5) ** 2), rtol=1e-2, atol=0)
 
 

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from bayes_rl.agent.behaviour import Behaviour
 from bayes_rl.agent.compilation import REPLAYED
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.data.device_replay import DeviceReplay
@@ -219,7 +220,7 @@ def test_actions_are_those_of_the_cpu(posterior: str) -> None:
     observations = torch.randint(0, 256, (64, 4, 84, 84), dtype=torch.uint8)
     seeds = [list(range(64)), [*range(60), 100, 101, 102, 103]]
     here = [module.act(observations), *(module.act_by_draw(observations, s) for s in seeds)]
-    module._episode_draws = None
+    module.behaviour = Behaviour(module.twin)
     module.to(GPU)
     there = [module.act(observations), *(module.act_by_draw(observations, s) for s in seeds)]
     for one, two in zip(here, there, strict=True):

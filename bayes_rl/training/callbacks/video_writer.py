@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from bayes_rl.agent.player import Player
+from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.errors import ConfigError
 from bayes_rl.evaluation.video import play_in_window, write_video
@@ -41,7 +41,7 @@ class VideoWriter(Callback):
                 play_in_window(batch.settings, game, data.fps)
 
 
-def record_game(data: ReplayDataModule, agent: Player, task: int, run: Path) -> str:
+def record_game(data: ReplayDataModule, agent: VariationalActorCritic, task: int, run: Path) -> str:
     """Path of the video of one game of a task, or why there is none."""
     games = data.games("predict", 1, task)
     game = games.play(partial(agent.act, task=task))[0]

@@ -1,0 +1,108 @@
+"""Behaviour of the agent: greedy actions, actions by posterior draws, and value estimates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayes_rl.bayes.draws import Draws, EpisodeDraws, draws_by_seed, every_member, to_device
+from bayes_rl.metrics.uncertainty import PolicyUncertainty
+from bayes_rl.networks.actor_critic import TwinActorCritic
+from bayes_rl.types import ValueEstimate
+from bayes_rl.utils.device import to_device_async
+
+VALUE_DRAWS = 16
+"""Posterior draws behind a value estimate, always those of seeds 0 to 15; of a mixture all members instead."""
+
+
+class Behaviour:
+    """Actions and value estimates of a twin.
+
+    An ordinary object, not a module: it owns no parameters, and nothing of it is in a checkpoint.
+
+    Args:
+        twin: the networks.
+        forward_context: makes the context of a forward pass, for example that of mixed precision.
+    """
+
+    def __init__(
+        self, twin: TwinActorCritic, forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> None:
+        self._twin, self._forward_context = twin, forward_context
+        self._episode_draws: EpisodeDraws | None = None
+        self._value_draws: Draws | None = None
+
+    @torch.no_grad()
+    def act(self, observations: Tensor, task: int) -> Tensor:
+        """Return greedy actions, from the mean weights and the mean of both actors.
+
+        Args:
+            observations: `[E, *observation_shape]`, on any device.
+            task: number of the task that the observations come from.
+
+        Returns:
+            `[E]` int64 on the CPU.
+        """
+        with self._forward_context():
+            probs = self._twin.policy(to_device_async(observations, self._twin.device), task)
+        return probs.argmax(-1).cpu()
+
+    @torch.no_grad()
+    def act_by_draw(self, observations: Tensor, seeds: list[int], task: int) -> Tensor:
+        """Return actions by Thompson sampling, each greedy for the mean of both critics of one posterior draw.
+
+        Args:
+            observations: `[E, *observation_shape]`, on any device.
+            seeds: E seeds, each the name of its environment's draw.
+            task: number of the task that the observations come from.
+
+        Returns:
+            `[E]` int64 on the CPU.
+        """
+        device = self._twin.device
+        if self._episode_draws is None:
+            self._episode_draws = EpisodeDraws(self._twin.posterior, self._twin.draw_shapes())
+        with self._forward_context():
+            draws = self._episode_draws(seeds, device)
+            output = self._twin(to_device_async(observations, device)[:, None], draws, task)
+        return output.q_values.mean(0)[:, 0].argmax(-1).cpu()
+
+    @torch.no_grad()
+    def estimate_values(
+        self, observations: Tensor, task: int, uncertainty: PolicyUncertainty | None = None
+    ) -> ValueEstimate:
+        """Estimate values and their uncertainty, from both critics and `VALUE_DRAWS` posterior draws.
+
+        Args:
+            observations: `[E, *observation_shape]`, on any device.
+            task: number of the task that the observations come from.
+            uncertainty: metric to update with the Q-values of all critics and draws, or None.
+
+        Returns:
+            The estimates, on the CPU.
+        """
+        device = self._twin.device
+        with self._forward_context():
+            output = self._twin(to_device_async(observations, device)[None], self._draws_for_values(device), task)
+        q_values = output.q_values.flatten(0, 1)  # `[S, E, A]`, S samples of 2 critics and D draws
+        if uncertainty is not None:
+            uncertainty.update(q_values)
+        noise_std = self._twin.likelihood.std(output.raw).flatten(0, 1).mean(0)
+        mean = q_values.mean(0)
+        return ValueEstimate(*(x.cpu() for x in (mean, q_values.std(0), noise_std, mean.amax(-1))))
+
+    def _draws_for_values(self, device: torch.device) -> Draws:
+        if self._value_draws is None:
+            posterior, shapes = self._twin.posterior, self._twin.draw_shapes()
+            if not shapes:
+                self._value_draws = Draws(torch.zeros(1, 0), {})
+            elif posterior.posterior == "members":
+                self._value_draws = every_member(posterior, device)
+            else:
+                self._value_draws = draws_by_seed(posterior, shapes, list(range(VALUE_DRAWS)))
+        self._value_draws = to_device(self._value_draws, device)  # Lightning moves a module after each run
+        return self._value_draws
