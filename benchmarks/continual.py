@@ -114,7 +114,7 @@ def report() -> None:
     finished = sorted(path.parent for path in (RESULTS / "runs").glob("*/origin.json"))
     words = [*(str(path.relative_to(ROOT)) for path in finished), *references()]
     where = str(RESULTS.relative_to(ROOT))
-    subprocess.run([sys.executable, "-m", "bayes_rl.reporting.report", *words, "--output", where], cwd=ROOT)
+    subprocess.run([sys.executable, "-m", "bayes_rl", "report", *words, "--output", where], cwd=ROOT)
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 """Command line."""
 
-from bayes_rl.cli.app import main, run
+from bayes_rl.cli.commands import main
 
-__all__ = ["main", "run"]
+__all__ = ["main"]

@@ -20,7 +20,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from bayes_rl.agent.compilation import check_capture
 from bayes_rl.agent.low_overhead import flush_denormals_in_workers
 from bayes_rl.agent.module import VariationalActorCritic
-from bayes_rl.cli.arguments import check_config, given_options, typed_options, with_own_config
+from bayes_rl.cli.arguments import check_config, given_options, typed_options, with_bundled_configs, with_own_config
 from bayes_rl.cli.parser_errors import format_parser_error, option_names
 from bayes_rl.cli.resume_rules import apply_checkpoint_options, report_trainer_differences
 from bayes_rl.cli.saved_runs import find_checkpoint, saved_options, saved_trainer
@@ -109,6 +109,7 @@ class BayesCLI(LightningCLI):
         """
         words = sys.argv[1:] if args is None else args
         assert isinstance(words, list)
+        words = with_bundled_configs(words)
         self._words = with_own_config(words)
         self._resumes_alone = self._words != words
         for name, value in typed_options(self._words):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import yaml
 
+import bayes_rl
 from bayes_rl.cli.saved_runs import _is_file, _own_config, find_checkpoint
-from bayes_rl.errors import ConfigError
+from bayes_rl.errors import ConfigError, did_you_mean
 
 SECTIONS = ("trainer", "model", "data")
 
@@ -59,6 +61,38 @@ def with_own_config(words: list[str]) -> list[str]:
         words.append(f"--ckpt_path={path}")
     config = _own_config(path)
     return [words[0], f"--config={config}", *words[1:]] if _is_file(str(config)) else words
+
+
+def bundled_configs() -> dict[str, Path]:
+    """Return the configurations that come with the program, by name.
+
+    They lie in the installed package, and beside it in a checkout, which need not be installed.
+    """
+    package = Path(bayes_rl.__file__).parent
+    folder = next(path for path in (package / "configs", package.parent / "configs") if path.is_dir())
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def with_bundled_configs(words: list[str]) -> list[str]:
+    """Return the command line with `--config NAME` replaced by the path of the bundled configuration `NAME`.
+
+    Files come first: a value that is a path, or has a suffix, stays.
+
+    Raises:
+        ConfigError: if a name is neither a file nor a bundled configuration.
+    """
+    found, after_option = [], False
+    for word in words:
+        option, name = re.fullmatch(r"(--config=|-c=?|)(.*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
+        if (option or after_option) and re.fullmatch(r"\w[\w-]*", name) and not Path(name).exists():
+            bundled = bundled_configs()
+            if name not in bundled:
+                problem = f"is neither a file nor a bundled configuration{did_you_mean(name, bundled)}"
+                raise ConfigError("config", name, problem)
+            word = f"{option}{bundled[name]}"
+        after_option = word in ("--config", "-c")
+        found.append(word)
+    return found
 
 
 def check_config(path: str) -> None:

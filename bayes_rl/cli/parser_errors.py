@@ -11,6 +11,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 
 from bayes_rl.agent.module import VariationalActorCritic
+from bayes_rl.cli.arguments import bundled_configs
 from bayes_rl.cli.saved_runs import _is_file
 from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.errors import did_you_mean
@@ -33,7 +34,8 @@ def format_parser_error(error: Exception, known: list[str]) -> str:
     if missing := re.search(r"File does not exist: '(.+?)'", text):
         path = Path(os.path.relpath(missing[1]))
         folder = path.parent if path.parent.is_dir() else Path("configs")
-        return f"--config: '{path}' does not exist{did_you_mean(str(path), [str(p) for p in folder.glob('*.yaml')])}"
+        names = [*(str(p) for p in folder.glob("*.yaml")), *bundled_configs()]
+        return f"--config: '{path}' does not exist{did_you_mean(str(path), names)}"
     if union := re.search(UNION, text):
         key, subtypes, value = union.groups()
         listed = ", ".join(re.findall(r"Literal\[(.+?)\]", subtypes)).replace("'", "")

@@ -1,14 +1,12 @@
-"""Compares agents that learned several tasks in turn: `python -m bayes_rl.report RUN... [--output DIR]`."""
+"""Comparison of agents that learned several tasks in turn: `bayes-rl report RUN... [--output DIR]`."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -149,44 +147,54 @@ def compare(runs: Sequence[Run], singles: Sequence[Run], bounds: Tensor, kind: s
     }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"report: error: {message}\n")
+class Report(NamedTuple):
+    """A report that was written.
+
+    Attributes:
+        text: the report in Markdown.
+        warnings: one line for each run that is not finished.
+        files: `report.md` and the figures.
+    """
+
+    text: str
+    warnings: list[str]
+    files: list[Path]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the runs on the command line, and write `report.md`, `curves.png` and `matrix.png`."""
-    parser = _Parser("report", description=__doc__, allow_abbrev=False)
-    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="directory with config.yaml and metrics.npy")
-    parser.add_argument("--output", metavar="DIR", type=Path, default=Path("report"))
-    parser.add_argument("--references", metavar="FILE", type=Path, help="JSON: {task: [random, reference]}")
-    parser.add_argument("--normalise", choices=("human", "reference"), help="what counts as 1")
-    parser.add_argument("--allow_incomplete", action="store_true", help="report runs that are not finished")
-    options = parser.parse_args(arguments)
-    try:
-        every = [read_run(path) for path in dict.fromkeys(options.runs)]
-        runs, singles = [run for run in every if run.cycles], [run for run in every if not run.cycles]
-        warnings = check_runs(runs, singles, options.allow_incomplete)
-        file = options.references
-        references = read_file(file, lambda file: json.loads(file.read_bytes())) if file else {}
-        if not isinstance(references, dict):
-            raise ReportError(f"{file} must be {{task: [random, reference]}}, got {references!r}")
-        if references and not set(references) & set(runs[0].tasks):
-            raise ReportError(f"{file} names none of the tasks {', '.join(runs[0].tasks)}")
-        kind = options.normalise or ("reference" if references or singles else "human")
-        bounds = [find_bounds(task, kind, references, singles, runs) for task in runs[0].tasks]
-        text, figures = compare(runs, singles, torch.tensor(bounds, dtype=torch.float64).T, kind)
-        text += "".join(f"* warning: {warning}\n" for warning in warnings)
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "report.md").write_text(text, encoding="utf-8")
-        for name, figure in figures.items():
-            figure.savefig(options.output / name, dpi=120)
-    except (ReportError, OSError) as error:
-        parser.error(str(error))
-    for warning in warnings:
-        print(f"report: warning: {warning}", file=sys.stderr)
-    print(text, *(options.output / name for name in ("report.md", *figures)), sep="\n")
+def write_report(
+    runs: Sequence[Path],
+    output: Path,
+    references: Path | None = None,
+    normalise: str | None = None,
+    allow_incomplete: bool = False,
+) -> Report:
+    """Read runs, and write `report.md`, `curves.png` and `matrix.png`.
 
+    Args:
+        runs: directories of runs, those over several tasks and single-task references; a repeated one counts once.
+        output: directory to write to.
+        references: JSON file `{task: [random, reference]}` of raw scores.
+        normalise: the raw score that counts as 1, `human` or `reference`; None takes `reference` where one is known.
+        allow_incomplete: report runs that are not finished, with a warning.
 
-if __name__ == "__main__":
-    main()
+    Raises:
+        ReportError: if a file cannot be read or the runs cannot be compared.
+        OSError: if a file cannot be written.
+    """
+    every = [read_run(path) for path in dict.fromkeys(runs)]
+    sequences, singles = [run for run in every if run.cycles], [run for run in every if not run.cycles]
+    warnings = check_runs(sequences, singles, allow_incomplete)
+    scores = read_file(references, lambda file: json.loads(file.read_bytes())) if references else {}
+    if not isinstance(scores, dict):
+        raise ReportError(f"{references} must be {{task: [random, reference]}}, got {scores!r}")
+    if scores and not set(scores) & set(sequences[0].tasks):
+        raise ReportError(f"{references} names none of the tasks {', '.join(sequences[0].tasks)}")
+    kind = normalise or ("reference" if scores or singles else "human")
+    bounds = [find_bounds(task, kind, scores, singles, sequences) for task in sequences[0].tasks]
+    text, figures = compare(sequences, singles, torch.tensor(bounds, dtype=torch.float64).T, kind)
+    text += "".join(f"* warning: {warning}\n" for warning in warnings)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "report.md").write_text(text, encoding="utf-8")
+    for name, figure in figures.items():
+        figure.savefig(output / name, dpi=120)
+    return Report(text, warnings, [output / name for name in ("report.md", *figures)])

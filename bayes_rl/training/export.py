@@ -1,18 +1,15 @@
-"""Trained agents as safetensors files, weights and settings only: `python -m bayes_rl.export CKPT OUT.safetensors`."""
+"""Trained agents as safetensors files, weights and settings only: `bayes-rl export CKPT OUT.safetensors`."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import json
-import os
 import types
 import typing
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata as packages
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import torch
 from safetensors import safe_open
@@ -22,6 +19,7 @@ from torch import Tensor
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.errors import ConfigError
+from bayes_rl.utils.files import write_atomic
 
 SUFFIX = ".safetensors"
 
@@ -234,7 +232,10 @@ def export_agent(
         export = _understand(header, state)
     except Exception as error:
         raise ExportError(checkpoint, f"cannot be exported ({_reason(error)})") from None
-    _write(output, save(state, header))
+    try:
+        write_atomic(output, lambda file: file.write(save(state, header)))
+    except OSError as error:
+        raise ExportError(output, f"cannot be written: {error.strerror}") from None
     return export
 
 
@@ -264,45 +265,3 @@ def _header(saved: Mapping[str, Any], average: bool) -> dict[str, str]:
         "pytorch-lightning_version": str(saved["pytorch-lightning_version"]),
         **{entry: json.dumps(values) for entry, values in given.items()},
     }
-
-
-def _write(output: Path, content: bytes) -> None:
-    """Write under another name first: a file that has its own name is whole."""
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, output)
-    except OSError as error:
-        raise ExportError(output, f"cannot be written: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"bayes_rl.export: error: {message}\n")
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Export the agent of a checkpoint, and say what is in the file."""
-    parser = _Parser("bayes_rl.export", description=__doc__, allow_abbrev=False)
-    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="checkpoint of a run")
-    parser.add_argument("output", metavar="OUT.safetensors", type=Path, help="file to write")
-    parser.add_argument("--average", action="store_true", help="the moving average of the weights, not the newest")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT.safetensors")
-    options = parser.parse_args(arguments)
-    try:
-        export = export_agent(options.checkpoint, options.output, options.average, options.overwrite)
-    except (ExportError, OSError) as error:
-        parser.error(error.line if isinstance(error, ExportError) else str(error))
-    game, size = export["hyper_parameters"].get("game"), options.output.stat().st_size
-    print(f"{options.output}: {game}, {export['frames']:,} frames, {size:,} bytes")
-    print(f"play it with: python cli.py validate --ckpt_path {options.output}")
-
-
-if __name__ == "__main__":
-    main()

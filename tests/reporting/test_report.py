@@ -23,6 +23,7 @@ from matplotlib.image import imread
 from scipy.stats import trim_mean
 
 import bayes_rl
+from bayes_rl.cli import commands
 from bayes_rl.metrics.returns import interquartile_mean
 from bayes_rl.reporting.figures import (
     band,
@@ -35,7 +36,7 @@ from bayes_rl.reporting.figures import (
     summary_table,
     table,
 )
-from bayes_rl.reporting.report import find_bounds, label_runs, main, measure
+from bayes_rl.reporting.report import find_bounds, label_runs, measure
 from bayes_rl.reporting.runs import Run, read_run
 
 Rows = Mapping[int, Sequence[tuple[float, ...]]]
@@ -95,7 +96,7 @@ def references(path: Path, content: object = REFERENCES) -> list[str]:
 
 
 def report(tmp_path: Path, *arguments: object) -> str:
-    main([*map(str, arguments), "--output", str(tmp_path / "out")])
+    commands.report([*map(str, arguments), "--output", str(tmp_path / "out")])
     return (tmp_path / "out" / "report.md").read_text()
 
 
@@ -111,11 +112,11 @@ def tables(text: str) -> list[list[dict[str, str]]]:
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """The one line that a run with these arguments ends with."""
     with pytest.raises(SystemExit) as exit_code:
-        main([*map(str, arguments)])
+        commands.report([*map(str, arguments)])
     printed = capsys.readouterr()
     assert exit_code.value.code == 2
     assert printed.out == ""
-    assert re.fullmatch(r"report: error: [^\n]+\n", printed.err)
+    assert re.fullmatch(r"bayes-rl: error: [^\n]+\n", printed.err)
     return printed.err
 
 
@@ -467,7 +468,7 @@ def test_an_incomplete_run_is_refused_unless_allowed(tmp_path: Path, capsys: pyt
     assert f"{half}: 1 of 2 visits are finished; train on, or give --allow_incomplete" in message
     assert not (tmp_path / "out").exists()
     text = report(tmp_path, half, whole, *given, "--allow_incomplete")
-    assert capsys.readouterr().err == f"report: warning: {half}: 1 of 2 visits are finished\n"
+    assert capsys.readouterr().err == f"bayes-rl: warning: {half}: 1 of 2 visits are finished\n"
     assert f"* warning: {half}: 1 of 2 visits are finished\n" in text
     summary, scores = tables(text)
     assert summary[0]["seeds"] == "2"
@@ -578,8 +579,8 @@ def test_matrices_write_their_numbers() -> None:
 # As a command
 
 
-def test_as_a_module(tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "error", "-m", "bayes_rl.reporting.report", "a"]
+def test_the_verb_in_a_process_of_its_own(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", "-m", "bayes_rl", "report", "a"]
     sequence(tmp_path / "a")
     environment = {**os.environ, "PYTHONPATH": str(Path(bayes_rl.__file__).parents[1])}
     good = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -704,7 +705,7 @@ def test_runs_that_do_not_compare(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_wrong_path_is_told_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sequence(tmp_path / "ewc_seed_1")
     said = refused(capsys, tmp_path / "ewc_sed_1")
-    assert said == f"report: error: {tmp_path / 'ewc_sed_1'} is no directory; nearest: 'ewc_seed_1'\n"
+    assert said == f"bayes-rl: error: {tmp_path / 'ewc_sed_1'} is no directory; nearest: 'ewc_seed_1'\n"
     assert "is no directory" in refused(capsys, tmp_path / "nowhere" / "x")
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.cli import app as cli
-from bayes_rl.training import export
+from bayes_rl.cli import commands
 from bayes_rl.training.export import ExportError, export_agent, load_agent, load_weights, read_export
 
 ROOT = Path(cli.__file__).parents[2]
@@ -125,7 +125,7 @@ def test_an_export_plays_as_its_checkpoint(
     """`validate` and `test`, without a configuration and with it: every number is the same."""
     name, checkpoint = trained
     monkeypatch.chdir(tmp_path)
-    export.main([str(checkpoint), "agent.safetensors"])
+    commands.export([str(checkpoint), "agent.safetensors"])
     for verb in ("validate", "test"):
         for configuration in ([], AGENTS[name]):
             quiet = [] if configuration else ["--trainer.enable_progress_bar=false"]
@@ -260,8 +260,8 @@ def test_what_cannot_be_exported_is_one_line(
         "File name too long": [ckpt, "o" * 300 + ".safetensors"],
     }
     for words, arguments in cases.items():
-        line = error_of(lambda arguments=arguments: export.main(arguments), capsys)  # type: ignore[misc]
-        assert line.startswith("bayes_rl.export: error: ")
+        line = error_of(lambda arguments=arguments: commands.export(arguments), capsys)  # type: ignore[misc]
+        assert line.startswith("bayes-rl: error: ")
         assert words in line
     assert Path("there.safetensors").read_text() == "precious"
 
@@ -277,10 +277,10 @@ def test_a_file_is_replaced_only_on_demand_and_only_by_a_whole_one(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        line = error_of(lambda: export.main([str(checkpoint), "out.safetensors", "--overwrite"]), capsys)
+        line = error_of(lambda: commands.export([str(checkpoint), "out.safetensors", "--overwrite"]), capsys)
     assert "'out.safetensors' cannot be written: No space left on device" in line
     assert Path("out.safetensors").read_text() == "precious"
-    export.main([str(checkpoint), "out.safetensors", "--overwrite"])
+    commands.export([str(checkpoint), "out.safetensors", "--overwrite"])
     assert read_export("out.safetensors")["frames"] == 7
     assert [path.name for path in tmp_path.iterdir()] == ["out.safetensors"]
 

@@ -1,0 +1,104 @@
+"""Verbs of `bayes-rl`: those of Lightning's command line, `report` and `export`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+HELP = """\
+usage: bayes-rl VERB [options]
+
+  fit       train an agent
+  validate  play validation games with a trained agent
+  test      play test games with a trained agent
+  predict   record videos of a trained agent
+  report    compare runs over several tasks
+  export    write an agent's weights and settings to a safetensors file
+
+bayes-rl VERB --help lists the options of a verb, bayes-rl --version the version."""
+
+TRAINER_VERBS = ("fit", "validate", "test", "predict")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"bayes-rl: error: {message}\n")
+
+
+# The verbs import what they need when they run: `--help` and `--version` should not wait for Lightning.
+def report(words: Sequence[str]) -> None:
+    """Compare runs, and write `report.md`, `curves.png` and `matrix.png`."""
+    text = "Compare agents that learned several tasks in turn: tables, learning curves and score matrices."
+    parser = _Parser("bayes-rl report", description=text, allow_abbrev=False)
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="directory with config.yaml and metrics.npy")
+    parser.add_argument("--output", metavar="DIR", type=Path, default=Path("report"), help="directory to write to")
+    parser.add_argument("--references", metavar="FILE", type=Path, help="JSON: {task: [random, reference]}")
+    parser.add_argument("--normalise", choices=("human", "reference"), help="the raw score that counts as 1")
+    parser.add_argument("--allow_incomplete", action="store_true", help="report runs that are not finished")
+    options = parser.parse_args(words)
+    from bayes_rl.reporting.report import ReportError, write_report
+
+    try:
+        written = write_report(**vars(options))
+    except (ReportError, OSError) as error:
+        parser.error(str(error))
+    for warning in written.warnings:
+        print(f"bayes-rl: warning: {warning}", file=sys.stderr)
+    print(written.text, *written.files, sep="\n")
+
+
+def export(words: Sequence[str]) -> None:
+    """Write the agent of a checkpoint to a safetensors file."""
+    text = "Write the weights and settings of a trained agent to a safetensors file."
+    parser = _Parser("bayes-rl export", description=text, allow_abbrev=False)
+    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="checkpoint of a run")
+    parser.add_argument("output", metavar="OUT.safetensors", type=Path, help="file to write")
+    parser.add_argument("--average", action="store_true", help="the moving average of the weights, not the newest")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT.safetensors")
+    options = parser.parse_args(words)
+    from bayes_rl.training.export import ExportError, export_agent
+
+    try:
+        agent = export_agent(**vars(options))
+    except (ExportError, OSError) as error:
+        parser.error(error.line if isinstance(error, ExportError) else str(error))
+    game, size = agent["hyper_parameters"].get("game"), options.output.stat().st_size
+    print(f"{options.output}: {game}, {agent['frames']:,} frames, {size:,} bytes")
+    print(f"play it with: bayes-rl validate --ckpt_path {options.output}")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"report": report, "export": export}
+
+
+def main() -> None:
+    """Run the verb on the command line; wrong input prints one line and exits with code 2."""
+    verb, *words = sys.argv[1:] or [""]
+    if verb in COMMANDS:
+        COMMANDS[verb](words)
+    elif verb == "--version":
+        print(f"bayes-rl {_version()}")
+    elif verb in ("-h", "--help"):
+        print(HELP)
+    elif verb in TRAINER_VERBS or verb.startswith("-"):
+        from bayes_rl.cli.app import main as run_trainer
+
+        run_trainer()
+    else:
+        from bayes_rl.errors import did_you_mean
+
+        verbs = [*TRAINER_VERBS, *COMMANDS]
+        problem = f"{verb!r} is no verb{did_you_mean(verb, verbs)}" if verb else f"name a verb: {', '.join(verbs)}"
+        print(f"bayes-rl: error: {problem}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("bayes_rl")
+    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"

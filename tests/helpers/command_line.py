@@ -1,0 +1,66 @@
+"""The command line in this process, and the files that a run writes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import bayes_rl
+from bayes_rl.cli import app, main
+
+ROOT = Path(bayes_rl.__file__).parents[1]
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+TINY = [
+    *("--config", str(ROOT / "configs/cartpole.yaml"), *QUIET),
+    *("--trainer.max_epochs=2", "--trainer.log_every_n_steps=10", "--data.frames_per_epoch=800"),
+    *("--data.min_replay_size=100", "--data.replay_capacity=2000", "--data.eval_games=3", "--model.hidden_dim=16"),
+]
+"""Options of a run of a few seconds."""
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> app.BayesCLI:
+    """Do what `bayes-rl WORDS` does, and return its objects."""
+    monkeypatch.setattr(sys, "argv", ["bayes-rl", *words])
+    return app.run()
+
+
+def error_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Return the single line that refused input prints; assert exit code 2 and that no file is touched."""
+    monkeypatch.setattr(sys, "argv", ["bayes-rl", *words])
+    before = _files()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main()
+    printed = capsys.readouterr()
+    assert stop.value.code == 2, printed
+    lines = (printed.out + printed.err).strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("bayes-rl: error: ")
+    assert "Traceback" not in lines[0]
+    assert _files() == before
+    return lines[0]
+
+
+def _files() -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in Path.cwd().rglob("*")}
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Return the state of the agent in a checkpoint."""
+    return torch.load(checkpoint, weights_only=True)["state_dict"]
+
+
+def curves(directory: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return TensorBoard's scalars: tag to (step, value), in order of step."""
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0}).Reload()
+    return {tag: sorted((e.step, e.value) for e in events.Scalars(tag)) for tag in events.Tags()["scalars"]}
+
+
+def saved(checkpoint: Path) -> dict[str, Any]:
+    """Return everything in a checkpoint."""
+    return torch.load(checkpoint, weights_only=True)
