@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ale_py
@@ -12,15 +14,15 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from bayes_rl.envs.base import BoolArray, EnvSettings, Step, VectorEnvs
+from bayes_rl.envs.base import BoolArray, EnvKind, EnvSettings, Step, VectorEnvs
 from bayes_rl.envs.wrappers import SIDE
+from bayes_rl.errors import check
 
 gym.register_envs(ale_py)
 
 
-ATARI_ROWS, ATARI_COLUMNS = 210, 160
-
-
+ATARI_ROWS, ATARI_COLUMNS = 210, 160  # pixels of the emulator's screen
+ATARI_ACTIONS = 18  # of the full set
 FIRE = 1
 
 
@@ -28,17 +30,17 @@ class AtariEnvs(VectorEnvs):
     """Atari games on ale-py's C++ threads: skip, max-pool, grey, resize to 84 x 84.
 
     Args:
-        settings: what to play.
+        settings: the game and its rules.
         num_envs: E.
-        rgb: full 210 x 160 colour screens `[3, 210, 160]` instead, for showing to people.
+        rgb: make full 210 x 160 colour screens `[3, 210, 160]` instead, for videos.
     """
 
-    # ale-py loads the ROM again for every seed: 80 ms against 7 ms, as long as 200 steps of play.
+    # ale-py loads the ROM for every seeded reset: 80 ms against 7 ms without a seed. 80 ms are 200 steps of play.
     steps_per_seed = 20_000
 
     def __init__(self, settings: EnvSettings, num_envs: int, rgb: bool = False) -> None:
         top, bottom, left, right = settings.crop or (0, ATARI_ROWS, 0, ATARI_COLUMNS)
-        # The environment resizes the whole screen so that the kept part comes out at 84 x 84: no OpenCV needed.
+        # The environment resizes the whole screen so that the crop comes out at 84 x 84: no OpenCV needed.
         height = ATARI_ROWS if rgb else round(SIDE * ATARI_ROWS / (bottom - top))
         width = ATARI_COLUMNS if rgb else round(SIDE * ATARI_COLUMNS / (right - left))
         row = min(round(top * height / ATARI_ROWS), height - SIDE)
@@ -57,7 +59,7 @@ class AtariEnvs(VectorEnvs):
             img_width=width,
             grayscale=not rgb,
             stack_num=1,
-            noop_max=0,  # sticky actions are the source of chance; random no-ops would be a second one
+            noop_max=0,  # sticky actions make episodes random; random no-ops would be a second source
             use_fire_reset=settings.auto_fire,
             reward_clipping=False,  # clipped at sampling: reported scores stay raw
             autoreset_mode=AutoresetMode.NEXT_STEP,  # see `steps_per_seed`
@@ -66,7 +68,6 @@ class AtariEnvs(VectorEnvs):
         self.num_actions = int(self._envs.single_action_space.n)  # type: ignore[attr-defined]
         self.screen_shape = (3, height, width) if rgb else (1, SIDE, SIDE)
         self.screen_dtype = np.dtype(np.uint8)
-        self._actions = np.zeros(num_envs, np.int64)
         self._auto_fire = settings.auto_fire and FIRE in {a.value for a in self._envs.ale.get_action_set()}
         self._lives = np.zeros(num_envs, np.int64)
         self._fire_next = np.zeros(num_envs, bool)
@@ -77,18 +78,21 @@ class AtariEnvs(VectorEnvs):
         return observation[:, :, self._window[0], self._window[1]] if self._cropped else observation
 
     def reset(self, seeds: NDArray[np.int64], mask: BoolArray) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Start new episodes; see `VectorEnvs.reset`."""
         observation, info = self._envs.reset(seed=seeds.astype(np.int64), options={"reset_mask": mask})
         self._lives = info["lives"].astype(np.int64)
         self._fire_next &= ~mask
         return self._screens(observation), self._lives
 
     def send(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Begin one agent step; return `actions`, with FIRE in their place where `auto_fire` presses it."""
         if self._auto_fire:
             actions = np.where(self._fire_next, FIRE, actions)
         self._envs.send(actions)
         return actions
 
     def recv(self) -> Step:
+        """Wait for the step that `send` began."""
         observation, rewards, terminated, truncated, info = self._envs.recv()
         lives = info["lives"].astype(np.int64)
         if self._auto_fire:
@@ -97,25 +101,85 @@ class AtariEnvs(VectorEnvs):
         return Step(self._screens(observation), rewards.astype(np.float32), terminated, truncated, lives)
 
     def close(self) -> None:
+        """Free the emulators and their threads."""
         self._envs.close()
 
 
 def atari_games() -> dict[str, str]:
-    """Every name of a bundled Atari game (`breakout`, `ALE/Breakout-v5`) to its ROM's name."""
+    """Return the name of the ROM for every name of a bundled Atari game (`breakout`, `ALE/Breakout-v5`)."""
     names = {rom: rom for rom in roms.get_all_rom_ids()}
     names |= {i: spec.kwargs["game"] for i, spec in gym.registry.items() if i.startswith("ALE/")}
     return names
 
 
 def atari_actions(env: str, num_actions: int | None = None) -> list[str]:
-    """Names of a game's actions: of the set that has `num_actions`, its own or the full one; the full one without it.
+    """Return the names of a game's actions.
 
-    The full set has 18 actions in all games but Skiing and Lost Luggage, which know 9.
+    The full set has 18 actions in all games but Skiing and Lost Luggage, which have 9.
+
+    Args:
+        env: a name of a bundled game.
+        num_actions: the size of the set that is wanted, the game's own or the full one; None means the full one.
     """
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     game = ale_py.ALEInterface()
     rom = roms.get_rom_path(atari_games()[env])
-    assert rom is not None  # it is one of those bundled
+    assert rom is not None  # `atari_games` names bundled games only
     game.loadROM(rom)
-    full, own = game.getLegalActionSet(), game.getMinimalActionSet()
-    return [action.name.lower() for action in (full if num_actions in (None, len(full)) else own)]
+    full, minimal = game.getLegalActionSet(), game.getMinimalActionSet()
+    return [action.name.lower() for action in (full if num_actions in (None, len(full)) else minimal)]
+
+
+class AtariKind(EnvKind):
+    """Bundled Atari games, by short name (`breakout`) or Gymnasium id (`ALE/Breakout-v5`)."""
+
+    title = "an Atari game"
+
+    def knows(self, env: str) -> bool:
+        """Return whether `env` names a bundled Atari game."""
+        return env in atari_games()
+
+    def ids(self) -> Iterable[str]:
+        """Return every name of every bundled game."""
+        return atari_games()
+
+    def game_name(self, env: str) -> str:
+        """Return the name of the ROM."""
+        return atari_games()[env]
+
+    def check(self, settings: EnvSettings) -> None:
+        """Refuse constructor arguments and a crop that leaves the screen."""
+        check(not settings.env_kwargs, "data.env_kwargs", settings.env_kwargs, "is not for Atari games; drop it")
+        if settings.crop is not None:
+            top, bottom, left, right = settings.crop
+            inside = 0 <= top < bottom <= ATARI_ROWS and 0 <= left < right <= ATARI_COLUMNS
+            message = f"must be [top, bottom, left, right] inside {ATARI_ROWS} x {ATARI_COLUMNS}"
+            check(inside, "data.crop", list(settings.crop), message)
+
+    def make(self, settings: EnvSettings, num_envs: int) -> AtariEnvs:
+        """Return `num_envs` emulators of one game."""
+        return AtariEnvs(settings, num_envs)
+
+    def action_names(self, settings: EnvSettings, num_actions: int) -> list[str]:
+        """Return the emulator's names of the actions, in lower case."""
+        return atari_actions(settings.env, num_actions)
+
+    def render(self, settings: EnvSettings, seed: int, actions: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+        """Play the game again and yield the emulator's full colour screens `[210, 160, 3]`."""
+        envs = AtariEnvs(settings, 1, rgb=True)
+        yield envs.reset(np.array([seed]), np.ones(1, bool))[0][0].transpose(1, 2, 0)
+        for action in actions:
+            yield envs.step(np.array([action])).screens[0].transpose(1, 2, 0)
+        envs.close()
+
+    def share_spaces(self, settings: Sequence[EnvSettings]) -> list[EnvSettings]:
+        """Return the settings with all 18 actions; the screens have the same shape anyway.
+
+        Raises:
+            ConfigError: for the two games that have 9 actions only.
+        """
+        for game in settings:
+            count = len(atari_actions(game.env))
+            message = f"knows {count} actions instead of Atari's 18, and shares no network with other games"
+            check(count == ATARI_ACTIONS, "data.tasks", game.env, message)
+        return [replace(game, full_action_space=True) for game in settings]

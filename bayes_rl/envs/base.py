@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bayes_rl.errors import ConfigError, check
 
 BoolArray = NDArray[np.bool_]
 
@@ -76,6 +78,71 @@ class EnvSettings:
     screen_shape: tuple[int, ...] = ()
     places: tuple[int, ...] = ()
     action_map: tuple[int, ...] = ()
+
+
+class EnvKind(ABC):
+    """Kind of environment: which ids belong to it, and how games of it are checked, made, drawn and shared.
+
+    `envs/kinds.py` lists the kinds. A kind states only what differs from the defaults here.
+
+    Attributes:
+        title: what a game of this kind is, with an article, for messages.
+    """
+
+    title: str = "an environment of its own kind"
+
+    @abstractmethod
+    def knows(self, env: str) -> bool:
+        """Return whether `env` is the id of a game of this kind."""
+
+    def ids(self) -> Iterable[str]:
+        """Return ids to propose when a user mistypes one."""
+        return ()
+
+    def game_name(self, env: str) -> str:
+        """Return the short name of a game, for tags, tables and human scores."""
+        return env
+
+    def check(self, settings: EnvSettings) -> None:
+        """Check the settings that depend on the kind.
+
+        Args:
+            settings: of a game of this kind; frame skip, sticky actions and frame limit are in range.
+
+        Raises:
+            ConfigError: naming the setting that cannot work.
+        """
+        crop = settings.crop and list(settings.crop)
+        check(settings.crop is None, "data.crop", crop, "is for Atari games; drop it")
+
+    @abstractmethod
+    def make(self, settings: EnvSettings, num_envs: int) -> VectorEnvs:
+        """Return `num_envs` environments that were not reset yet.
+
+        Raises:
+            ConfigError: naming the setting with which no environment can be made.
+        """
+
+    def action_names(self, settings: EnvSettings, num_actions: int) -> list[str]:
+        """Return a name for each of `num_actions` actions: their numbers by default."""
+        return [str(action) for action in range(num_actions)]
+
+    @abstractmethod
+    def render(self, settings: EnvSettings, seed: int, actions: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+        """Play the game (seed, actions) again and yield RGB images `[H, W, 3]`: one at the start, one per action.
+
+        Raises:
+            ConfigError: if games of this kind cannot be drawn here.
+        """
+
+    def share_spaces(self, settings: Sequence[EnvSettings]) -> list[EnvSettings]:
+        """Return settings of several games of this kind with which all have the same observations and actions.
+
+        Raises:
+            ConfigError: if the games cannot share a network.
+        """
+        games = [one.env for one in settings]
+        raise ConfigError("data.tasks", games, "are games of a kind that cannot share a network")
 
 
 class VectorEnvs(ABC):

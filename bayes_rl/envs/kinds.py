@@ -1,56 +1,69 @@
-"""Environments by id: which exist, whether settings can work, and how to make them."""
+"""Kinds of environment, in the order in which an id is looked up."""
 
 from __future__ import annotations
 
-import gymnasium as gym
+from bayes_rl.envs.atari import AtariKind
+from bayes_rl.envs.base import EnvKind, EnvSettings, VectorEnvs
+from bayes_rl.envs.gymnasium_envs import GymnasiumKind
+from bayes_rl.envs.minatar import MinAtarKind
+from bayes_rl.errors import ConfigError, check, did_you_mean
 
-from bayes_rl.envs.atari import ATARI_COLUMNS, ATARI_ROWS, AtariEnvs, atari_actions, atari_games
-from bayes_rl.envs.base import EnvSettings, VectorEnvs
-from bayes_rl.envs.gymnasium_envs import GymnasiumEnvs, probe
-from bayes_rl.errors import check, did_you_mean
+KINDS: list[EnvKind] = [AtariKind(), MinAtarKind(), GymnasiumKind()]
+"""The first kind that knows an id makes its games."""
+
+
+def register_kind(kind: EnvKind) -> EnvKind:
+    """Add a kind of environment before all others, and return it.
+
+    A later kind of the same class name and module replaces the earlier one, so that a module may be imported again.
+    """
+    name = (type(kind).__module__, type(kind).__qualname__)
+    KINDS[:] = [kind, *(old for old in KINDS if (type(old).__module__, type(old).__qualname__) != name)]
+    return kind
+
+
+def find_kind(env: str) -> EnvKind:
+    """Return the kind of environment that knows `env`.
+
+    Raises:
+        ConfigError: if none does; the message names the nearest known id.
+    """
+    for kind in KINDS:
+        if kind.knows(env):
+            return kind
+    ids = dict.fromkeys(name for kind in KINDS for name in kind.ids())
+    raise ConfigError("data.env", env, f"is no known game or Gymnasium id{did_you_mean(env, ids)}")
 
 
 def game_name(env: str) -> str:
-    """The short name of an Atari game, or the id itself for any other environment."""
-    return atari_games().get(env, env)
+    """Return the short name of a game of a known kind, or the id itself."""
+    return next((kind.game_name(env) for kind in KINDS if kind.knows(env)), env)
 
 
 def action_names(settings: EnvSettings, num_actions: int) -> list[str]:
-    """What the actions of a game are called; their numbers where nobody named them."""
-    if settings.env in atari_games():
-        return atari_actions(settings.env, num_actions)
-    return [str(action) for action in range(num_actions)]
+    """Return names of the `num_actions` actions of a game; numbers where the actions have no names."""
+    return find_kind(settings.env).action_names(settings, num_actions)
 
 
 def check_env(settings: EnvSettings) -> None:
-    """Raise `ConfigError` unless `settings` describe an environment with discrete actions that exists here."""
-    known = [*atari_games(), *gym.registry]
-    hint = did_you_mean(settings.env, known)
-    if settings.env.startswith("MinAtar/") and settings.env not in gym.registry:
-        hint = hint if any(i.startswith("MinAtar/") for i in known) else "; install the extra: pip install minatar"
-    check(settings.env in known, "data.env", settings.env, f"is no known game or Gymnasium id{hint}")
+    """Check that `settings` describe an environment that exists here.
+
+    Raises:
+        ConfigError: naming the setting that cannot work.
+    """
+    kind = find_kind(settings.env)
     check(settings.frame_skip >= 1, "data.frame_skip", settings.frame_skip, "must be at least 1 frame")
     check(0 <= settings.sticky_actions < 1, "data.sticky_actions", settings.sticky_actions, "must lie in [0, 1)")
     check(settings.max_episode_frames >= 1, "data.max_episode_frames", settings.max_episode_frames, "must be positive")
-    refused = settings.env_kwargs and settings.env in atari_games()
-    check(not refused, "data.env_kwargs", settings.env_kwargs, "is not for Atari games; drop it")
-    if settings.crop is not None:
-        top, bottom, left, right = settings.crop
-        inside = 0 <= top < bottom <= ATARI_ROWS and 0 <= left < right <= ATARI_COLUMNS
-        rule = f"must be [top, bottom, left, right] inside {ATARI_ROWS} x {ATARI_COLUMNS}"
-        check(inside, "data.crop", list(settings.crop), rule)
-        check(settings.env in atari_games(), "data.crop", list(settings.crop), "is for Atari games; drop it")
+    kind.check(settings)
 
 
 def make_envs(settings: EnvSettings, num_envs: int) -> VectorEnvs:
-    """`num_envs` environments as `settings` say; not yet reset.
+    """Return `num_envs` environments with these settings, not yet reset.
 
     Raises:
         ConfigError: unknown id, actions that are not discrete, an impossible setting or constructor argument.
     """
     check(num_envs >= 1, "data.num_envs", num_envs, "must be at least 1")
     check_env(settings)
-    if settings.env in atari_games():
-        return AtariEnvs(settings, num_envs)
-    probe(settings).close()
-    return GymnasiumEnvs(settings, num_envs)
+    return find_kind(settings.env).make(settings, num_envs)
