@@ -1,0 +1,128 @@
+"""The list of kinds, and the worked example of a kind from outside the package."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from bayes_rl.cli import app as cli
+from bayes_rl.envs import kinds
+from bayes_rl.envs.base import EnvKind, EnvSettings
+from bayes_rl.envs.kinds import find_kind, game_name, make_envs, register_kind
+from bayes_rl.errors import ConfigError
+from tests.envs.kind_case import KindCase
+
+ROOT = Path(cli.__file__).parents[2]
+EXAMPLE = ROOT / "docs/examples/my_environment.py"
+CATCH = [
+    *("--config", str(ROOT / "configs/cartpole.yaml"), "--data.env=catch", "--data.num_envs=3", "--name=catch"),
+    *("--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
+    *("--data.frames_per_epoch=240", "--data.min_replay_size=100", "--data.replay_capacity=2000"),
+    *("--data.eval_games=2", "--model.hidden_dim=16"),
+]  # an epoch of 60 updates
+
+
+@pytest.fixture
+def example() -> Iterator[ModuleType]:
+    """The module of the worked example; its kind is known during the test."""
+    before = list(kinds.KINDS)
+    spec = importlib.util.spec_from_file_location("my_environment", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    kinds.KINDS[:] = before
+
+
+@pytest.mark.usefixtures("example")
+class TestExample(KindCase):
+    """Catch, of docs/examples."""
+
+    settings = EnvSettings("catch", frame_skip=1, sticky_actions=0.0)
+    refused = (
+        ({"frame_skip": 4}, "data.frame_skip"),
+        ({"sticky_actions": 0.25}, "data.sticky_actions"),
+        ({"crop": (0, 84, 0, 84)}, "data.crop"),
+    )
+
+    @pytest.fixture(autouse=True)
+    def _kind(self, example: ModuleType) -> None:
+        type(self).kind = example.CatchKind
+
+    def test_the_ball_is_caught_by_a_paddle_under_it(self) -> None:
+        envs = make_envs(self.settings, 8)
+        screens, _ = envs.reset(np.arange(8), np.ones(8, bool))
+        columns = screens[:, 0, 0].argmax(1)
+        assert len(set(columns)) > 2
+        paddle = np.full(8, 2)
+        for row in range(9):
+            step = envs.step(1 + np.sign(columns - paddle) * np.array([1] * 4 + [-1] * 4))
+            assert step.terminated.all() == (row == 8)
+            if row < 8:
+                paddle = step.screens[:, 0, -1].argmax(1)
+        caught = step.screens[:, 0, -1].sum(1) == 1  # ball and paddle in one cell
+        assert step.rewards.tolist() == np.where(caught, 1, -1).tolist()
+        assert caught[:4].all()
+
+
+@pytest.mark.usefixtures("example")
+def test_the_example_trains_resumes_validates_and_is_drawn(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> cli.BayesCLI:
+        monkeypatch.setattr(sys, "argv", ["cli.py", *arguments])
+        return cli.run()
+
+    run("fit", *CATCH, "--trainer.max_epochs=2")
+    run("fit", *CATCH, "--trainer.max_epochs=1")
+    first = "runs/catch/version_1/checkpoints/last.ckpt"
+    run("fit", "--ckpt_path", first, "--trainer.max_epochs=2", *CATCH[5:])
+    whole, resumed = (torch.load(f"runs/catch/version_{v}/checkpoints/last.ckpt", weights_only=True) for v in (0, 1))
+    assert whole["global_step"] == resumed["global_step"] == 120
+    assert all(torch.equal(value, resumed["state_dict"][key]) for key, value in whole["state_dict"].items())
+    capsys.readouterr()
+    run("validate", *CATCH, "--ckpt_path", first)
+    assert "catch: raw scores of whole greedy games" in capsys.readouterr().out
+    run("predict", *CATCH, "--ckpt_path", first)
+    assert len(list(Path("runs/catch/version_1/videos").iterdir())) == 2
+
+
+# ------------------------------------------------------------------ the list
+class First(EnvKind):
+    """Takes any id that begins with `first`, and cannot be made."""
+
+    def knows(self, env: str) -> bool:
+        return env.startswith("first") or env == "CartPole-v1"
+
+    def ids(self) -> list[str]:
+        return ["first-game"]
+
+    def make(self, settings: EnvSettings, num_envs: int) -> None:  # type: ignore[override]
+        raise NotImplementedError
+
+    render = make  # type: ignore[assignment]
+
+
+def test_a_kind_from_outside_is_asked_before_the_others_and_proposed() -> None:
+    before = list(kinds.KINDS)
+    try:
+        kind = register_kind(First())
+        assert find_kind("CartPole-v1") is kind
+        assert game_name("first-x") == "first-x"
+        with pytest.raises(ConfigError, match="nearest: 'first-game'"):
+            find_kind("frist-game")
+        again = register_kind(First())  # a module that is imported twice
+        assert [again, *before] == kinds.KINDS
+    finally:
+        kinds.KINDS[:] = before
+    assert find_kind("CartPole-v1") in before
