@@ -1,4 +1,4 @@
-"""What is logged of one update; `docs/metrics.md` lists every tag with its equation."""
+"""What is logged of one update; `docs/reference/metrics.md` lists every tag with its equation."""
 
 from __future__ import annotations
 

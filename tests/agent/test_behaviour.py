@@ -30,7 +30,7 @@ from tests.helpers.scripted_envs import IDLE_FRAMES, SCRIPTED, ScriptedGames, re
 # Lightning 2.6.6 asks torch's pytree in a way that torch 2.13 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 
-DOCUMENTED = Path(__file__).parents[2] / "docs/metrics.md"
+DOCUMENTED = Path(__file__).parents[2] / "docs/reference/metrics.md"
 ACTIONS = 3
 FEATURES = 4
 GAMMA = 0.9
@@ -366,7 +366,7 @@ class Residuals:
         return list(fit_returns(self.mean, self.epistemic, self.realised, self.game))
 
     def metrics(self) -> dict[str, float]:
-        """Everything that is logged of them, by the definitions in `docs/metrics.md`."""
+        """Everything that is logged of them, by the definitions in `docs/reference/metrics.md`."""
         counts = [int((self.game == g).sum()) for g in self.game]
         weight = torch.tensor([1 / n for n in counts]) / len(self.game.unique())
         std = self.scale * (self.epistemic**2 + self.noise**2).sqrt()

@@ -30,7 +30,7 @@ from bayes_rl.types import Batch, Transition
 # Lightning 2.6.6 asks torch's pytree in a way that torch 2.13 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 
-DOCUMENTED = Path(__file__).parents[2] / "docs/metrics.md"
+DOCUMENTED = Path(__file__).parents[2] / "docs/reference/metrics.md"
 ACTIONS = 3
 FEATURES = 4
 # A head whose input is zero draws with the layer's variance floor of 1e-8: a standard deviation of 1e-4.

@@ -88,7 +88,7 @@ def test_every_logged_tag_is_documented_and_every_documented_tag_is_logged(monke
     layers = {tag for tag in tags if tag.startswith("kl/")}
     assert layers == {f"kl/{head}.{pair}" for head in ("actors", "critics") for pair in (0, 1)}
     logged = tags - layers  # documented as kl/NAME
-    text = (ROOT / "docs/metrics.md").read_text()
+    text = (ROOT / "docs/reference/metrics.md").read_text()
     documented = set(re.findall(r"`((?:train|val|test|time|lr|posterior)/\w+|epoch)`", text))
     atari_only = {"val/human_normalised", "test/human_normalised"}
     assert logged == documented - atari_only - {"epoch"}
