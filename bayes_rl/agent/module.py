@@ -313,7 +313,7 @@ class VariationalActorCritic(LowOverheadModule):
         return moving_average_pairs(self.target_twin, self.twin)
 
     def _log_training(self, batch: Batch, terms: ObjectiveTerms, parts: dict[str, Tensor]) -> None:
-        """Log everything that `docs/reference/metrics.md` lists under training; computed only when it will be written."""
+        """Log everything that `docs/reference/metrics.md` lists under training, when it is due."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or (self.global_step + 1) % every:
             return
