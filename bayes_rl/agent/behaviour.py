@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayes_rl.bayes.draws import Draws, EpisodeDraws, draws_by_seed, every_member, to_device
+from bayes_rl.bayes.draws import Draws, EpisodeDraws, to_device
 from bayes_rl.metrics.uncertainty import PolicyUncertainty
 from bayes_rl.networks.actor_critic import TwinActorCritic
 from bayes_rl.types import ValueEstimate
@@ -97,12 +97,6 @@ class Behaviour:
 
     def _draws_for_values(self, device: torch.device) -> Draws:
         if self._value_draws is None:
-            posterior, shapes = self._twin.posterior, self._twin.draw_shapes()
-            if not shapes:
-                self._value_draws = Draws(torch.zeros(1, 0), {})
-            elif posterior.posterior == "members":
-                self._value_draws = every_member(posterior, device)
-            else:
-                self._value_draws = draws_by_seed(posterior, shapes, list(range(VALUE_DRAWS)))
+            self._value_draws = self._twin.posterior.value_draws(self._twin.draw_shapes(), VALUE_DRAWS)
         self._value_draws = to_device(self._value_draws, device)  # Lightning moves a module after each run
         return self._value_draws

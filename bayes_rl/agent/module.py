@@ -21,13 +21,13 @@ from bayes_rl import losses
 from bayes_rl.agent.behaviour import Behaviour
 from bayes_rl.agent.compilation import compile_update
 from bayes_rl.agent.low_overhead import LowOverheadModule, flushed_denormals
-from bayes_rl.agent.objective import ObjectiveTerms, objective_terms, td_targets, training_weights
+from bayes_rl.agent.objective import ObjectiveTerms, objective_terms, td_targets
 from bayes_rl.agent.optimizer import can_fuse, make_optimizer, moving_average_pairs
 from bayes_rl.agent.settings import ObjectiveSettings, OptimizerSettings, check_agent
 from bayes_rl.agent.task_switching import consolidation_is_due, reset_for_task, targets_of_sample
 from bayes_rl.agent.training_metrics import training_values
 from bayes_rl.agent.update_guard import UpdateGuard
-from bayes_rl.bayes.likelihoods import make_likelihood
+from bayes_rl.bayes.likelihoods import LikelihoodSettings, make_likelihood
 from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.continual.base import Consolidator
 from bayes_rl.continual.settings import ConsolidationSettings
@@ -173,8 +173,8 @@ class VariationalActorCritic(LowOverheadModule):
             temperature, bootstrap, target, tau, actor_loss, policy_temperature, entropy_weight, update_pairs
         )
         self.optimizer_settings = OptimizerSettings(actor_lr, critic_lr, adam_eps, weight_decay)
-        family = (posterior, index_dim, prior, prior_precision, init_log_var, log_var_limit, init_scale)
-        variational = PosteriorSettings(*family, sequential=consolidation == "vcl")
+        family = (posterior, index_dim, draws, prior, prior_precision, init_log_var, log_var_limit, init_scale)
+        sequential = consolidation == "vcl"
         strength = (0.0 if consolidation in ("none", "vcl") else 0.001) if ewc_lambda is None else ewc_lambda
         keeping = (strength, protect, fisher, fisher_samples, fisher_norm, online_decay)
         networks = TwinSettings(
@@ -183,13 +183,22 @@ class VariationalActorCritic(LowOverheadModule):
             num_actions,
             hidden_dim,
             shared_trunk,
-            LayerFactory(variational, bayesian, num_categories, num_tasks, task_conditioning, activation),
+            LayerFactory(
+                PosteriorSettings(*family),
+                bayesian,
+                num_categories,
+                num_tasks,
+                task_conditioning,
+                activation,
+                sequential,
+            ),
             prior_scale,
             pixel_scale,
         )
         # The metrics come first, and the networks before the consolidator: the order of the state dict.
         self.scores = nn.ModuleList(GameMetrics() for _ in range(num_tasks))
-        self.twin = TwinActorCritic(networks, make_likelihood(likelihood, noise_std, value_range, num_bins))
+        returns = LikelihoodSettings(likelihood, noise_std, value_range, num_bins)
+        self.twin = TwinActorCritic(networks, make_likelihood(returns))
         self.target_twin = copy.deepcopy(self.twin).requires_grad_(False) if target == "ema" else None
         settings = ConsolidationSettings(consolidation, *keeping)
         self.consolidator = Consolidator(self.twin, settings) if consolidation != "none" else None
@@ -252,7 +261,7 @@ class VariationalActorCritic(LowOverheadModule):
             batch: the minibatch, with the number of data and of frames so far.
             batch_idx: number of the minibatch in this epoch.
         """
-        weights = training_weights(self.twin, self.hparams.draws, self.device)  # draws before pairs: the order of seeds
+        weights = self.twin.posterior.training_mode(self.device)  # draws before pairs: the order of seeds
         pairs = (0, 1) if self.objective.update_pairs == "both" else (int(torch.randint(2, ())),)
         self._trained.update((pair, batch.task) for pair in pairs)
         terms = self._terms(self.twin, self.target_twin, batch.transition, weights, pairs, batch.task, self.objective)

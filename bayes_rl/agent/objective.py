@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bayes_rl import losses
 from bayes_rl.agent.settings import ObjectiveSettings
-from bayes_rl.bayes.draws import Draws, WeightMode, index_draws, index_size
+from bayes_rl.bayes.draws import Draws, WeightMode
 from bayes_rl.networks.actor_critic import TwinActorCritic, TwinOutput
 from bayes_rl.types import Transition
 
@@ -52,7 +52,7 @@ def objective_terms(
         twin: the networks that learn.
         target_twin: moving average of `twin`, or None to take each pair's targets from the other pair.
         transition: the minibatch.
-        weights: treatment of the weight distributions, from `training_weights`.
+        weights: treatment of the weight distributions, from `PosteriorFamily.training_mode`.
         pairs: pairs that learn: (0, 1), (0,) or (1,).
         task: number of the task that the minibatch comes from.
         settings: of the objective.
@@ -62,23 +62,6 @@ def objective_terms(
     nll = critic_nll(twin, output, transition, targets, pairs)
     kl = twin.kl_divergence(pairs, output, task)
     return ObjectiveTerms(nll, kl, actor_loss(output, pairs, settings), targets, _detached(output))
-
-
-def training_weights(twin: TwinActorCritic, num_draws: int, device: torch.device) -> WeightMode:
-    """Return how an update treats the weight distributions.
-
-    Args:
-        twin: the networks, whose posterior family decides.
-        num_draws: D, draws of the index per update; of a mixture all members take part instead.
-        device: of the draws.
-
-    Returns:
-        `sample`, a fresh sample of every output, for a posterior without an index; else draws of the index that
-        values and targets share.
-    """
-    if index_size(twin.posterior) == 0 or twin.settings.layers.bayesian == "none":
-        return "sample"
-    return index_draws(twin.posterior, num_draws, device)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayes_rl.bayes.kl import bayesian_layers
 from bayes_rl.networks.actor_critic import TwinActorCritic
 
 
@@ -48,14 +49,14 @@ def parameter_groups(twin: TwinActorCritic, rates: dict[str, float], weight_deca
         weight_decay: of deterministic matrices and kernels; Bayesian weights have their prior.
     """
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    bayesian = {id(p) for layer in bayesian_layers(twin).values() for p in layer.parameters()}
     for name, parameter in twin.named_parameters():
         if not parameter.requires_grad:
             continue  # a prior function stays what it is
         own_actor_trunk = name.startswith(("trunks.0", "trunks.1")) and not twin.shared_trunk
         owner = "actor" if name.startswith("actors") or own_actor_trunk else "critic"
-        # Members have several biases.
-        spared = ("weight_mu", "weight_log_var", "weight_factor", "bias")
-        decayed = parameter.ndim > 1 and not name.endswith(spared) and ".gain." not in name and ".shift." not in name
+        spared = id(parameter) in bayesian or name.endswith("bias") or ".gain." in name or ".shift." in name
+        decayed = parameter.ndim > 1 and not spared
         groups.setdefault((owner, decayed and weight_decay > 0), []).append(parameter)  # each group is a call
     return [
         {"params": parameters, "lr": rates[owner], "weight_decay": weight_decay * decayed, "name": owner}

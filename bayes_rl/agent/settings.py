@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bayes_rl.agent.compilation import MODES, REPLAYED
+from bayes_rl.bayes.posteriors import POSTERIORS
 from bayes_rl.errors import check, check_choice
 
 
@@ -110,10 +111,17 @@ def check_agent(hparams: Any) -> None:
     by_draw = hparams.exploration != "epsilon"
     rule = "draws weights, but no layer is Bayesian; nearest: --model.bayesian heads"
     check(not by_draw or hparams.bayesian != "none", "model.exploration", hparams.exploration, rule)
-    waits = hparams.posterior == "low_rank" and hparams.bayesian != "none"
-    problem = "records CUDA graphs, but the determinant of a low_rank posterior waits for the device; use default"
-    check(not (waits and hparams.compile in REPLAYED), "model.compile", hparams.compile, problem)
-    rule = "protects one network, not the members of a mixture; choose --model.posterior mean_field or low_rank"
-    members = hparams.posterior == "members" and hparams.bayesian != "none"
-    kept = hparams.consolidation in ("ewc", "online_ewc")
-    check(not (kept and members), "model.consolidation", hparams.consolidation, rule)
+    if hparams.bayesian != "none":
+        check_family(hparams)
+
+
+def check_family(hparams: Any) -> None:
+    """Raise `ConfigError` unless the posterior family allows the compilation and the consolidation."""
+    family = POSTERIORS[hparams.posterior]
+    problem = f"records CUDA graphs, but {family.cuda_graph_obstacle}; use default"
+    recorded = hparams.compile in REPLAYED
+    check(not (family.cuda_graph_obstacle and recorded), "model.compile", hparams.compile, problem)
+    able = [name for name in POSTERIORS if not POSTERIORS[name].anchoring_obstacle]
+    rule = f"{family.anchoring_obstacle}; choose --model.posterior {' or '.join(able)}"
+    anchors = hparams.consolidation in ("ewc", "online_ewc")
+    check(not (anchors and family.anchoring_obstacle), "model.consolidation", hparams.consolidation, rule)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from bayes_rl.bayes.ops import clamp_with_inward_gradient
 from bayes_rl.errors import check, check_choice, check_same_shape
+from bayes_rl.utils.registry import Registry
 
 
 def gaussian_nll(q: Tensor, td_target: Tensor, noise_std: Tensor | float) -> Tensor:
@@ -61,6 +63,15 @@ class Likelihood(nn.Module, ABC):
 
     outputs: int
 
+    @classmethod
+    @abstractmethod
+    def from_settings(cls, settings: LikelihoodSettings) -> Likelihood:
+        """Return a likelihood with those of the settings that it uses.
+
+        Raises:
+            ConfigError: if one of them cannot work.
+        """
+
     @abstractmethod
     def value(self, raw: Tensor) -> Tensor:
         """Expected return: `[..., n]` to `[...]`."""
@@ -104,6 +115,13 @@ class Likelihood(nn.Module, ABC):
         return self._read(raw), levels.detach().float()
 
 
+LIKELIHOODS: Registry[type[Likelihood]] = Registry("model.likelihood")
+"""Likelihoods by the value of the option `model.likelihood`."""
+
+register_likelihood = LIKELIHOODS.register
+"""Decorator of a `Likelihood` that makes it a value of the option `model.likelihood`."""
+
+
 # ------------------------------------------------------------------ Gaussians
 class _Gaussian(Likelihood):
     """N(y | raw, exp(log_noise)^2), with one noise for all states and actions."""
@@ -139,6 +157,7 @@ class _Gaussian(Likelihood):
         return raw + self.log_std().exp() * torch.special.ndtri(levels)  # [..., 1] + [L]
 
 
+@register_likelihood("gaussian")
 class GaussianLikelihood(_Gaussian):
     """N(y | raw, noise_std^2): the noise is fixed, > 0, in units of the return."""
 
@@ -148,6 +167,10 @@ class GaussianLikelihood(_Gaussian):
         self.noise_std = noise_std  # the same as a number: an operation less
         self.register_buffer("log_noise", torch.tensor(math.log(noise_std)), persistent=False)
 
+    @classmethod
+    def from_settings(cls, settings: LikelihoodSettings) -> GaussianLikelihood:
+        return cls(settings.noise_std)
+
     def noise(self) -> float:
         return self.noise_std
 
@@ -155,6 +178,7 @@ class GaussianLikelihood(_Gaussian):
         return f"noise_std={self.noise_std:g}"
 
 
+@register_likelihood("learned_gaussian")
 class LearnedGaussianLikelihood(_Gaussian):
     """N(y | raw, exp(log_noise)^2): the noise is learned by maximum likelihood, starting from `noise_std`.
 
@@ -166,6 +190,10 @@ class LearnedGaussianLikelihood(_Gaussian):
         low, high = NOISE_STD_RANGE
         check(low <= noise_std <= high, "model.noise_std", noise_std, f"must lie within {low:g} and {high:g} to learn")
         self.log_noise = nn.Parameter(torch.tensor(math.log(noise_std)))
+
+    @classmethod
+    def from_settings(cls, settings: LikelihoodSettings) -> LearnedGaussianLikelihood:
+        return cls(settings.noise_std)
 
     def log_std(self) -> Tensor:
         low, high = NOISE_STD_RANGE
@@ -217,12 +245,7 @@ class _Histogram(Likelihood):
         return -(self.project(target) * raw.log_softmax(-1)).sum(-1)
 
     def fisher_score(self, raw: Tensor, u: Tensor) -> Tensor:
-        # log p_b of a bin b ~ p. The last sum is 1 but for rounding, and u below 1 but for its own: scaled by the one
-        # and kept to the largest float below 1, u always falls into a bin of positive mass.
-        raw, u = self._read_pair(raw, u)
-        cdf = raw.detach().softmax(-1).cumsum(-1)
-        drawn = (cdf <= u.clamp_max(1 - 2**-24)[..., None] * cdf[..., -1:]).sum(-1, keepdim=True)
-        return raw.log_softmax(-1).gather(-1, drawn).squeeze(-1)
+        return sampled_log_prob(*self._read_pair(raw, u))  # log p_b of a bin b ~ p
 
     def quantiles(self, raw: Tensor, levels: Tensor) -> Tensor:
         raw, levels = self._read_levels(raw, levels)
@@ -238,6 +261,7 @@ class _Histogram(Likelihood):
         return f"low={self.low:g}, high={self.high:g}, num_bins={self.outputs}"
 
 
+@register_likelihood("hl_gauss")
 class HLGaussLikelihood(_Histogram):
     """Histogram on [low, high] fitted to a Gaussian around the target: HL-Gauss (Imani and White 2018,
     arXiv:1806.04613; Farebrother et al. 2024, arXiv:2403.03950).
@@ -263,12 +287,17 @@ class HLGaussLikelihood(_Histogram):
         self.first = low + self.width / 2
         self.register_buffer("edges", torch.arange(num_bins + 1, dtype=torch.float32) - 0.5, persistent=False)
 
+    @classmethod
+    def from_settings(cls, settings: LikelihoodSettings) -> HLGaussLikelihood:
+        return cls(*settings.value_range, settings.num_bins)
+
     def _masses(self, position: Tensor) -> Tensor:
         # 2 Phi(z) - 1 = erf(z / sqrt 2) rounds both tails alike. The target lies within, so the sum does not vanish.
         mass = torch.erf((self.edges - position[..., None]) / (math.sqrt(2) * self.sigma_ratio)).diff(dim=-1)
         return mass / mass.sum(-1, keepdim=True)
 
 
+@register_likelihood("two_hot")
 class TwoHotLikelihood(_Histogram):
     """Histogram around the atoms linspace(low, high, num_bins), fitted to the two neighbours of the target, in the
     proportion whose mean is the target.
@@ -284,28 +313,43 @@ class TwoHotLikelihood(_Histogram):
         self.width = (high - low) / (num_bins - 1)
         self.first = low
 
+    @classmethod
+    def from_settings(cls, settings: LikelihoodSettings) -> TwoHotLikelihood:
+        return cls(*settings.value_range, settings.num_bins)
+
     def _masses(self, position: Tensor) -> Tensor:
         return (1 - (self.index - position[..., None]).abs()).clamp_min(0.0)
 
 
-# ------------------------------------------------------------------ by name
-def make_likelihood(likelihood: str, noise_std: float, value_range: tuple[float, float], num_bins: int) -> Likelihood:
-    """The likelihood of that name; settings of the others are not looked at.
+# ------------------------------------------------------------------ settings
+@dataclass(frozen=True)
+class LikelihoodSettings:
+    """Likelihood of a return; each family uses the settings that it needs.
 
     Args:
-        likelihood: `gaussian`, `learned_gaussian`, `hl_gauss` or `two_hot`.
-        noise_std: the Gaussians' standard deviation, that at the start if it is learned, in units of the return.
-        value_range: the histograms' smallest and largest return.
-        num_bins: the histograms' numbers per action, at least 2.
+        family: `gaussian` of noise_std, `learned_gaussian`, or categorical over bins: `hl_gauss`, `two_hot`. Or a
+            likelihood registered by the user.
+        noise_std: standard deviation of the Gaussians, the initial one if it is learned, in units of the return, > 0.
+        value_range: smallest and largest return of the categorical families.
+        num_bins: of the categorical families, >= 2.
 
     Raises:
-        ConfigError: if the name is unknown or a setting cannot work.
+        ConfigError: if there is no such family. Its own settings are checked by the family.
     """
-    makers = {
-        "gaussian": lambda: GaussianLikelihood(noise_std),
-        "learned_gaussian": lambda: LearnedGaussianLikelihood(noise_std),
-        "hl_gauss": lambda: HLGaussLikelihood(*value_range, num_bins),
-        "two_hot": lambda: TwoHotLikelihood(*value_range, num_bins),
-    }
-    check_choice("model.likelihood", likelihood, makers)
-    return makers[likelihood]()
+
+    family: str = "gaussian"
+    noise_std: float = 1.0
+    value_range: tuple[float, float] = (-10.0, 10.0)
+    num_bins: int = 51
+
+    def __post_init__(self) -> None:
+        check_choice(LIKELIHOODS.key, self.family, LIKELIHOODS)
+
+
+def make_likelihood(settings: LikelihoodSettings) -> Likelihood:
+    """Return the likelihood that the settings name.
+
+    Raises:
+        ConfigError: if one of the settings that it uses cannot work.
+    """
+    return LIKELIHOODS[settings.family].from_settings(settings)

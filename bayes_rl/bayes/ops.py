@@ -89,6 +89,16 @@ def standard_normal(like: Tensor) -> Tensor:
     return torch.randn(like.shape, dtype=like.dtype, device=like.device)
 
 
+def add_noise(mean: Tensor, variance: Tensor) -> Tensor:
+    """Return a fresh Gaussian draw of every entry.
+
+    Args:
+        mean: any shape.
+        variance: of the same shape, >= 0. A floor keeps the gradient of its root finite.
+    """
+    return torch.addcmul(mean, (variance + VARIANCE_FLOOR).sqrt(), standard_normal(mean))
+
+
 def _kl(mean: Tensor, used: Tensor, variance: Tensor, precision: float, copies: int = 1) -> Tensor:
     """The divergence by clamped log-variances and variances."""
     flat = mean.flatten()

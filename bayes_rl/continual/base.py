@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bayes_rl.bayes.kl import bayesian_layers
 from bayes_rl.continual.ewc import ElasticWeightConsolidation
 from bayes_rl.continual.fisher import Parameters, normalised, prefixes, twin_fisher
 from bayes_rl.continual.settings import ConsolidationSettings
@@ -152,5 +153,7 @@ def protected(twin: TwinActorCritic, settings: ConsolidationSettings) -> Paramet
         return {}
     tasks = range(len(twin.actors) // 2)  # more than one where each has heads of its own
     own = tuple(p for network in settings.networks() for task in tasks for p in prefixes(twin, network, task))
-    free = ("weight_log_var", "weight_factor", *(["weight_mu"] if settings.method == "vcl" else []))
-    return {n: p for n, p in twin.named_parameters() if n.startswith(own) and not n.endswith(free)}
+    free = {f"{key}.{name}" for key, layer in bayesian_layers(twin).items() for name in layer.spread_parameters()}
+    if settings.method == "vcl":
+        free |= {f"{key}.weight_mu" for key in bayesian_layers(twin)}
+    return {n: p for n, p in twin.named_parameters() if n.startswith(own) and n not in free}

@@ -1,1 +1,21 @@
 """Encoders and actor-critic networks."""
+
+from bayes_rl.networks.actor_critic import TwinActorCritic, TwinOutput, TwinSettings
+from bayes_rl.networks.encoders import ENCODERS, Encoder, PlainEncoder, build_encoder, register_encoder
+from bayes_rl.networks.layer_factory import BayesianModule, LayerFactory, apply
+from bayes_rl.networks.prior_functions import PriorFunction
+
+__all__ = [
+    "ENCODERS",
+    "BayesianModule",
+    "Encoder",
+    "LayerFactory",
+    "PlainEncoder",
+    "PriorFunction",
+    "TwinActorCritic",
+    "TwinOutput",
+    "TwinSettings",
+    "apply",
+    "build_encoder",
+    "register_encoder",
+]

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from bayes_rl.bayes.draws import Draws, WeightMode, every_member, index_size
+from bayes_rl.bayes.draws import Draws, WeightMode
 from bayes_rl.bayes.kl import bayesian_layers, joint_kl
-from bayes_rl.bayes.layers import BayesLayer, PosteriorParameters, joint_parameters
+from bayes_rl.bayes.layers import BayesLayer, joint_parameters
 from bayes_rl.bayes.likelihoods import Likelihood
 from bayes_rl.bayes.ops import joined_linear
-from bayes_rl.bayes.settings import PosteriorSettings
+from bayes_rl.bayes.parameters import PosteriorParameters
 from bayes_rl.errors import check
 from bayes_rl.networks.encoders import build_encoder
 from bayes_rl.networks.layer_factory import LayerFactory, TaskAffine, apply, channels_last
@@ -83,7 +83,7 @@ class TwinSettings:
 
     def __post_init__(self) -> None:
         check(self.prior_scale >= 0, "model.prior_scale", self.prior_scale, "must be zero or positive")
-        indexed = index_size(self.layers.settings) > 0 and self.layers.bayesian != "none"
+        indexed = self.layers.family.index_size > 0
         rule = "needs draws that can make up for it: --model.posterior members or low_rank, with Bayesian layers"
         check(indexed or not self.prior_scale, "model.prior_scale", self.prior_scale, rule)
 
@@ -100,6 +100,7 @@ class TwinActorCritic(nn.Module):
         super().__init__()
         s = settings
         self.settings, self.shared_trunk, self.likelihood = s, s.shared_trunk, likelihood
+        self.posterior = s.layers.family
         # Order: actor 0, actor 1, critic 0, critic 1; or one for all.
         self.trunks = nn.ModuleList(
             build_encoder(s.encoder, s.observation_shape, s.hidden_dim, s.layers)
@@ -122,14 +123,9 @@ class TwinActorCritic(nn.Module):
         self._parameters_without_loss: dict[frozenset[tuple[int, int]], list[nn.Parameter]] = {}
         self._gained = [module for module in self.modules() if isinstance(module, TaskAffine)]
 
-    @property
-    def posterior(self) -> PosteriorSettings:
-        """Settings of the Bayesian layers."""
-        return self.settings.layers.settings
-
     def draw_shapes(self) -> dict[str, tuple[int, ...]]:
         """Key to weight shape of every Bayesian layer."""
-        return {name: tuple(layer.weight_log_var.shape) for name, layer in bayesian_layers(self).items()}
+        return {name: tuple(layer.shape) for name, layer in bayesian_layers(self).items()}
 
     def heads_of(self, pair: int, task: int = 0) -> tuple[nn.Module, nn.Module]:
         """Actor and critic head of a pair."""
@@ -202,13 +198,14 @@ class TwinActorCritic(nn.Module):
         """Outputs of one critic alone, from mean weights and an observation out of `prepare`: `[B, A, n]` float32."""
         self.set_task(task)
         trunk = self.trunks[0 if self.shared_trunk else 2 + pair]
-        return self.heads_of(pair, task)[1](trunk(prepared)).unflatten(-1, (self.settings.num_actions, -1))
+        features = trunk(prepared, "mean")
+        return apply(self.heads_of(pair, task)[1], features, "mean").unflatten(-1, (self.settings.num_actions, -1))
 
     def actor(self, pair: int, prepared: Tensor, task: int = 0) -> Tensor:
         """Logits of one actor alone, likewise: `[B, A]`. Unlike in `forward`, gradients reach a shared trunk."""
         self.set_task(task)
         trunk = self.trunks[0 if self.shared_trunk else pair]
-        return self.heads_of(pair, task)[0](trunk(prepared))
+        return apply(self.heads_of(pair, task)[0], trunk(prepared, "mean"), "mean")
 
     def prepare(self, observation: Tensor, weights: WeightMode = "mean") -> Tensor:
         """Observation `[B, ...]` as the encoders take it: pixels scaled to [0, 1], channels last in memory.
@@ -236,8 +233,8 @@ class TwinActorCritic(nn.Module):
             task: number of the task that the observations come from.
         """
         self.set_task(task)
-        if weights == "mean" and self.posterior.posterior == "members" and self._any_bayesian():
-            output = self(observation[None], every_member(self.posterior, observation.device), task)
+        if weights == "mean" and (draws := self.posterior.mean_draws(observation.device)) is not None:
+            output = self(observation[None], draws, task)
             probs = output.action_logits.softmax(-1).mean(1)
             prior = None if output.prior is None else output.prior.mean(0)
             return TwinOutput(probs.log(), output.raw.mean(1), output.q_values.mean(1), prior)
@@ -264,17 +261,16 @@ class TwinActorCritic(nn.Module):
             observation: `[B, *observation_shape]`.
             task: number of the task that the observations come from.
         """
-        if self.posterior.posterior == "members" and self._any_bayesian():  # whose mean is that of their policies
+        if self.posterior.mean_draws(observation.device) is not None:  # the mean policy is that of draws
             return self(observation, task=task).mean_action_probs()
         self.set_task(task)
         x = self.prepare(observation)
         features = [apply(trunk, x, "mean") for trunk in self.trunks[: 1 if self.shared_trunk else 2]]
         with torch.autocast(x.device.type, enabled=False):
-            logits = [self.heads_of(pair, task)[0](features[pair % len(features)].float()) for pair in range(2)]
+            heads = [self.heads_of(pair, task)[0] for pair in range(2)]
+            inputs = [features[pair % len(features)].float() for pair in range(2)]
+            logits = [apply(head, x, "mean") for head, x in zip(heads, inputs, strict=True)]
             return torch.stack(logits).softmax(-1).mean(0)
-
-    def _any_bayesian(self) -> bool:
-        return self.settings.layers.bayesian != "none"
 
     def _heads(
         self, features: list[Tensor], weights: WeightMode, task: int

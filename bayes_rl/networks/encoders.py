@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from bayes_rl.bayes.draws import Draws, WeightMode
-from bayes_rl.errors import ConfigError, check, check_choice
+from bayes_rl.errors import ConfigError, check
 from bayes_rl.networks.layer_factory import BayesianModule, LayerFactory, apply
+from bayes_rl.utils.registry import Registry
 
 
 class Encoder(BayesianModule):
@@ -18,6 +20,52 @@ class Encoder(BayesianModule):
     """
 
     out_features: int
+
+
+Builder = Callable[[tuple[int, ...], int, LayerFactory], Encoder]
+"""Observation shape (channels first), hidden dimension and layer factory to an encoder."""
+
+
+@dataclass(frozen=True)
+class EncoderKind:
+    """Encoder of a name.
+
+    Attributes:
+        build: makes the encoder.
+        needs_images: whether observations must be images `[C, H, W]`.
+        mostly_products: whether most of an update's time goes into products of matrices (or convolutions), so that
+            a shorter floating-point format pays.
+    """
+
+    build: Builder
+    needs_images: bool
+    mostly_products: bool
+
+
+ENCODERS: Registry[EncoderKind] = Registry("model.encoder")
+"""Encoders by the value of the option `model.encoder`."""
+
+
+def register_encoder(
+    name: str, needs_images: bool = True, mostly_products: bool = False
+) -> Callable[[Builder], Builder]:
+    """Return a decorator that makes a function (or class) a value of the option `model.encoder`.
+
+    The function takes the observation shape (channels first), the hidden dimension and a `LayerFactory`, and returns
+    an `Encoder`. Layers from the factory are Bayesian, or have gains for each task, as the user asks.
+
+    Args:
+        name: value of the option.
+        needs_images: whether observations must be images `[C, H, W]`.
+        mostly_products: whether most of an update's time goes into products of matrices (or convolutions). Only then
+            does the command line recommend a shorter floating-point format where a processor gains by it.
+    """
+
+    def add(build: Builder) -> Builder:
+        ENCODERS.register(name, origin=build)(EncoderKind(build, needs_images, mostly_products))
+        return build
+
+    return add
 
 
 def _flat_size(layers: nn.Module, shape: tuple[int, ...], key: str) -> int:
@@ -48,58 +96,7 @@ class PlainEncoder(Encoder):
         return self.rectifier(self.norm(apply(self.project, features, weights)))
 
 
-def nature(shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> Encoder:
-    """The three convolutions of Mnih et al. (2015), with a LayerNorm after the projection."""
-    stack = nn.Sequential(
-        layers.conv(shape[0], 32, 8, 4),
-        layers.rectifier(),
-        layers.conv(32, 64, 4, 2),
-        layers.rectifier(),
-        layers.conv(64, 64, 3),
-        layers.rectifier(),
-    )
-    return PlainEncoder(stack, _flat_size(stack, shape, "nature"), hidden_dim, layers)
-
-
-class ResidualBlock(BayesianModule):
-    """x + conv(relu(conv(relu(x)))), 3 x 3, same size."""
-
-    def __init__(self, channels: int, layers: LayerFactory) -> None:
-        super().__init__()
-        self.rectifier, self.inner_rectifier = layers.rectifier(inplace=False), layers.rectifier()
-        self.first = layers.conv(channels, channels, 3, padding=1)
-        self.second = layers.conv(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor, weights: WeightMode = "mean") -> Tensor:
-        inner = apply(self.first, self.rectifier(x), weights)
-        return x + apply(self.second, apply(self.inner_rectifier, inner, weights), weights)
-
-
-def impala(shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> Encoder:
-    """The residual network of IMPALA (Espeholt et al. 2018): 16, 32, 32 channels, two blocks each."""
-    stack: list[nn.Module] = []
-    channels = shape[0]
-    for width in (16, 32, 32):
-        stack += [layers.conv(channels, width, 3, padding=1), nn.MaxPool2d(3, 2, 1)]
-        stack += [ResidualBlock(width, layers), ResidualBlock(width, layers)]
-        channels = width
-    whole = nn.Sequential(*stack, layers.rectifier())
-    return PlainEncoder(whole, _flat_size(whole, shape, "impala"), hidden_dim, layers)
-
-
-def minatar(shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> Encoder:
-    """One 3x3 convolution with 16 channels, as in the MinAtar paper (Young and Tian 2019)."""
-    stack = nn.Sequential(layers.conv(shape[0], 16, 3), layers.rectifier())
-    return PlainEncoder(stack, _flat_size(stack, shape, "minatar"), hidden_dim, layers)
-
-
-def mlp(shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> Encoder:
-    """Two layers for vector and integer observations (or anything, flattened)."""
-    flat = [] if layers.categories else [nn.Flatten()]
-    stack = nn.Sequential(*flat, layers.first(shape, hidden_dim), nn.LayerNorm(hidden_dim), layers.rectifier())
-    return PlainEncoder(stack, hidden_dim, hidden_dim, layers)
-
-
+@register_encoder("pseudo_resnet", mostly_products=True)
 class PseudoResNet(Encoder):
     """The original system's trunk: an early block skips to the classifier; its linear layers count among the heads.
 
@@ -132,24 +129,78 @@ class PseudoResNet(Encoder):
         return torch.cat([skip, deep], dim=-1)
 
 
-Builder = Callable[[tuple[int, ...], int, LayerFactory], Encoder]
+@register_encoder("nature", mostly_products=True)
+def nature(shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> Encoder:
+    """The three convolutions of Mnih et al. (2015), with a LayerNorm after the projection."""
+    stack = nn.Sequential(
+        layers.conv(shape[0], 32, 8, 4),
+        layers.rectifier(),
+        layers.conv(32, 64, 4, 2),
+        layers.rectifier(),
+        layers.conv(64, 64, 3),
+        layers.rectifier(),
+    )
+    return PlainEncoder(stack, _flat_size(stack, shape, "nature"), hidden_dim, layers)
 
 
-ENCODERS: dict[str, Builder] = {
-    "pseudo_resnet": PseudoResNet,
-    "nature": nature,
-    "impala": impala,
-    "minatar": minatar,
-    "mlp": mlp,
-}
+class ResidualBlock(BayesianModule):
+    """x + conv(relu(conv(relu(x)))), 3 x 3, same size."""
+
+    def __init__(self, channels: int, layers: LayerFactory) -> None:
+        super().__init__()
+        self.rectifier, self.inner_rectifier = layers.rectifier(inplace=False), layers.rectifier()
+        self.first = layers.conv(channels, channels, 3, padding=1)
+        self.second = layers.conv(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, weights: WeightMode = "mean") -> Tensor:
+        inner = apply(self.first, self.rectifier(x), weights)
+        return x + apply(self.second, apply(self.inner_rectifier, inner, weights), weights)
+
+
+@register_encoder("impala", mostly_products=True)
+def impala(shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> Encoder:
+    """The residual network of IMPALA (Espeholt et al. 2018): 16, 32, 32 channels, two blocks each."""
+    stack: list[nn.Module] = []
+    channels = shape[0]
+    for width in (16, 32, 32):
+        stack += [layers.conv(channels, width, 3, padding=1), nn.MaxPool2d(3, 2, 1)]
+        stack += [ResidualBlock(width, layers), ResidualBlock(width, layers)]
+        channels = width
+    whole = nn.Sequential(*stack, layers.rectifier())
+    return PlainEncoder(whole, _flat_size(whole, shape, "impala"), hidden_dim, layers)
+
+
+@register_encoder("minatar")
+def minatar(shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> Encoder:
+    """One 3x3 convolution with 16 channels, as in the MinAtar paper (Young and Tian 2019)."""
+    stack = nn.Sequential(layers.conv(shape[0], 16, 3), layers.rectifier())
+    return PlainEncoder(stack, _flat_size(stack, shape, "minatar"), hidden_dim, layers)
+
+
+@register_encoder("mlp", needs_images=False)
+def mlp(shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> Encoder:
+    """Two layers for vector and integer observations (or anything, flattened)."""
+    flat = [] if layers.categories else [nn.Flatten()]
+    stack = nn.Sequential(*flat, layers.first(shape, hidden_dim), nn.LayerNorm(hidden_dim), layers.rectifier())
+    return PlainEncoder(stack, hidden_dim, hidden_dim, layers)
 
 
 def build_encoder(encoder: str, observation_shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> Encoder:
-    """The encoder called `encoder`, for observations of `observation_shape` (channels first)."""
-    check_choice("model.encoder", encoder, ENCODERS)
+    """Return the encoder that is registered as `encoder`.
+
+    Args:
+        encoder: name of the encoder.
+        observation_shape: of one observation, channels first for images.
+        hidden_dim: number of features of the encoder's projection.
+        layers: makes the layers, some of them Bayesian.
+
+    Raises:
+        ConfigError: if there is no such encoder, or it does not fit the observations.
+    """
+    kind = ENCODERS[encoder]
     check(hidden_dim > 0, "model.hidden_dim", hidden_dim, "must be a positive number of features")
-    if encoder != "mlp" and len(observation_shape) != 3:
-        raise ConfigError(
-            "model.encoder", encoder, f"needs images, got shape {list(observation_shape)}; nearest: 'mlp'"
-        )
-    return ENCODERS[encoder](tuple(observation_shape), hidden_dim, layers)
+    images = len(observation_shape) == 3
+    flat = next(name for name, other in ENCODERS.items() if not other.needs_images)
+    message = f"needs images, got shape {list(observation_shape)}; nearest: {flat!r}"
+    check(images or not kind.needs_images, ENCODERS.key, encoder, message)
+    return kind.build(tuple(observation_shape), hidden_dim, layers)

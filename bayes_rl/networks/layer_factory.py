@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bayes_rl.bayes.draws import Draws, WeightMode
 from bayes_rl.bayes.layers import BayesConv2d, BayesLayer, BayesLinear, linear
+from bayes_rl.bayes.posteriors import MeanField, PosteriorFamily, make_family
 from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.errors import check, check_choice
 
@@ -90,6 +91,7 @@ class LayerFactory:
         conditioning: what is told of the task: `none`, `gains` of every layer of the trunk, or `heads`.
         activation: `relu`, or `leaky_relu`, whose inactive units still have a derivative: the Fisher information of
             a weight into a unit that is off would be 0, and nothing would keep a later task from switching it on.
+        sequential: Bayesian layers keep a Gaussian prior for each weight, which the posterior can become.
     """
 
     settings: PosteriorSettings
@@ -98,17 +100,26 @@ class LayerFactory:
     num_tasks: int = 1
     conditioning: str = "none"
     activation: str = "relu"
+    sequential: bool = False
 
     def __post_init__(self) -> None:
         check_choice("model.bayesian", self.bayesian, BAYESIAN)
         check_choice("model.activation", self.activation, ACTIVATIONS)
 
-    def rectifier(self, inplace: bool = True) -> nn.Module:
-        """The nonlinearity; `inplace` where what goes in is not needed again: what a layer or a norm returns is not.
+    @property
+    def family(self) -> PosteriorFamily:
+        """Posterior family of the layers; without Bayesian layers the mean field, whose draws have no index."""
+        return MeanField(self.settings) if self.bayesian == "none" else make_family(self.settings, self.sequential)
 
-        Never for draws of whole networks, whose layers return views: autograd copies a view that is written to.
+    def rectifier(self, inplace: bool = True) -> nn.Module:
+        """Return the nonlinearity.
+
+        Args:
+            inplace: whether its input, such as the output of a layer or a norm, is not needed again. Families whose
+                updates evaluate draws of whole networks ignore it: their layers return views, and autograd copies a
+                view that is written to.
         """
-        inplace = inplace and self.settings.posterior == "mean_field"
+        inplace = inplace and not self.family.index_size
         return nn.ReLU(inplace) if self.activation == "relu" else nn.LeakyReLU(LEAK, inplace)
 
     def linear(self, in_features: int, out_features: int, head: bool = False) -> nn.Module:
@@ -118,7 +129,7 @@ class LayerFactory:
     def output(self, in_features: int, out_features: int, head: bool = True) -> nn.Module:
         """A linear layer of the heads, which has no gains."""
         if self.bayesian in ("all", "heads" if head else "trunk"):
-            return BayesLinear(in_features, out_features, self.settings)
+            return BayesLinear(in_features, out_features, self.settings, self.sequential)
         return nn.Linear(in_features, out_features)
 
     def _gained(self, layer: nn.Module, features: int, dimensions: int = 0) -> nn.Module:
@@ -129,7 +140,8 @@ class LayerFactory:
     ) -> nn.Module:
         """A convolution, part of the trunk."""
         shape = (in_channels, out_channels, kernel_size, stride, padding)
-        layer = BayesConv2d(*shape, self.settings) if self.bayesian in ("all", "trunk") else nn.Conv2d(*shape)
+        bayesian = self.bayesian in ("all", "trunk")
+        layer = BayesConv2d(*shape, self.settings, self.sequential) if bayesian else nn.Conv2d(*shape)
         return self._gained(layer, out_channels, 2)
 
     def first(self, shape: tuple[int, ...], out_features: int) -> nn.Module:
@@ -139,7 +151,7 @@ class LayerFactory:
         check(shape == (1,), "data.frame_stack", shape[0], "must be 1 where observations are single integers")
         if self.bayesian in ("all", "trunk"):
             scale = replace(self.settings, init_scale=self.settings.init_scale * math.sqrt(self.categories))
-            return self._gained(BayesLinear(self.categories, out_features, scale), out_features)
+            return self._gained(BayesLinear(self.categories, out_features, scale, self.sequential), out_features)
         return self._gained(OneHotLinear(self.categories, out_features), out_features)
 
 

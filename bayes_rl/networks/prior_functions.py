@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bayes_rl.bayes.draws import index_size
 from bayes_rl.networks.encoders import build_encoder
 from bayes_rl.networks.layer_factory import LayerFactory, apply
 
@@ -35,16 +34,14 @@ class PriorFunction(nn.Module):
         layers: LayerFactory,
     ) -> None:
         super().__init__()
-        settings = layers.settings
-        size = index_size(settings)
+        settings, family = layers.settings, layers.family
         self.encoder = build_encoder(
             encoder, observation_shape, hidden_dim, LayerFactory(settings, "none", layers.categories)
         )
-        self.values = nn.Linear(self.encoder.out_features, num_actions * size, bias=False)
-        # Features have unit second moment before their ReLU, half of it after; an index of normal numbers has length
-        # sqrt(size), one of a member 1.
-        length = size if settings.posterior == "low_rank" else 1
-        nn.init.normal_(self.values.weight, std=scale * (2 / self.encoder.out_features / length) ** 0.5)
+        self.values = nn.Linear(self.encoder.out_features, num_actions * family.index_size, bias=False)
+        # Features have unit second moment before their ReLU, half of it after.
+        variance = 2 / self.encoder.out_features / family.index_second_moment()
+        nn.init.normal_(self.values.weight, std=scale * variance**0.5)
         self.num_actions = num_actions
         self.requires_grad_(False)
 

@@ -21,6 +21,7 @@ from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.data.device_replay import copy_bytes
 from bayes_rl.data.replay import layout
 from bayes_rl.errors import check
+from bayes_rl.networks.encoders import ENCODERS
 from bayes_rl.utils.files import check_disk
 
 SECONDS, UPDATES = 5.0, 200
@@ -30,10 +31,6 @@ SECONDS, UPDATES = 5.0, 200
 SLOWER, FASTER = 1.25, 0.6
 """Times of products in bfloat16, relative to float32, beyond which the other one is named: not every processor with
 instructions for it gains by them, and others gain much."""
-
-
-SMALL = ("minatar", "mlp")
-"""Encoders whose updates are mostly not products."""
 
 
 MIB = 2**20
@@ -201,7 +198,7 @@ def precision_hint(precision: str, device: torch.device, encoder: str) -> str | 
     says = f"a product takes {ratio:.1f} times as long in bfloat16 as in float32 here: --trainer.precision"
     if precision == "bf16-mixed" and ratio > SLOWER:
         return f"{says} 32-true may be faster"
-    if precision == "32-true" and ratio < FASTER and encoder not in SMALL:
+    if precision == "32-true" and ratio < FASTER and ENCODERS[encoder].mostly_products:
         return f"{says} bf16-mixed may be faster"
     return None
 

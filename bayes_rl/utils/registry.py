@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Callable, ItemsView, Iterator
+from typing import Any, Generic, TypeVar
 
 from bayes_rl.errors import check_choice
 
@@ -31,8 +31,9 @@ class Registry(Generic[T]):
     def __init__(self, key: str) -> None:
         self.key = key
         self._entries: dict[str, T] = {}
+        self._places: dict[str, tuple[str, str]] = {}
 
-    def register(self, name: str) -> Callable[[T], T]:
+    def register(self, name: str, origin: object = None) -> Callable[[T], T]:
         """Return a decorator that registers what it decorates, and returns it unchanged.
 
         Registering the same definition again (a notebook cell that runs twice, a module that is reloaded) replaces
@@ -40,16 +41,17 @@ class Registry(Generic[T]):
 
         Args:
             name: value of the option that selects the implementation.
+            origin: class or function that the implementation comes from, if the implementation is neither.
 
         Raises:
             ValueError: by the decorator, if another implementation has that name.
         """
 
         def add(entry: T) -> T:
-            present = self._entries.get(name)
-            if present is not None and _origin(present) != _origin(entry):
-                raise ValueError(f"{self.key} {name!r} is registered already, by {present!r}")
-            self._entries[name] = entry
+            place = _place(entry if origin is None else origin)
+            if self._places.get(name, place) != place:
+                raise ValueError(f"{self.key} {name!r} is registered already, by {'.'.join(self._places[name])}")
+            self._entries[name], self._places[name] = entry, place
             return entry
 
         return add
@@ -70,10 +72,15 @@ class Registry(Generic[T]):
         """Iterate over the names."""
         return iter(self._entries)
 
+    def items(self) -> ItemsView[str, T]:
+        """Return names with their implementations."""
+        return self._entries.items()
+
     def __len__(self) -> int:
         return len(self._entries)
 
 
-def _origin(entry: object) -> tuple[object, object]:
-    kind = type(entry) if not hasattr(entry, "__qualname__") else entry
-    return getattr(kind, "__module__", None), getattr(kind, "__qualname__", None)
+def _place(definition: object) -> tuple[str, str]:
+    """Return the module and the qualified name of a class or function, or of an object's class."""
+    named: Any = definition if hasattr(definition, "__qualname__") else type(definition)
+    return named.__module__, named.__qualname__

@@ -121,9 +121,9 @@ class DrawnNetwork:
         self.prior, self.index, self.actions = self.twin.prior, index, module.hparams.num_actions
         for name, layer in bayesian_layers(module.twin).items():
             weight, bias = layer.weight_mu, layer.bias
-            if layer.settings.posterior == "members":
+            if layer.settings.family == "members":
                 weight, bias = weight[index.argmax()], bias[index.argmax()]
-            if layer.settings.posterior == "low_rank":
+            if layer.settings.family == "low_rank":
                 weight = weight + sum(z * column for z, column in zip(index, layer.weight_factor, strict=True))
             if name in noise:
                 weight = weight + (0.5 * layer.weight_log_var).exp() * noise[name]

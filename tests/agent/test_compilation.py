@@ -13,7 +13,7 @@ from torch import Tensor
 from bayes_rl.agent import compilation as capture
 from bayes_rl.agent.compilation import MODES, check_capture, compile_update
 from bayes_rl.agent.module import VariationalActorCritic
-from bayes_rl.bayes.layers import _noisy
+from bayes_rl.bayes.ops import add_noise
 from bayes_rl.cli import app as cli
 from bayes_rl.errors import ConfigError
 from tests.agent.test_module import Samples, Stream, fit, make_batch, make_module, make_trainer
@@ -121,7 +121,7 @@ def test_which_number_goes_where_does_not_depend_on_strides() -> None:
         back = [layout.index(axis) for axis in range(3)]
         torch.manual_seed(3)
         laid_out = mean.permute(layout).contiguous().permute(back)
-        drawn.append(_noisy(laid_out, variance.square()))
+        drawn.append(add_noise(laid_out, variance.square()))
     assert torch.equal(drawn[1], drawn[0])
     assert torch.equal(drawn[2], drawn[0])
 

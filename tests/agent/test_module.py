@@ -20,7 +20,7 @@ from torch.distributions import kl_divergence as distribution_kl
 
 from bayes_rl import losses
 from bayes_rl.agent.module import VariationalActorCritic
-from bayes_rl.agent.objective import critic_nll, td_targets, training_weights
+from bayes_rl.agent.objective import critic_nll, td_targets
 from bayes_rl.agent.training_metrics import training_values
 from bayes_rl.bayes.draws import Draws, WeightMode
 from bayes_rl.bayes.kl import kl_divergence
@@ -273,7 +273,7 @@ def test_returns_outside_the_unit_interval_reach_the_critic(value: float) -> Non
 
 # ------------------------------------------------------------------ the objective
 def weights_of(module: VariationalActorCritic) -> WeightMode:
-    return training_weights(module.twin, module.hparams.draws, module.device)
+    return module.twin.posterior.training_mode(module.device)
 
 
 def targets_of(module: VariationalActorCritic, transition: Transition, weights: WeightMode) -> Tensor:
@@ -373,9 +373,9 @@ def features(trunk: Any, x: Tensor) -> Tensor:
 def head(layer: Any, x: Tensor, index: Tensor | None, noise: Tensor | None) -> Tensor:
     """A Bayesian layer by one index: its mean weights, or with given noise of its outputs."""
     weight, bias = layer.weight_mu, layer.bias
-    if layer.settings.posterior == "members":
+    if layer.settings.family == "members":
         weight, bias = weight[index.argmax()], bias[index.argmax()]
-    elif layer.settings.posterior == "low_rank":
+    elif layer.settings.family == "low_rank":
         weight = weight + sum(z * column for z, column in zip(index, layer.weight_factor, strict=True))
     y = x @ weight.T + bias
     if noise is None:
@@ -405,10 +405,10 @@ def answer(
 def kl_by_distributions(heads: list[Any], prior_precision: float) -> Tensor:
     """KL between `torch.distributions`; that of `low_rank` from the dense covariance of all weights together."""
     prior_std = prior_precision**-0.5
-    if heads[0].settings.posterior != "low_rank":
+    if heads[0].settings.family != "low_rank":
         total = torch.zeros(())
         for layer in heads:
-            means = layer.weight_mu if layer.settings.posterior == "members" else layer.weight_mu[None]
+            means = layer.weight_mu if layer.settings.family == "members" else layer.weight_mu[None]
             posterior = Normal(means, (0.5 * layer.weight_log_var).exp().expand_as(means))
             total = total + distribution_kl(posterior, Normal(0.0, prior_std)).sum() / len(means)
         return total

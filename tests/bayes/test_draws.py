@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from bayes_rl.bayes import draws as module
-from bayes_rl.bayes.draws import Draws, EpisodeDraws, draws_by_seed, index_draws, index_size, to_device
+from bayes_rl.bayes.draws import Draws, EpisodeDraws, draws_by_seed, to_device
 from bayes_rl.bayes.layers import BayesLinear
-from bayes_rl.bayes.settings import POSTERIORS, PosteriorSettings
+from bayes_rl.bayes.posteriors import POSTERIORS, PosteriorFamily, make_family
+from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -22,8 +23,8 @@ SIGMAS = 4.0
 each_posterior = pytest.mark.parametrize("posterior", POSTERIORS)
 
 
-def settings(posterior: str, size: int = 4) -> PosteriorSettings:
-    return PosteriorSettings(posterior, size)
+def family_of(posterior: str, size: int = 4) -> PosteriorFamily:
+    return make_family(PosteriorSettings(posterior, size))
 
 
 def parts(draws: Draws) -> dict[str, Tensor]:
@@ -42,11 +43,12 @@ def assert_same(ours: Draws, theirs: Draws) -> None:
 @pytest.mark.parametrize(
     ("bad", "value"),
     [
-        ("posterior", "lowrank"),
-        ("posterior", ""),
+        ("family", "lowrank"),
+        ("family", ""),
         ("prior", "gauss"),
-        ("index_dim", 0),
-        ("index_dim", -3),
+        ("size", 0),
+        ("size", -3),
+        ("num_draws", 0),
         ("prior_precision", 0.0),
         ("prior_precision", -1.0),
         ("prior_precision", math.nan),
@@ -66,18 +68,19 @@ def assert_same(ours: Draws, theirs: Draws) -> None:
 def test_a_bad_setting_gives_one_line_that_names_it(bad: str, value: object) -> None:
     with pytest.raises(ConfigError) as raised:
         PosteriorSettings(**{bad: value})  # type: ignore[arg-type]
-    assert raised.value.key == f"model.{bad}"
+    key = {"family": "posterior", "size": "index_dim", "num_draws": "draws"}.get(bad, bad)
+    assert raised.value.key == f"model.{key}"
     text = str(raised.value)
-    assert text.startswith(f"--model.{bad}: {value!r} ")
+    assert text.startswith(f"--model.{key}: {value!r} ")
     assert "\n" not in text
 
 
 @pytest.mark.parametrize(
     ("key", "word", "nearest"),
     [
-        ("posterior", "lowrank", "low_rank"),
-        ("posterior", "Mean-Field", "mean_field"),
-        ("posterior", "member", "members"),
+        ("family", "lowrank", "low_rank"),
+        ("family", "Mean-Field", "mean_field"),
+        ("family", "member", "members"),
         ("prior", "guassian", "gaussian"),
         ("prior", "loguniform", "log_uniform"),
     ],
@@ -98,19 +101,19 @@ def test_log_uniform_has_no_closed_form_for_low_rank() -> None:
 
 def test_limits_themselves_are_allowed() -> None:
     assert PosteriorSettings(init_log_var=-11.0).init_log_var == -11.0
-    assert PosteriorSettings(init_log_var=4.0, log_var_limit=4.0, index_dim=1).index_dim == 1
+    assert PosteriorSettings(init_log_var=4.0, log_var_limit=4.0, size=1).size == 1
 
 
 # ------------------------------------------------------------------ draws named by seeds
 @each_posterior
 def test_a_seed_is_a_draw_whatever_the_others_and_the_global_state(posterior: str) -> None:
-    every = draws_by_seed(settings(posterior), SHAPES, [7, 3, 2**31 - 1, 7])
+    every = draws_by_seed(family_of(posterior), SHAPES, [7, 3, 2**31 - 1, 7])
     assert every.size == 4
-    assert every.index.shape == (4, index_size(settings(posterior)))
+    assert every.index.shape == (4, family_of(posterior).index_size)
     for row, seed in enumerate([7, 3, 2**31 - 1, 7]):
         torch.manual_seed(row)
         torch.rand(row)
-        alone = draws_by_seed(settings(posterior), SHAPES, [seed])
+        alone = draws_by_seed(family_of(posterior), SHAPES, [seed])
         for key, values in parts(alone).items():
             assert torch.equal(values[0], parts(every)[key][row]), key
     noise = every.noise
@@ -123,15 +126,15 @@ def test_a_seed_is_a_draw_whatever_the_others_and_the_global_state(posterior: st
 @each_posterior
 def test_the_global_state_is_not_touched(posterior: str) -> None:
     state = torch.get_rng_state()
-    draws_by_seed(settings(posterior), SHAPES, [1, 2, 3])
-    EpisodeDraws(settings(posterior), SHAPES)([4, 5], CPU)
+    draws_by_seed(family_of(posterior), SHAPES, [1, 2, 3])
+    EpisodeDraws(family_of(posterior), SHAPES)([4, 5], CPU)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("posterior", ["mean_field", "low_rank"])
 def test_draws_of_neighbouring_seeds_are_independent_standard_normal_numbers(posterior: str) -> None:
     count = 20_000
-    draws = draws_by_seed(settings(posterior), {"a": (2, 2), "b": (3,)}, list(range(count)))
+    draws = draws_by_seed(family_of(posterior), {"a": (2, 2), "b": (3,)}, list(range(count)))
     values = torch.cat([x.flatten(1) for x in parts(draws).values()], 1).double()
     products = values[:, :, None] * values[:, None, :]
     identity = torch.eye(values.shape[1], dtype=torch.float64)
@@ -144,7 +147,7 @@ def test_draws_of_neighbouring_seeds_are_independent_standard_normal_numbers(pos
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_members_are_equally_likely(size: int) -> None:
     count = 10_000
-    index = draws_by_seed(settings("members", size), {}, list(range(count))).index
+    index = draws_by_seed(family_of("members", size), {}, list(range(count))).index
     assert torch.equal(index.sort(-1).values, torch.eye(size)[-1].expand(count, size))  # one-hot
     error = math.sqrt((1 / size) * (1 - 1 / size) / count)
     assert ((index.double().mean(0) - 1 / size).abs() <= SIGMAS * error).all()
@@ -154,10 +157,10 @@ def test_members_are_equally_likely(size: int) -> None:
 
 @each_posterior
 def test_a_layer_takes_draws_by_its_key(posterior: str) -> None:
-    layer = BayesLinear(5, 3, settings(posterior))
+    layer = BayesLinear(5, 3, PosteriorSettings(posterior, 4))
     layer.key = "heads.1"
     x = torch.randn(1, 2, 5)
-    draws = draws_by_seed(settings(posterior), SHAPES, [1, 2])
+    draws = draws_by_seed(family_of(posterior), SHAPES, [1, 2])
     others = {key: torch.zeros_like(values) for key, values in (draws.noise or {}).items() if key != layer.key}
     with torch.no_grad():
         outputs = layer(x, draws)
@@ -170,9 +173,9 @@ def test_a_layer_takes_draws_by_its_key(posterior: str) -> None:
 # ------------------------------------------------------------------ draws for learning
 @pytest.mark.parametrize("posterior", ["mean_field", "low_rank"])
 def test_index_draws_are_fresh(posterior: str) -> None:
-    first, second = (index_draws(settings(posterior), 5000, CPU) for _ in range(2))
+    first, second = (family_of(posterior).fresh_draws(5000, CPU) for _ in range(2))
     assert first.noise is None
-    assert first.index.shape == (5000, index_size(settings(posterior)))
+    assert first.index.shape == (5000, family_of(posterior).index_size)
     assert first.size == 5000
     if posterior == "low_rank":
         assert not torch.equal(first.index, second.index)
@@ -182,7 +185,7 @@ def test_index_draws_are_fresh(posterior: str) -> None:
 
 def test_index_draws_of_members_are_all_of_them() -> None:
     for count in (0, 1, 9):
-        draws = index_draws(settings("members", 6), count, CPU)
+        draws = family_of("members", 6).fresh_draws(count, CPU)
         assert torch.equal(draws.index, torch.eye(6))
         assert draws.noise is None
 
@@ -192,54 +195,54 @@ def test_index_draws_of_members_are_all_of_them() -> None:
 def test_episode_draws_remake_only_what_changed(posterior: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[int]] = []
 
-    def spy(settings: PosteriorSettings, shapes: dict[str, tuple[int, ...]], seeds: list[int]) -> Draws:
+    def spy(family: PosteriorFamily, shapes: dict[str, tuple[int, ...]], seeds: list[int]) -> Draws:
         asked.append(list(seeds))
-        return draws_by_seed(settings, shapes, seeds)
+        return draws_by_seed(family, shapes, seeds)
 
     monkeypatch.setattr(module, "draws_by_seed", spy)
-    episodes = EpisodeDraws(settings(posterior), SHAPES)
+    episodes = EpisodeDraws(family_of(posterior), SHAPES)
     history = [[1, 2, 3], [1, 2, 3], [1, 9, 3], [4, 9, 5], [9, 4, 5], [9, 4], [9, 4], [1, 2, 3]]
     for seeds in history:
-        assert_same(episodes(seeds, CPU), draws_by_seed(settings(posterior), SHAPES, seeds))
+        assert_same(episodes(seeds, CPU), draws_by_seed(family_of(posterior), SHAPES, seeds))
     assert asked == [[1, 2, 3], [9], [4, 5], [9, 4], [9, 4], [1, 2, 3]]
 
 
 def test_a_list_that_the_caller_changes_is_not_what_was_seen() -> None:
-    episodes, seeds = EpisodeDraws(settings("low_rank"), SHAPES), [1, 2]
+    episodes, seeds = EpisodeDraws(family_of("low_rank"), SHAPES), [1, 2]
     episodes(seeds, CPU)
     seeds[1] = 5
-    assert_same(episodes(seeds, CPU), draws_by_seed(settings("low_rank"), SHAPES, seeds))
+    assert_same(episodes(seeds, CPU), draws_by_seed(family_of("low_rank"), SHAPES, seeds))
 
 
 @each_posterior
 def test_episode_draws_depend_on_the_seeds_alone(posterior: str) -> None:
-    first, second = (EpisodeDraws(settings(posterior), SHAPES) for _ in range(2))
+    first, second = (EpisodeDraws(family_of(posterior), SHAPES) for _ in range(2))
     for seeds in ([5, 6], [7, 6], [8, 6]):
         first(seeds, CPU)
     second([8, 1], CPU)
     assert_same(first([8, 2], CPU), second([8, 2], CPU))
     first([3, 3], CPU)
-    assert_same(second([8, 2], CPU), draws_by_seed(settings(posterior), SHAPES, [8, 2]))
+    assert_same(second([8, 2], CPU), draws_by_seed(family_of(posterior), SHAPES, [8, 2]))
     rows = list(pairwise(parts(first([3, 3], CPU))["trunk"]))
     assert all(torch.equal(a, b) for a, b in rows)
 
 
 def test_episode_draws_follow_their_module_to_another_device() -> None:
-    episodes, elsewhere = EpisodeDraws(settings("low_rank"), SHAPES), torch.device("meta")
+    episodes, elsewhere = EpisodeDraws(family_of("low_rank"), SHAPES), torch.device("meta")
     episodes([1, 2], CPU)
     for seeds in ([1, 2], [1, 3], [4]):
         assert {values.device for values in parts(episodes(seeds, elsewhere)).values()} == {elsewhere}
 
 
 def test_episode_draws_made_in_inference_can_be_renewed_in_training() -> None:
-    episodes = EpisodeDraws(settings("low_rank"), SHAPES)
+    episodes = EpisodeDraws(family_of("low_rank"), SHAPES)
     with torch.inference_mode():
         episodes([1, 2], CPU)
-    assert_same(episodes([1, 3], CPU), draws_by_seed(settings("low_rank"), SHAPES, [1, 3]))
+    assert_same(episodes([1, 3], CPU), draws_by_seed(family_of("low_rank"), SHAPES, [1, 3]))
 
 
 def test_to_device_keeps_the_draws() -> None:
-    draws = draws_by_seed(settings("low_rank"), SHAPES, [1, 2])
+    draws = draws_by_seed(family_of("low_rank"), SHAPES, [1, 2])
     assert_same(to_device(draws, CPU), draws)
     assert to_device(Draws(draws.index), CPU).noise is None
     assert to_device(draws, torch.device("meta")).index.device.type == "meta"

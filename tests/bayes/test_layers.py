@@ -18,11 +18,13 @@ from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, N
 from torch.distributions import kl_divergence as distribution_kl
 
 from bayes_rl import losses
-from bayes_rl.bayes.draws import Draws, WeightMode, index_size
+from bayes_rl.bayes.draws import Draws, WeightMode
 from bayes_rl.bayes.kl import bayesian_layers, joint_kl, kl_divergence
 from bayes_rl.bayes.layers import BayesConv2d, BayesLayer, BayesLinear, joint_forward
 from bayes_rl.bayes.likelihoods import gaussian_nll
-from bayes_rl.bayes.settings import POSTERIORS, PRIORS, PosteriorSettings
+from bayes_rl.bayes.posteriors import POSTERIORS
+from bayes_rl.bayes.priors import PRIORS
+from bayes_rl.bayes.settings import PosteriorSettings
 
 DRAWS = 100_000
 SIGMAS = 4.0  # Monte Carlo estimates must lie within this many standard errors
@@ -50,11 +52,15 @@ def spread(layer: Layer) -> Layer:
 def make_linear(
     posterior: str = "mean_field", rows: int = 3, columns: int = 4, k: float = 3.0, prior: str = "gaussian"
 ) -> BayesLinear:
-    return spread(BayesLinear(columns, rows, PosteriorSettings(posterior, SIZE, prior, k)))
+    return spread(BayesLinear(columns, rows, PosteriorSettings(posterior, SIZE, prior=prior, prior_precision=k)))
 
 
 def make_conv(posterior: str = "mean_field", k: float = 3.0, prior: str = "gaussian") -> BayesConv2d:
-    return spread(BayesConv2d(2, 2, 3, stride=2, padding=1, settings=PosteriorSettings(posterior, SIZE, prior, k)))
+    return spread(
+        BayesConv2d(
+            2, 2, 3, stride=2, padding=1, settings=PosteriorSettings(posterior, SIZE, prior=prior, prior_precision=k)
+        )
+    )
 
 
 def make(kind: str, posterior: str, k: float = 3.0, prior: str = "gaussian") -> BayesLayer:
@@ -69,9 +75,9 @@ def inputs(kind: str, *leading: int) -> Tensor:
 
 def make_draws(layer: BayesLayer, count: int) -> Draws:
     """Random draws of one layer, in float64."""
-    size = index_size(layer.settings)
+    size = layer.family.index_size
     index = torch.randn(count, size, dtype=torch.float64)
-    if layer.settings.posterior == "members":
+    if layer.settings.family == "members":
         index = torch.eye(size, dtype=torch.float64)[torch.randint(size, (count,))]
     return Draws(index, {layer.key: torch.randn(count, *layer.weight_log_var.shape, dtype=torch.float64)})
 
@@ -80,10 +86,10 @@ def weight_of(layer: BayesLayer, draws: Draws, row: int) -> tuple[Tensor, Tensor
     """Weight and bias of one draw, by the definition."""
     weight: Tensor = layer.weight_mu
     bias: Tensor = layer.bias
-    if layer.settings.posterior == "members":
+    if layer.settings.family == "members":
         (member,) = draws.index[row].nonzero()[0].tolist()
         weight, bias = weight[member], bias[member]
-    if layer.weight_factor is not None:
+    if layer.settings.family == "low_rank":
         for z, column in zip(draws.index[row], layer.weight_factor, strict=True):
             weight = weight + z * column
     if draws.noise is not None and layer.key in draws.noise:
@@ -114,10 +120,10 @@ def moments(layer: BayesLayer, x: Tensor, local: bool) -> tuple[Tensor, Tensor]:
     bias = layer.bias.repeat_interleave(places, -1)
     diagonal = (rows * layer.weight_log_var.exp().flatten()) @ rows.T
     covariance = diagonal.diag().diag() if local else diagonal
-    if layer.settings.posterior == "members":
+    if layer.settings.family == "members":
         each = layer.weight_mu.flatten(1) @ rows.T + bias
         return each.mean(0), covariance + (each - each.mean(0)).T @ (each - each.mean(0)) / len(each)
-    if layer.weight_factor is not None:
+    if layer.settings.family == "low_rank":
         loading = layer.weight_factor.flatten(1) @ rows.T
         covariance = covariance + loading.T @ loading
     return rows @ layer.weight_mu.flatten() + bias, covariance
@@ -141,7 +147,7 @@ def kl_by_distributions(layer: BayesLayer) -> Tensor:
     """KL between `torch.distributions` Gaussians: summed over weights, averaged over members."""
     posterior = Normal(layer.weight_mu, (0.5 * layer.weight_log_var).exp())
     prior = Normal(torch.zeros_like(layer.weight_mu), layer.settings.prior_precision**-0.5)
-    return distribution_kl(posterior, prior).sum() / (SIZE if layer.settings.posterior == "members" else 1)
+    return distribution_kl(posterior, prior).sum() / (SIZE if layer.settings.family == "members" else 1)
 
 
 def kl_by_full_covariance(layers: list[BayesLayer]) -> Tensor:
@@ -228,7 +234,7 @@ def test_kl_is_zero_exactly_when_the_posterior_is_the_prior(posterior: str) -> N
     with torch.no_grad():
         layer.weight_mu.zero_()
         layer.weight_log_var.fill_(-math.log(10.0))
-        if layer.weight_factor is not None:
+        if layer.settings.family == "low_rank":
             layer.weight_factor.zero_()
     assert abs(layer.kl_divergence().item()) < 1e-13  # 24 terms that cancel to double precision
 
@@ -329,13 +335,13 @@ class Regression:
 
     def elbo(self, layer: BayesLinear) -> Tensor:
         """Closed form: the expected squared error is (y - mean)^2 + variance, over members their average."""
-        size = index_size(layer.settings)
+        size = layer.family.index_size
         every = Draws(torch.eye(size, dtype=torch.float64), {})
         mean = layer(self.phi, "mean")[:, 0]
         variance = self.phi.square() @ layer.log_var().exp()[0]
-        if layer.settings.posterior == "members":
+        if layer.settings.family == "members":
             mean = layer(self.phi[None], every)[..., 0]
-        elif layer.settings.posterior == "low_rank":
+        elif layer.settings.family == "low_rank":
             variance = variance + (layer(self.phi[None], every)[..., 0] - mean).square().sum(0)
         nll = ((self.y - mean).square() + variance) / (2 * NOISE**2) + math.log(NOISE) + 0.5 * math.log(2 * math.pi)
         return -nll.sum(-1).mean() - layer.kl_divergence()
@@ -407,8 +413,7 @@ def test_members_stay_below_the_evidence() -> None:
 
 @each_kind
 def test_one_member_is_a_mean_field(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("layers", "ops"):  # mean + std
-        monkeypatch.setattr(f"bayes_rl.bayes.{module}.standard_normal", torch.ones_like)
+    monkeypatch.setattr("bayes_rl.bayes.ops.standard_normal", torch.ones_like)  # outputs are mean + std
     single = make(kind, "mean_field")
     settings = PosteriorSettings("members", 1, prior_precision=3.0)
     layer: BayesLayer = BayesLinear(4, 3, settings) if kind == "linear" else BayesConv2d(2, 2, 3, 2, 1, settings)
@@ -498,13 +503,45 @@ def test_mean_is_deterministic_and_sample_is_random_whatever_the_mode(
 ) -> None:
     layer, x = make(kind, posterior).train(training), inputs(kind, 3)
     state = torch.get_rng_state()
-    mean = layer(x)
+    mean = layer(x, "mean")
     assert torch.equal(torch.get_rng_state(), state)  # draws no random number
     members = posterior == "members"
     weight, bias = (p.mean(0) if members else p for p in (layer.weight_mu, layer.bias))
     close(mean, plain(layer, x, weight, bias))
     assert torch.equal(layer(x, "mean"), mean)
     assert not torch.equal(layer(x, "sample"), mean)
+
+
+@each_kind
+@each_posterior
+def test_without_a_mode_a_layer_samples_in_training_and_takes_the_mean_in_evaluation(kind: str, posterior: str) -> None:
+    layer, x = make(kind, posterior), inputs(kind, 3)
+    torch.manual_seed(3)
+    trained = layer.train()(x)
+    torch.manual_seed(3)
+    assert torch.equal(trained, layer(x, "sample"))
+    assert torch.equal(layer.eval()(x), layer(x, "mean"))
+
+
+def test_a_plain_network_of_variational_layers_learns_a_classification() -> None:
+    """The use of `bayes_rl.bayes` without the rest of the package, as its documentation shows."""
+    num_data = 512
+    x = torch.randn(num_data, 16)
+    y = (x[:, :2].sum(-1) > 0).long() + 2 * (x[:, 2] > 0).long()
+    network = nn.Sequential(BayesLinear(16, 32), nn.ReLU(), BayesLinear(32, 4))
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    losses_seen = []
+    for _ in range(200):
+        loss = F.cross_entropy(network(x), y) + kl_divergence(network) / num_data
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses_seen.append(loss.item())
+    assert losses_seen[-1] < losses_seen[0]
+    network.eval()
+    accuracy = (network(x).argmax(-1) == y).float().mean()
+    assert accuracy > 0.9
+    assert torch.equal(network(x), network(x))
 
 
 # ------------------------------------------------------------------ draws of weights
@@ -601,8 +638,8 @@ def test_local_draws_of_several_inputs_each_have_their_variance(kind: str, poste
 def test_integers_are_their_one_hot_vectors(
     posterior: str, noise: bool, same_input: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("layers", "ops"):  # mean + std, whatever the layout in memory
-        monkeypatch.setattr(f"bayes_rl.bayes.{module}.standard_normal", torch.ones_like)
+    # Outputs are mean + std, whatever the layout in memory.
+    monkeypatch.setattr("bayes_rl.bayes.ops.standard_normal", torch.ones_like)
     layer = make_linear(posterior, columns=6)
     draws = make_draws(layer, 3)
     modes: list[WeightMode] = ["mean", "sample", draws if noise else Draws(draws.index), Draws(draws.index, {})]
@@ -628,7 +665,7 @@ def pair(posterior: str) -> list[BayesLinear]:
 
 def stacked(layers: list[BayesLinear]) -> BayesLinear:
     """One layer with the outputs of all."""
-    whole = make_linear(layers[0].settings.posterior, rows=sum(len(layer.weight_log_var) for layer in layers))
+    whole = make_linear(layers[0].settings.family, rows=sum(len(layer.weight_log_var) for layer in layers))
     with torch.no_grad():
         for name, parameter in whole.named_parameters():
             axis = -1 if name == "bias" else -2
@@ -694,7 +731,7 @@ def test_joint_forward_takes_integers(posterior: str) -> None:
     for ours, layer in zip(joint_forward(layers, number, draws), layers, strict=True):
         close(ours, layer(dense, draws))
     for ours, layer in zip(joint_forward(layers, number[0], "mean"), layers, strict=True):
-        close(ours, layer(dense[0]))
+        close(ours, layer(dense[0], "mean"))
 
 
 # ------------------------------------------------------------------ numbers
@@ -703,7 +740,7 @@ def test_initial_means_have_the_scale_of_the_fan_in_and_log_variances_are_narrow
     """And so does the part of a draw that depends on the index of `low_rank`."""
     layer = BayesLinear(256, 400, PosteriorSettings(posterior, SIZE, init_scale=2.0))
     expected = [(layer.weight_mu, 0.0, 1 / 8), (layer.weight_log_var, -9.0, 1e-3)]
-    if layer.weight_factor is not None:
+    if layer.settings.family == "low_rank":
         expected.append((layer.weight_factor, 0.0, 1 / 8 / math.sqrt(SIZE)))
     for tensor, mean, std in expected:
         values, count = tensor.detach().double(), tensor.numel()
@@ -791,7 +828,6 @@ def test_low_rank_kl_survives_columns_that_are_nearly_parallel(scale: float) -> 
     layer = BayesLinear(64, 64, PosteriorSettings("low_rank", 8))
     with torch.no_grad():
         layer.weight_log_var.fill_(-11.0)
-        assert layer.weight_factor is not None
         layer.weight_factor.copy_(scale * torch.randn(64, 64) * torch.rand(8, 1, 1) + 1e-3 * torch.randn(8, 64, 64))
     exact = copy.deepcopy(layer).double().kl_divergence().item()
     kl = layer.kl_divergence()
@@ -816,7 +852,7 @@ def test_kl_stays_float32_under_bf16_autocast(kind: str, posterior: str, prior: 
     for name, parameter in layer.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
-    exact = layer(x)
+    exact = layer(x, "mean")
     torch.testing.assert_close(outputs[0].float(), exact, rtol=0.02, atol=0.02 * exact.abs().max().item())
 
 

@@ -18,6 +18,7 @@ from bayes_rl.bayes.likelihoods import (
     HLGaussLikelihood,
     LearnedGaussianLikelihood,
     Likelihood,
+    LikelihoodSettings,
     TwoHotLikelihood,
     make_likelihood,
 )
@@ -55,7 +56,7 @@ def centres(likelihood: Likelihood) -> Tensor:
 @pytest.mark.parametrize("name", GAUSSIANS)
 @pytest.mark.parametrize("noise_std", [0.01, 1.0, 30.0])
 def test_gaussian_equals_torch_distributions(name: str, noise_std: float) -> None:
-    likelihood = make_likelihood(name, noise_std, (0, 1), 2)
+    likelihood = make_likelihood(LikelihoodSettings(name, noise_std, (0, 1), 2))
     raw, target = torch.randn(50, 1), torch.randn(50)
     oracle = Normal(raw[:, 0].double(), noise_std)
     # The residual over the noise is off by a few eps, its square by twice that.
@@ -403,7 +404,7 @@ def test_shapes_that_would_broadcast_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [(name, type(make())) for name, make in MAKERS.items()])
 def test_likelihoods_by_name(name: str, kind: type[Likelihood]) -> None:
-    likelihood = make_likelihood(name, noise_std=0.5, value_range=(LOW, HIGH), num_bins=BINS)
+    likelihood = make_likelihood(LikelihoodSettings(name, noise_std=0.5, value_range=(LOW, HIGH), num_bins=BINS))
     assert type(likelihood) is kind
     assert likelihood.outputs == (BINS if name in HISTOGRAMS else 1)
 
@@ -425,7 +426,7 @@ def test_likelihoods_by_name(name: str, kind: type[Likelihood]) -> None:
 )
 def test_settings_that_cannot_work_are_refused(key: str, settings: tuple[Any, ...]) -> None:
     with pytest.raises(ConfigError) as error:
-        make_likelihood(*settings)
+        make_likelihood(LikelihoodSettings(*settings))
     assert error.value.key == key
     assert "\n" not in str(error.value)
 

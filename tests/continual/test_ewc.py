@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bayes_rl import losses
 from bayes_rl.bayes.kl import bayesian_layers
-from bayes_rl.bayes.likelihoods import make_likelihood, sampled_log_prob
+from bayes_rl.bayes.likelihoods import LikelihoodSettings, make_likelihood, sampled_log_prob
 from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.continual import fisher as fisher_room
 from bayes_rl.continual.base import Consolidator, protected
@@ -414,10 +414,10 @@ def make_twin(
     prior_scale: float = 0.0,
     categories: int = 0,
 ) -> TwinActorCritic:
-    layers = LayerFactory(PosteriorSettings(posterior, index_dim=2, init_log_var=-4.0), bayesian, categories)
+    layers = LayerFactory(PosteriorSettings(posterior, size=2, init_log_var=-4.0), bayesian, categories)
     shape = (1,) if categories else SHAPES[encoder]
     settings = TwinSettings(encoder, shape, ACTIONS, 6, shared_trunk, layers, prior_scale)
-    return TwinActorCritic(settings, make_likelihood(likelihood, NOISE_STD, (-2.0, 2.0), BINS))
+    return TwinActorCritic(settings, make_likelihood(LikelihoodSettings(likelihood, NOISE_STD, (-2.0, 2.0), BINS)))
 
 
 Samples = tuple[Tensor, Tensor, Tensor]
@@ -969,7 +969,7 @@ def test_only_a_leaky_unit_that_is_off_is_protected(activation: str) -> None:
     layers = LayerFactory(PosteriorSettings(), activation=activation)
     twin = TwinActorCritic(
         TwinSettings("minatar", SHAPES["minatar"], ACTIONS, 6, True, layers),
-        make_likelihood("gaussian", 1.0, (-2.0, 2.0), BINS),
+        make_likelihood(LikelihoodSettings("gaussian", 1.0, (-2.0, 2.0), BINS)),
     )
     with torch.no_grad():
         twin.trunks[0].layers[0].bias[0] = -100.0  # no input of 0 to 1 turns this channel on

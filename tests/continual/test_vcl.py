@@ -12,6 +12,7 @@ from torch.distributions import Normal, kl_divergence
 
 from bayes_rl.bayes.kl import joint_kl
 from bayes_rl.bayes.layers import BayesConv2d, BayesLayer, BayesLinear
+from bayes_rl.bayes.posteriors import make_family
 from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.errors import ConfigError
 
@@ -29,7 +30,7 @@ def spread(layer: BayesLayer) -> BayesLayer:
 
 
 def linear(rows: int = 3) -> BayesLinear:
-    layer = spread(BayesLinear(4, rows, PosteriorSettings(sequential=True)))
+    layer = spread(BayesLinear(4, rows, PosteriorSettings(), sequential=True))
     assert isinstance(layer, BayesLinear)
     return layer
 
@@ -43,7 +44,7 @@ def test_kl_from_each_weights_own_prior_equals_torch_distributions() -> None:
     layers: list[BayesLayer] = [
         linear(),
         linear(2),
-        spread(BayesConv2d(2, 3, 2, settings=PosteriorSettings(sequential=True))),
+        spread(BayesConv2d(2, 3, 2, sequential=True)),
     ]
     oracle = torch.stack([by_distributions(layer) for layer in layers]).sum()
     torch.testing.assert_close(joint_kl(layers), oracle, rtol=1e-10, atol=0.0)
@@ -56,7 +57,7 @@ def test_kl_from_each_weights_own_prior_equals_torch_distributions() -> None:
 
 def test_the_first_prior_is_that_of_any_layer() -> None:
     torch.manual_seed(1)
-    sequential = BayesLinear(4, 3, PosteriorSettings(sequential=True, prior_precision=PRECISION))
+    sequential = BayesLinear(4, 3, PosteriorSettings(prior_precision=PRECISION), sequential=True)
     torch.manual_seed(1)
     usual = BayesLinear(4, 3, PosteriorSettings(prior_precision=PRECISION))
     # Sums of a dozen float32 terms.
@@ -107,7 +108,7 @@ def test_two_batches_in_turn_give_the_posterior_of_both() -> None:
     batches = [phi, 0.6 * phi.flip(1)]
     weights = torch.tensor([1.0, -2.0, 0.5, 1.5], dtype=torch.float64)
     data = [(x, x @ weights + NOISE * torch.randn(16, dtype=torch.float64)) for x in batches]
-    layer = BayesLinear(4, 1, PosteriorSettings(prior_precision=PRECISION, init_log_var=-4.0, sequential=True)).double()
+    layer = BayesLinear(4, 1, PosteriorSettings(prior_precision=PRECISION, init_log_var=-4.0), True).double()
     for x, y in data:
         fit(layer, x, y)
         layer.become_prior()
@@ -130,7 +131,7 @@ def test_precision_follows_the_clamp() -> None:
     assert torch.equal(layer.prior_precision, torch.full((3, 4), math.exp(11.0), dtype=torch.float64))
 
 
-@pytest.mark.parametrize("settings", [{"posterior": "low_rank"}, {"posterior": "members"}, {"prior": "log_uniform"}])
+@pytest.mark.parametrize("settings", [{"family": "low_rank"}, {"family": "members"}, {"prior": "log_uniform"}])
 def test_other_families_cannot_become_a_prior(settings: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="mean_field with prior gaussian"):
-        PosteriorSettings(**settings, sequential=True)  # type: ignore[arg-type]
+        make_family(PosteriorSettings(**settings), sequential=True)  # type: ignore[arg-type]

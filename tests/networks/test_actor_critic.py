@@ -14,11 +14,12 @@ from torch.distributions import kl_divergence as distribution_kl
 
 from bayes_rl import losses
 from bayes_rl.agent.optimizer import parameter_groups
-from bayes_rl.bayes.draws import Draws, WeightMode, draws_by_seed, index_draws
+from bayes_rl.bayes.draws import Draws, WeightMode, draws_by_seed
 from bayes_rl.bayes.kl import bayesian_layers
 from bayes_rl.bayes.layers import BayesLayer
-from bayes_rl.bayes.likelihoods import Likelihood, make_likelihood
-from bayes_rl.bayes.settings import POSTERIORS, PosteriorSettings
+from bayes_rl.bayes.likelihoods import Likelihood, LikelihoodSettings, make_likelihood
+from bayes_rl.bayes.posteriors import POSTERIORS, make_family
+from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.errors import ConfigError
 from bayes_rl.networks.actor_critic import TwinActorCritic, TwinOutput, TwinSettings
 from bayes_rl.networks.encoders import ENCODERS
@@ -38,7 +39,7 @@ RATES = {"actor": 1e-3, "critic": 2e-3}
 
 
 def make(likelihood: str) -> Likelihood:
-    return make_likelihood(likelihood, 0.5, (LOW, HIGH), BINS)
+    return make_likelihood(LikelihoodSettings(likelihood, 0.5, (LOW, HIGH), BINS))
 
 
 def make_twin(
@@ -52,7 +53,7 @@ def make_twin(
     **settings: Any,
 ) -> TwinActorCritic:
     # A wide posterior: a draw that is lost would show. A dimension of its own: no axis passes for another.
-    layers = LayerFactory(PosteriorSettings(posterior, index_dim=2, init_log_var=-4.0), bayesian)
+    layers = LayerFactory(PosteriorSettings(posterior, size=2, init_log_var=-4.0), bayesian)
     built = TwinSettings(name, SHAPES[name], num_actions, hidden_dim, shared_trunk, layers, **settings)
     twin = TwinActorCritic(built, make(likelihood))
     for layer in bayesian_layers(twin).values():
@@ -73,7 +74,7 @@ def make_draws(twin: TwinActorCritic, count: int = DRAWS) -> Draws:
 def every_mode(twin: TwinActorCritic, name: str) -> list[tuple[Tensor, WeightMode]]:
     """An observation and weights for each way to evaluate a twin."""
     x = observations(name)
-    local = index_draws(twin.posterior, DRAWS, torch.device("cpu"))
+    local = twin.posterior.fresh_draws(DRAWS, torch.device("cpu"))
     return [
         (x, "mean"),
         (x, "sample"),
@@ -91,10 +92,9 @@ def plain_twin(twin: TwinActorCritic, index: Tensor, noise: dict[str, Tensor]) -
     for key, layer in bayesian_layers(twin).items():
         weight: Tensor = layer.weight_mu
         bias: Tensor = layer.bias
-        if layer.settings.posterior == "members":
+        if layer.settings.family == "members":
             weight, bias = weight[int(index.nonzero())], bias[int(index.nonzero())]
-        if layer.settings.posterior == "low_rank":
-            assert layer.weight_factor is not None
+        if layer.settings.family == "low_rank":
             weight = weight + sum(z * column for z, column in zip(index, layer.weight_factor, strict=True))
         if key in noise:
             weight = weight + layer.weight_log_var.exp().sqrt() * noise[key]
@@ -171,7 +171,7 @@ def test_draws_in_one_batch_equal_a_loop_over_plain_networks(
 @pytest.mark.parametrize("posterior", POSTERIORS)
 def test_draws_without_noise_have_the_means_of_their_index(bayesian: str, posterior: str) -> None:
     twin = make_twin(bayesian=bayesian, posterior=posterior, likelihood="two_hot")
-    index, x = index_draws(twin.posterior, 2, torch.device("cpu")).index, observations("mlp")
+    index, x = twin.posterior.fresh_draws(2, torch.device("cpu")).index, observations("mlp")
     output = twin(x[None], Draws(index, {}))
     for d in range(2):
         torch.testing.assert_close(output.raw[:, d], plain_twin(twin, index[d], {})(x).raw, rtol=1e-4, atol=1e-5)
@@ -247,7 +247,7 @@ def test_values_outside_the_unit_interval_are_representable() -> None:
 def make_prior(
     name: str, posterior: str, scale: float, num_actions: int = ACTIONS, hidden_dim: int = 512
 ) -> PriorFunction:
-    layers = LayerFactory(PosteriorSettings(posterior, index_dim=4))
+    layers = LayerFactory(PosteriorSettings(posterior, size=4))
     return PriorFunction(name, SHAPES[name], num_actions, hidden_dim, scale, layers)
 
 
@@ -257,7 +257,7 @@ def test_prior_functions_have_the_standard_deviation_that_was_asked_for(name: st
     """Over draws, states, actions. 1024 actions, each with its own 4 rows: the rest is what the features differ in."""
     prior = make_prior(name, posterior, 3.0, num_actions=1024)
     x = torch.rand(1, 8, *SHAPES[name]) if len(SHAPES[name]) == 3 else torch.randn(1, 8, *SHAPES[name])
-    index = index_draws(PosteriorSettings(posterior, index_dim=4), 256, torch.device("cpu")).index
+    index = make_family(PosteriorSettings(posterior, size=4)).fresh_draws(256, torch.device("cpu")).index
     values = prior(x, index)
     assert values.shape == (len(index), 8, 1024)
     # Half of a normalised feature's second moment is left after the ReLU; 512 features scatter about that. The two
@@ -455,7 +455,7 @@ def test_heads_and_priors_stay_float32_under_bf16_autocast(
 
 
 def test_a_discrete_observation_goes_through_the_whole_twin() -> None:
-    layers = LayerFactory(PosteriorSettings("low_rank", index_dim=2, init_log_var=-4.0), "all", categories=6)
+    layers = LayerFactory(PosteriorSettings("low_rank", size=2, init_log_var=-4.0), "all", categories=6)
     twin = TwinActorCritic(TwinSettings("mlp", (1,), ACTIONS, 12, True, layers, prior_scale=1.0), make("gaussian"))
     states = torch.arange(6, dtype=torch.int32)[:, None]
     output = twin(states)
@@ -557,7 +557,7 @@ def test_with_separate_trunks_each_loss_trains_its_own_network_only(actor_loss: 
 def test_learning_by_draws_reaches_every_parameter(posterior: str) -> None:
     """Means, deviations, factors and biases of all layers, by the draws that learning uses."""
     twin = make_twin("mlp", True, "all", posterior, "learned_gaussian")
-    output = twin(observations("mlp")[None], index_draws(twin.posterior, 4, torch.device("cpu")))
+    output = twin(observations("mlp")[None], twin.posterior.fresh_draws(4, torch.device("cpu")))
     nll = twin.likelihood.nll(output.raw, torch.randn(output.q_values.shape))
     (nll.mean() + output.action_logits.square().mean()).backward()
     assert len(gradients(twin)) == len(list(twin.parameters()))
@@ -674,10 +674,10 @@ def kl_oracle(layers: dict[str, BayesLayer]) -> Tensor:
     """Of all weights jointly, float64: for each member, dense Gaussians with the covariance that a shared z gives."""
     double = {key: copy.deepcopy(layer).double() for key, layer in layers.items()}.values()
     settings = next(iter(double)).settings
-    members = settings.posterior == "members"
+    members = settings.family == "members"
     variance = torch.cat([layer.weight_log_var.exp().flatten() for layer in double])
     covariance = variance.diag()
-    if settings.posterior == "low_rank":
+    if settings.family == "low_rank":
         factor = torch.cat([layer.weight_factor.flatten(1) for layer in double], 1)
         covariance = covariance + factor.T @ factor
     prior = MultivariateNormal(torch.zeros_like(variance), torch.eye(len(variance)).double() / settings.prior_precision)

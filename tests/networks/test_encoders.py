@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bayes_rl.bayes.draws import Draws, draws_by_seed, index_size
+from bayes_rl.bayes.draws import Draws, draws_by_seed
 from bayes_rl.bayes.kl import bayesian_layers
 from bayes_rl.bayes.layers import BayesConv2d, BayesLayer, BayesLinear
-from bayes_rl.bayes.settings import POSTERIORS, PosteriorSettings
+from bayes_rl.bayes.posteriors import POSTERIORS, make_family
+from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.errors import ConfigError
 from bayes_rl.networks.encoders import ENCODERS, Encoder, ResidualBlock, build_encoder
 from bayes_rl.networks.layer_factory import ACTIVATIONS, BAYESIAN, LayerFactory, OneHotLinear
@@ -46,7 +47,7 @@ def make_encoder(
     categories: int = 0,
 ) -> Encoder:
     # A wide posterior: a draw that is lost would show.
-    settings = PosteriorSettings(posterior, index_dim=2, init_log_var=-4.0)
+    settings = PosteriorSettings(posterior, size=2, init_log_var=-4.0)
     encoder = build_encoder(name, shape or SHAPES[name], hidden_dim, LayerFactory(settings, bayesian, categories))
     for key, layer in bayesian_layers(encoder).items():
         layer.key = key
@@ -56,10 +57,8 @@ def make_encoder(
 
 def make_draws(encoder: nn.Module, count: int = DRAWS) -> Draws:
     layers = bayesian_layers(encoder)
-    settings = next(iter(layers.values())).settings
-    return draws_by_seed(
-        settings, {k: tuple(layer.weight_log_var.shape) for k, layer in layers.items()}, [*range(count)]
-    )
+    family = next(iter(layers.values())).family
+    return draws_by_seed(family, {key: layer.shape for key, layer in layers.items()}, [*range(count)])
 
 
 def plain_encoder(encoder: Encoder, name: str, draws: Draws, row: int) -> Encoder:
@@ -78,10 +77,9 @@ def written_out(layer: BayesLayer, draws: Draws, row: int) -> tuple[Tensor, Tens
     index = draws.index[row]
     weight: Tensor = layer.weight_mu
     bias: Tensor = layer.bias
-    if layer.settings.posterior == "members":
+    if layer.settings.family == "members":
         weight, bias = weight[int(index.nonzero())], bias[int(index.nonzero())]
-    if layer.settings.posterior == "low_rank":
-        assert layer.weight_factor is not None
+    if layer.settings.family == "low_rank":
         weight = weight + sum(z * column for z, column in zip(index, layer.weight_factor, strict=True))
     return weight + layer.weight_log_var.exp().sqrt() * draws.noise[layer.key][row], bias
 
@@ -108,7 +106,7 @@ def test_every_encoder_has_the_bayesian_layers_it_should_and_rows_of_its_out_fea
             features = encoder(x, weights)
             assert features.shape == (BATCH, encoder.out_features)
             assert features.dtype == torch.float32
-        draws = Draws(torch.eye(2)[:, : index_size(PosteriorSettings(posterior, index_dim=2))])
+        draws = Draws(torch.eye(2)[:, : make_family(PosteriorSettings(posterior, size=2)).index_size])
         assert encoder(x[None], draws).shape == (2 if layers else 1, BATCH, encoder.out_features)
 
 
@@ -319,7 +317,7 @@ def test_mean_and_sample_agree_where_the_posterior_is_narrow() -> None:
 def test_integers_equal_their_one_hot_vectors(
     posterior: str, bayesian: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("layers", "ops"):  # outputs lie one standard deviation above their means
+    for module in ("ops",):  # outputs lie one standard deviation above their means
         monkeypatch.setattr(f"bayes_rl.bayes.{module}.standard_normal", torch.ones_like)
     encoder = make_encoder("mlp", bayesian, posterior, (1,), categories=CATEGORIES)
     vectors = make_encoder("mlp", bayesian, posterior, (CATEGORIES,))

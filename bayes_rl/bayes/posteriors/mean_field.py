@@ -1,0 +1,46 @@
+"""Independent Gaussians, one for each weight."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bayes_rl.bayes.ops import sampled_linear
+from bayes_rl.bayes.parameters import PosteriorParameters
+from bayes_rl.bayes.posteriors.base import KLTerms, PosteriorFamily, add_gaussian_parameters, register_posterior
+from bayes_rl.bayes.priors import GaussianPrior
+
+if TYPE_CHECKING:
+    from bayes_rl.bayes.layers import BayesLayer
+
+
+@register_posterior("mean_field")
+class MeanField(PosteriorFamily):
+    """Gaussian N(mu, s^2) for each weight, independent of all others: draws have no index."""
+
+    def add_parameters(self, layer: BayesLayer) -> None:
+        add_gaussian_parameters(layer, self.settings)
+
+    def weights(self, parameters: PosteriorParameters, index: Tensor) -> tuple[Tensor, Tensor]:
+        return parameters.mean[None], parameters.bias[None]
+
+    def outputs_without_noise(self, layer: BayesLayer, x: Tensor, parameters: PosteriorParameters) -> Tensor:
+        return layer.product(x, parameters.mean, parameters.bias)
+
+    def sample_linear(self, x: Tensor, parameters: PosteriorParameters, blocked: int) -> Tensor | None:
+        p = parameters
+        y, kl = sampled_linear(x, p.means, p.raws, p.biases, p.limit, self.settings.prior_precision, blocked)
+        if isinstance(p.prior, GaussianPrior):  # the divergence that the operation computes is from this prior
+            p.kl = kl
+        return y
+
+    def kl_terms(self, parameters: PosteriorParameters) -> KLTerms:
+        prior = parameters.prior or self.prior
+        return KLTerms(prior.kl_divergence(parameters))
+
+    @torch.no_grad()
+    def become_prior(self, layer: BayesLayer) -> None:
+        layer.prior_mean.copy_(layer.weight_mu)
+        layer.prior_precision.copy_((-layer.log_var()).exp())

@@ -1,0 +1,74 @@
+"""Mixture of Gaussians, an ensemble with a learned spread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bayes_rl.bayes.draws import Draws
+from bayes_rl.bayes.parameters import PosteriorParameters
+from bayes_rl.bayes.posteriors.base import KLTerms, PosteriorFamily, add_gaussian_parameters, register_posterior
+
+if TYPE_CHECKING:
+    from bayes_rl.bayes.layers import BayesLayer
+    from bayes_rl.bayes.settings import PosteriorSettings
+
+
+@register_posterior("members")
+class Mixture(PosteriorFamily):
+    """Mixture of `size` Gaussians of equal weight and common s, whose component is the same in all layers.
+
+    The index is the row of the identity that belongs to the component, called member. Every member has means and
+    biases of its own. The divergence is that of member and weights jointly: the members' overlap is not credited.
+    """
+
+    anchoring_obstacle = "protects one network, not the members of a mixture"
+
+    def __init__(self, settings: PosteriorSettings, sequential: bool = False) -> None:
+        super().__init__(settings, sequential)
+        self.index_size = settings.size
+
+    def add_parameters(self, layer: BayesLayer) -> None:
+        add_gaussian_parameters(layer, self.settings, self.index_size)
+
+    def draw_index(self, generator: torch.Generator) -> Tensor:
+        index = torch.zeros(self.index_size)
+        index[torch.randint(self.index_size, (), generator=generator)] = 1
+        return index
+
+    def fresh_draws(self, count: int, device: torch.device) -> Draws:
+        """Return every member once, whatever the `count`: all of them learn in every update."""
+        return replace(self.mean_draws(device), noise=None)
+
+    def value_draws(self, shapes: Mapping[str, tuple[int, ...]], count: int) -> Draws:
+        return self.mean_draws(torch.device("cpu")) if shapes else super().value_draws(shapes, count)
+
+    def mean_draws(self, device: torch.device) -> Draws:
+        """Return every member once, at its mean weights: the mean of networks is not the network of mean weights."""
+        return Draws(torch.eye(self.index_size, device=device), {})
+
+    def index_second_moment(self) -> float:
+        return 1.0
+
+    def weights(self, parameters: PosteriorParameters, index: Tensor) -> tuple[Tensor, Tensor]:
+        member = index.argmax(-1)
+        return parameters.mean[member], parameters.bias[member]
+
+    def mean(self, parameters: PosteriorParameters) -> tuple[Tensor, Tensor]:
+        return parameters.mean.mean(0), parameters.bias.mean(0)
+
+    def outputs_without_noise(self, layer: BayesLayer, x: Tensor, parameters: PosteriorParameters) -> Tensor:
+        means = parameters.mean
+        index = x.new_zeros(len(x), len(means), dtype=means.dtype)
+        index = index.scatter(1, torch.randint(len(means), (len(x), 1), device=x.device), 1)
+        outputs = layer.product(x, means.flatten(0, 1), None).unflatten(1, (len(means), -1))
+        chosen, bias = torch.einsum("bk...,bk->b...", outputs, index), index @ parameters.bias
+        return chosen + bias.reshape(*bias.shape, *[1] * (chosen.ndim - 2))
+
+    def kl_terms(self, parameters: PosteriorParameters) -> KLTerms:
+        prior = parameters.prior or self.prior
+        return KLTerms(prior.kl_divergence(parameters, copies=len(parameters.mean)))
