@@ -7,17 +7,51 @@ from dataclasses import dataclass
 
 from bayes_rl.envs.base import EnvSettings
 from bayes_rl.envs.shared_spaces import task_name, task_settings
-from bayes_rl.errors import check
+from bayes_rl.errors import check, check_choice
+
+TASK_CONDITIONING = ("none", "gains", "heads")
+
+EPSILON_AT_SWITCH = ("restart", "continue")
+
+
+@dataclass(frozen=True)
+class CurriculumSettings:
+    """Settings of training on several tasks, one after the other.
+
+    Args:
+        frames_per_task: environment frames of training per visit of a task, a multiple of `frames_per_epoch`.
+        cycles: number of passes through all tasks.
+        task_conditioning: part of the networks that is task-specific: none, gains (a gain and a bias for each feature
+            and task, as Kirkpatrick et al. 2017), or heads (output layers for each task).
+        epsilon_at_switch: restart or continue the schedule of epsilon at a task switch.
+        keep_replays: learn from the replays of earlier tasks as well (rehearsal).
+
+    Raises:
+        ConfigError: a setting cannot work.
+    """
+
+    frames_per_task: int = 1_000_000
+    cycles: int = 1
+    task_conditioning: str = "none"
+    epsilon_at_switch: str = "restart"
+    keep_replays: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("data.task_conditioning", self.task_conditioning, TASK_CONDITIONING)
+        check_choice("data.epsilon_at_switch", self.epsilon_at_switch, EPSILON_AT_SWITCH)
+        check(self.cycles >= 1, "data.cycles", self.cycles, "must be at least 1")
+        frames = self.frames_per_task
+        check(frames >= 1, "data.frames_per_task", frames, "must be a positive number of frames")
 
 
 @dataclass(frozen=True)
 class Curriculum:
-    """The order of tasks. A visit is one stretch of training on one task.
+    """Order of the tasks. A visit is one stretch of training on one task.
 
     Args:
-        settings: of each task.
+        settings: of each task's environments, `[T]`.
         epochs: per visit.
-        cycles: through all tasks.
+        cycles: number of passes through all tasks.
     """
 
     settings: tuple[EnvSettings, ...]
@@ -26,41 +60,49 @@ class Curriculum:
 
     @property
     def names(self) -> list[str]:
-        """Of the tasks."""
-        return [task_name(one.env) for one in self.settings]
+        """Short names of the tasks."""
+        return [task_name(settings.env) for settings in self.settings]
 
     @property
     def visits(self) -> int:
-        """In all."""
+        """Number of visits, over all tasks and cycles."""
         return len(self.settings) * self.cycles
 
     def visit(self, epoch: int) -> int:
-        """Number of the visit that `epoch`, counted from 0, belongs to; epochs beyond the plan belong to its last."""
+        """Return the number of the visit that `epoch`, counted from 0, belongs to.
+
+        Epochs after the end of the curriculum belong to its last visit.
+        """
         return min(epoch // self.epochs, self.visits - 1)
 
     def task(self, visit: int) -> int:
-        """Number of the task that is trained in `visit`."""
+        """Return the number of the task that is trained in `visit`."""
         return visit % len(self.settings)
 
     def ends(self, epoch: int) -> bool:
-        """Whether a visit ends with `epoch`."""
+        """Return whether a visit ends with `epoch`."""
         return (epoch + 1) % self.epochs == 0 and (epoch + 1) // self.epochs <= self.visits
 
 
 def make_curriculum(
-    settings: EnvSettings, tasks: Sequence[str] | None, frames_per_task: int, frames_per_epoch: int, cycles: int
+    env_settings: EnvSettings, tasks: Sequence[str] | None, settings: CurriculumSettings, frames_per_epoch: int
 ) -> Curriculum:
-    """The curriculum of `tasks`; of the one game in `settings` without any.
+    """Return the curriculum of `tasks`, or of the one game in `env_settings` if `tasks` is None.
+
+    Args:
+        env_settings: of every task, except for the id.
+        tasks: ids of the environments, in order.
+        settings: length and number of the visits.
+        frames_per_epoch: environment frames per epoch.
 
     Raises:
-        ConfigError: naming what does not fit.
+        ConfigError: the settings do not fit together; the error names one of them.
     """
     if tasks is None:
-        return Curriculum((settings,), epochs=1 << 60)
+        return Curriculum((env_settings,), epochs=1 << 60)
     check(frames_per_epoch >= 1, "data.frames_per_epoch", frames_per_epoch, "must be a positive number of frames")
-    check(cycles >= 1, "data.cycles", cycles, "must be at least 1")
-    check(frames_per_task >= 1, "data.frames_per_task", frames_per_task, "must be a positive number of frames")
-    epochs = max(1, round(frames_per_task / frames_per_epoch))
-    rule = f"must be a multiple of --data.frames_per_epoch, {frames_per_epoch}; nearest: {epochs * frames_per_epoch}"
-    check(epochs * frames_per_epoch == frames_per_task, "data.frames_per_task", frames_per_task, rule)
-    return Curriculum(tuple(task_settings(settings, tasks)), epochs, cycles)
+    frames = settings.frames_per_task
+    epochs = max(1, round(frames / frames_per_epoch))
+    problem = f"must be a multiple of --data.frames_per_epoch, {frames_per_epoch}; nearest: {epochs * frames_per_epoch}"
+    check(epochs * frames_per_epoch == frames, "data.frames_per_task", frames, problem)
+    return Curriculum(tuple(task_settings(env_settings, tasks)), epochs, settings.cycles)

@@ -1,4 +1,4 @@
-"""The data: environments, replay and stream for training; whole games by seed for everything else."""
+"""Data module: environments, replay and stream for training; whole games by seed for all other stages."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from bayes_rl.data.curriculum import make_curriculum
+from bayes_rl.data.curriculum import CurriculumSettings, make_curriculum
 from bayes_rl.data.device_replay import DeviceReplay
-from bayes_rl.data.exploration import EpsilonSchedule
-from bayes_rl.data.replay import ReplayBuffer
+from bayes_rl.data.exploration import EpsilonSchedule, ExplorationSettings
+from bayes_rl.data.replay import ReplayBuffer, ReplaySettings
 from bayes_rl.data.settings import check_data
 from bayes_rl.data.stream import ReplayStream, StreamLoader
 from bayes_rl.envs.base import EnvSettings, VectorEnvs, episode_seed
@@ -24,29 +24,31 @@ from bayes_rl.evaluation.games import GameLoader, Games
 from bayes_rl.types import AgentArguments, Transition
 
 STAGES = {"validate": 1_000_001, "test": 1_000_002, "predict": 1_000_003}
-"""Stand where training has the rank in an episode's seed, so that no stage plays another's games."""
+"""Domains of the episodes' seeds, in the place of the rank, so that no two stages play the same games."""
 
 
-FISHER = 0x46  # domain of the generator of samples for the Fisher information
+FISHER = 0x46
+"""Domain of the generator that draws transitions for the Fisher information."""
 
 
-ESTIMATE_EVERY = 4  # steps between the states of a validation game that the agent is asked about: neighbours are alike
+ESTIMATE_EVERY = 4
+"""Agent steps between two value estimates in a validation game. States that follow each other are alike."""
 
 
 class ReplayDataModule(pl.LightningDataModule):
-    """Streams n-step transitions from an env-stepping replay; validation batches are whole games.
+    """Data module that streams n-step transitions from an env-stepping replay. Validation batches are whole games.
 
     Args:
         env: any Gymnasium id with discrete actions, or the short name of a bundled Atari game (`breakout`).
         env_kwargs: keyword arguments of the environment's constructor, e.g. '{size: 20}' of bayes_rl/DeepSea-v0.
-        tasks: several games to learn one after the other, instead of `env`; all Atari games, or all of another kind.
-        frames_per_task: environment frames of training on each, a multiple of `frames_per_epoch`.
-        cycles: times that all tasks are gone through.
-        task_conditioning: what the networks are told of the task: none, gains (a gain and a bias for each feature and
-            task, as Kirkpatrick et al. 2017), or heads (output layers for each task).
-        epsilon_at_switch: restart its schedule at each task, or continue it.
-        keep_replays: go on learning from the replays of earlier tasks too (rehearsal).
-        num_envs: environments stepped together.
+        tasks: several games to learn one after the other, instead of `env`; all are Atari games, or none is.
+        frames_per_task: environment frames of training per visit of a task, a multiple of `frames_per_epoch`.
+        cycles: number of passes through all tasks.
+        task_conditioning: part of the networks that is task-specific: none, gains (a gain and a bias for each feature
+            and task, as Kirkpatrick et al. 2017), or heads (output layers for each task).
+        epsilon_at_switch: restart or continue the schedule of epsilon at a task switch.
+        keep_replays: learn from the replays of earlier tasks as well (rehearsal).
+        num_envs: number of environments that are stepped together.
         frame_stack: newest screens per observation.
         frame_skip: environment frames per agent step.
         sticky_actions: probability that the previous action is repeated, in [0, 1) (Machado et al. 2018: 0.25).
@@ -54,10 +56,10 @@ class ReplayDataModule(pl.LightningDataModule):
         max_episode_frames: frames after which a game is truncated.
         full_action_space: all 18 Atari actions instead of the game's own.
         auto_fire: press FIRE at the start of a game and after each lost life (Atari games that have FIRE).
-        life_loss: what a lost life is to the learner: none, discount (of 0) or penalty (a reward of -1).
-        reward_clip: training rewards are clipped to +- this; null leaves them raw. Scores are always raw.
+        life_loss: effect of a lost life on the learner: none, discount (of 0) or penalty (a reward of -1).
+        reward_clip: largest size of a training reward; null leaves rewards raw. Scores are always raw.
         replay_capacity: transitions kept, over all environments.
-        replay_device: where minibatches are made: cpu, or cuda, by a copy of the replay in the GPU's memory.
+        replay_device: device where minibatches are made: cpu, or cuda, by a copy of the replay in the GPU's memory.
         min_replay_size: transitions collected at random before the first update.
         batch_size: transitions per minibatch.
         n_step: agent steps of the n-step return.
@@ -65,17 +67,17 @@ class ReplayDataModule(pl.LightningDataModule):
         updates_per_step: updates per agent step; 0.25 is one per four steps.
         frames_per_epoch: environment frames per epoch; an epoch ends with a validation and a checkpoint.
         epsilon_start: probability of a random action after the random prefill.
-        epsilon_end: the same at the end of its decay.
-        epsilon_decay_frames: frames of the linear decay.
+        epsilon_end: probability of a random action after the decay.
+        epsilon_decay_frames: environment frames of the linear decay.
         eval_games: whole games per validation, test and predict.
-        eval_idle_frames: a validation game without a reward for so many frames ends there; 0 never ends one.
-        refill_replay: on resuming, collect a new replay instead of requiring the old one.
-        render: predict only: null writes videos, human opens a window as well.
-        fps: pictures per second of videos and of the window.
-        seed: of every episode and minibatch; the command line hands it --seed_everything.
+        eval_idle_frames: frames without a reward after which a validation game ends; 0 ends none.
+        refill_replay: collect a new replay when a run resumes, instead of requiring the old one.
+        render: null writes videos in predict; human opens a window as well.
+        fps: frames per second of videos and of the window.
+        seed: of every episode and minibatch; the command line sets it to --seed_everything.
 
     Raises:
-        ConfigError: naming the setting that cannot work.
+        ConfigError: a setting cannot work; the error names it.
     """
 
     stream: ReplayStream
@@ -122,23 +124,37 @@ class ReplayDataModule(pl.LightningDataModule):
         super().__init__()
         self.save_hyperparameters()
         check_data(self.hparams)
-        rules = (frame_skip, sticky_actions, crop, max_episode_frames, full_action_space, auto_fire, env_kwargs or {})
-        self.curriculum = make_curriculum(EnvSettings(env, *rules), tasks, frames_per_task, frames_per_epoch, cycles)
-        self.settings, self.visit = self.curriculum.settings[0], 0  # of the task at hand
-        self.epsilon = EpsilonSchedule(epsilon_start, epsilon_end, epsilon_decay_frames)
-        self.directory: Path | None = None  # of the replay's files; in memory without one
+        self.replay_settings = ReplaySettings(
+            replay_capacity, replay_device, min_replay_size, batch_size, n_step, gamma, life_loss, reward_clip
+        )
+        visits = CurriculumSettings(frames_per_task, cycles, task_conditioning, epsilon_at_switch, keep_replays)
+        exploration = ExplorationSettings(epsilon_start, epsilon_end, epsilon_decay_frames)
+        self.curriculum_settings, self.epsilon = visits, exploration.schedule
+        episode_rules = (
+            frame_skip,
+            sticky_actions,
+            crop,
+            max_episode_frames,
+            full_action_space,
+            auto_fire,
+            env_kwargs or {},
+        )
+        self.curriculum = make_curriculum(EnvSettings(env, *episode_rules), tasks, visits, frames_per_epoch)
+        self.settings, self.visit = self.curriculum.settings[0], 0  # of the current task
+        self.directory: Path | None = None  # of the replay's files; None keeps the replay in memory
         self.refill_replay, self.seed = refill_replay, seed
-        self.frame_stack, self.num_envs, self.batch_size = frame_stack, num_envs, batch_size
-        self.min_replay_size, self.updates_per_step = min_replay_size, updates_per_step
+        self.frame_stack, self.num_envs, self.updates_per_step = frame_stack, num_envs, updates_per_step
         self.frames_per_epoch, self.render, self.fps = frames_per_epoch, render, fps
         self.eval_games, self.eval_idle_frames = eval_games, eval_idle_frames
         check_env(self.settings)
         self.batches_per_epoch = int(frames_per_epoch / frame_skip * updates_per_step)
-        rule = f"makes an epoch of no update at {updates_per_step} updates per step and {frame_skip} frames per step"
-        check(self.batches_per_epoch >= 1, "data.frames_per_epoch", frames_per_epoch, rule)
-        # A small ring finds bad settings and the shapes before anything is written.
+        problem = f"makes an epoch of no update at {updates_per_step} updates per step and {frame_skip} frames per step"
+        check(self.batches_per_epoch >= 1, "data.frames_per_epoch", frames_per_epoch, problem)
+        # Environments and a replay in memory find bad settings and all shapes before anything is written.
         probe = make_envs(self.settings, num_envs)
-        with contextlib.suppress(MemoryError):  # settings are checked first, and later its place is on disk
+        with contextlib.suppress(
+            MemoryError
+        ):  # settings are checked before memory is taken, and a run has its replay on disk
             self._replay(probe)
         self.num_actions, self.num_categories = probe.num_actions, probe.num_categories
         self.pixel_scale, self.screen_dtype = probe.pixel_scale, probe.screen_dtype
@@ -165,29 +181,37 @@ class ReplayDataModule(pl.LightningDataModule):
 
     @property
     def num_tasks(self) -> int:
-        """T, 1 without a list of tasks."""
+        """Number of tasks T, 1 without a list of tasks."""
         return len(self.curriculum.settings)
 
     @property
     def task_conditioning(self) -> str:
-        """What the networks are told of the task."""
-        return self.hparams.task_conditioning
+        """Part of the networks that is task-specific: none, gains or heads."""
+        return self.curriculum_settings.task_conditioning
 
     def _replay(self, envs: VectorEnvs, directory: Path | None = None) -> ReplayBuffer:
-        options, device = self.hparams, self._copy_device
-        kept: dict[str, Any] = {"slack": self.slack, "directory": directory}
-        kept |= {key: options[key] for key in ("frame_stack", "n_step", "gamma", "life_loss", "reward_clip")}
-        arguments = (options.replay_capacity, envs.num_envs, envs.screen_shape, envs.screen_dtype)
-        return ReplayBuffer(*arguments, **kept) if device is None else DeviceReplay(*arguments, device=device, **kept)
+        """Return an empty replay for `envs`, with its files in `directory`."""
+        settings, device = self.replay_settings, self._copy_device
+        shapes = (settings.capacity, envs.num_envs, envs.screen_shape, envs.screen_dtype)
+        options: dict[str, Any] = {
+            "frame_stack": self.frame_stack,
+            "n_step": settings.n_step,
+            "gamma": settings.gamma,
+            "life_loss": settings.life_loss,
+            "reward_clip": settings.reward_clip,
+            "slack": self.slack,
+            "directory": directory,
+        }
+        return ReplayBuffer(*shapes, **options) if device is None else DeviceReplay(*shapes, device=device, **options)
 
     @property
     def _copy_device(self) -> torch.device | None:
-        """Where a copy of the replay is; None without one, as before training."""
-        copied = self.hparams.replay_device == "cuda" and self.trainer is not None
+        """Device of the replay's copy; None without a copy, and before training."""
+        copied = self.replay_settings.device == "cuda" and self.trainer is not None
         return self.trainer.strategy.root_device if copied else None  # type: ignore[union-attr]
 
     def setup(self, stage: str) -> None:
-        """Build environments, replay and stream before training; nothing is needed for playing games."""
+        """Make environments, replay and stream before training. Other stages need none of them."""
         if stage != "fit" or self.trainer is None:
             return
         trainer = self.trainer
@@ -199,31 +223,32 @@ class ReplayDataModule(pl.LightningDataModule):
             replay,
             agent.act,
             self.epsilon if agent.explores_at_random else EpsilonSchedule(0, 0, 0),
-            batch_size=self.batch_size,
+            batch_size=self.replay_settings.batch_size,
             updates_per_step=self.updates_per_step,
             batches_per_epoch=max(1, self.batches_per_epoch // trainer.world_size),
-            min_replay_size=self.min_replay_size // trainer.world_size,
+            min_replay_size=self.replay_settings.min_size // trainer.world_size,
             frame_skip=self.settings.frame_skip,
             seed=self.seed,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             refill_replay=self.refill_replay,
             draw_policy=agent.act_by_draw if agent.explores_by_draw else None,
-            keep_replays=self.hparams.keep_replays,
-            restart_epsilon=self.hparams.epsilon_at_switch == "restart",
+            keep_replays=self.curriculum_settings.keep_replays,
+            restart_epsilon=self.curriculum_settings.epsilon_at_switch == "restart",
         )
 
     def start_visit(self, visit: int) -> None:
-        """Go on to another visit of the curriculum: new games, an empty replay.
+        """Switch to another visit of the curriculum, with new environments and an empty replay.
 
-        The replay that is left stays on disk for one visit more: until the next checkpoint, the last one refers to it.
+        The replay of the visit before stays on disk for one more visit, because the last checkpoint refers to it until
+        the next checkpoint is written.
         """
         task = self.curriculum.task(visit)
         self.visit, self.settings = visit, self.curriculum.settings[task]
         self.stream.switch(task, *self._games_and_replay(visit))
         for old in range(visit - 1):
             directory = self._replay_directory(old)
-            if directory is not None and not self.hparams.keep_replays:
+            if directory is not None and not self.curriculum_settings.keep_replays:
                 shutil.rmtree(directory, ignore_errors=True)
 
     def _replay_directory(self, visit: int) -> Path | None:
@@ -237,74 +262,79 @@ class ReplayDataModule(pl.LightningDataModule):
         return envs, self._replay(envs, self._replay_directory(visit))
 
     def fisher_samples(self, count: int) -> Transition:
-        """So many transitions of the task at hand, for its Fisher information; the same ones at the same update."""
+        """Draw `count` transitions of the current task for its Fisher information, as a function of the update."""
         rng = np.random.default_rng([self.seed, self.stream.rank, FISHER, self.stream.updates])
         return self.stream.replay.sample(count, rng)
 
     @property
     def slack(self) -> int:
-        """Slots of a ring that are not sampled: a quarter more than the steps of an epoch, for its final screens."""
+        """Slots of a ring that are not sampled: the steps of an epoch, and a quarter more for final screens."""
         steps = -(-self.frames_per_epoch // (self.settings.frame_skip * self.num_envs))
         return steps + steps // 4
 
     @property
     def replays(self) -> int:
-        """Replays that there are at once: those of all visits, or of one and the one before."""
-        return self.curriculum.visits if self.hparams.keep_replays else min(2, self.curriculum.visits)
+        """Number of replays on disk at once: of all visits, or of the current visit and the visit before."""
+        return self.curriculum.visits if self.curriculum_settings.keep_replays else min(2, self.curriculum.visits)
 
     def train_dataloader(self) -> StreamLoader:
-        """The stream: no DataLoader, because a worker process would act with a stale copy of the policy."""
+        """Return the stream. A `DataLoader` would act with an outdated copy of the policy in its worker process."""
         return StreamLoader(self.stream)
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, environments and the replay's positions; part of every checkpoint."""
+        """Return counters, environments and the replay's positions, which are part of every checkpoint."""
         return {"visit": self.visit, "stream": self.stream.state_dict()} if hasattr(self, "stream") else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the checkpoint was made; games by a trained agent need none of it."""
+        """Restore the stream of the checkpoint. Only training needs it."""
         if self.trainer is not None and self.trainer.state.fn == "fit" and "stream" in state_dict:
             for visit in range(1, state_dict["visit"] + 1):
-                if visit == state_dict["visit"] or self.hparams.keep_replays:
+                if visit == state_dict["visit"] or self.curriculum_settings.keep_replays:
                     self.start_visit(visit)
             self.stream.load_state_dict(state_dict["stream"])
 
     def games(self, stage: str, count: int | None = None, task: int = 0) -> Games:
-        """The games of a stage (`validate`, `test` or `predict`) and task, split over ranks."""
+        """Return this rank's games of a stage and a task.
+
+        Args:
+            stage: `validate`, `test` or `predict`.
+            count: number of games over all ranks; None means `eval_games`.
+            task: number of the task.
+        """
         count = count or self.eval_games
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         seeds = [episode_seed(self.seed, STAGES[stage], task, game) for game in range(count)][rank::world_size]
-        options = self.hparams
         every = 1 if stage == "predict" else ESTIMATE_EVERY
         return Games(
             self.curriculum.settings[task],
             seeds,
             self.frame_stack,
             self.eval_idle_frames,
-            options.life_loss,
-            options.reward_clip,
+            self.replay_settings.life_loss,
+            self.replay_settings.reward_clip,
             every,
             task=task,
         )
 
     @property
     def gamma(self) -> float:
-        """Discount per agent step."""
-        return self.hparams.gamma
+        """Discount per agent step, in [0, 1]."""
+        return self.replay_settings.gamma
 
     def _loader(self, stage: str) -> GameLoader:
         quick = self.trainer is not None and getattr(self.trainer, "fast_dev_run", False)
         return GameLoader([self.games(stage, 1 if quick else None, task) for task in range(self.num_tasks)])
 
     def val_dataloader(self) -> GameLoader:
-        """One batch for each task: its validation games."""
+        """Return one batch per task: its validation games."""
         return self._loader("validate")
 
     def test_dataloader(self) -> GameLoader:
-        """One batch for each task: its test games."""
+        """Return one batch per task: its test games."""
         return self._loader("test")
 
     def predict_dataloader(self) -> GameLoader:
-        """One batch for each task: its games to be shown."""
+        """Return one batch per task: its games to be shown."""
         return self._loader("predict")
 
     def teardown(self, stage: str) -> None:

@@ -1,4 +1,4 @@
-"""A replay that is sampled where the learner is: a copy of the ring in a GPU's memory, read by vectorised code."""
+"""Replay with a copy in a GPU's memory, where minibatches are made."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bayes_rl.data.replay import LIFE_LOST, TERMINATED, TRUNCATED, ReplayBuffer
+from bayes_rl.data.n_step import discount_powers, n_step_return_torch
+from bayes_rl.data.replay import ReplayBuffer
 from bayes_rl.types import Transition
 from bayes_rl.utils.device import to_device_async
 
@@ -18,25 +19,25 @@ ACTION, REWARD, FLAGS, AGE = range(4)
 
 
 NUMBERS = 4
-"""Numbers of a slot beside its screen, as float64: each kind of them is exact in it, and one copy brings all."""
+"""Numbers of a slot beside its screen. All are exact in float64, so that one transfer brings them all."""
 
 
 def copy_bytes(num_envs: int, slots: int, screen_shape: tuple[int, ...], screen_dtype: np.dtype[Any]) -> int:
-    """What the copy of E rings of so many slots takes."""
+    """Return the bytes that the copy of `num_envs` rings of `slots` slots takes."""
     return num_envs * slots * (math.prod(screen_shape) * screen_dtype.itemsize + 8 * NUMBERS)
 
 
 class DeviceReplay(ReplayBuffer):
-    """The same replay, with a copy on `device` that minibatches are made of there, to the same bits.
+    """Replay with a copy on `device`, where the minibatches of `ReplayBuffer` are made to the same bits.
 
-    Everything is written to the arrays or files of a `ReplayBuffer` first: checkpoints refer to those, and the copy is
-    made from them again when a run goes on. Slots to sample are chosen on the CPU, from counters alone, so the
-    generator needs nothing from the device and nothing waits for it.
+    Every step is written to the arrays or files of a `ReplayBuffer` first. Checkpoints refer to the files, and the
+    copy is made from them again when a run resumes. The slots of a sample are chosen on the CPU, from counters alone,
+    so the CPU never waits for the device.
 
     Args:
-        arguments: of a `ReplayBuffer`.
-        device: where the copy is.
-        settings: of a `ReplayBuffer`.
+        arguments: positional arguments of `ReplayBuffer`.
+        device: device of the copy.
+        settings: keyword arguments of `ReplayBuffer`.
     """
 
     _screens_there: Tensor  # `[slots of all rings, numbers of a screen]`
@@ -45,80 +46,77 @@ class DeviceReplay(ReplayBuffer):
     def __init__(self, *arguments: Any, device: torch.device, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.device = device
-        self._fresh: list[NDArray[np.int64]] = []  # slots that were written in this step
-        self._powers: tuple[tuple[int, float], Tensor] | None = None
+        self._new_slots: list[NDArray[np.int64]] = []  # written in this step, not yet copied
+        self._powers: tuple[tuple[float, int], Tensor] | None = None
 
     def _write(self, envs: slice | NDArray[np.int64], screens: NDArray[Any], flags: Any) -> NDArray[np.int64]:
         slots = super()._write(envs, screens, flags)
-        self._fresh.append(slots)
+        self._new_slots.append(slots)
         return slots
 
     def add(self, *step: Any, **named: Any) -> None:
-        """As `ReplayBuffer.add`; then what is new goes to the device."""
+        """Append one step of every environment, as `ReplayBuffer.add`, and copy it to the device."""
         super().add(*step, **named)
-        self._copy(np.concatenate(self._fresh))
-        self._fresh.clear()
+        self._copy(np.concatenate(self._new_slots))
+        self._new_slots.clear()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """As `ReplayBuffer.load_state_dict`; then everything that was ever written goes to the device."""
+        """Go back to `state`, as `ReplayBuffer.load_state_dict`, and copy all written slots to the device."""
         super().load_state_dict(state)
         used = np.minimum(self.written, self.slots)
         for base, count in zip(self._base.tolist(), used.tolist(), strict=True):
-            for start in range(0, count, 4096):  # as many as page-locked memory is taken for
+            for start in range(0, count, 4096):  # bounds the page-locked memory of a transfer
                 self._copy(base + np.arange(start, min(start + 4096, count)))
 
     def _copy(self, slots: NDArray[np.int64]) -> None:
-        """Bring these slots to the device: their screens by one transfer, everything else by another."""
-        if not hasattr(self, "_screens_there"):  # not before it is needed: another task's copy may still be there
-            screens = torch.from_numpy(self._screens[:0])
-            self._screens_there = torch.zeros(self._screens.shape, dtype=screens.dtype, device=self.device)
-            self._numbers_there = torch.zeros(len(self._screens), NUMBERS, dtype=torch.float64, device=self.device)
-        columns = (slots, self._actions[slots], self._rewards[slots], self._flags[slots], self._ages[slots])
+        """Copy `slots` to the device: their screens in one transfer, all other numbers in another."""
+        if not hasattr(self, "_screens_there"):  # made on first use: the copy of the task before may still take memory
+            screens = torch.from_numpy(self.files.screens[:0])
+            self._screens_there = torch.zeros(self.files.screens.shape, dtype=screens.dtype, device=self.device)
+            self._numbers_there = torch.zeros(len(self.files.screens), NUMBERS, dtype=torch.float64, device=self.device)
+        files = self.files
+        columns = (slots, files.actions[slots], files.rewards[slots], files.flags[slots], files.ages[slots])
         numbers = to_device_async(torch.from_numpy(np.stack(columns, 1).astype(np.float64)), self.device)
         index = numbers[:, 0].long()
-        self._screens_there.index_copy_(0, index, to_device_async(torch.from_numpy(self._screens[slots]), self.device))
+        screens = to_device_async(torch.from_numpy(files.screens[slots]), self.device)
+        self._screens_there.index_copy_(0, index, screens)
         self._numbers_there.index_copy_(0, index, numbers[:, 1:])
 
     def transitions(self, env: NDArray[np.int64], number: NDArray[np.int64]) -> Transition:
-        """As `ReplayBuffer.transitions`, with tensors on the device."""
+        """Return the transitions of `ReplayBuffer.transitions`, made on the device."""
         base, first = to_device_async(torch.from_numpy(np.stack([self._base[env], number])), self.device)
         steps = torch.arange(self.n_step, device=self.device)
         window = self._numbers_there[self._place(base[:, None], first[:, None] + steps)]
-        reward, flags = window[..., REWARD], window[..., FLAGS].to(torch.uint8)
-        if self.reward_clip is not None:
-            reward = reward.clamp(-self.reward_clip, self.reward_clip)
-        if self.life_loss == "penalty":
-            reward = reward - ((flags & (LIFE_LOST | TERMINATED)) > 0).to(reward.dtype)
-        absorbing = (flags & (TERMINATED | (LIFE_LOST if self.life_loss == "discount" else 0))) > 0
-        ends = (absorbing | ((flags & TRUNCATED) > 0)).long()
-        taken = ends.cumsum(1) - ends == 0
-        k = taken.sum(1)
-        powers = self._discounts()
-        n_step_return = sum((reward * taken * powers[:-1]).unbind(1), torch.zeros_like(reward[:, 0]))
-        discount = powers[k] * ~absorbing.gather(1, k[:, None] - 1)[:, 0]
+        rewards, flags = window[..., REWARD], window[..., FLAGS].to(torch.uint8)
+        reward, discount, steps = n_step_return_torch(
+            rewards, flags, self._discounts(), self.life_loss, self.reward_clip
+        )
         return Transition(
             self._stacks(base, first),
             window[:, 0, ACTION].long(),
-            n_step_return.float(),
+            reward.float(),
             discount.float(),
-            self._stacks(base, first + k),
+            self._stacks(base, first + steps),
         )
 
     def _place(self, base: Tensor, number: Tensor) -> Tensor:
+        """Return the index of slot `number` of the ring that begins at `base`."""
         return base + number % self.slots
 
     def _discounts(self) -> Tensor:
-        """gamma^0, ..., gamma^n, those of the CPU."""
-        key = self.n_step, self.gamma
+        """Return gamma^0, ..., gamma^n, computed on the CPU and copied once."""
+        key = self.gamma, self.n_step
         if self._powers is None or self._powers[0] != key:
-            self._powers = key, to_device_async(torch.from_numpy(self.gamma ** np.arange(self.n_step + 1)), self.device)
+            self._powers = key, to_device_async(torch.from_numpy(discount_powers(*key)), self.device)
         return self._powers[1]
 
     def _stacks(self, base: Tensor, number: Tensor) -> Tensor:
-        """Stacks `[B, frame_stack * C, ...]` that end at slot `number`, zeros before the episode's start."""
+        """Return stacks `[B, frame_stack * C, ...]` that end at slot `number`, zeros before the episode's start."""
         back = torch.arange(self.frame_stack - 1, -1, -1, device=self.device)
         ages = self._numbers_there[self._place(base, number), AGE]
         stack = self._screens_there[self._place(base[:, None], number[:, None] - back)]
-        stack.masked_fill_((ages[:, None] < back)[..., None], 0)  # always: to ask whether there is any would wait
+        stack.masked_fill_(
+            (ages[:, None] < back)[..., None], 0
+        )  # without a test for missing screens, which would wait for the device
         channels, *rest = self.screen_shape
         return stack.view(len(base), self.frame_stack * channels, *rest)

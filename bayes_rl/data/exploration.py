@@ -1,4 +1,4 @@
-"""When and how to depart from the greedy policy."""
+"""Exploration: schedule of epsilon, random numbers, and seeds of posterior draws."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bayes_rl.errors import check
 
-EXPLORE, DRAW = 0x45, 0x44  # domains of the generators below
+EXPLORE, DRAW = 0x45, 0x44  # domains of the generators
 
 
 BLOCK = 64  # steps whose random numbers are drawn at once: making a generator takes longer than using it
@@ -18,7 +18,16 @@ BLOCK = 64  # steps whose random numbers are drawn at once: making a generator t
 
 @dataclass(frozen=True)
 class EpsilonSchedule:
-    """Linear in frames from `start` to `end` over `decay_frames`, then constant; probabilities in [0, 1]."""
+    """Probability of a random action: linear in frames from `start` to `end`, then constant.
+
+    Args:
+        start: probability before the first frame of learning, in [0, 1].
+        end: probability after the decay, in [0, 1].
+        decay_frames: environment frames of the decay; 0 means `end` from the start.
+
+    Raises:
+        ConfigError: a probability outside [0, 1], or a negative number of frames.
+    """
 
     start: float
     end: float
@@ -30,19 +39,45 @@ class EpsilonSchedule:
         check(self.decay_frames >= 0, "data.epsilon_decay_frames", self.decay_frames, "must be zero or more frames")
 
     def __call__(self, frames: int) -> float:
-        """Epsilon after `frames` environment frames of learning."""
+        """Return epsilon after `frames` environment frames of learning."""
         progress = min(1.0, frames / self.decay_frames) if self.decay_frames else 1.0
         return self.start + progress * (self.end - self.start)
 
 
+@dataclass(frozen=True)
+class ExplorationSettings:
+    """Settings of epsilon-greedy exploration.
+
+    Args:
+        epsilon_start: probability of a random action after the random prefill.
+        epsilon_end: probability of a random action after the decay.
+        epsilon_decay_frames: environment frames of the linear decay.
+
+    Raises:
+        ConfigError: a setting cannot work.
+    """
+
+    epsilon_start: float = 1.0
+    epsilon_end: float = 0.01
+    epsilon_decay_frames: int = 100_000
+
+    def __post_init__(self) -> None:
+        _ = self.schedule
+
+    @property
+    def schedule(self) -> EpsilonSchedule:
+        """Schedule of epsilon over the frames of learning."""
+        return EpsilonSchedule(self.epsilon_start, self.epsilon_end, self.epsilon_decay_frames)
+
+
 class ExplorationNoise:
-    """Random numbers of exploration as a function of (seed, rank, step): there is no state to save.
+    """Random numbers of exploration, as a function of (seed, rank, step). There is no state to save.
 
     Args:
         seed: of the run.
         rank: of this process.
-        num_envs: E.
-        num_actions: A.
+        num_envs: E, number of environments.
+        num_actions: A, number of actions.
     """
 
     def __init__(self, seed: int, rank: int, num_envs: int, num_actions: int) -> None:
@@ -50,7 +85,7 @@ class ExplorationNoise:
         self._block = -1
 
     def __call__(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Random actions of `step`, and uniform numbers in [0, 1) that say whether to take them, `[E]` each."""
+        """Return random actions for `step` and uniform numbers in [0, 1), to be compared with epsilon, `[E]` each."""
         block, row = divmod(step, BLOCK)
         if block != self._block:
             rng = np.random.default_rng([*self._key, block])
@@ -61,5 +96,5 @@ class ExplorationNoise:
 
 @lru_cache(maxsize=4096)
 def draw_seed(seed: int, rank: int, env: int, episode: int) -> int:
-    """The seed that names the posterior draw an environment explores by in one episode, 31 bits."""
+    """Return the seed of 31 bits that names the posterior draw of one episode of an environment."""
     return int(np.random.SeedSequence([seed, rank, DRAW, env, episode]).generate_state(1)[0] >> 1)

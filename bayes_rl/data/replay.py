@@ -1,9 +1,8 @@
-"""Replay memory: every screen is stored once; stacks and n-step returns are made on reading."""
+"""Replay that stores every screen once and makes stacks and n-step returns on reading."""
 
 from __future__ import annotations
 
-import math
-import secrets
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,63 +11,91 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bayes_rl.data.n_step import (
+    LAST_SCREEN,
+    LIFE_LOST,
+    TERMINATED,
+    TRUNCATED,
+    check_return_rules,
+    discount_powers,
+    n_step_return,
+)
+from bayes_rl.data.replay_files import ReplayFiles
 from bayes_rl.errors import ConfigError, check, check_choice
 from bayes_rl.types import Transition
-from bayes_rl.utils.files import read_checksummed_json, write_checksummed_json
 
-TERMINATED, TRUNCATED, LIFE_LOST, LAST_SCREEN = 1, 2, 4, 8
-
-
-MANIFEST = "replay.json"
+REPLAY_DEVICES = ("cpu", "cuda")
 
 
-LIFE_LOSS = ("none", "discount", "penalty")
+@dataclass(frozen=True)
+class ReplaySettings:
+    """Settings of the replay and of the transitions that it makes.
 
+    Args:
+        capacity: transitions kept, over all environments.
+        device: device where minibatches are made: cpu, or cuda, by a copy of the replay in the GPU's memory.
+        min_size: transitions collected at random before the first update.
+        batch_size: transitions per minibatch.
+        n_step: agent steps of the n-step return.
+        gamma: discount per agent step, in [0, 1].
+        life_loss: effect of a lost life on the learner: none, discount (of 0) or penalty (a reward of -1).
+        reward_clip: largest size of a reward for the learner; None leaves rewards raw. Scores are always raw.
 
-def layout(
-    num_envs: int, slots: int, screen_shape: tuple[int, ...], screen_dtype: np.dtype[Any]
-) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Name, shape and type of a replay's files: E rings of so many slots, one behind the other."""
-    total = num_envs * slots
-    return {
-        f"screens.{screen_dtype.name}": ((total, math.prod(screen_shape)), screen_dtype),
-        "actions.int16": ((total,), np.dtype(np.int16)),
-        "rewards.float32": ((total,), np.dtype(np.float32)),
-        "flags.uint8": ((total,), np.dtype(np.uint8)),
-        "ages.uint8": ((total,), np.dtype(np.uint8)),  # steps since reset, saturating
-        # Slots of the running history, and the most ever written: going back does not undo an overwriting.
-        "written.int64": ((2, num_envs), np.dtype(np.int64)),
-    }
+    Raises:
+        ConfigError: a setting cannot work.
+    """
+
+    capacity: int = 100_000
+    device: str = "cpu"
+    min_size: int = 5_000
+    batch_size: int = 32
+    n_step: int = 4
+    gamma: float = 0.99
+    life_loss: str = "discount"
+    reward_clip: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        capacity, batch = self.capacity, self.batch_size
+        check(capacity >= 1, "data.replay_capacity", capacity, "must be a positive number of transitions")
+        check(batch >= 1, "data.batch_size", batch, "must be a positive number of transitions")
+        check(capacity >= batch, "data.batch_size", batch, f"exceeds the replay of {capacity} slots")
+        limit = f"must lie between 1 and the replay's capacity, {capacity}"
+        check(1 <= self.min_size <= capacity, "data.min_replay_size", self.min_size, limit)
+        check_choice("data.replay_device", self.device, REPLAY_DEVICES)
+        check_return_rules(self.n_step, self.gamma, self.life_loss, self.reward_clip)
 
 
 class ReplayBuffer:
-    """One ring of slots per environment. A slot holds a screen and the step taken from it.
+    """Replay buffer with one ring of slots per environment. A slot holds a screen and the step taken from it.
 
-    An episode of T steps takes T + 1 slots: the extra one, marked `LAST_SCREEN`, keeps its final screen, which a
-    truncated episode bootstraps from. Rings have `slack` more slots than can be sampled, so that what a
-    checkpoint refers to survives the writes of one more epoch.
+    An episode of T steps takes T + 1 slots. The last slot, marked `LAST_SCREEN`, holds the final screen, which the
+    return of a truncated episode bootstraps from. A ring has `slack` more slots than can be sampled, so that the slots
+    of a checkpoint survive the writes of one more epoch.
 
-    Files in `directory` are shared memory: what was written survives the death of the process at any moment, and
-    `state_dict` brings it to disk before a checkpoint refers to it. After a power cut the newest checkpoint finds its
-    slots; an older one (`best.ckpt`) may be let in though the last writes before the cut went over its oldest slots.
-    A manifest beside the files names the history in them, so that a checkpoint of another one is refused.
+    `state_dict` flushes the files to disk before a checkpoint refers to them. After a power cut the newest checkpoint
+    finds its slots. An older checkpoint (`best.ckpt`) may be accepted although the last writes before the cut
+    overwrote its oldest slots.
 
     Args:
-        capacity: transitions kept in all, over all environments.
-        num_envs: E, rings.
-        screen_shape: of one screen.
+        capacity: transitions kept, over all environments.
+        num_envs: E, the number of rings.
+        screen_shape: of one screen, channels first.
         screen_dtype: of one screen.
         frame_stack: screens per observation, oldest first, zeros before an episode's start.
         n_step: n of the return; may be changed between samples.
         gamma: discount per agent step, in [0, 1].
-        life_loss: what a lost life is to the learner: nothing, a discount of 0, or a reward of -1 (also at the
-            episode's end, as in the original system's Space Invaders).
-        reward_clip: rewards are clipped to +- this on reading; None leaves them raw.
+        life_loss: effect of a lost life on the learner: none, a discount of 0, or a reward of -1. The reward of -1 is
+            also given at the end of a game, as in the original system's Space Invaders.
+        reward_clip: largest size of a reward, applied on reading; None leaves rewards raw.
         slack: additional slots per ring.
-        directory: where memory-mapped files live; None keeps everything in memory.
+        directory: folder of memory-mapped files; None keeps everything in memory.
+
+    Attributes:
+        files: arrays of all slots, with their manifest.
+        written: slots ever written, per ring, `[E]`.
 
     Raises:
-        ConfigError: naming the setting that cannot work.
+        ConfigError: a setting cannot work; the error names it.
     """
 
     def __init__(
@@ -88,10 +115,7 @@ class ReplayBuffer:
     ) -> None:
         check(capacity >= 1, "data.replay_capacity", capacity, "must be a positive number of transitions")
         check(1 <= frame_stack <= 255, "data.frame_stack", frame_stack, "must lie between 1 and 255 screens")
-        check(n_step >= 1, "data.n_step", n_step, "must be at least 1 step")
-        check(0 <= gamma <= 1, "data.gamma", gamma, "must lie in [0, 1]")
-        check_choice("data.life_loss", life_loss, LIFE_LOSS)
-        check(reward_clip is None or reward_clip > 0, "data.reward_clip", reward_clip, "must be positive, or null")
+        check_return_rules(n_step, gamma, life_loss, reward_clip)
         ring = capacity // num_envs
         limit = f"must be smaller than one environment's share of the replay, {ring} = {capacity} / {num_envs} slots"
         check(n_step + frame_stack < ring, "data.n_step", n_step, limit)
@@ -100,86 +124,40 @@ class ReplayBuffer:
         self.n_step, self.gamma = n_step, gamma
         self.life_loss, self.reward_clip = life_loss, reward_clip
         self.slots = ring + slack
-        self.directory = directory
-        self._layout = layout(num_envs, self.slots, screen_shape, screen_dtype)
-        self._history: str | None = None
-        self._mapped = self._recognise()
-        # Files that do not fit stay as they are until a new history begins: a checkpoint may refer to them.
-        self._map("r+" if self._mapped else "")
-        self.written = np.zeros(num_envs, np.int64)  # slots ever written, per ring
-        self._age = np.zeros(num_envs, np.int64)
+        self.files = ReplayFiles(directory, num_envs, self.slots, self.screen_shape, screen_dtype)
+        self.written = np.zeros(num_envs, np.int64)
+        self._age = np.zeros(num_envs, np.int64)  # steps since the reset, per ring
         self._base = np.arange(num_envs) * self.slots
-        self._begun = False
-
-    @property
-    def _geometry(self) -> list[int]:
-        return [self.num_envs, self.slots, *self.screen_shape]
-
-    def _manifest(self) -> dict[str, Any]:
-        sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in self._layout.items()}
-        return {"format": 1, "history": self._history, "geometry": self._geometry, "files": sizes}
-
-    def _recognise(self) -> bool:
-        """Whether the files of a ring like this one are there; takes over the name of their history."""
-        if self.directory is None:
-            return False
-        paths = {self.directory / name: size for name, size in self._manifest()["files"].items()}
-        if any(not path.is_file() or path.stat().st_size != size for path, size in paths.items()):
-            return False
-        try:
-            content = read_checksummed_json(self.directory / MANIFEST)
-        except FileNotFoundError:  # written by an earlier version of this program
-            return True
-        except (OSError, ValueError):
-            return False
-        self._history = content.get("history")
-        return isinstance(self._history, str) and content == self._manifest()
-
-    def _map(self, mode: str) -> None:
-        """Arrays in the files of `directory`; without a `mode` in memory, of which nothing is taken before a write."""
-        self._files: list[np.memmap[Any, Any]] = []
-        arrays = []
-        for name, (shape, dtype) in self._layout.items():
-            if self.directory is None or not mode:
-                arrays.append(np.zeros(shape, dtype))
-                continue
-            self._files.append(np.memmap(self.directory / name, dtype, mode, shape=shape))  # type: ignore[call-overload]
-            # The same memory: indexing a memmap itself takes three times as long.
-            arrays.append(self._files[-1].view(np.ndarray))
-        self._screens, self._actions, self._rewards, self._flags, self._ages, self._disk = arrays
-
-    def _begin_history(self) -> None:
-        """Nothing that was written before counts any more, from before the first slot is overwritten."""
-        if self.directory is not None:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            if not self._mapped:
-                self._map("w+")
-                self._mapped = True
-            self._history = secrets.token_hex(16)
-            write_checksummed_json(self.directory / MANIFEST, self._manifest())
-        self._disk[:] = 0
-        self._begun = True
+        self._history_began = False
 
     def __len__(self) -> int:
-        """Slots inside the window that can be sampled from, all rings together."""
+        """Return the number of slots in the newest `ring` slots of all rings: N of the ELBO."""
         return int(np.minimum(self.written, self.ring).sum())
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays at full size."""
-        return sum(a.nbytes for a in (self._screens, self._actions, self._rewards, self._flags, self._ages))
+        """Bytes of all slots at full size."""
+        return self.files.nbytes
+
+    @property
+    def sampleable(self) -> int:
+        """Number of slots that `sample` chooses among. A few of them hold final screens and are drawn again."""
+        return int(self._window()[1].sum())
 
     def _write(self, envs: slice | NDArray[np.int64], screens: NDArray[Any], flags: Any) -> NDArray[np.int64]:
-        if not self._begun:
-            self._begin_history()
+        """Write the next slot of each of the rings `envs`, and return the slots' indices."""
+        if not self._history_began:
+            self.files.begin_history()
+            self._history_began = True
         slot = self._base[envs] + self.written[envs] % self.slots
         self.written[envs] += 1
-        # Before the slots, whose old content is lost from now on, and after them: a kill can come in between.
-        np.maximum(self._disk[1], self.written, out=self._disk[1])
-        self._screens[slot] = screens.reshape(len(slot), self._screens.shape[1])
-        self._flags[slot] = flags
-        self._ages[slot] = np.minimum(self._age[envs], 255)
-        self._disk[0] = self.written
+        # A process can be killed at any line. The largest number of slots rises before a slot loses its old content,
+        # and the number of valid slots rises after the slot is whole.
+        np.maximum(self.files.written[1], self.written, out=self.files.written[1])
+        self.files.screens[slot] = screens.reshape(len(slot), self.files.screens.shape[1])
+        self.files.flags[slot] = flags
+        self.files.ages[slot] = np.minimum(self._age[envs], 255)
+        self.files.written[0] = self.written
         return slot
 
     def add(
@@ -193,33 +171,47 @@ class ReplayBuffer:
         next_screens: NDArray[Any],
         idle: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Append a step of every environment `[E]` that was not `idle`; `next_screens` is kept where episodes ended."""
+        """Append one step of every environment.
+
+        Args:
+            screens: screens that the steps were taken from, `[E, *screen_shape]`.
+            actions: actions as executed, `[E]`.
+            rewards: raw rewards, `[E]`.
+            terminated: whether the episode terminated with this step, `[E]`.
+            truncated: whether the episode was truncated after this step, `[E]`.
+            life_lost: whether a life was lost in this step, `[E]`.
+            next_screens: screens after the steps, `[E, *screen_shape]`; stored where episodes ended.
+            idle: environments that took no step, `[E]`; None if all took one.
+        """
         envs = slice(None) if idle is None or not idle.any() else np.flatnonzero(~idle)
         ended = np.flatnonzero(terminated | truncated)
         flags = life_lost * LIFE_LOST
         if len(ended):
             flags += terminated * TERMINATED + truncated * TRUNCATED
         slot = self._write(envs, screens[envs], flags[envs])
-        self._actions[slot] = actions[envs]
-        self._rewards[slot] = rewards[envs]
+        self.files.actions[slot] = actions[envs]
+        self.files.rewards[slot] = rewards[envs]
         self._age[envs] += 1
         if len(ended):
             self._write(ended, next_screens[ended], LAST_SCREEN)
             self._age[ended] = 0
 
     def _window(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """First slot number that can be sampled, and how many, per ring: whole stacks and whole n-step windows."""
+        """Return the first slot number with a whole stack, and the number of n-step windows from it on, `[E]` each."""
         oldest = np.maximum(self.written - self.ring, 0)
         low = oldest + np.where(oldest > 0, self.frame_stack - 1, 0)
         return low, np.maximum(self.written - self.n_step - low, 0)
 
-    @property
-    def sampleable(self) -> int:
-        """Slots that `sample` chooses among (a few of them, the last screens, are drawn again)."""
-        return int(self._window()[1].sum())
-
     def sample(self, batch_size: int, rng: np.random.Generator) -> Transition:
-        """Draw `batch_size` transitions uniformly, with replacement, from those stored."""
+        """Draw transitions uniformly, with replacement.
+
+        Args:
+            batch_size: B, number of transitions.
+            rng: generator of the slots' numbers.
+
+        Raises:
+            RuntimeError: the replay holds no complete n-step window yet.
+        """
         low, count = self._window()
         ends = np.cumsum(count)
         if ends[-1] == 0:
@@ -228,78 +220,75 @@ class ReplayBuffer:
         number = np.empty(batch_size, np.int64)
         missing = np.arange(batch_size)
         while len(missing):
-            u = rng.integers(0, ends[-1], len(missing))
-            e = np.searchsorted(ends, u, side="right")
-            env[missing], number[missing] = e, low[e] + u - (ends[e] - count[e])
-            flags = self._flags[self._slot(env[missing], number[missing])]
-            missing = missing[(flags & LAST_SCREEN) > 0]  # no step was taken from there
+            index = rng.integers(0, ends[-1], len(missing))
+            ring = np.searchsorted(ends, index, side="right")
+            env[missing], number[missing] = ring, low[ring] + index - (ends[ring] - count[ring])
+            flags = self.files.flags[self._slot(env[missing], number[missing])]
+            missing = missing[(flags & LAST_SCREEN) > 0]  # no step was taken from a final screen
         return self.transitions(env, number)
 
     def _slot(self, env: NDArray[np.int64], number: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the array index of slot `number` of ring `env`."""
         return self._base[env] + number % self.slots
 
     def transitions(self, env: NDArray[np.int64], number: NDArray[np.int64]) -> Transition:
-        """The n-step transitions that start at slot `number` `[B]` of ring `env` `[B]`."""
+        """Return the n-step transitions that start at slot `number` `[B]` of ring `env` `[B]`."""
         window = self._slot(env[:, None], number[:, None] + np.arange(self.n_step))
-        flags = self._flags[window]
-        reward = np.asarray(self._rewards[window], np.float64)
-        if self.reward_clip is not None:
-            reward = reward.clip(-self.reward_clip, self.reward_clip)
-        if self.life_loss == "penalty":
-            reward = reward - ((flags & (LIFE_LOST | TERMINATED)) > 0)
-        absorbing = (flags & (TERMINATED | (LIFE_LOST if self.life_loss == "discount" else 0))) > 0
-        ends = absorbing | ((flags & TRUNCATED) > 0)
-        taken: NDArray[np.bool_] = np.cumsum(ends, 1) - ends == 0  # steps up to and including the first end
-        k: NDArray[np.int64] = taken.sum(1)
-        powers = self.gamma ** np.arange(self.n_step + 1)
-        # One after the other, for the same rounding on every device.
-        n_step_return = sum((reward * taken * powers[:-1]).T, np.zeros(len(k)))
-        discount = powers[k] * ~absorbing[np.arange(len(k)), k - 1]
+        reward, discount, steps = n_step_return(
+            self.files.rewards[window],
+            self.files.flags[window],
+            discount_powers(self.gamma, self.n_step),
+            self.life_loss,
+            self.reward_clip,
+        )
         return Transition(
             self._observations(env, number),
-            torch.from_numpy(self._actions[self._slot(env, number)].astype(np.int64)),
-            torch.from_numpy(n_step_return.astype(np.float32)),
+            torch.from_numpy(self.files.actions[window[:, 0]].astype(np.int64)),
+            torch.from_numpy(reward.astype(np.float32)),
             torch.from_numpy(discount.astype(np.float32)),
-            self._observations(env, number + k),
+            self._observations(env, number + steps),
         )
 
     def _observations(self, env: NDArray[np.int64], number: NDArray[np.int64]) -> Tensor:
-        """Stacks `[B, frame_stack * C, ...]` that end at slot `number`, zeros before the episode's start."""
+        """Return stacks `[B, frame_stack * C, ...]` that end at slot `number`, zeros before the episode's start."""
         back = np.arange(self.frame_stack - 1, -1, -1)
-        stack = self._screens[self._slot(env[:, None], number[:, None] - back)]
-        missing = self._ages[self._slot(env, number)][:, None] < back
+        stack = self.files.screens[self._slot(env[:, None], number[:, None] - back)]
+        missing = self.files.ages[self._slot(env, number)][:, None] < back
         if missing.any():
             stack[missing] = 0
         channels, *rest = self.screen_shape
         return torch.from_numpy(np.ascontiguousarray(stack)).view(len(env), self.frame_stack * channels, *rest)
 
     def state_dict(self) -> dict[str, Any]:
-        """Positions in the rings; the slots themselves stay in `directory`, flushed to disk here."""
-        for file in self._files:
-            file.flush()
+        """Flush the files to disk and return the positions in the rings. The slots stay in the files."""
+        self.files.flush()
         return {
             "written": torch.from_numpy(self.written.copy()),
             "age": torch.from_numpy(self._age.copy()),
-            "geometry": self._geometry,
-            "history": self._history,
+            "geometry": self.files.geometry,
+            "history": self.files.history,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to `state`. Refuses when the files no longer (or do not) hold what it refers to."""
+        """Go back to the positions in `state`.
+
+        Raises:
+            ConfigError: the files do not hold the slots that `state` refers to.
+        """
         written = state["written"].numpy()
-        where = str(self.directory)
+        where = str(self.files.directory)
         remedy = "; resume from checkpoints/last.ckpt, or collect again with --data.refill_replay true"
-        if state["geometry"] != self._geometry:
+        if state["geometry"] != self.files.geometry:
             raise ConfigError("ckpt_path", where, f"replay of another shape, {state['geometry']}{remedy}")
-        self._begun = bool(written.any())
-        if self._begun:  # else it refers to nothing, and what is there stays until the first step
-            end, most = self._disk
-            if self._mapped and state.get("history") != self._history:
+        self._history_began = bool(written.any())
+        if self._history_began:  # a state without slots refers to nothing: the files stay until the first step
+            end, most = self.files.written
+            if self.files.mapped and state.get("history") != self.files.history:
                 raise ConfigError("ckpt_path", where, f"another replay was begun in place of this checkpoint's{remedy}")
             if (end < written).any():
                 raise ConfigError("ckpt_path", where, f"the replay that this checkpoint refers to is not there{remedy}")
             if (most - written > self.slots - self.ring).any():
                 raise ConfigError("ckpt_path", where, f"the replay has moved on since this checkpoint{remedy}")
-            self._disk[0] = written
+            self.files.written[0] = written
         self.written[:] = written
         self._age[:] = state["age"].numpy()

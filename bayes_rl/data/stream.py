@@ -298,7 +298,7 @@ class ReplayStream(IterableDataset[Batch]):
             if not np.array_equal(screens, self.stack.array[:, -1]):
                 raise ConfigError(
                     "ckpt_path",
-                    str(self.replay.directory),
+                    str(self.replay.files.directory),
                     "the environments could not be rebuilt from their seeds and actions: was ale-py or gymnasium "
                     "updated since the checkpoint? --data.refill_replay true starts new games",
                 )

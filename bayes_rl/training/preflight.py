@@ -19,7 +19,7 @@ from torch import Tensor
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.data.device_replay import copy_bytes
-from bayes_rl.data.replay import layout
+from bayes_rl.data.replay_files import replay_layout
 from bayes_rl.errors import check
 from bayes_rl.networks.encoders import ENCODERS
 from bayes_rl.utils.files import check_disk
@@ -68,7 +68,7 @@ def _rings(data: ReplayDataModule) -> tuple[int, int, tuple[int, ...], np.dtype[
 
 def replay_bytes(data: ReplayDataModule) -> int:
     """What one replay takes, in files or in memory."""
-    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout(*_rings(data)).values())
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in replay_layout(*_rings(data)).values())
 
 
 def copied_bytes(data: ReplayDataModule) -> int:
@@ -128,7 +128,7 @@ def updates_of(trainer: pl.Trainer, data: ReplayDataModule) -> int | None:
 def frames_of(updates: int, trainer: pl.Trainer, data: ReplayDataModule) -> int:
     """Environment frames of a whole run of so many updates, those collected before learning included."""
     epochs = max(1, -(-updates // data.batches_per_epoch))
-    prefill = (1 + data.curriculum.visit(epochs - 1)) * data.min_replay_size * data.settings.frame_skip
+    prefill = (1 + data.curriculum.visit(epochs - 1)) * data.replay_settings.min_size * data.settings.frame_skip
     return prefill + round(updates * data.settings.frame_skip / data.updates_per_step)
 
 

@@ -1,4 +1,4 @@
-"""Bringing what the CPU makes to the device that learns, without waiting for it."""
+"""Copies from the CPU to a device."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def to_device_async(x: Tensor, device: torch.device) -> Tensor:
-    """`x` on `device`; to a GPU under way when this returns, `x` may be changed at once.
+    """Return `x` on `device`. A copy to a GPU runs asynchronously, and `x` may be changed at once.
 
-    From page-locked memory the copy runs beside everything else, in the order of the stream. Torch keeps such memory
-    from being used again until it has been read.
+    The copy goes through page-locked memory, in the order of the current stream. Torch does not use that memory again
+    before the copy has read it.
     """
     if device.type != "cuda" or x.is_cuda:
         return x.to(device)

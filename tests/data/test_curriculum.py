@@ -15,7 +15,7 @@ from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.agent.optimizer import parameter_groups
 from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.cli import resume_rules as resume
-from bayes_rl.data.curriculum import Curriculum, make_curriculum
+from bayes_rl.data.curriculum import Curriculum, CurriculumSettings, make_curriculum
 from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.data.exploration import EpsilonSchedule
 from bayes_rl.data.replay import ReplayBuffer
@@ -47,7 +47,7 @@ def test_the_curriculum_is_the_plan_written_out(tasks: int, epochs: int, cycles:
 
 
 def test_a_single_game_is_a_visit_without_an_end() -> None:
-    curriculum = make_curriculum(EnvSettings("breakout"), None, 7, 100, 1)
+    curriculum = make_curriculum(EnvSettings("breakout"), None, CurriculumSettings(frames_per_task=7), 100)
     assert (curriculum.visits, curriculum.visit(10**9), curriculum.ends(10**9)) == (1, 0, False)
     assert curriculum.names == ["breakout"]
 
@@ -61,8 +61,12 @@ def test_a_single_game_is_a_visit_without_an_end() -> None:
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused(key: str, arguments: tuple[int, int, int]) -> None:
+    def make(frames_per_task: int, frames_per_epoch: int, cycles: int) -> Curriculum:
+        visits = CurriculumSettings(frames_per_task, cycles)
+        return make_curriculum(EnvSettings("?"), ["breakout", "tennis"], visits, frames_per_epoch)
+
     with pytest.raises(ConfigError) as error:
-        make_curriculum(EnvSettings("?"), ["breakout", "tennis"], *arguments)
+        make(*arguments)
     assert error.value.key == key
 
 

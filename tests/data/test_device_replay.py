@@ -15,7 +15,8 @@ import torch
 from bayes_rl.cli import app as cli
 from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.data.device_replay import DeviceReplay, copy_bytes
-from bayes_rl.data.replay import LIFE_LOSS, ReplayBuffer
+from bayes_rl.data.n_step import LIFE_LOSS
+from bayes_rl.data.replay import ReplayBuffer
 from bayes_rl.errors import ConfigError
 from bayes_rl.training import preflight as forecast
 from bayes_rl.types import Transition
@@ -39,7 +40,7 @@ def play(replays: list[Any], steps: int, seed: int, p_end: float = 0.15, p_idle:
     shape, envs = (first.num_envs, *first.screen_shape), first.num_envs
     for _ in range(steps):
         ended, how, lost = rng.random(envs) < p_end, rng.random((2, envs)) < 0.6, rng.random(envs) < 0.2
-        now, then = ((rng.random(shape) * 255).astype(first._screens.dtype) for _ in range(2))
+        now, then = ((rng.random(shape) * 255).astype(first.files.screens.dtype) for _ in range(2))
         actions, rewards = rng.integers(0, 18, envs), rng.normal(0, 2, envs).astype(np.float32)
         idle = rng.random(envs) < p_idle
         terminated, truncated = ended & how[0] & ~idle, ended & how[1] & ~idle
@@ -232,7 +233,7 @@ def test_the_forecast_counts_the_copy(tmp_path: Path, monkeypatch: pytest.Monkey
     assert forecast.copied_bytes(data) == 0
     assert "GPU" not in forecast.describe(done.trainer, done.model, data)
     monkeypatch.setattr(ReplayDataModule, "_copy_device", CPU)
-    shape = (4, replay.slots, replay.screen_shape, replay._screens.dtype)
+    shape = (4, replay.slots, replay.screen_shape, replay.files.screens.dtype)
     copied = DeviceReplay(500, *shape[:1], *shape[2:], slack=replay.slots - replay.ring, device=CPU)
     play([copied], 1, 0)
     taken = copied._screens_there.nbytes + copied._numbers_there.nbytes

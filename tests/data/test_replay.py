@@ -753,12 +753,12 @@ def test_a_kill_in_the_midst_of_a_step_is_counted_as_overwriting(tmp_path: Path,
     class Dying:
         """Stands in for an array that is being written to."""
 
-        shape = replay._screens.shape
+        shape = replay.files.screens.shape
 
         def __setitem__(self, slot: Any, value: Any) -> None:
             raise Killed
 
-    setattr(replay, "_screens" if moment == "before the slots" else "_ages", Dying())
+    setattr(replay.files, "screens" if moment == "before the slots" else "ages", Dying())
     with pytest.raises(Killed):
         play([replay], 1, 2, 1, p_end=0.0, start=fresh)
     with pytest.raises(ConfigError, match=r"moved on|not there"):

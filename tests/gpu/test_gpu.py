@@ -15,7 +15,8 @@ from bayes_rl.agent.behaviour import Behaviour
 from bayes_rl.agent.compilation import REPLAYED
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.data.device_replay import DeviceReplay
-from bayes_rl.data.replay import LIFE_LOSS, ReplayBuffer
+from bayes_rl.data.n_step import LIFE_LOSS
+from bayes_rl.data.replay import ReplayBuffer
 from bayes_rl.types import Batch, Transition
 from bayes_rl.utils.device import to_device_async
 

@@ -37,7 +37,7 @@ class FrameProgress(ProgressBar):
         data = _data(trainer)
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
         visits = 1 + data.curriculum.visit(epochs - 1) if epochs else 1
-        prefill = visits * data.min_replay_size * data.settings.frame_skip
+        prefill = visits * data.replay_settings.min_size * data.settings.frame_skip
         total = prefill + epochs * data.frames_per_epoch if epochs else None
         self._bar = tqdm(
             total=total,
