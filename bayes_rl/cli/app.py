@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import sys
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from jsonargparse import ArgumentError, Namespace
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -18,29 +14,23 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from bayes_rl.agent.compilation import check_capture
-from bayes_rl.agent.low_overhead import flush_denormals_in_workers
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.cli.arguments import check_config, given_options, typed_options, with_bundled_configs, with_own_config
-from bayes_rl.cli.parser_errors import format_parser_error, option_names
+from bayes_rl.cli.parser_errors import format_parser_error, option_names, trainer_error
+from bayes_rl.cli.process import share_cores, silence_warnings
 from bayes_rl.cli.resume_rules import apply_checkpoint_options, report_trainer_differences
 from bayes_rl.cli.saved_runs import find_checkpoint, saved_options, saved_trainer
 from bayes_rl.cli.validation import check_trainer, check_values
 from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.errors import ConfigError, RunError
 from bayes_rl.reporting.score_table import as_scores, score_table
-from bayes_rl.training.callbacks.checkpoints import KeptCheckpoint, TaskEnds
-from bayes_rl.training.callbacks.error_log import ErrorLog
-from bayes_rl.training.callbacks.graceful_stop import GracefulStop
-from bayes_rl.training.callbacks.learning_curve import LearningCurve
-from bayes_rl.training.callbacks.progress import FrameProgress
-from bayes_rl.training.callbacks.resource_report import ResourceReport
 from bayes_rl.training.callbacks.run_lock import RunLock
-from bayes_rl.training.callbacks.stream_metrics import StreamMetrics
-from bayes_rl.training.callbacks.video_writer import VideoWriter, record_game
+from bayes_rl.training.callbacks.video_writer import record_game
 from bayes_rl.training.checkpoint_io import FULL, ON_FULL_DISK, AtomicCheckpointIO
 from bayes_rl.training.export import is_export, load_weights, read_export
 from bayes_rl.training.preflight import check_networks, check_room
-from bayes_rl.training.run_directory import run_directory
+from bayes_rl.training.run_callbacks import make_callbacks
+from bayes_rl.training.run_directory import next_version, run_directory, run_of
 from bayes_rl.types import AGENT_ARGUMENTS
 from bayes_rl.utils.files import write_atomic
 
@@ -180,70 +170,35 @@ class BayesCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         options = self._options()
-        directory = self._run_directory()
         path = options.get("ckpt_path")
         if path and is_export(path):  # which leaves the trainer nothing to load
             load_weights(self.model, read_export(path), path)
             self.config_init[self.config.subcommand].ckpt_path = None
-        checkpoint = Path(options.get("ckpt_path") or "").absolute()
-        if checkpoint.parent.name == "checkpoints":  # a resumed run goes on in its own directory
-            run = checkpoint.parents[1]
-        else:
-            versions = [int(p.name[8:]) for p in directory.glob("version_*") if p.name[8:].isdigit()]
-            run = directory / f"version_{max(versions, default=-1) + 1}"
+        # A resumed run continues in its own directory.
+        run = (run_of(path) if path else None) or next_version(self._run_directory())
         if self.config.subcommand != "fit":
             kwargs["logger"] = False  # playing games adds nothing to the curves of the run
         elif options.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(str(run.parent), name="", version=run.name, default_hp_metric=False)
         resuming = self.config.subcommand == "fit" and bool(options.get("ckpt_path"))
         kwargs["plugins"] = [AtomicCheckpointIO(options.on_full_disk, resuming), *self._plugins()]
-        self.trainer_defaults["callbacks"] = self._callbacks(run)
+        data = options.data
+        epochs_per_task = round(data.frames_per_task / data.frames_per_epoch) if data.tasks else None
+        progress_bar = options.trainer.enable_progress_bar is not False
+        self.trainer_defaults["callbacks"] = make_callbacks(run, epochs_per_task, progress_bar)
         precision = options.trainer.precision
         if precision not in (None, "32-true", "32", 32, "bf16-mixed", "16-mixed"):
             raise ConfigError("trainer.precision", precision, "is none of 32-true, bf16-mixed, 16-mixed")
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:
-            text = " ".join(str(error).split())
-            words = [*re.findall(r"`(\w+)", text), *re.findall(r"\w+", text)]
-            words += ["max_time"] if options.trainer.max_time is not None else []  # refused without its name
-            key = next((word for word in words if word in options.trainer), "")
-            raise ConfigError(f"trainer.{key}".rstrip("."), options.trainer.get(key), f"is refused: {text}") from None
+            raise trainer_error(error, options.trainer) from None
         if trainer.world_size > 1:
             key = "num_nodes" if options.trainer.num_nodes > 1 else "devices"
             raise ConfigError(f"trainer.{key}", options.trainer[key], "is more than one process can do; use 1")
         if not getattr(trainer, "fast_dev_run", False):
             self.datamodule.directory = run / "replay"
         return trainer
-
-    def _callbacks(self, run: Path) -> list[Any]:
-        """What every run into this directory has."""
-        saving: dict[str, Any] = {
-            "dirpath": run / "checkpoints",
-            "save_on_train_epoch_end": True,
-            "enable_version_counter": False,
-        }
-        options = self._options()
-        if options.data.tasks:  # which agent is the best one depends on the task: that of each visit's end is kept
-            every = round(options.data.frames_per_task / options.data.frames_per_epoch)
-            kept: KeptCheckpoint = TaskEnds(
-                filename="end_of_task_{epoch}", save_top_k=-1, every_n_epochs=every, **saving
-            )
-        else:
-            kept = KeptCheckpoint(filename="best", monitor="val/return_mean", mode="max", **saving)
-        extra = [
-            kept,
-            KeptCheckpoint(filename="last", **saving),  # `save_last` would follow the best one only
-            StreamMetrics(),
-            LearningCurve(),
-            VideoWriter(),
-            GracefulStop(),
-            ResourceReport(),
-            ErrorLog(Path(os.path.relpath(run))),
-        ]
-        if options.trainer.enable_progress_bar is not False:
-            extra.append(FrameProgress())
-        return extra
 
     def _plugins(self) -> list[Any]:
         """Plugins of the trainer's own option."""
@@ -310,32 +265,6 @@ class _SaveConfig(SaveConfigCallback):
             write_atomic(path, lambda file: file.write(text.encode()))
 
 
-def _quiet() -> None:
-    """Silence an advertisement, and a deprecation inside Lightning that its users can do nothing about."""
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
-    # A resumed run goes on in its own directory.
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    # Short epochs are fine: a curve has a point every `log_every_n_steps` updates.
-    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
-    # A run that ends by `max_steps`, before its first validation, has no best checkpoint, only the last.
-    warnings.filterwarnings("ignore", message=".*could not find the monitored key in the returned metrics")
-    # The table of layers counts parameters; its size in MB is left to the reader.
-    warnings.filterwarnings("ignore", message="Precision .* is not supported by the model summary")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", module="pytorch_lightning.*")
-
-
-def _share_cores() -> None:
-    """Leave half of the cores to the emulator's threads, unless OMP_NUM_THREADS says otherwise.
-
-    The learner's threads wait for each other by spinning: one that shares its core with an emulator, or with
-    another run, holds all of them up. On two cores one learner thread is nearly as fast alone, and five times
-    faster in company.
-    """
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
-    flush_denormals_in_workers()
-
-
 def run(args: ArgsType = None) -> BayesCLI:
     """Parse `args` (default: the command line) and run the subcommand.
 
@@ -343,8 +272,8 @@ def run(args: ArgsType = None) -> BayesCLI:
         ConfigError: bad input, as one line that names the key.
         ArgumentError: an option or file that the parser refuses.
     """
-    _quiet()
-    _share_cores()
+    silence_warnings()
+    share_cores()
     return BayesCLI(
         VariationalActorCritic,
         ReplayDataModule,

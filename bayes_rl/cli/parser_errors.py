@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser
@@ -14,7 +15,7 @@ from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.cli.arguments import bundled_configs
 from bayes_rl.cli.saved_runs import _is_file
 from bayes_rl.data.datamodule import ReplayDataModule
-from bayes_rl.errors import did_you_mean
+from bayes_rl.errors import ConfigError, did_you_mean
 
 
 def _config_names() -> str:
@@ -47,6 +48,20 @@ def format_parser_error(error: Exception, known: list[str]) -> str:
             return f"--{key}: {value!r} is no {' or '.join(kinds)}"
     unknown = re.search(r"unrecognized arguments: (?:--)?(\S+)", text) or re.search(r"not accept option '(\S+?)'", text)
     return text + did_you_mean(unknown[1].split("=")[0], known) if unknown else text
+
+
+def trainer_error(error: Exception, options: Any) -> ConfigError:
+    """Return the error of an option that Lightning's trainer refuses, with the option that its text names.
+
+    Args:
+        error: raised by the constructor of the trainer.
+        options: of the trainer.
+    """
+    text = " ".join(str(error).split())
+    words = [*re.findall(r"`(\w+)", text), *re.findall(r"\w+", text)]
+    words += ["max_time"] if options.max_time is not None else []  # refused by a text without its name
+    key = next((word for word in words if word in options), "")
+    return ConfigError(f"trainer.{key}".rstrip("."), options.get(key), f"is refused: {text}")
 
 
 def option_names() -> list[str]:

@@ -1,4 +1,4 @@
-"""Directory of a run."""
+"""Directory of a run, `runs/NAME/version_K`, and what a trainer knows of it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,26 @@ import pytorch_lightning as pl
 from bayes_rl.data.datamodule import ReplayDataModule
 
 
-def _data(trainer: pl.Trainer) -> ReplayDataModule:
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    assert isinstance(data, ReplayDataModule)
-    return data
+def run_of(checkpoint: str | Path) -> Path | None:
+    """Return the absolute path of the run that wrote a checkpoint, or None if the file lies elsewhere."""
+    folder = Path(checkpoint).absolute().parent
+    return folder.parent if folder.name == "checkpoints" else None
+
+
+def next_version(directory: Path) -> Path:
+    """Return the first unused `version_K` in `directory`, K one higher than the highest that exists."""
+    versions = [int(path.name[8:]) for path in directory.glob("version_*") if path.name[8:].isdigit()]
+    return directory / f"version_{max(versions, default=-1) + 1}"
 
 
 def run_directory(trainer: pl.Trainer) -> Path:
-    """Where the files of a run belong: beside its checkpoints, whatever the logger."""
+    """Return the directory for the files of a run: the parent of its checkpoints, whatever the logger."""
     checkpoints = getattr(trainer.checkpoint_callback, "dirpath", None)
     return Path(checkpoints).parent if checkpoints else Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def data_of(trainer: pl.Trainer) -> ReplayDataModule:
+    """Return the data module of a trainer."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data, ReplayDataModule)
+    return data

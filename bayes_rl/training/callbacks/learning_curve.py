@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Callback
 
 from bayes_rl.reporting.learning_curve import write_curve
 from bayes_rl.training.checkpoint_io import FULL
-from bayes_rl.training.run_directory import _data, run_directory
+from bayes_rl.training.run_directory import data_of, run_directory
 
 
 class LearningCurve(Callback):
@@ -31,7 +31,7 @@ class LearningCurve(Callback):
         self.history = list(state_dict["history"])
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        data = _data(trainer)
+        data = data_of(trainer)
         several = data.num_tasks > 1
         before = trainer.sanity_checking
         if trainer.state.fn != "fit" or (before and (not several or data.stream.frames)):

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from tqdm.auto import tqdm
 
-from bayes_rl.training.run_directory import _data
+from bayes_rl.training.run_directory import data_of
 
 
 class FrameProgress(ProgressBar):
@@ -34,7 +34,7 @@ class FrameProgress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        data = _data(trainer)
+        data = data_of(trainer)
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
         visits = 1 + data.curriculum.visit(epochs - 1) if epochs else 1
         prefill = visits * data.replay_settings.min_size * data.settings.frame_skip
@@ -56,8 +56,8 @@ class FrameProgress(ProgressBar):
         if time.monotonic() - self._drawn < self.refresh_seconds:
             return
         self._drawn = time.monotonic()
-        stream = _data(trainer).stream
-        data = _data(trainer)
+        stream = data_of(trainer).stream
+        data = data_of(trainer)
         if data.num_tasks > 1:
             self._bar.set_description(f"{data.game} ({data.visit + 1} of {data.curriculum.visits})", refresh=False)
         status = {"epsilon": f"{stream.epsilon:.2f}"}
@@ -73,7 +73,7 @@ class FrameProgress(ProgressBar):
         if trainer.state.fn != "fit" or self._bar is None:
             return
         scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        data = _data(trainer)
+        data = data_of(trainer)
         line = f"{data.stream.frames:>10,} frames: "
         if data.num_tasks > 1:
             played = [(name, scores.get(f"val/{name}/return_mean")) for name in data.curriculum.names]

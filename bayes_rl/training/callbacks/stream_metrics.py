@@ -9,20 +9,20 @@ import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from bayes_rl.training.run_directory import _data
+from bayes_rl.training.run_directory import data_of
 
 
 class StreamMetrics(Callback):
     """Logs what the stream knows: returns in training, epsilon, frames per second, counters, step sizes."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._mark = (time.monotonic(), _data(trainer).stream.frames)
+        self._mark = (time.monotonic(), data_of(trainer).stream.frames)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or trainer.global_step % every:
             return
-        stream = _data(trainer).stream
+        stream = data_of(trainer).stream
         now, frames = time.monotonic(), stream.frames
         values = {
             "time/fps": (frames - self._mark[1]) / max(now - self._mark[0], 1e-9),
