@@ -1,4 +1,4 @@
-"""Command line: `python cli.py fit|validate|test|predict --config configs/NAME.yaml` (or `bayes-rl`)."""
+"""Verbs that train or play: `bayes-rl fit|validate|test|predict --config NAME`."""
 
 from __future__ import annotations
 
@@ -34,27 +34,30 @@ from bayes_rl.training.run_directory import next_version, run_directory, run_of
 from bayes_rl.types import AGENT_ARGUMENTS
 from bayes_rl.utils.files import write_atomic
 
-# Inside Lightning 2.6.6; its users can do nothing about it.
+# A deprecation inside Lightning 2.6.6.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 
 EXACT = {"exit_on_error": False, "allow_abbrev": False}
-"""Options of the parser: an error is raised for `main` to word, and no option may be shortened."""
+"""Options of the parser: it raises errors, which `main` prints, and accepts no shortened option."""
 
 
 class BayesCLI(LightningCLI):
-    """LightningCLI whose runs live in `runs/NAME/version_K`, whose model takes its shapes from the data, and whose
-    `fit` ends with a report.
+    """Lightning's command line for one agent and one data module.
+
+    Runs are written to `runs/NAME/version_K`, the model takes its shapes from the data, and `fit` ends with a table of
+    scores.
     """
 
     model: VariationalActorCritic
     datamodule: ReplayDataModule
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of a run, and the defaults of the trainer."""
         parser.add_argument("--name", type=str, default="", help="Name of the run, a directory below runs/.")
-        help = "A save that finds no room on the disk ends the run, or is left out."
+        help = "A save that finds no room on the disk ends the run, or is skipped."
         parser.add_argument("--on_full_disk", type=Literal[ON_FULL_DISK], default="stop", help=help)
-        text = "Go on from a checkpoint although options differ from it."
+        text = "Resume from a checkpoint although options differ from it."
         parser.add_argument("--allow_overrides", type=bool, nargs="?", const=True, default=False, help=text)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.set_defaults(
@@ -65,7 +68,7 @@ class BayesCLI(LightningCLI):
         return self.config[self.config.subcommand]
 
     def _configs(self) -> list[Path]:
-        """The configuration files that were typed."""
+        """Return the configuration files that were typed."""
         return [] if self._resumes_alone else [Path(str(c)) for c in self._options().get("config") or []]
 
     def _run_directory(self) -> Path:
@@ -76,7 +79,7 @@ class BayesCLI(LightningCLI):
         return Path(options.trainer.default_root_dir or "runs") / name
 
     def _parse_ckpt_path(self) -> None:
-        """Find the checkpoint, and take the model's options from it; contradicting ones are an error."""
+        """Find the checkpoint, and take the model's options from it; an option that contradicts it is an error."""
         options = self._options()
         path = options.get("ckpt_path")
         if path is None:
@@ -93,9 +96,9 @@ class BayesCLI(LightningCLI):
         report_trainer_differences(saved_trainer(options.ckpt_path), options.trainer, fitting)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse everything, and refuse what no range of a type can express.
+        """Parse the command line, and check what the types of the options cannot express.
 
-        A run that is resumed by its checkpoint alone goes on with its own configuration.
+        A run that is resumed by its checkpoint alone continues with its own configuration.
         """
         words = sys.argv[1:] if args is None else args
         assert isinstance(words, list)
@@ -118,7 +121,7 @@ class BayesCLI(LightningCLI):
         self._check_name(options.name)
         typed = given_options(self._words, [])
         if self._resumes_alone and "trainer.default_root_dir" not in typed:
-            options.trainer.default_root_dir = None  # the run may have moved since, to another machine too
+            options.trainer.default_root_dir = None  # the run may have been moved, to another machine too
         for key in AGENT_ARGUMENTS:
             if f"model.{key}" in typed:  # a saved configuration may hold them
                 raise ConfigError(f"model.{key}", options.model[key], "follows from the data; drop it")
@@ -132,11 +135,11 @@ class BayesCLI(LightningCLI):
             raise ConfigError("name", name, "must be the short name of a directory below runs/")
 
     def _set_seed(self) -> None:
-        """Seed everything, silently: an error found later should be the only line."""
+        """Seed all generators without a message: an error found later should be the only line."""
         seed_everything(self._options().seed_everything, workers=True, verbose=False)
 
     def before_instantiate_classes(self) -> None:
-        """Give the model its shapes, which the data decides."""
+        """Set the model's shapes, which the data decides."""
         options = self._options()
         data = ReplayDataModule(**options.data.clone().as_dict())
         if options.get("ckpt_path"):
@@ -152,10 +155,10 @@ class BayesCLI(LightningCLI):
         check_networks(options.model.as_dict())
         options.weights_only = True  # a checkpoint from elsewhere executes nothing
         if "verbose" in options:
-            options.verbose = False  # our own table is printed instead
+            options.verbose = False  # `score_table` is printed instead
 
     def _plan_epochs(self, data: ReplayDataModule) -> None:
-        """As many epochs as the tasks take, unless fewer are asked for; the untrained agent is validated too."""
+        """Plan as many epochs as the tasks take, unless fewer are configured, and a validation before training."""
         trainer, planned = self._options().trainer, data.curriculum.visits * data.curriculum.epochs
         given = given_options(self._words, [Path(str(c)) for c in self._options().get("config") or []])
         if "trainer.max_epochs" not in given:
@@ -164,14 +167,15 @@ class BayesCLI(LightningCLI):
             problem = f"is not what the tasks take: {planned} epochs of --data.frames_per_epoch; drop it"
             raise ConfigError("trainer.max_epochs", trainer.max_epochs, problem)
         if self._resumes_alone:
-            trainer.num_sanity_val_steps = 0  # the untrained agent has been validated
+            trainer.num_sanity_val_steps = 0  # the run has validated its untrained agent
         elif "trainer.num_sanity_val_steps" not in given and not self._options().get("ckpt_path"):
             trainer.num_sanity_val_steps = data.num_tasks
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Make the trainer, with the run's directory, logger, checkpoints and callbacks."""
         options = self._options()
         path = options.get("ckpt_path")
-        if path and is_export(path):  # which leaves the trainer nothing to load
+        if path and is_export(path):  # an export is loaded here, not by the trainer
             load_weights(self.model, read_export(path), path)
             self.config_init[self.config.subcommand].ckpt_path = None
         # A resumed run continues in its own directory.
@@ -201,12 +205,12 @@ class BayesCLI(LightningCLI):
         return trainer
 
     def _plugins(self) -> list[Any]:
-        """Plugins of the trainer's own option."""
+        """Return the plugins of the option `trainer.plugins`."""
         plugins = self.config_init[self.config.subcommand].trainer.plugins
         return plugins if isinstance(plugins, list) else [plugins] if plugins else []
 
     def before_fit(self) -> None:
-        """Refuse what cannot fit; then the directory is this run's alone."""
+        """Check memory and disk, then lock the run's directory."""
         device, accumulated = self.trainer.strategy.root_device, self.trainer.accumulate_grad_batches
         check_capture(self.model.hparams["compile"], device, accumulated)
         check_room(self.trainer, self.model, self.datamodule)
@@ -215,24 +219,26 @@ class BayesCLI(LightningCLI):
             self.trainer.callbacks.insert(0, RunLock(self.datamodule.directory.parent, key))  # type: ignore[attr-defined]
 
     def after_fit(self) -> None:
-        """Play the test games with the best checkpoint, and say where everything is."""
+        """Play the test games with the best checkpoint, and print scores and files."""
         trainer = self.trainer
         if getattr(trainer, "fast_dev_run", False):
             return
         run = run_directory(trainer)
         saved = [run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
-        best = next((path for path in saved if path.is_file()), None)  # no best one without a validation
+        best = next(
+            (path for path in saved if path.is_file()), None
+        )  # without a validation there is no best checkpoint
         trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
         scores = as_scores(trainer.callback_metrics, "test")
         run = Path(os.path.relpath(run))
-        films = ", ".join(
+        videos = ", ".join(
             record_game(self.datamodule, self.model, task, run) for task in range(self.datamodule.num_tasks)
         )
-        curve = {"learning curve": "learning_curve.png", "metrics": "metrics.npy"}  # none without a validation
+        curve = {"learning curve": "learning_curve.png", "metrics": "metrics.npy"}  # written by validations
         files = {
             "checkpoint": os.path.relpath(best) if best else "none",
             **{name: str(run / file) for name, file in curve.items() if (run / file).exists()},
-            "video": films,
+            "video": videos,
             "TensorBoard": f"{os.path.relpath(sys.executable)} -m tensorboard.main --logdir {run}",
         }
         print(self._score_table(scores, files))
@@ -256,7 +262,7 @@ class BayesCLI(LightningCLI):
 
 
 class _SaveConfig(SaveConfigCallback):
-    """Writes `config.yaml` beside a new run, and never over an existing one."""
+    """Callback that writes `config.yaml` into a new run, and never replaces one."""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         path = run_directory(trainer) / "config.yaml"
@@ -269,8 +275,8 @@ def run(args: ArgsType = None) -> BayesCLI:
     """Parse `args` (default: the command line) and run the subcommand.
 
     Raises:
-        ConfigError: bad input, as one line that names the key.
-        ArgumentError: an option or file that the parser refuses.
+        ConfigError: if an option is wrong; one line that names the option.
+        ArgumentError: if the parser refuses an option or a file.
     """
     silence_warnings()
     share_cores()
@@ -286,7 +292,10 @@ def run(args: ArgsType = None) -> BayesCLI:
 
 
 def main() -> None:
-    """Entry point: bad input prints one line and exits with 2, what a run cannot go on after one and with 1."""
+    """Run the command line; print an error as one line.
+
+    Wrong input exits with code 2, an error that ends a run with code 1.
+    """
     try:
         run()
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ SECTIONS = ("trainer", "model", "data")
 
 
 def typed_options(words: list[str]) -> list[tuple[str, str | None]]:
-    """Options on the command line and what follows each, in order; None where nothing does."""
+    """Return the options on the command line in order, each with the word behind it, or None without one."""
     following = [*words[1:], "--"]
     found: list[tuple[str, str | None]] = []
     for word, after in zip(words, following, strict=True):
@@ -28,7 +28,7 @@ def typed_options(words: list[str]) -> list[tuple[str, str | None]]:
 
 
 def given_options(words: list[str], configs: list[Path]) -> set[str]:
-    """Names of the options that stand on the command line or in a configuration file, as `data.env`."""
+    """Return the names of the options on the command line and in configuration files, as `data.env`."""
     given: set[str] = set()
     for name, value in typed_options(words):
         section, *key = name.split(".")[:2]
@@ -43,12 +43,12 @@ def given_options(words: list[str], configs: list[Path]) -> set[str]:
 
 
 def with_own_config(words: list[str]) -> list[str]:
-    """The command line, with the configuration of the run that `--ckpt_path` names unless one is typed.
+    """Return the command line with the configuration of the run of `--ckpt_path`, unless a configuration is typed.
 
-    Without a name and a configuration `last` and `best` are those of the newest run.
+    Without a name and a configuration, `last` and `best` are checkpoints of the newest run.
 
     Raises:
-        ConfigError: if there is no such run.
+        ConfigError: if there is no such checkpoint.
     """
     typed = dict(typed_options(words))
     path = typed.get("ckpt_path")
@@ -96,9 +96,9 @@ def with_bundled_configs(words: list[str]) -> list[str]:
 
 
 def check_config(path: str) -> None:
-    """Raise `ConfigError` unless a file, if there is one, is a mapping in YAML that names nothing twice."""
+    """Raise `ConfigError` if a file exists that is no YAML mapping, or names an option twice."""
     if not _is_file(path):
-        return  # the parser says so, or takes it for the text itself
+        return  # the parser reports it, or reads it as YAML text
     try:
         root = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

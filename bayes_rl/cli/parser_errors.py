@@ -1,4 +1,4 @@
-"""Errors of the parser as one line."""
+"""Errors of the parser and of Lightning's trainer as one line."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from bayes_rl.errors import ConfigError, did_you_mean
 
 
 def _config_names() -> str:
-    """The configuration files on the command line, as typed."""
+    """Return the configuration files on the command line, as typed."""
     words = [word.removeprefix("--config=") for word in sys.argv[1:]]
     return ", ".join(repr(word) for word in words if _is_file(word))
 
 
 UNION = re.compile(r'Parser key "([\w.]+)": .*?Union subtypes.*? Subtypes: \[(.+)\] Errors: .* Given value: (.+)$')
-"""How the parser says that a value is of none of an option's types."""
+"""The parser's text for a value that has none of an option's types."""
 
 
 def format_parser_error(error: Exception, known: list[str]) -> str:
-    """An error of the parser as one line, with the nearest valid name where one was not recognised."""
+    """Return an error of the parser as one line, with the nearest valid name for an unknown one."""
     text = " ".join(str(error).split())
     text = text.replace("Problems parsing config:", f"--config: {_config_names()} is no YAML mapping of options:")
     if missing := re.search(r"File does not exist: '(.+?)'", text):
@@ -65,7 +65,7 @@ def trainer_error(error: Exception, options: Any) -> ConfigError:
 
 
 def option_names() -> list[str]:
-    """Every option of `fit`, as `data.env`."""
+    """Return the names of all options of `fit`, as `data.env`."""
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(VariationalActorCritic, "model")

@@ -25,7 +25,7 @@ def _is_file(path: str) -> bool:
 
 
 def saved_trainer(checkpoint: str) -> dict[str, Any]:
-    """Options of the trainer in the configuration beside a checkpoint; none if it cannot be read."""
+    """Return the trainer's options in the configuration of a checkpoint's run; empty if it cannot be read."""
     try:
         saved = yaml.safe_load(_own_config(checkpoint).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -35,10 +35,14 @@ def saved_trainer(checkpoint: str) -> dict[str, Any]:
 
 
 def find_checkpoint(path: str, directory: Path) -> str:
-    """The file that `path` names: itself, or the `last` or `best` of the newest run in `directory`, which may hold `*`.
+    """Return the file that `path` names.
+
+    Args:
+        path: a file, or `last` or `best` for a checkpoint of the newest run in `directory`.
+        directory: of the runs of one name; it may hold `*` for any name.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if there is no such file.
     """
     if path in ("last", "best"):
         root = Path(*directory.parts[: directory.parts.index("*")]) if "*" in directory.parts else directory
@@ -58,20 +62,21 @@ def find_checkpoint(path: str, directory: Path) -> str:
 
 
 def _last_written(checkpoint: Path) -> float:
-    """When any checkpoint of the same run was written: the best one may be old."""
+    """Return the time at which the run last wrote any checkpoint: its best one may be old."""
     return max(file.stat().st_mtime for file in checkpoint.parent.glob("*.ckpt"))
 
 
 def saved_options(path: str, needed: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Options of `model` and `data` in an exported agent, or in a checkpoint that is what its manifest says; no code in
-    it is executed.
+    """Return the options of `model` and `data` in an exported agent, or in a checkpoint that its manifest verifies.
+
+    No code in the file is executed.
 
     Args:
-        path: of the file; a checkpoint without a manifest is read all the same, with a printed note.
-        needed: options of the model that must be among them.
+        path: of the file. A checkpoint without a manifest is read with a printed note.
+        needed: options of the model that the file must hold.
 
     Raises:
-        ConfigError: if it is no checkpoint of this program, or not what was written.
+        ConfigError: if the file is no checkpoint of this program, or was changed.
     """
     exported = read_export(path) if is_export(path) else None
     checkpoint, made_by = (exported, None) if exported else load_verified(Path(path))
@@ -82,7 +87,7 @@ def saved_options(path: str, needed: Iterable[str]) -> dict[str, dict[str, Any]]
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError("ckpt_path", path, f"is not a checkpoint of this program ({reason})") from None
-    if exported:  # how it was trained is for the reader
+    if exported:  # other data options describe the training, for readers
         saved["data"] = {key: value for key, value in saved["data"].items() if key in PLAYED}
     elif made_by is None:
         print(f"{path} has no manifest {manifest_of(Path(path)).name}: whether it is whole cannot be verified")

@@ -12,7 +12,7 @@ LIMITS = {
     **{"hidden_dim": 65_536, "index_dim": 65_536, "draws": 65_536, "num_bins": 65_536, "frame_skip": 65_536},
     **{"num_envs": 1024, "eval_games": 100_000, "fps": 1000, "batch_size": 1_000_000, "seed": 2**32 - 1},
 }
-"""Most of what takes memory or time; other numbers are at most `LARGEST` in size."""
+"""Upper limits of options that take memory or time; other numbers are at most `LARGEST` in absolute value."""
 
 
 LARGEST = 2**31 - 1
@@ -24,16 +24,16 @@ LEAST = {
     **{"overfit_batches": 0, "limit_train_batches": 0, "limit_val_batches": 0, "limit_test_batches": 0},
     **{"limit_predict_batches": 0, "reload_dataloaders_every_n_epochs": 0},
 }
-"""Of the trainer's options."""
+"""Lower limits of the trainer's options."""
 
 
 def check_values(section: str, cls: type, values: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` at what types do not tell: nothing, a truth for a number, a number beyond all sense.
+    """Raise `ConfigError` for null, for a boolean given as a number, and for numbers out of range.
 
     Args:
         section: `trainer`, `model` or `data`.
-        cls: whose arguments the values are.
-        values: of the options.
+        cls: class whose arguments the options are.
+        values: options by name.
     """
     for key, hint in get_type_hints(cls.__init__).items():  # type: ignore[misc]
         if key not in values:

@@ -232,7 +232,7 @@ class ReplayStream(IterableDataset[Batch]):
             self._reset(due)
 
     def _seeds(self) -> NDArray[np.int64]:
-        """The seed of every environment's last seeded reset, `[E]`."""
+        """Return the seed of every environment's last seeded reset, `[E]`."""
         episodes = enumerate(self.seeded_episode.tolist())
         return np.array([episode_seed(self.seed, self.rank, env, episode) for env, episode in episodes], np.int64)
 

@@ -1,1 +1,1 @@
-"""Curves, tables and reports of runs."""
+"""Learning curves, score tables and comparisons of runs."""

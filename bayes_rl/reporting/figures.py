@@ -1,4 +1,4 @@
-"""How results are shown: numbers with intervals, tables, learning curves, and scores after each visit as a heat map."""
+"""Numbers with intervals, tables, learning curves, and heat maps of scores after each visit."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Floats = NDArray[np.float64]
 Curve = tuple[Floats, Floats]  # increasing environment frames `[P]`, and scores there, `[P]` or, of all tasks, `[P, T]`
 
 
-NOTHING = "-"  # where there is no number
+NOTHING = "-"  # a missing number
 
 
-SUMMARY = {  # columns, and what they say: all but the IQM are means, as their papers define them
+SUMMARY = {  # columns and their definitions: all but the IQM are means, as in their papers
     "average performance": "mean over tasks of the normalised score at the end (Wolczyk et al. 2021)",
     "IQM": "interquartile mean of the same scores, over tasks and seeds (Agarwal et al. 2021)",
     "new tasks": "mean over tasks of the normalised score right after the first visit",
@@ -42,7 +42,7 @@ class Band(NamedTuple):
 
     Attributes:
         frames: environment frames, increasing, `[P]`.
-        mean, low, high: of the score over the seeds that have one there, `[P]`; NaN where none has.
+        mean, low, high: of the score over the seeds that have one at these frames, `[P]`; NaN without one.
     """
 
     frames: Floats
@@ -54,16 +54,17 @@ class Band(NamedTuple):
 def bootstrap_interval(
     values: Tensor, statistic: Callable[[Tensor], Tensor], level: float = 0.95, resamples: int = 2000
 ) -> tuple[float, float]:
-    """Percentile interval of a statistic by stratified bootstrap over runs (Agarwal et al. 2021, arXiv:2108.13264).
+    """Return the percentile interval of a statistic by stratified bootstrap over runs.
 
-    Runs are drawn with replacement within each task, independently of the other tasks; the tasks stay as they are. So
-    the interval tells what other seeds would have given on these tasks. The draws are the same on every call.
+    The method is that of Agarwal et al. (2021, arXiv:2108.13264). Runs are drawn with replacement within each task,
+    independently of the other tasks; tasks are not drawn. So the interval covers other seeds on these tasks. The draws
+    are the same on every call.
 
     Args:
         values: of N runs on M tasks, `[N, M]`.
         statistic: a vector `[N * M]` to a scalar.
         level: share of the resampled statistics inside, in (0, 1).
-        resamples: how often all runs are drawn anew.
+        resamples: number of times that all runs are drawn.
 
     Returns:
         The lower and the upper end, in the unit of the statistic.
@@ -77,9 +78,9 @@ def bootstrap_interval(
 
 
 def estimate(values: Tensor, statistic: Callable[[Tensor], Tensor]) -> str:
-    """A statistic over runs and tasks `[N, M]` as `0.50 [0.40, 0.60]`, with its 95 % bootstrap interval.
+    """Return a statistic over runs and tasks `[N, M]` as `0.50 [0.40, 0.60]`, with its 95 % bootstrap interval.
 
-    Runs with a value that is not finite are left out, and their number is told. One run has no interval.
+    Runs with a value that is not finite are left out, and the text counts them. One run has no interval.
     """
     known = values[values.isfinite().all(1)]
     if not known.numel():
@@ -92,7 +93,7 @@ def estimate(values: Tensor, statistic: Callable[[Tensor], Tensor]) -> str:
 
 
 def spread(values: Tensor) -> str:
-    """Raw scores `[N]` as `12.3 [10.0, 14.6]`: mean, minimum and maximum over the runs that have one."""
+    """Return raw scores `[N]` as `12.3 [10.0, 14.6]`: mean, minimum and maximum over the finite ones."""
     known = values[values.isfinite()]
     if not len(known):
         return NOTHING
@@ -105,14 +106,14 @@ def _number(value: float, digits: int) -> str:
 
 
 def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up as plain text too."""
+    """Return a Markdown table whose columns are aligned as plain text too."""
     widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
     lines = [heading, ["-" * width for width in widths], *rows]
     return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
 
 
 def summary_table(measured: Mapping[str, Mapping[str, Tensor]]) -> str:
-    """Those columns of `SUMMARY` that have numbers, a row per method, and what they say.
+    """Return the columns of `SUMMARY` that have numbers, a row per method, and their definitions.
 
     Args:
         measured: values of N runs on M tasks (or cells), `[N, M]`, by method and column.
@@ -131,7 +132,7 @@ def summary_table(measured: Mapping[str, Mapping[str, Tensor]]) -> str:
 
 
 def score_table(raw: Mapping[str, Tensor], tasks: Sequence[str], bounds: Tensor) -> str:
-    """Raw scores of every task after its visits and at the end, over seeds.
+    """Return raw scores of every task after its visits and at the end, over seeds.
 
     Args:
         raw: matrices of scores of N runs, `[N, V + 1, T]`, by method.
@@ -151,9 +152,9 @@ def score_table(raw: Mapping[str, Tensor], tasks: Sequence[str], bounds: Tensor)
 
 
 def band(curves: Sequence[Curve]) -> Band:
-    """Mean, minimum and maximum over the curves `[P]` of several seeds, each linear between its own points.
+    """Return mean, minimum and maximum over the curves `[P]` of several seeds, each linear between its points.
 
-    Points of all seeds that are a few frames apart count as one, in their middle.
+    Points of all seeds that are a few frames apart count as one, at their mean.
     """
     grid = np.unique(np.concatenate([frames for frames, _ in curves]))
     if len({len(frames) for frames, _ in curves}) == 1:
@@ -172,7 +173,7 @@ def draw_curves(
     tasks: Sequence[str],
     switches: Sequence[float],
 ) -> Figure:
-    """One panel per task: raw score against frames for each method, mean and minimum to maximum over seeds.
+    """Draw one panel per task: raw score against frames for each method, mean and minimum to maximum over seeds.
 
     Args:
         curves: method to the curves of its seeds, of all tasks.
@@ -204,10 +205,10 @@ def draw_curves(
 
 
 def draw_matrices(matrices: Mapping[str, Floats], tasks: Sequence[str]) -> Figure:
-    """One heat map per method: normalised score of each task (row) before training and after each visit (column).
+    """Draw one heat map per method: normalised score of each task (row) before training and after visits (columns).
 
     Args:
-        matrices: method to its scores `[V + 1, T]`; NaN is left blank. The cell of the task just trained is framed.
+        matrices: method to its scores `[V + 1, T]`; NaN has no color. The cell of the task just trained is framed.
         tasks: names, `[T]`; visit v trains task v modulo T.
     """
     columns = min(2, len(matrices))

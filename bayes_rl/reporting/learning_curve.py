@@ -11,13 +11,21 @@ from bayes_rl.utils.files import write_atomic
 
 
 def write_curve(history: list[dict[str, float]], game: str, directory: Path, tasks: Sequence[str] = ()) -> None:
-    """Write `metrics.npy` (a structured float64 array, a row per validation) and `learning_curve.png`, which has a
-    panel for each of several tasks.
+    """Write `metrics.npy` and `learning_curve.png`.
+
+    Args:
+        history: metrics of each validation, with `frames`, and with `visit` if there are several tasks. They are the
+            rows of `metrics.npy`, a structured float64 array.
+        game: name of the game, for the title.
+        directory: of the run.
+        tasks: names of the tasks, each of which gets a panel; empty unless there are several.
     """
     from matplotlib.figure import Figure
 
     columns = sorted({column for row in history for column in row})
-    rows = [tuple(row.get(c, np.nan) for c in columns) for row in history]  # a limit of batches can leave tasks out
+    rows = [
+        tuple(row.get(c, np.nan) for c in columns) for row in history
+    ]  # with a limit of batches, tasks can be missing
     table = np.array(rows, [(c, np.float64) for c in columns])
     write_atomic(directory / "metrics.npy", lambda file: np.save(file, table))
     prefixes = [f"{task}/" for task in tasks if f"{task}/return_mean" in columns] or [""]
@@ -32,7 +40,7 @@ def write_curve(history: list[dict[str, float]], game: str, directory: Path, tas
             ends = table["frames"][table["visit"] <= visit]
             if f"{tasks[visit % len(tasks)]}/" == prefix and (table["visit"] == visit).any():
                 begin = table["frames"][table["visit"] < visit].max(initial=0)
-                axes.axvspan(begin, ends.max(), color="tab:orange", alpha=0.12)  # where it is trained
+                axes.axvspan(begin, ends.max(), color="tab:orange", alpha=0.12)  # frames that train this task
         axes.set(title=f"{prefix[:-1] or game}: raw score of whole greedy games", ylabel="score")
         axes.grid(alpha=0.3)
     panels[-1].set(xlabel="environment frames")

@@ -21,7 +21,11 @@ from bayes_rl.reporting.runs import ReportError, Run, read_file, read_run
 
 
 def check_runs(runs: Sequence[Run], singles: Sequence[Run], allow_incomplete: bool) -> list[str]:
-    """Warnings about runs that are not finished; ReportError unless the runs can be compared."""
+    """Return warnings about runs that are not finished.
+
+    Raises:
+        ReportError: if the runs cannot be compared.
+    """
     if not runs:
         raise ReportError("none of the runs has data.tasks: there is no sequence of tasks to report")
     first, warnings = runs[0], []
@@ -34,7 +38,7 @@ def check_runs(runs: Sequence[Run], singles: Sequence[Run], allow_incomplete: bo
         if not all(finished):
             warnings.append(f"{run.path}: {sum(finished)} of {len(finished)} visits are finished")
             if not allow_incomplete:
-                raise ReportError(f"{warnings[-1]}; train on, or give --allow_incomplete")
+                raise ReportError(f"{warnings[-1]}; finish training, or give --allow_incomplete")
     for run in singles:
         if run.tasks[0] not in first.tasks:
             known = f"{', '.join(first.tasks)}{did_you_mean(run.tasks[0], first.tasks)}"
@@ -47,7 +51,7 @@ def check_runs(runs: Sequence[Run], singles: Sequence[Run], allow_incomplete: bo
 
 
 def label_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs by method, the label naming those settings in which runs of one method differ."""
+    """Return the runs by label: the method, and those settings in which runs of the method differ."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         same = [other for other in runs if other.method == run.method]
@@ -59,7 +63,18 @@ def label_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def find_bounds(
     task: str, kind: str, references: Mapping[str, Any], singles: Sequence[Run], runs: Sequence[Run] = ()
 ) -> tuple[float, float]:
-    """The raw scores of a task that count as 0 (of single-task references: untrained) and 1; ReportError if none."""
+    """Return the raw scores of a task that count as 0 and as 1.
+
+    Args:
+        task: short name.
+        kind: `human` for published scores of random play and of humans, or `reference`.
+        references: `[random, reference]` by task.
+        singles: single-task runs; without a reference score, their first and last scores are the bounds.
+        runs: runs over all tasks, whose untrained scores count as 0 if no single-task run has one.
+
+    Raises:
+        ReportError: if there are no such scores.
+    """
     give = f'give --references FILE.json with {{"{task}": [random, reference]}}'
     alone = [run for run in singles if run.tasks == [task]]
     pair = RANDOM_AND_HUMAN.get(task) if kind == "human" else references.get(task)
@@ -77,14 +92,22 @@ def find_bounds(
 
 
 def transfer(run: Run, task: int, alone: Sequence[Run], low: float, high: float) -> Tensor:
-    """Forward transfer of a task in its first visit, given the runs that learned it `alone`; NaN if it is not known."""
+    """Return the forward transfer of a task in its first visit, a scalar; NaN without the scores that it needs.
+
+    Args:
+        run: over all tasks.
+        task: number of the task.
+        alone: runs that learned the task alone.
+        low: raw score that counts as 0.
+        high: raw score that counts as 1.
+    """
     start, end = run.switches()[task : task + 2]
     if None in run.ends()[max(task, 1) : task + 2] or not alone:
         return torch.tensor(math.nan, dtype=torch.float64)
 
     def area(of: Run, column: int, start: float, end: float) -> Tensor:
         frames, scores = of.frames, of.scores[:, column]
-        if frames[0] > 0:  # frame 0 was not validated: random play
+        if frames[0] > 0:  # no validation at frame 0: the score of random play
             frames, scores = np.append(0.0, frames), np.append(low, scores)
         normalised = continual.normalise(torch.from_numpy(scores), low, high)
         return continual.area_under_curve(torch.from_numpy(frames), normalised, start, end)
@@ -94,9 +117,12 @@ def transfer(run: Run, task: int, alone: Sequence[Run], low: float, high: float)
 
 
 def measure(runs: Sequence[Run], bounds: Tensor, alone: Sequence[Sequence[Run]]) -> dict[str, Tensor]:
-    """What the columns of the summary average: `[N, M]` by column, for N runs of one method and M tasks or cells.
+    """Return the values that columns of the summary average: `[N, M]` by column, for N runs and M tasks or cells.
 
-    `bounds` `[2, T]` holds the raw scores that count as 0 and as 1, `alone` the single-task runs of each task.
+    Args:
+        runs: of one method.
+        bounds: raw scores that count as 0 and as 1, `[2, T]`.
+        alone: single-task runs of each task.
     """
     visits = [*range(len(runs[0].tasks))] * runs[0].cycles
     since = continual.visits_since_own(visits)
@@ -123,7 +149,14 @@ def measure(runs: Sequence[Run], bounds: Tensor, alone: Sequence[Sequence[Run]])
 
 
 def compare(runs: Sequence[Run], singles: Sequence[Run], bounds: Tensor, kind: str) -> tuple[str, dict[str, Figure]]:
-    """The report in Markdown and its figures by file name; `kind` says what `bounds` `[2, T]`, scores 0 and 1, are."""
+    """Return the report in Markdown, and its figures by file name.
+
+    Args:
+        runs: over all tasks.
+        singles: single-task runs.
+        bounds: raw scores that count as 0 and as 1, `[2, T]`.
+        kind: name of the score that counts as 1.
+    """
     groups, tasks = label_runs(runs), runs[0].tasks
     alone = [[run for run in singles if run.tasks == [task]] for task in tasks]
     raw = {label: torch.stack([run.matrix() for run in group]) for label, group in groups.items()}

@@ -1,4 +1,4 @@
-"""Runs over one or several tasks, as their directories tell of them."""
+"""Runs over one or several tasks, read from their directories."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Run:
         tasks: short names of the tasks, `[T]`; a single-task run has one.
         cycles: how often the tasks are visited in turn; 0 for a single-task run.
         frames_per_task, epoch_frames: frames planned for a visit, 0 if `cycles` is, and between two validations.
-        method: what protects old tasks: `none`, `ewc`, `online_ewc` or `vcl`.
-        settings: what may tell two runs of one method apart.
+        method: of consolidation: `none`, `ewc`, `online_ewc` or `vcl`.
+        settings: options by which two runs of one method may differ.
         frames, visit: environment frames and visit (-1 before training) at each validation, `[P]`.
         scores: raw score of each task at each validation, `[P, T]`.
     """
@@ -52,22 +52,22 @@ class Run:
     scores: Floats
 
     def ends(self) -> list[int | None]:
-        """Row of the validation before training and after each visit, `[V + 1]`; None where a visit is not finished."""
+        """Return the row of the validation before training and after each visit, `[V + 1]`; None if not finished."""
         found = [np.flatnonzero(self.visit == visit) for visit in range(-1, len(self.tasks) * self.cycles)]
         ends = [int(rows[-1]) if len(rows) else None for rows in found]
         latest = int(self.visit.max()) + 1
-        if 0 < latest < len(found):  # no later visit shows that this one went to its end
+        if 0 < latest < len(found):  # no later visit shows that this visit is finished
             trained = float(np.ptp(self.frames[found[latest]])) + self.epoch_frames
             ends[latest] = ends[latest] if trained > self.frames_per_task - self.epoch_frames / 2 else None
         return ends
 
     def matrix(self) -> Tensor:
-        """Raw scores `[V + 1, T]` float64: row 0 before training, row v + 1 after visit v; NaN where there is none."""
+        """Return raw scores `[V + 1, T]`, float64: row 0 before training, row v + 1 after visit v; NaN if missing."""
         nothing = np.full(len(self.tasks), np.nan)
         return torch.from_numpy(np.stack([nothing if row is None else self.scores[row] for row in self.ends()]))
 
     def switches(self) -> list[float]:
-        """Frames at the start of training and after each visit, `[V + 1]`; as planned where one is not finished."""
+        """Return frames at the start of training and after each visit, `[V + 1]`; as planned if not finished."""
         start, *ends = self.ends()
         frames = [0.0 if start is None else float(self.frames[start])]
         for row in ends:
@@ -76,7 +76,11 @@ class Run:
 
 
 def read_file(file: Path, read: Callable[[Path], Any]) -> Any:
-    """What `read` makes of a file; ReportError if it is not there or not of its kind."""
+    """Return `read(file)`.
+
+    Raises:
+        ReportError: if the file does not exist, or `read` refuses it.
+    """
     try:
         return read(file)
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -85,7 +89,11 @@ def read_file(file: Path, read: Callable[[Path], Any]) -> Any:
 
 
 def read_run(path: Path) -> Run:
-    """Read `config.yaml` and `metrics.npy` of a run directory; ReportError if they are not what a run writes."""
+    """Read `config.yaml` and `metrics.npy` of a run directory.
+
+    Raises:
+        ReportError: if they are not files that a run writes.
+    """
     if not path.is_dir():
         beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise ReportError(f"{path} is no directory{did_you_mean(path.name, beside)}")
@@ -116,7 +124,7 @@ def read_run(path: Path) -> Run:
     if len(set(tasks)) < len(tasks):
         raise ReportError(f"{path / 'config.yaml'}: data.tasks {tasks} names a task twice")
     method = setting("model.consolidation", str, "none")
-    # Everything that can make runs of one method differ, but for what follows from the tasks.
+    # All options that can make runs of one method differ, without those that follow from the tasks.
     decided = {*AGENT_ARGUMENTS, "consolidation"}
     chosen: dict[str, object] = {k: str(value) for k, value in setting("model", dict, {}).items() if k not in decided}
     if method == "none":

@@ -48,12 +48,12 @@ def score_table(
         lines.append(f"  {'':<18}" + "".join(f"{task[-20:]:>22}" for task in tasks))
     for key, name in zip(keys, names, strict=True):
         values = [scores.get(f"{prefix}{key}", np.nan) for prefix in prefixes]
-        if not all(np.isnan(values)):  # nothing to say: not a number
+        if not all(np.isnan(values)):  # a row without a number is left out
             cells = ["-" if np.isnan(value) else f"{value:.2f}" for value in values]
             lines.append(f"  {name:<18}" + "".join(f"{cell:>{22 if tasks else 10}}" for cell in cells))
     return "\n".join([*lines, *(f"{name:<16}{path}" for name, path in files.items())])
 
 
 def as_scores(metrics: Any, stage: str) -> dict[str, float]:
-    """The metrics of a stage (`val`, `test`) as plain floats, without its prefix."""
+    """Return the metrics of a stage (`val`, `test`) as floats, by name without the prefix of the stage."""
     return {k.removeprefix(f"{stage}/"): float(v) for k, v in metrics.items() if k.startswith(f"{stage}/")}

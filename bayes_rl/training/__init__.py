@@ -1,1 +1,1 @@
-"""Callbacks, checkpoints and exported agents."""
+"""Callbacks of a run, checkpoints, resource checks and exported agents."""

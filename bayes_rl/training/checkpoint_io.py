@@ -1,13 +1,13 @@
-"""Checkpoints that survive a kill, and that are verified before anything in them is read.
+"""Checkpoints that survive a kill, and that are verified before they are read.
 
 Beside every `NAME.ckpt` lies a manifest `NAME.ckpt.json`: size, SHA-256 and versions of the file. While a checkpoint is
-replaced the manifest lists both the old and the new one, so that a process killed at any moment leaves a checkpoint
-that verifies. All is brought to disk in the order in which it is needed: after a power cut the same holds, as far as
-the disk keeps its promises.
+replaced, the manifest lists both the old and the new one, so that a process killed at any moment leaves a checkpoint
+that verifies. Files are flushed to disk in the order in which they are needed, so that a power cut leaves one too, if
+the disk writes what it confirms.
 
-Checksums tell of accidents, truncation and careless changes; somebody who writes a checkpoint may also write its
-manifest. That a hostile one executes nothing is due to `weights_only`. Therefore a checkpoint that was copied without
-its manifest is accepted, with a note.
+Checksums find accidents, truncation and careless changes, not attacks: an attacker can write a manifest too. That a
+hostile checkpoint executes nothing is due to `weights_only`. Therefore a checkpoint that was copied without its
+manifest is accepted, with a note.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PACKAGES = ("torch", "pytorch_lightning", "gymnasium", "ale_py", "numpy", "bayes
 
 
 DECIDING = ("ale_py", "torch", "gymnasium", "pytorch_lightning", "numpy")
-"""Packages whose other versions may let a resumed run go another way."""
+"""Packages whose versions may change the numbers of a resumed run."""
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -47,39 +47,39 @@ ON_FULL_DISK = ("stop", "continue")
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a run depends on; `none` where one is not installed."""
-    found = {"python": platform.python_version()}
+    """Return versions of Python and of the packages that a run depends on; `none` for one that is not installed."""
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "none"
-    return found
+            installed[package] = "none"
+    return installed
 
 
 def describe(data: bytes | memoryview, made_by: dict[str, str]) -> dict[str, Any]:
-    """What a manifest says of a file that holds `data`."""
+    """Return the manifest's entry for a file with the content `data`."""
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "versions": made_by}
 
 
 def manifest_of(path: Path) -> Path:
-    """Where the manifest of a checkpoint lies."""
+    """Return the path of a checkpoint's manifest."""
     return path.with_name(path.name + ".json")
 
 
 def read_manifest(path: Path) -> list[dict[str, Any]]:
-    """The files that may lie at a checkpoint's `path`: `size`, `sha256` and `versions` of each.
+    """Return the entries of a checkpoint's manifest: `size`, `sha256` and `versions` of each file that `path` may hold.
 
     Raises:
-        ValueError: if it is not, byte for byte, what this program writes.
-        OSError: if there is none.
+        ValueError: if the manifest is not, byte for byte, as this program writes it.
+        OSError: if there is no manifest.
     """
     content = read_checksummed_json(manifest_of(path))
     entries = content.get("files")
     if content.keys() != {"format", "files"} or type(content["format"]) is not int or content["format"] != FORMAT:
         raise ValueError(f"{manifest_of(path).name} is of another format")
     if not isinstance(entries, list) or not 1 <= len(entries) <= 2 or not all(map(_is_entry, entries)):
-        raise ValueError(f"{manifest_of(path).name} does not say what a manifest says")
+        raise ValueError(f"{manifest_of(path).name} has other entries than a manifest")
     return entries
 
 
@@ -99,13 +99,13 @@ def _is_entry(entry: object) -> bool:
 
 
 def read_verified(path: Path) -> tuple[bytes, dict[str, str] | None]:
-    """Bytes of a checkpoint that are what its manifest says, and the versions that made it; None without a manifest.
+    """Return the verified bytes of a checkpoint, and the versions that wrote it; None without a manifest.
 
     Raises:
-        ConfigError: if it is not what was written.
+        ConfigError: if the bytes are not those of the manifest.
     """
     problem = ""
-    for _ in range(2):  # a fit may replace both between the two readings: then the second time agrees
+    for _ in range(2):  # a fit may replace both files between the two readings: then the second try agrees
         try:
             data = path.read_bytes()
             if not os.path.lexists(manifest_of(path)):
@@ -126,10 +126,12 @@ def read_verified(path: Path) -> tuple[bytes, dict[str, str] | None]:
 
 
 def load_verified(path: Path, map_location: Any = "cpu") -> tuple[dict[str, Any], dict[str, str] | None]:
-    """The checkpoint and the versions that made it, None without a manifest; no code in it is executed.
+    """Return a verified checkpoint, and the versions that wrote it, or None without a manifest.
+
+    No code in the file is executed.
 
     Raises:
-        ConfigError: if it is not what was written, or no checkpoint at all.
+        ConfigError: if the file was changed, or is no checkpoint.
     """
     data, made_by = read_verified(path)
     try:
@@ -143,7 +145,7 @@ def load_verified(path: Path, map_location: Any = "cpu") -> tuple[dict[str, Any]
 
 
 def write_verifiable(path: Path, data: bytes | memoryview) -> None:
-    """Replace a checkpoint and its manifest; killed at any moment it leaves the old or the new one, which verifies."""
+    """Replace a checkpoint and its manifest; a kill at any moment leaves the old or the new one, which verifies."""
     manifest, new = manifest_of(path), describe(data, versions())
     temporary = write_temporary(path, lambda file: file.write(data))
     try:
@@ -154,13 +156,13 @@ def write_verifiable(path: Path, data: bytes | memoryview) -> None:
         temporary.unlink(missing_ok=True)
     try:
         write_checksummed_json(manifest, {"format": FORMAT, "files": [new]})
-    except OSError as error:  # what is there verifies: the next one tidies up
+    except OSError as error:  # the manifest with both entries verifies; the next save shortens it
         if error.errno not in FULL:
             raise
 
 
 def _present(path: Path) -> list[dict[str, Any]]:
-    """The manifest's entry for the checkpoint that is there, if it verifies."""
+    """Return the manifest's entry for the checkpoint at `path`, if it verifies."""
     try:
         data, made_by = read_verified(path)
     except ConfigError:
@@ -169,22 +171,22 @@ def _present(path: Path) -> list[dict[str, Any]]:
 
 
 def changed_versions(made_by: dict[str, str]) -> str:
-    """One line on the packages that are of other versions now, or nothing."""
+    """Return one line on packages whose versions have changed, or an empty text."""
     now = versions()
     changes = [f"{p} {made_by[p]} -> {now[p]}" for p in DECIDING if made_by.get(p, now[p]) != now[p]]
     return f"since this checkpoint: {', '.join(changes)}; a resumed run may differ" if changes else ""
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's reading and writing of checkpoints, whole, with manifests, executing nothing.
+    """Plugin of Lightning that writes checkpoints atomically with manifests, and executes nothing when it reads them.
 
     Args:
-        on_full_disk: `stop` ends the process with one line and exit code 1, `continue` goes on without this save. The
-            previous checkpoint stays as it is in both cases.
-        resuming: say once which versions have changed since the checkpoint that is loaded first.
+        on_full_disk: `stop` ends the process with one line and exit code 1, `continue` skips the save. Both leave the
+            previous checkpoint unchanged.
+        resuming: print once which versions have changed since the checkpoint that is loaded first.
 
     Attributes:
-        saved: whether the latest checkpoint found room.
+        saved: whether the latest checkpoint was saved.
     """
 
     def __init__(self, on_full_disk: str = "stop", resuming: bool = False) -> None:
@@ -193,6 +195,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self._resuming = resuming
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint with its manifest."""
         if storage_options is not None:
             raise TypeError("checkpoints are files: there are no storage options")
         path, buffer = Path(path), io.BytesIO()
@@ -215,6 +218,7 @@ class AtomicCheckpointIO(CheckpointIO):
         print(f"{line}; going on", file=sys.stderr, flush=True)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        """Return a verified checkpoint."""
         checkpoint, made_by = load_verified(Path(path), map_location)
         if self._resuming and (line := changed_versions(made_by or {})):
             print(line, flush=True)
@@ -222,5 +226,6 @@ class AtomicCheckpointIO(CheckpointIO):
         return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:
+        """Delete a checkpoint and its manifest."""
         for file in (Path(path), manifest_of(Path(path))):  # in this order: a checkpoint may lack its manifest
             file.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ FORMAT = "bayes_rl agent, version 1"
 
 
 SETTINGS = {"hyper_parameters": VariationalActorCritic, "datamodule_hyper_parameters": ReplayDataModule}
-"""Entries of the header, JSON each, and whose arguments they hold."""
+"""Entries of the header, in JSON, and the classes whose arguments they hold."""
 
 
 PLAYED = {
@@ -36,20 +36,20 @@ PLAYED = {
     *("max_episode_frames", "full_action_space", "auto_fire", "life_loss", "reward_clip", "gamma", "seed"),
     *("eval_games", "eval_idle_frames"),
 }
-"""Data options that decide how an agent is played; the others say how it was trained, and are for the reader."""
+"""Data options that decide how an agent is played; the others describe its training, for readers."""
 
 
-PRIORS = (".prior_mean", ".prior_precision")  # of vcl: what learning starts from, and playing has no use for
+PRIORS = (".prior_mean", ".prior_precision")  # of vcl: only learning needs them
 
 
-LARGEST = 2**31 - 1  # no other number of anything is larger
+LARGEST = 2**31 - 1  # limit of all other whole numbers
 
 
 MOST = {"eval_games": 10**6, "frame_stack": 1024, "seed": 2**32 - 1}
 
 
 class ExportError(ConfigError):
-    """A file that cannot be exported, read or written. Its text is one line that names the file."""
+    """Error of a file that cannot be exported, read or written. Its text is one line that names the file."""
 
     def __init__(self, path: object, problem: str) -> None:
         super().__init__("ckpt_path", str(path), problem)
@@ -57,20 +57,20 @@ class ExportError(ConfigError):
 
 
 def is_export(path: str | Path) -> bool:
-    """Whether a path names an exported agent, by its suffix."""
+    """Return whether a path names an exported agent, by its suffix."""
     return Path(path).suffix == SUFFIX
 
 
 # ------------------------------------------------------------------ reading
 def read_export(path: str | Path) -> dict[str, Any]:
-    """An exported agent, as a Lightning checkpoint of it has it; nothing in the file is executed.
+    """Return an exported agent in the form of a Lightning checkpoint; nothing in the file is executed.
 
     Returns:
         `state_dict`, `hyper_parameters`, `datamodule_hyper_parameters`, `frames`, and versions by package, as
         `pytorch-lightning_version`.
 
     Raises:
-        ExportError: if it is no whole and sound agent of this program.
+        ExportError: if the file is no complete agent of this program.
     """
     if not Path(path).is_file():
         raise ExportError(path, "does not exist")
@@ -84,10 +84,15 @@ def read_export(path: str | Path) -> dict[str, Any]:
 
 
 def load_weights(agent: VariationalActorCritic, export: Mapping[str, Any], path: str | Path) -> None:
-    """Make `agent` play as an export read from `path`; what only learning needs begins anew.
+    """Load an exported agent's weights into `agent`. The optimizer state is not restored.
+
+    Args:
+        agent: with the networks of the export.
+        export: read from `path`.
+        path: for the error.
 
     Raises:
-        ExportError: if the agent has other networks.
+        ExportError: if the networks differ.
     """
     try:
         _check_tensors(export["state_dict"], _played(agent.state_dict()))
@@ -100,7 +105,7 @@ def load_weights(agent: VariationalActorCritic, export: Mapping[str, Any], path:
 
 
 def load_agent(path: str | Path) -> VariationalActorCritic:
-    """An exported agent, ready to play: `load_agent("breakout.safetensors").act(observations)`.
+    """Return an exported agent, ready to play: `load_agent("breakout.safetensors").act(observations)`.
 
     Raises:
         ExportError: if the file is no exported agent.
@@ -112,13 +117,13 @@ def load_agent(path: str | Path) -> VariationalActorCritic:
 
 
 def _reason(error: Exception) -> str:
-    """What an error says, on one line that no terminal misunderstands."""
+    """Return the text of an error on one line of printable characters."""
     text = f"{error} is missing" if isinstance(error, KeyError) else str(error) or type(error).__name__
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))[:300]
 
 
 def _understand(header: Mapping[str, str], state: dict[str, Tensor]) -> dict[str, Any]:
-    """What `read_export` returns; some exception if anything is not as it should be."""
+    """Return the result of `read_export`; raise some exception if any part is wrong."""
     if header.get("format") != FORMAT:
         raise ValueError(f"its format is {header.get('format')!r}, not {FORMAT!r}")
     settings = {entry: _read_settings(header[entry], of) for entry, of in SETTINGS.items()}
@@ -143,7 +148,7 @@ def _read_settings(text: str, of: type) -> dict[str, Any]:
 
 
 def _typed(value: Any, hint: Any, largest: int = LARGEST) -> Any:
-    """A value out of JSON as the type `hint` has it; ValueError if it is of another."""
+    """Return a value of JSON converted to the type `hint`; raise ValueError if it has another type."""
     kind, inner = get_origin(hint) or hint, get_args(hint)
     if kind is types.UnionType:
         kind, inner = next(((get_origin(x) or x, get_args(x)) for x in inner if _fits(value, x)), (None, ()))
@@ -154,29 +159,29 @@ def _typed(value: Any, hint: Any, largest: int = LARGEST) -> Any:
     if kind is int and not (-largest if hint is Any else 0) <= value <= largest:
         raise ValueError(f"{str(value)[:40]} is out of range")
     if kind is dict:
-        if "class_path" in value:  # the parser of the command line would take it for an object to make
+        if "class_path" in value:  # the parser of the command line would construct such an object
             raise ValueError("class_path is no argument of an environment")
         return {key: _typed(item, inner[-1], largest) for key, item in value.items()}
     if kind in (list, tuple):
-        each = [inner[0]] * len(value) if kind is list or inner[-1] is Ellipsis else inner
-        return kind(_typed(item, part, largest) for item, part in zip(value, each, strict=True))
+        hints = [inner[0]] * len(value) if kind is list or inner[-1] is Ellipsis else inner
+        return kind(_typed(item, part, largest) for item, part in zip(value, hints, strict=True))
     return float(value) if kind is float else value
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether JSON makes such a value of the type."""
+    """Return whether JSON writes a value of this type as `value`."""
     kind = get_origin(hint) or hint
     known = {float: (int, float), tuple: (list, tuple)}.get(kind, kind)
     return kind is not None and isinstance(value, known) and (kind is bool or not isinstance(value, bool))
 
 
 def _played(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The part of an agent's state that playing needs: the twin, and the fitted intervals of returns."""
+    """Return the state that playing needs: the twin, and the fitted intervals of returns."""
     return {k: v for k, v in state.items() if k.startswith(("twin.", "scores.")) and not k.endswith(PRIORS)}
 
 
 def _skeleton(settings: dict[str, Any], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors without storage, as an agent of these settings has them."""
+    """Return the tensors of an agent with these settings, without storage."""
     if settings.get("num_tasks", 1) > len(state):
         raise ValueError(f"its {len(state)} tensors are too few for {settings['num_tasks']} tasks")
     with torch.device("meta"), warnings.catch_warnings(action="ignore"):
@@ -184,31 +189,31 @@ def _skeleton(settings: dict[str, Any], state: Mapping[str, Tensor]) -> dict[str
 
 
 def _check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """ValueError unless names and shapes agree, and types do as far as no digit would be lost."""
+    """Raise ValueError unless names and shapes agree, and types convert without loss of precision."""
     if missing := sorted(expected.keys() - state.keys()):
         raise ValueError(f"{missing[0]} is missing")
     if extra := sorted(state.keys() - expected.keys()):
         raise ValueError(f"{extra[0]!r} is no part of such an agent")
     for name, tensor in state.items():
-        ours = expected[name]
-        if tensor.shape != ours.shape:
-            raise ValueError(f"{name} has shape {list(tensor.shape)}, not {list(ours.shape)}")
-        same_kind = tensor.is_floating_point() == ours.is_floating_point()
-        if not same_kind or torch.promote_types(tensor.dtype, ours.dtype) != ours.dtype:
-            raise ValueError(f"{name} is {tensor.dtype}, not {ours.dtype}")
+        model = expected[name]
+        if tensor.shape != model.shape:
+            raise ValueError(f"{name} has shape {list(tensor.shape)}, not {list(model.shape)}")
+        same_kind = tensor.is_floating_point() == model.is_floating_point()
+        if not same_kind or torch.promote_types(tensor.dtype, model.dtype) != model.dtype:
+            raise ValueError(f"{name} is {tensor.dtype}, not {model.dtype}")
 
 
 # ------------------------------------------------------------------ writing
 def export_agent(
     checkpoint: str | Path, output: str | Path, average: bool = False, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write what playing needs of a checkpoint: weights and settings; no replay, optimizer or random state.
+    """Write the weights and settings of a checkpoint, without replay, optimizer and random state.
 
     Args:
         checkpoint: of this program.
-        output: the file to write, called `*.safetensors`; it appears whole or not at all.
-        average: take the moving average of the weights (`--model.target ema`) in the newest ones' place. Intervals
-            of returns, which were fitted to the newest, are left out.
+        output: the file to write, named `*.safetensors`; it is written atomically.
+        average: export the moving average of the weights (`--model.target ema`) instead of the newest weights.
+            Intervals of returns, which were fitted to the newest weights, are left out.
         overwrite: replace `output` if it exists.
 
     Returns:
@@ -246,21 +251,21 @@ def _weights(state: Mapping[str, Tensor], average: bool) -> dict[str, Tensor]:
             raise ValueError("it holds no moving average; drop --average")
         state = {**state, **averaged}
         state |= {k: torch.full_like(v, torch.nan) for k, v in state.items() if k.endswith(".return_fit")}
-    # Copies of their own: kernels lie channels last in memory, and the format knows one layout only.
+    # Contiguous copies: kernels lie channels last in memory, and the format has one layout only.
     return {k: v.clone(memory_format=torch.contiguous_format) for k, v in _played(state).items()}
 
 
 def _header(saved: Mapping[str, Any], average: bool) -> dict[str, str]:
     given = {entry: {k: v for k, v in saved[entry].items() if not k.startswith("_")} for entry in SETTINGS}
     try:
-        own = packages.version("bayes_rl")
-    except packages.PackageNotFoundError:  # run from its source
-        own = "unknown"
+        version = packages.version("bayes_rl")
+    except packages.PackageNotFoundError:  # run from a checkout that is not installed
+        version = "unknown"
     return {
         "format": FORMAT,
         "frames": str(saved["frames"]),
         "average": json.dumps(average),
-        "bayes_rl_version": own,
+        "bayes_rl_version": version,
         "torch_version": torch.__version__,
         "pytorch-lightning_version": str(saved["pytorch-lightning_version"]),
         **{entry: json.dumps(values) for entry, values in given.items()},

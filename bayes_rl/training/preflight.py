@@ -1,4 +1,4 @@
-"""What a run will take, said before its first update: memory, disk, frames, time. What cannot fit is refused."""
+"""Memory, disk space, frames and time that a run needs; a run that cannot fit is refused before its first update."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from bayes_rl.networks.encoders import ENCODERS
 from bayes_rl.utils.files import check_disk
 
 SECONDS, UPDATES = 5.0, 200
-"""What the speed is measured over, at least; four times as long is enough for fewer updates."""
+"""Least time and updates of a measurement of speed; four times the time is enough for fewer updates."""
 
 
 SLOWER, FASTER = 1.25, 0.6
-"""Times of products in bfloat16, relative to float32, beyond which the other one is named: not every processor with
-instructions for it gains by them, and others gain much."""
+"""Times of products in bfloat16 relative to float32, beyond which the other precision is recommended: not every
+processor with instructions for bfloat16 gains by them, and others gain much."""
 
 
 MIB = 2**20
 
 
-CGROUPS = (  # limit, use, and where the use says what of it can be had back
+CGROUPS = (  # limit, use, and statistics of the use, of which inactive files can be freed
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
     tuple(f"/sys/fs/cgroup/memory/memory.{name}" for name in ("limit_in_bytes", "usage_in_bytes", "stat")),
 )
 
 
 def network_bytes(agent: VariationalActorCritic) -> dict[str, int]:
-    """What the networks take while they learn, by what takes it; activations and minibatches are not counted."""
+    """Return the bytes of the networks during learning, by purpose, without activations and minibatches."""
     trained = [p for p in agent.twin.parameters() if p.requires_grad]
     gradients = sum(p.nbytes for p in trained)
     return {
@@ -60,24 +60,27 @@ def _size(tensors: Iterable[Tensor]) -> int:
 
 
 def _rings(data: ReplayDataModule) -> tuple[int, int, tuple[int, ...], np.dtype[Any]]:
-    """Of a replay: how many there are, of how many slots, and what a screen is."""
+    """Return number of rings, slots of a ring, and shape and type of a screen of one replay."""
     channels, *rest = data.observation_shape
     slots = data.hparams.replay_capacity // data.num_envs + data.slack
     return data.num_envs, slots, (channels // data.frame_stack, *rest), data.screen_dtype
 
 
 def replay_bytes(data: ReplayDataModule) -> int:
-    """What one replay takes, in files or in memory."""
+    """Return the bytes of one replay, in files or in memory."""
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in replay_layout(*_rings(data)).values())
 
 
 def copied_bytes(data: ReplayDataModule) -> int:
-    """What copies of replays take in a GPU's memory."""
+    """Return the bytes of the replays' copies in a GPU's memory."""
     return data.replays * copy_bytes(*_rings(data)) if data.hparams.replay_device == "cuda" else 0
 
 
 def checkpoint_bytes(agent: VariationalActorCritic, data: ReplayDataModule) -> int:
-    """Size of a checkpoint: what it holds, but for actions since seeded resets, is written to nowhere and measured."""
+    """Return the size of a checkpoint in bytes, by counting what `torch.save` writes.
+
+    Actions since the last seeded resets are not counted.
+    """
     trained = [p for p in agent.twin.parameters() if p.requires_grad]
     moments = [(torch.zeros(()), torch.empty_like(p), torch.empty_like(p)) for p in trained]
     stack = np.zeros((data.num_envs, math.prod(data.observation_shape)), data.screen_dtype)
@@ -88,21 +91,22 @@ def checkpoint_bytes(agent: VariationalActorCritic, data: ReplayDataModule) -> i
 
 
 class _Counter(io.RawIOBase):
-    """A file that keeps nothing but its size."""
+    """File that counts its bytes and stores none."""
 
     size = 0
 
     def write(self, content: Any) -> int:
+        """Count the bytes of `content`."""
         length = memoryview(content).nbytes
         self.size += length
         return length
 
 
 def available_memory() -> int:
-    """Bytes of memory that this process could still take: of the machine, or of its control group if that has less."""
-    found = Path("/proc/meminfo")
-    if found.exists():
-        lines = (line.split() for line in found.read_text().splitlines())
+    """Return the bytes of memory that this process can still use: of the machine, or less, of its control group."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = (line.split() for line in meminfo.read_text().splitlines())
         available = next(1024 * int(words[1]) for words in lines if words[0] == "MemAvailable:")
     else:
         available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -115,7 +119,7 @@ def available_memory() -> int:
 
 
 def updates_of(trainer: pl.Trainer, data: ReplayDataModule) -> int | None:
-    """Updates of a whole run, or None if nothing but a user ends it."""
+    """Return the number of updates of a whole run, or None if only a user ends it."""
     limit, count = trainer.limit_train_batches, data.batches_per_epoch
     count = int(count * limit) if isinstance(limit, float) else min(count, limit)
     epochs, steps = trainer.max_epochs, trainer.max_steps
@@ -126,14 +130,14 @@ def updates_of(trainer: pl.Trainer, data: ReplayDataModule) -> int | None:
 
 
 def frames_of(updates: int, trainer: pl.Trainer, data: ReplayDataModule) -> int:
-    """Environment frames of a whole run of so many updates, those collected before learning included."""
+    """Return the environment frames of a run of `updates` updates, with those collected before learning."""
     epochs = max(1, -(-updates // data.batches_per_epoch))
     prefill = (1 + data.curriculum.visit(epochs - 1)) * data.replay_settings.min_size * data.settings.frame_skip
     return prefill + round(updates * data.settings.frame_skip / data.updates_per_step)
 
 
 def check_networks(options: dict[str, Any]) -> None:
-    """Raise `ConfigError` unless the networks of these arguments of the agent fit into memory; none is taken."""
+    """Raise `ConfigError` unless the networks of these arguments of the agent fit into memory; allocate none."""
     with torch.device("meta"):
         agent = VariationalActorCritic(**options)
     parts = network_bytes(agent)
@@ -147,7 +151,7 @@ def _check_networks(agent: VariationalActorCritic, need: int, free: int, where: 
 
 
 def check_room(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayDataModule) -> None:
-    """Raise `ConfigError` unless a run fits into memory and on disk; before anything is written."""
+    """Raise `ConfigError` unless a run fits into memory and on disk; write nothing."""
     parts, device = network_bytes(agent), trainer.strategy.root_device
     need, free = sum(parts[name] for name in ("gradients", "Adam")), available_memory()
     if device.type == "cuda":
@@ -164,7 +168,7 @@ def check_room(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayD
     if data.directory is not None:
         check_disk(data.directory, replays, "data.replay_capacity", capacity)
         return
-    # In memory a page is taken when it is first written to.
+    # The system allocates a page of memory at the first write to it.
     updates = updates_of(trainer, data)
     share = (
         1.0 if updates is None else min(1.0, frames_of(updates, trainer, data) / data.settings.frame_skip / capacity)
@@ -175,7 +179,7 @@ def check_room(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayD
 
 
 def product_seconds(dtype: torch.dtype, device: torch.device, side: int = 512, times: int = 7) -> float:
-    """Seconds of a product of two square matrices, the median of a few."""
+    """Return the seconds of a product of two matrices `[side, side]`, the median of `times` products."""
     x, seconds = torch.ones(side, side, dtype=dtype, device=device), []
     for _ in range(times):
         start = time.perf_counter()
@@ -185,12 +189,12 @@ def product_seconds(dtype: torch.dtype, device: torch.device, side: int = 512, t
 
 
 def precision_hint(precision: str, device: torch.device, encoder: str) -> str | None:
-    """What to try instead of a trainer's precision on this processor, if anything.
+    """Return a recommendation of another precision for this processor, or None.
 
     Args:
         precision: of the trainer.
-        device: of the learner; a GPU is not measured.
-        encoder: of the agent; small ones spend too little on products to gain by shorter ones.
+        device: that learns; a GPU is not measured.
+        encoder: of the agent; small encoders spend too little time on products to gain by bfloat16.
     """
     if device.type != "cpu" or precision not in ("32-true", "bf16-mixed"):
         return None
@@ -208,7 +212,7 @@ def _mib(size: int) -> str:
 
 
 def describe(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayDataModule) -> str:
-    """What a run will take, a line for each of device, memory, disk and length; and what would be faster."""
+    """Return a line each on the device, memory, disk and length of a run, and on a faster precision."""
     device = trainer.strategy.root_device
     threads = torch.get_num_threads()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
@@ -225,10 +229,10 @@ def describe(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayDat
             f"GPU    {_mib(sum(parts.values()) + copied)} of its memory: networks, {_mib(copied)} for {several}"
         )
     if data.directory is not None:
-        kept = len(trainer.checkpoint_callbacks) + (data.curriculum.visits - 1 if data.num_tasks > 1 else 0)
+        saved = len(trainer.checkpoint_callbacks) + (data.curriculum.visits - 1 if data.num_tasks > 1 else 0)
         checkpoint = _mib(checkpoint_bytes(agent, data))
         free = _mib(shutil.disk_usage(next(p for p in data.directory.absolute().parents if p.exists())).free)
-        lines.append(f"disk   {_mib(replay)} for {several}, {kept} checkpoints of {checkpoint}; {free} are free")
+        lines.append(f"disk   {_mib(replay)} for {several}, {saved} checkpoints of {checkpoint}; {free} are free")
     updates = updates_of(trainer, data)
     if updates is None:
         lines.append("length not limited")
@@ -242,7 +246,7 @@ def describe(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayDat
 
 
 def duration(seconds: float) -> str:
-    """`about 14 minutes`, in the unit that fits."""
+    """Return a duration as `about 14 minutes`, in the unit that fits."""
     for unit, size in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
         if seconds >= 1.5 * size:
             return f"about {seconds / size:.{1 if seconds < 10 * size and unit != 'minute' else 0}f} {unit}s"

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, JSON that tells when it was changed, and one writer to a directory."""
+"""Atomic writes, JSON with a checksum, and a lock for the one writer of a directory."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from bayes_rl.errors import ConfigError, check
 
 try:
     import fcntl
-except ImportError:  # not a Unix: nothing locks
+except ImportError:  # not a Unix: no locks
     fcntl = None  # type: ignore[assignment]
 
 
 TEMPORARY = ".tmp"
-"""Ending of a file that is being written; one that is found later is what a killed process left."""
+"""Ending of a file that is being written. A file with it that is found later was left by a killed process."""
 
 
 MOST = 1 << 16
-"""Bytes of the largest sealed JSON that is read."""
+"""Size in bytes of the largest checksummed JSON that is read."""
 
 
 def sync_directory(directory: Path) -> None:
-    """Bring the names in a directory to disk: a renamed file survives a power cut only then."""
+    """Flush the names in a directory to disk: only then does a renamed file survive a power cut."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -36,7 +36,10 @@ def sync_directory(directory: Path) -> None:
 
 
 def write_temporary(path: Path, write: Callable[[IO[bytes]], object]) -> Path:
-    """Write a new file beside `path` and bring it to disk; its name, for `os.replace`. Nothing is left on an error."""
+    """Write a new file beside `path`, flush it to disk, and return its path, for `os.replace`.
+
+    An error leaves no file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + TEMPORARY)
     temporary.unlink(missing_ok=True)
@@ -52,20 +55,23 @@ def write_temporary(path: Path, write: Callable[[IO[bytes]], object]) -> Path:
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Replace a file at one moment: whoever reads, or is killed, meets the old one or the new one, each whole."""
+    """Replace a file atomically: readers, also after a kill, find the whole old file or the whole new file."""
     os.replace(write_temporary(path, write), path)
     sync_directory(path.parent)
 
 
 def remove_temporaries(directory: Path) -> None:
-    """Delete what killed processes left half written below a directory that this process alone writes to."""
+    """Delete the temporary files of killed processes below a directory that this process alone writes to."""
     for path in directory.rglob(f"*{TEMPORARY}"):
         if path.is_file():
             path.unlink(missing_ok=True)
 
 
 def check_disk(directory: Path, size: int, key: str, value: object) -> None:
-    """Raise `ConfigError` unless files of `size` bytes in all, those below `directory` included, fit on its disk."""
+    """Raise `ConfigError` unless files of `size` bytes in total fit on the disk of `directory`.
+
+    Files that lie below `directory` already count as part of `size`.
+    """
     parent = next(p for p in [directory, *directory.absolute().parents] if p.exists())
     held = sum(f.stat().st_blocks * 512 for f in directory.rglob("*") if f.is_file())
     need, free = size - held, shutil.disk_usage(parent).free
@@ -77,20 +83,20 @@ def _canonical(content: dict[str, Any]) -> bytes:
 
 
 def write_checksummed_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON with a `checksum` of all the rest, whole or not at all."""
+    """Write JSON with a `checksum` of its other entries, atomically."""
     sealed = content | {"checksum": hashlib.sha256(_canonical(content)).hexdigest()}
     write_atomic(path, lambda file: file.write(_canonical(sealed)))
 
 
 def read_checksummed_json(path: Path) -> dict[str, Any]:
-    """What `write_sealed` wrote, without its checksum.
+    """Return the content that `write_checksummed_json` wrote, without its checksum.
 
-    The bytes must be those that `write_sealed` makes of the content, so that a change of any of them is noticed, even
-    where JSON would mean the same. Whoever wants to deceive can write a checksum too: it tells of accidents.
+    The bytes must be those that `write_checksummed_json` makes of the content, so that a change of any byte is
+    noticed, even if the JSON still means the same. A checksum finds accidents, not attacks: an attacker can write one.
 
     Raises:
-        ValueError: if a byte was changed, or it never was such a file.
-        OSError: if it cannot be read.
+        ValueError: if a byte was changed, or if `write_checksummed_json` did not write the file.
+        OSError: if the file cannot be read.
     """
     with open(path, "rb") as file:
         data = file.read(MOST + 1)
@@ -102,9 +108,9 @@ def read_checksummed_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.name} is no manifest")
     checksum = content.pop("checksum", None)
     try:
-        rest = _canonical(content)
-        whole = _canonical(content | {"checksum": hashlib.sha256(rest).hexdigest()}) == data
-    except (ValueError, RecursionError):  # not a number, or a text that no file can hold
+        digest = hashlib.sha256(_canonical(content)).hexdigest()
+        whole = _canonical(content | {"checksum": digest}) == data
+    except (ValueError, RecursionError):  # a number that is not finite, or text that is no Unicode
         whole = False
     if not whole or not isinstance(checksum, str):
         raise ValueError(f"{path.name} was changed: its checksum is not that of its content")
@@ -112,19 +118,19 @@ def read_checksummed_json(path: Path) -> dict[str, Any]:
 
 
 class DirectoryLock:
-    """Keeps a second process from writing to a directory; the kernel frees it, however the first one ends.
+    """Lock that keeps a second process from writing to a directory; the kernel releases it when the process ends.
 
     Args:
-        directory: to be written to; it is made, with a file `lock` that stays.
-        key: the option that chose it, for the error.
+        directory: to write to. It is made if needed; its file `lock` is never deleted.
+        key: the option that chose the directory, for the error.
 
     Raises:
-        ConfigError: if another fit holds it.
+        ConfigError: if another fit holds the lock.
     """
 
     def __init__(self, directory: Path, key: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self._file = open(directory / "lock", "ab")  # noqa: SIM115, held open for as long as it is locked
+        self._file = open(directory / "lock", "ab")  # noqa: SIM115, open for as long as it is locked
         if fcntl is None:
             return
         try:
@@ -140,5 +146,5 @@ class DirectoryLock:
         raise ConfigError(key, os.path.relpath(directory), problem) from None
 
     def release(self) -> None:
-        """Let others write; calling it twice does no harm."""
+        """Release the lock; a second call has no effect."""
         self._file.close()

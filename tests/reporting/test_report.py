@@ -465,7 +465,7 @@ def test_an_incomplete_run_is_refused_unless_allowed(tmp_path: Path, capsys: pyt
     half, whole = sequence(tmp_path / "half", HALF), sequence(tmp_path / "whole", seed=2)
     given = references(tmp_path / "r.json")
     message = refused(capsys, half, whole, *given, "--output", tmp_path / "out")
-    assert f"{half}: 1 of 2 visits are finished; train on, or give --allow_incomplete" in message
+    assert f"{half}: 1 of 2 visits are finished; finish training, or give --allow_incomplete" in message
     assert not (tmp_path / "out").exists()
     text = report(tmp_path, half, whole, *given, "--allow_incomplete")
     assert capsys.readouterr().err == f"bayes-rl: warning: {half}: 1 of 2 visits are finished\n"

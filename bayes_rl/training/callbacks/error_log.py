@@ -13,10 +13,10 @@ from bayes_rl.errors import RunError
 
 
 class ErrorLog(Callback):
-    """Writes the whole stack trace of what ended a run to `error.log`, and says where that and the state are.
+    """Writer of `error.log`, the stack trace of the error that ended a run.
 
-    If an environment failed in training, what was learned until then is saved to `checkpoints/error.ckpt`. A run goes
-    on from there with new games: the old ones would fail again.
+    The error's line names `error.log` and the latest checkpoint. If an environment fails in training, the agent is
+    saved to `checkpoints/error.ckpt`. The run can be resumed from there with new games: the old ones would fail again.
 
     Args:
         directory: of the run.
@@ -26,6 +26,7 @@ class ErrorLog(Callback):
         self.directory = directory
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Write the stack trace of a `RunError`, and add the files to its line."""
         if not isinstance(exception, RunError):
             return
         path = self.directory / "error.log"

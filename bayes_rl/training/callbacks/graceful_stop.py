@@ -12,9 +12,9 @@ from pytorch_lightning.callbacks import Callback
 
 
 class GracefulStop(Callback):
-    """Ctrl+C and SIGTERM: finish the update, save `last.ckpt`, say where, and exit with 130 or 143.
+    """Handler of Ctrl+C and SIGTERM: finish the update, save `last.ckpt`, print its path, and exit with 130 or 143.
 
-    A second signal leaves at once, with the previous checkpoint intact.
+    A second signal ends the process immediately, with the previous checkpoint intact.
     """
 
     def __init__(self) -> None:
@@ -22,6 +22,7 @@ class GracefulStop(Callback):
         self._previous: dict[int, Any] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Install the signal handlers."""
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._request)
 
@@ -34,7 +35,8 @@ class GracefulStop(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # An epoch's last update is followed by its validation and checkpoint: those come first.
+        """Save and exit after a signal."""
+        # The last update of an epoch is followed by a validation and a checkpoint, which come first.
         if self._signal is None or batch_idx + 1 >= trainer.num_training_batches:
             return
         directory = getattr(trainer.checkpoint_callback, "dirpath", None)
@@ -46,10 +48,12 @@ class GracefulStop(Callback):
         raise SystemExit(128 + self._signal)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Exit after a signal in the last update."""
         if self._signal is not None:
             raise SystemExit(128 + self._signal)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Restore the previous signal handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}

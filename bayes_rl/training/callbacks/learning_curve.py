@@ -1,4 +1,4 @@
-"""Callback that keeps the learning curve."""
+"""Callback that writes the learning curve."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ from bayes_rl.training.run_directory import data_of, run_directory
 
 
 class LearningCurve(Callback):
-    """Keeps every validation, and writes `metrics.npy` and `learning_curve.png` into the run's directory.
+    """Learning curve: `metrics.npy` and `learning_curve.png` in the run's directory, with every validation.
 
-    Of several tasks rows also say which `visit` was trained, -1 for a validation before any.
-
-    The history is part of the checkpoint, so a resumed run draws the whole curve.
+    With several tasks, rows have a column `visit`, the visit that was trained; -1 before training. The history is part
+    of the checkpoint, so that a resumed run draws the whole curve.
     """
 
     def __init__(self) -> None:
         self.history: list[dict[str, float]] = []
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the history."""
         return {"history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the history."""
         self.history = list(state_dict["history"])
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add a row, and write the files."""
         data = data_of(trainer)
         several = data.num_tasks > 1
         before = trainer.sanity_checking
@@ -44,7 +46,9 @@ class LearningCurve(Callback):
         if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
             try:
                 write_curve(self.history, data.game, run_directory(trainer), data.curriculum.names if several else ())
-            except OSError as error:  # drawn again after the next validation; the checkpoint decides on stopping
+            except (
+                OSError
+            ) as error:  # the next validation draws the curve again; a failed checkpoint decides whether the run stops
                 if error.errno not in FULL:
                     raise
                 print("no room on the disk for the learning curve", file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ from bayes_rl.training.run_directory import data_of
 
 
 class FrameProgress(ProgressBar):
-    """One bar for the whole run, in environment frames: rate, time left, epsilon, latest return and score.
+    """Progress bar of the whole run in environment frames: rate, time left, epsilon, latest return and score.
 
     Args:
         refresh_seconds: least time between two redraws, in seconds.
@@ -28,12 +28,15 @@ class FrameProgress(ProgressBar):
         self._enabled = True
 
     def disable(self) -> None:
+        """Hide the bar, before training starts."""
         self._enabled = False
 
     def enable(self) -> None:
+        """Show the bar, before training starts."""
         self._enabled = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make the bar."""
         data = data_of(trainer)
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
         visits = 1 + data.curriculum.visit(epochs - 1) if epochs else 1
@@ -53,6 +56,7 @@ class FrameProgress(ProgressBar):
         self._drawn = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Redraw the bar, at most every `refresh_seconds`."""
         if time.monotonic() - self._drawn < self.refresh_seconds:
             return
         self._drawn = time.monotonic()
@@ -70,6 +74,7 @@ class FrameProgress(ProgressBar):
         self._bar.update(max(0, min(stream.frames, self._bar.total or stream.frames) - self._bar.n))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print a line with the scores."""
         if trainer.state.fn != "fit" or self._bar is None:
             return
         scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
@@ -83,9 +88,11 @@ class FrameProgress(ProgressBar):
         self._bar.write(f"{line} (median {scores['val/return_median']:.1f}, IQM {scores['val/return_iqm']:.1f})")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the bar."""
         self._close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Close the bar."""
         self._close()
 
     def _close(self) -> None:

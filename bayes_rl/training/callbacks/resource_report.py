@@ -14,30 +14,33 @@ from bayes_rl.training.preflight import SECONDS, UPDATES, describe, duration, fr
 
 
 class ResourceReport(Callback):
-    """Says what a run will take: before its first update, and how long, once its speed is known."""
+    """Report of the memory and disk space of a run before its first update, and of its time once the speed is known."""
 
     def __init__(self) -> None:
-        self._told = False
-        self._mark: tuple[float, int, int] | None = None  # when it was measured from, and the updates and frames then
+        self._reported = False
+        self._mark: tuple[float, int, int] | None = None  # start of the measurement: seconds, updates, frames
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the report."""
         print(describe(trainer, pl_module, trainer.datamodule), flush=True)  # type: ignore[attr-defined, arg-type]
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._mark = None  # games are no training
+        """Restart the measurement of speed, which must not include validation games."""
+        self._mark = None
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        if self._told:
+        """Print the time left, once."""
+        if self._reported:
             return
         data: ReplayDataModule = trainer.datamodule  # type: ignore[attr-defined]
         now, updates, frames = time.monotonic(), data.stream.updates, data.stream.frames
-        if self._mark is None:  # not from the start: a first update takes longer, and what is before it even more
+        if self._mark is None:  # not before the first update, which takes longer, as does filling the replay
             self._mark = now, updates, frames
             return
         passed, played = now - self._mark[0], frames - self._mark[2]
         if passed < SECONDS or (updates - self._mark[1] < UPDATES and passed < 4 * SECONDS) or not played:
             return
-        self._told = True
+        self._reported = True
         planned = updates_of(trainer, data)
         if planned is not None:
             left = frames_of(planned, trainer, data) - frames

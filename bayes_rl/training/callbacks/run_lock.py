@@ -11,14 +11,14 @@ from bayes_rl.utils.files import DirectoryLock, remove_temporaries
 
 
 class RunLock(Callback):
-    """Locks a run's directory until its fit ends, however it ends, and removes what killed saves left in it.
+    """Lock of a run's directory until its fit ends; it removes temporary files that killed saves left.
 
     Args:
         directory: of the run.
-        key: the option that chose it, for the error.
+        key: the option that chose the directory, for the error.
 
     Raises:
-        ConfigError: if another fit writes to it.
+        ConfigError: if another fit writes to the directory.
     """
 
     def __init__(self, directory: Path, key: str) -> None:
@@ -26,8 +26,10 @@ class RunLock(Callback):
         remove_temporaries(directory)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Release the lock after a fit."""
         if stage == "fit":
             self._lock.release()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Release the lock."""
         self._lock.release()

@@ -13,12 +13,14 @@ from bayes_rl.training.run_directory import data_of
 
 
 class StreamMetrics(Callback):
-    """Logs what the stream knows: returns in training, epsilon, frames per second, counters, step sizes."""
+    """Log of the stream: returns in training, epsilon, frames per second and counters; and of learning rates."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the measurement of frames per second."""
         self._mark = (time.monotonic(), data_of(trainer).stream.frames)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Log every `log_every_n_steps` updates."""
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or trainer.global_step % every:
             return

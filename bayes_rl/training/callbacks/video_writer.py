@@ -17,10 +17,10 @@ from bayes_rl.training.run_directory import run_directory
 
 
 class VideoWriter(Callback):
-    """`predict`: writes every game as a GIF (mp4 with the `video` extra), and shows it if `--data.render human`."""
+    """Writer of predicted games as GIFs (mp4 with the `video` extra); `--data.render human` shows them too."""
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find out that there is no display before any game is played."""
+        """Raise `ConfigError` before the first game if a window is asked for and there is no display."""
         import matplotlib
 
         windowless = matplotlib.get_backend().lower() in ("agg", "pdf", "svg", "ps")
@@ -31,6 +31,7 @@ class VideoWriter(Callback):
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
+        """Write the games of a batch."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, ReplayDataModule)
         directory = run_directory(trainer) / "videos"
@@ -42,7 +43,7 @@ class VideoWriter(Callback):
 
 
 def record_game(data: ReplayDataModule, agent: VariationalActorCritic, task: int, run: Path) -> str:
-    """Path of the video of one game of a task, or why there is none."""
+    """Play one game of a task, and return the path of its video, or the reason why there is none."""
     games = data.games("predict", 1, task)
     game = games.play(partial(agent.act, task=task))[0]
     try:
