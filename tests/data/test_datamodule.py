@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 
 from bayes_rl import ReplayDataModule, VariationalActorCritic
+from bayes_rl.cli.resume_rules import NETWORKS
 
 MINATAR = ["MinAtar/Breakout-v1", "MinAtar/Freeway-v1", "MinAtar/SpaceInvaders-v1"]
 
@@ -63,3 +64,16 @@ def test_an_agent_is_trained_and_tested_from_python() -> None:
     assert trainer.global_step == 200  # an update for each four agent steps
     assert any(not torch.equal(a, b) for a, b in zip(before, agent.parameters(), strict=True))
     assert scores["test/return_mean"] > 0
+
+
+def test_the_data_module_says_what_the_networks_have_to_know() -> None:
+    data = ReplayDataModule(
+        tasks=MINATAR, frames_per_task=200_000, task_conditioning="heads", frame_skip=1, frame_stack=2
+    )
+    assert (data.num_tasks, data.task_conditioning, data.num_actions) == (3, "heads", 6)
+    assert data.observation_shape == (34, 10, 10)
+    assert [games.task for games in data.val_dataloader()] == [0, 1, 2]
+    seeds = [tuple(games.seeds) for games in data.val_dataloader()]
+    assert len(set(seeds)) == 3
+    assert data.curriculum.epochs == 2
+    assert set(data.hparams) >= NETWORKS

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.data.datamodule import ReplayDataModule
-from bayes_rl.data.exploration import BLOCK, EpsilonSchedule, ExplorationNoise, draw_seed
+from bayes_rl.data.exploration import BLOCK, EpsilonSchedule, ExplorationNoise, ExplorationSettings, draw_seed
 from bayes_rl.envs.base import episode_seed
 from bayes_rl.errors import ConfigError
 
@@ -170,3 +170,11 @@ def test_both_replaces_actions_of_draws_as_epsilon_replaces_those_of_the_mean(ex
     replaced = np.mean([a != b for pair in asked for a, b in zip(*pair, strict=True)])
     expected = 0.5 * (EPSILON - EPSILON**ENVS) / (1 - EPSILON**ENVS)
     assert abs(replaced - expected) < 4 * math.sqrt(expected * (1 - expected) / (ENVS * len(asked)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("epsilon_start", 1.1), ("epsilon_end", -0.1), ("epsilon_decay_frames", -1)]
+)
+def test_exploration_settings_that_cannot_work_are_named(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"^--data.{name}: {value}"):
+        ExplorationSettings(**{name: value})
