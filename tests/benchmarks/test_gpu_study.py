@@ -1,4 +1,4 @@
-"""The study for a GPU, on the CPU and with tiny settings: sittings go on where the last one stopped."""
+"""The study for a GPU, on the CPU and with tiny settings: sittings continue where the last one stopped."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ TINY = {
 
 
 def sitting(folder: Path, *words: str) -> tuple[dict[str, Any], str]:
-    """One call of the script: what it left in its file, and what it printed last."""
+    """Run one sitting; return its rows by part and name, and the last printed line."""
     paths = [f"--study={folder / 'study.yaml'}", f"--work={folder / 'work'}", f"--output={folder / 'out.json'}"]
-    command = [sys.executable, str(ROOT / "benchmarks/gpu_study.py"), "--device=cpu", *paths, *words]
+    command = [sys.executable, "-m", "benchmarks", "gpu_study", "--device=cpu", *paths, *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
-    return json.loads((folder / "out.json").read_text()), done.stdout.strip().splitlines()[-1]
+    parts: dict[str, Any] = {"throughput": {}, "learning": {}}
+    for row in json.loads((folder / "out.json").read_text())["measurements"]:
+        parts[row["part"]][row["name"]] = row
+    return parts, done.stdout.strip().splitlines()[-1]
 
 
 def write_study(folder: Path, **parts: Any) -> None:
@@ -40,7 +43,7 @@ def entry(**more: Any) -> dict[str, Any]:
 
 
 def test_the_study_names_what_there_is() -> None:
-    study = yaml.safe_load((ROOT / "benchmarks/study.yaml").read_text())
+    study = yaml.safe_load((ROOT / "benchmarks/learning/study.yaml").read_text())
     for part in (*study["throughput"], *study["runs"]):
         assert (ROOT / part["config"]).is_file()
     names = [(run["config"], run["game"], run["seed"]) for run in study["runs"]]

@@ -1,10 +1,8 @@
-"""What `benchmarks/time_to_score.py` reads of a fit, and how it keeps runs."""
+"""The benchmark `time_to_score`: the fit that it reads, and the runs that it keeps."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,13 @@ import pytest
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-ROOT = Path(__file__).parents[2]
+from benchmarks import runner
+from benchmarks.learning import time_to_score
 
 
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`benchmarks/time_to_score.py` as a module."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("time_to_score")
+def run_benchmark(*words: object) -> int:
+    """Call the benchmark with words of its command line."""
+    return runner.main(time_to_score.BENCHMARK, "time_to_score", [str(word) for word in words])
 
 
 def finished_fit(directory: Path, env: str = "breakout", points: int = 300) -> Path:
@@ -39,12 +36,11 @@ def finished_fit(directory: Path, env: str = "breakout", points: int = 300) -> P
     return directory
 
 
-def test_a_finished_fit_is_read(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_fit_is_read(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
-    words = ["ours", str(finished_fit(tmp_path / "run")), "--commit", "1a2b3c4", "--output", str(output)]
-    monkeypatch.setattr(sys, "argv", ["time_to_score.py", *words])
-    bench.main()
-    (found,) = json.loads(output.read_text())["runs"]
+    words = ["ours", finished_fit(tmp_path / "run"), "--commit", "1a2b3c4", "--output", output]
+    assert run_benchmark(*words) == 0
+    (found,) = json.loads(output.read_text())["measurements"]
     assert (found["arm"], found["steps_per_update"], found["seed"]) == ("bayes_rl", 16, 5)
     assert (found["epsilon_frames"], found["commit"]) == (3000, "1a2b3c4")
     minutes, frames, scores = zip(*found["curve"], strict=True)
@@ -57,32 +53,34 @@ def test_a_finished_fit_is_read(bench: Any, tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("broken", [{"env": "pong"}, {"points": 0}], ids=str)
-def test_what_is_no_finished_fit_of_breakout_is_refused(
-    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: dict[str, Any]
-) -> None:
+def test_what_is_no_finished_fit_of_breakout_is_refused(tmp_path: Path, broken: dict[str, Any]) -> None:
     run = finished_fit(tmp_path / "run", **broken)
-    monkeypatch.setattr(sys, "argv", ["time_to_score.py", "ours", str(run), "--output", str(tmp_path / "result.json")])
     with pytest.raises(SystemExit, match="is no finished fit of breakout"):
-        bench.main()
+        run_benchmark("ours", run, "--output", tmp_path / "result.json")
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_ours_needs_a_fit(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="ours needs the directory of a finished fit"):
+        run_benchmark("ours", "--output", tmp_path / "result.json")
 
 
 def test_a_run_takes_the_place_of_its_like_only(
-    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "result.json"
 
     def trained(options: Any) -> dict[str, Any]:
-        test = bench.summary([1.0, 2.0, 6.0])
+        test = time_to_score.summary([1.0, 2.0, 6.0])
         curve = [(0.5, 400, 1.0), (options.minutes, 800, 2.0)]
         what = {"arm": "sb3", "steps_per_update": options.steps_per_update, "epsilon_frames": options.epsilon_frames}
         return what | {"minutes": options.minutes, "curve": curve, "test": test}
 
-    monkeypatch.setattr(bench, "sb3", trained)
+    monkeypatch.setattr(time_to_score, "sb3", trained)
     for every, seed, minutes in ((4, 1, 5), (16, 1, 5), (4, 2, 5), (4, 1, 9)):
         words = ["sb3", "--steps_per_update", every, "--seed", seed, "--minutes", minutes, "--output", output]
-        monkeypatch.setattr(sys, "argv", ["time_to_score.py", *map(str, words)])
-        bench.main()
-    runs = json.loads(output.read_text())["runs"]
+        assert run_benchmark(*words) == 0
+    runs = json.loads(output.read_text())["measurements"]
     kinds = [(run["steps_per_update"], run["seed"], run["minutes"]) for run in runs]
     assert kinds == [(4, 1, 9), (4, 2, 5), (16, 1, 5)]
     assert runs[0]["test"] == {"mean": 3, "median": 2, "min": 1, "max": 6, "games": 3}

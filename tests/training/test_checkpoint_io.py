@@ -480,13 +480,13 @@ def test_a_removed_checkpoint_takes_its_manifest_along(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------------- SIGKILL
 def test_five_kills_change_nothing(tmp_path: Path) -> None:
-    """`benchmarks/crash.py` in short: the same end, bit for bit, and the same curves."""
+    """The benchmark `crash` in short: the same end, bit for bit, and the same curves."""
     output = tmp_path / "crash.json"
-    command = [sys.executable, str(ROOT / "benchmarks/crash.py"), "--kills=5", f"--output={output}"]
+    command = [sys.executable, "-m", "benchmarks", "crash", "--kills=5", f"--output={output}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads(output.read_text())
+    (result,) = json.loads(output.read_text())["measurements"]
     assert result["kills"] == 5
     assert result["kills_during_a_save"] >= 1
     assert result["losses"] == 0

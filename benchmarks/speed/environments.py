@@ -1,29 +1,26 @@
-"""How fast environments are stepped: the bare emulator, this project's stream without learning, Gymnasium's wrappers.
+"""Speed of stepping environments: the bare emulator, this project's stream without learning, Gymnasium's wrappers.
 
-    python benchmarks/env_throughput.py [--envs 1 2 4 8 16 32 64] [--rounds 40] [--steps 512] [--contenders ...]
+    python -m benchmarks environments [--envs 1 2 4 8 16 32 64] [--rounds 40] [--steps 512] [--contenders ...]
 
-Everybody acts at random and plays the same game with the same options, for each number of environments:
+All contenders act at random and play the same game with the same options, for each number of environments:
 
-- `emulator`: `ale_py`'s `AtariVectorEnv`, which starts ended games again by itself;
+- `emulator`: `ale_py`'s `AtariVectorEnv`, which restarts ended games by itself;
 - `stream`: the same by `ReplayStream`: exploration, bookkeeping, watching for failures, resets, and every step written
-  to a memory-mapped replay, which is full and goes round;
+  to a memory-mapped replay that is full, so that new screens replace old ones;
 - `filling`: the same while the replay still grows, so that the system has to find memory for each screen;
 - `sync`, `async`: Gymnasium's `AtariPreprocessing` and `FrameStackObservation` in its two vector environments. They
   need OpenCV (`pip install opencv-python-headless`) and are left out where that is not installed.
 
-All of them take short turns of as many agent steps each in one process, in another order every round, so that a
-machine whose speed drifts slows all alike. Medians and quartiles over rounds, of the speed and of its ratio to the
-emulator's in the same round, are printed, and written to `docs/results/environments.json` beside the rows of other
-numbers of environments that stand there; a picture of them all is drawn next to it. Seeded resets, one per
-environment in at least `steps_per_seed` steps, are too seldom for such turns: they are timed apart, and a second ratio
-counts them in.
+The contenders take short turns of equally many agent steps in one process, in another order every round, so that a
+machine whose speed drifts slows all of them equally. Results are medians and quartiles over rounds, of the speed and of
+its ratio to the emulator's in the same round. A number of environments replaces its earlier row in the file; the other
+rows stay. Seeded resets, one per environment in at least `steps_per_seed` steps, are too rare for such turns: they are
+timed apart, and a second ratio includes them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +33,6 @@ import ale_py
 import gymnasium as gym
 import numpy as np
 from ale_py.vector_env import AtariVectorEnv
-from common import RESULTS, origin, write
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -46,20 +42,22 @@ from bayes_rl.data.stream import ReplayStream
 from bayes_rl.envs.atari import AtariEnvs
 from bayes_rl.envs.base import EnvSettings
 from bayes_rl.envs.kinds import make_envs
+from benchmarks.runner import Benchmark, Cell, Options, Row
 
 STICKY = 0.25
 STACK = 4
 CONTENDERS = ["emulator", "stream", "filling", "sync", "async"]
-Turn = Callable[[int], None]  # plays so many vector steps, to their end
+Turn = Callable[[int], None]
+"""Function that plays a number of vector steps, and waits until the last one has ended."""
 
 
 def no_policy(observations: Tensor) -> Tensor:
-    """Never called: exploration is certain."""
+    """Raise an error: with epsilon 1 no policy is asked."""
     raise AssertionError("the benchmark acts at random")
 
 
 def play(envs: gym.vector.VectorEnv[Any, Any, Any], num_envs: int, actions: int) -> Turn:
-    """Turns of a vector environment that starts ended games again by itself."""
+    """Return turns of a vector environment that restarts ended games by itself."""
     rng = np.random.default_rng(0)
     envs.reset(seed=0)
 
@@ -71,7 +69,7 @@ def play(envs: gym.vector.VectorEnv[Any, Any, Any], num_envs: int, actions: int)
 
 
 def make_emulator(game: str, num_envs: int) -> AtariVectorEnv:
-    """The library's vector environment, with the settings that the stream's environments give it."""
+    """Return `ale_py`'s vector environment, with the settings that the stream's environments give it."""
     return AtariVectorEnv(
         game, num_envs, repeat_action_probability=STICKY, stack_num=1, noop_max=0, reward_clipping=False,
         use_fire_reset=False,
@@ -80,7 +78,7 @@ def make_emulator(game: str, num_envs: int) -> AtariVectorEnv:
 
 @contextmanager
 def emulator(game: str, num_envs: int) -> Iterator[Turn]:
-    """Turns of the bare emulator."""
+    """Yield turns of the bare emulator."""
     envs = make_emulator(game, num_envs)
     yield play(envs, num_envs, len(envs.ale.get_action_set()))
     envs.close()
@@ -88,12 +86,12 @@ def emulator(game: str, num_envs: int) -> Iterator[Turn]:
 
 @contextmanager
 def stream(game: str, num_envs: int, capacity: int, full: bool) -> Iterator[Turn]:
-    """Turns of the stream without learning; each leaves no step under way that another one would pay for.
+    """Yield turns of the stream without learning. No step is pending after a turn, as it would slow the next contender.
 
     Args:
         game: short name of an Atari game.
-        num_envs: environments stepped together.
-        capacity: of the replay.
+        num_envs: number of environments stepped together.
+        capacity: transitions that the replay holds.
         full: whether the replay is filled beforehand.
     """
     envs = make_envs(EnvSettings(game, sticky_actions=STICKY), num_envs)
@@ -117,7 +115,7 @@ def stream(game: str, num_envs: int, capacity: int, full: bool) -> Iterator[Turn
 
 @contextmanager
 def wrapped(game: str, num_envs: int, processes: bool) -> Iterator[Turn]:
-    """Turns of Gymnasium's own wrappers, in one process or in one for each environment."""
+    """Yield turns of Gymnasium's own wrappers, in this process or in one for each environment."""
     name = next(i for i, spec in gym.registry.items() if i.startswith("ALE/") and spec.kwargs["game"] == game)
 
     def make() -> gym.Env[Any, Any]:
@@ -130,7 +128,7 @@ def wrapped(game: str, num_envs: int, processes: bool) -> Iterator[Turn]:
 
 
 def seeded_reset(game: str) -> float:
-    """Seconds that one environment's reset with a new seed takes, while the others wait."""
+    """Return the seconds of one environment's reset with a new seed, while the other environments wait."""
     envs = make_emulator(game, 2)
     envs.reset(seed=0)
     seconds = []
@@ -142,9 +140,10 @@ def seeded_reset(game: str) -> float:
     return float(np.median(seconds))
 
 
-def measure(options: argparse.Namespace, num_envs: int) -> dict[str, Any]:
-    """One row: seconds of every turn of everybody, and what follows from them."""
-    game, steps = options.game, max(options.steps // num_envs, 1)
+def measure(cell: Cell, options: Options) -> Row:
+    """Measure all contenders with one number of environments, in turns."""
+    game, num_envs = options.game, cell["num_envs"]
+    steps = max(options.steps // num_envs, 1)
     unfilled = 2 * num_envs * steps * (options.rounds + 2)
     contenders = {  # processes are forked before there are threads
         **(
@@ -158,7 +157,7 @@ def measure(options: argparse.Namespace, num_envs: int) -> dict[str, Any]:
         turns = {name: stack.enter_context(c) for name, c in contenders.items() if name in options.contenders}
         seconds: dict[str, list[float]] = {name: [] for name in turns}
         for turn in turns.values():
-            turn(steps)  # warm up
+            turn(steps)  # warm-up
         for number in range(options.rounds):
             order = [*turns][number % len(turns) :] + [*turns][: number % len(turns)]
             for name in order if number // len(turns) % 2 else order[::-1]:
@@ -166,11 +165,9 @@ def measure(options: argparse.Namespace, num_envs: int) -> dict[str, Any]:
                 turns[name](steps)
                 seconds[name].append(time.perf_counter() - start)
     return {
-        **origin(" ".join(["python", *sys.argv])),
         "ale_py": ale_py.__version__,
         "gymnasium": gym.__version__,
         "game": game,
-        "num_envs": num_envs,
         "rounds": options.rounds,
         "vector_steps_per_turn": steps,
         **summary({name: np.array(values) for name, values in seconds.items()}, num_envs * steps, seeded_reset(game)),
@@ -178,11 +175,11 @@ def measure(options: argparse.Namespace, num_envs: int) -> dict[str, Any]:
 
 
 def summary(seconds: dict[str, np.ndarray], agent_steps: int, reset: float) -> dict[str, Any]:
-    """Quartiles (lower, median, upper) over turns.
+    """Return the quartiles (lower, median, upper) over turns, of speeds and of ratios.
 
     Args:
-        seconds: of every turn, by contender.
-        agent_steps: in a turn.
+        seconds: seconds of every turn, by contender.
+        agent_steps: agent steps in a turn.
         reset: seconds of a seeded reset.
     """
 
@@ -200,60 +197,67 @@ def summary(seconds: dict[str, np.ndarray], agent_steps: int, reset: float) -> d
     }
 
 
-def table(rows: dict[str, dict[str, Any]]) -> str:
-    """Median agent steps per second and, in brackets, the ratio to the emulator's, by number of environments."""
-    names = [name for name in CONTENDERS if any(name in speeds(row) for row in rows.values())]
-    lines = ["environments" + "".join(f"{name:>16s}" for name in names)]
-    for count, row in rows.items():
+def cells(options: Options, rows: list[Row]) -> list[Cell]:
+    """Return one cell for each number of environments."""
+    return [{"num_envs": num_envs} for num_envs in options.envs]
+
+
+def table(rows: list[Row]) -> str:
+    """Return median agent steps per second and, in brackets, the ratio to the emulator's, as Markdown."""
+    names = [name for name in CONTENDERS if any(name in speeds(row) for row in rows)]
+    lines = [f"| environments | {' | '.join(names)} |", "|" + "---|" * (len(names) + 1)]
+    for row in rows:
         ratios = row["ratio_to_emulator"]
-        cells = [f"{speeds(row)[n][1]:.0f} ({ratios[n][1]:.2f})" if n in ratios else "-" for n in names]
-        lines.append(f"{count:>12s}" + "".join(f"{cell:>16s}" for cell in cells))
-    return "\n".join(lines)
+        columns = [f"{speeds(row)[n][1]:.0f} ({ratios[n][1]:.2f})" if n in ratios else "-" for n in names]
+        lines.append(f"| {row['num_envs']} | {' | '.join(columns)} |")
+    return "\n".join(lines) + "\n"
 
 
-def speeds(row: dict[str, Any]) -> dict[str, list[float]]:
-    """Quartiles of a row's speeds, by contender."""
-    found: dict[str, list[float]] = row["agent_steps_per_second"]
-    return found
+def speeds(row: Row) -> dict[str, list[float]]:
+    """Return the quartiles of a row's speeds, by contender."""
+    return dict(row["agent_steps_per_second"])
 
 
-def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
-    """Speeds, and their ratios to the emulator's, over the number of environments; bars are quartiles."""
+def draw(rows: list[Row]) -> Figure:
+    """Draw speeds, and their ratios to the emulator's, over the number of environments; bars are quartiles."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, key in zip(figure.subplots(1, 2), ("agent_steps_per_second", "ratio_to_emulator"), strict=True):
-        for name in (name for name in CONTENDERS if any(name in speeds(row) for row in rows.values())):
-            counts = [int(count) for count, row in rows.items() if name in row[key]]
-            low, middle, high = np.array([row[key][name] for row in rows.values() if name in row[key]]).T
+        for name in (name for name in CONTENDERS if any(name in speeds(row) for row in rows)):
+            counts = [row["num_envs"] for row in rows if name in row[key]]
+            low, middle, high = np.array([row[key][name] for row in rows if name in row[key]]).T
             axes.errorbar(counts, middle, [middle - low, high - middle], label=name, marker="o", capsize=2)
         axes.set_xscale("log", base=2)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("environments")
         axes.set_title(key.replace("_", " "))
         axes.legend()
-    figure.savefig(path, dpi=120)
+    return figure
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--game", default="breakout", help="short name of an Atari game")
-    parser.add_argument("--envs", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="stepped together")
-    parser.add_argument("--steps", type=int, default=512, help="agent steps per turn, over all environments")
-    parser.add_argument("--rounds", type=int, default=40, help="turns of each")
-    parser.add_argument("--replay", type=int, default=20_000, help="transitions that the full replay holds")
-    parser.add_argument("--contenders", nargs="+", default=CONTENDERS, choices=CONTENDERS, help="all by default")
-    parser.add_argument("--output", type=Path, default=RESULTS / "environments.json")
-    options = parser.parse_args()
+def prepare(options: Options) -> None:
+    """Add the contenders that the ratios need, and print which ones are left out."""
     options.contenders = {*options.contenders, "emulator", "stream"}
     if not find_spec("cv2") and options.contenders & {"sync", "async"}:
         print("Gymnasium's wrappers are left out: OpenCV is not installed (pip install opencv-python-headless)")
-    rows = json.loads(options.output.read_text())["rows"] if options.output.is_file() else {}
-    for num_envs in options.envs:
-        rows = {**rows, str(num_envs): measure(options, num_envs)}
-        rows = {count: rows[count] for count in sorted(rows, key=int)}
-        write(options.output, {"rows": rows})
-    draw(rows, options.output.with_suffix(".png"))
-    print(table(rows))
 
 
-if __name__ == "__main__":
-    main()
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the game, the numbers of environments and the contenders."""
+    parser.add_argument("--game", default="breakout", help="short name of an Atari game")
+    parser.add_argument("--envs", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="stepped together")
+    parser.add_argument("--steps", type=int, default=512, help="agent steps per turn, over all environments")
+    parser.add_argument("--replay", type=int, default=20_000, help="transitions that the full replay holds")
+    parser.add_argument("--contenders", nargs="+", default=CONTENDERS, choices=CONTENDERS, help="all by default")
+
+
+BENCHMARK = Benchmark(
+    description=__doc__,
+    cells=cells,
+    measure=measure,
+    table=table,
+    draw=draw,
+    prepare=prepare,
+    add_arguments=add_arguments,
+    shared={"rounds": 40},
+    key=("num_envs",),
+)

@@ -1,18 +1,17 @@
-"""Kills a run at random moments, resumes it, and compares the end with a run that nothing disturbed.
+"""Reliability of resuming: a run killed at random moments must end like a run without interruptions.
 
-    python benchmarks/crash.py [--kills 30] [--seed 1] [--output docs/results/crash.json]
+    python -m benchmarks crash [--kills 30] [--seed 1]
 
-A short CartPole run on one thread saves every few updates. Every other kill (SIGKILL) waits for a file of a save that
-is under way; of the others one half falls into the start and the prefill, one half between two later saves. Each time
-the run goes on with `--ckpt_path last`, or begins anew if there is no checkpoint yet. In the end every tensor and
-number of `last.ckpt`, and every point of every curve, must be that of the undisturbed run. Every attempt is a process
-of its own, forked from one that has imported all there is to import.
+A short CartPole run on one thread saves every few updates. Every other kill (SIGKILL) waits for a half written file of
+a checkpoint; of the others one half falls into the start and the prefill, one half between two later checkpoints. Each
+time the run is resumed with `--ckpt_path last`, or started again if there is no checkpoint yet. At the end every tensor
+and number of `last.ckpt`, and every point of every curve, must equal that of the undisturbed run. Every attempt is a
+process of its own, forked from one that has imported everything.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -24,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, origin, write
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bayes_rl.cli import app as cli
 from bayes_rl.errors import ConfigError
 from bayes_rl.training.checkpoint_io import load_verified
 from bayes_rl.utils.files import TEMPORARY
+from benchmarks.runner import ROOT, Benchmark, Cell, Options, Row
 
 EPOCHS_PER_KILL = 4
 OPTIONS = [
@@ -49,13 +48,13 @@ OPTIONS = [
     "--model.hidden_dim=16",
 ]
 CHANGING = ("history", "dirpath", "best_model_path", "last_model_path", "kth_best_model_path", "best_k_models")
-"""Keys of a checkpoint that name a run, not what it learned: its replay's files, its directory."""
+"""Keys of a checkpoint that name files and directories of its run, and so differ between runs."""
 FORGOTTEN = ("current_score",)
 """Keys that Lightning saves and does not restore: the score of the latest best checkpoint of this process."""
 
 
 def start(folder: Path, epochs: int, seed: int, words: list[str]) -> int:
-    """Fork a `cli.py fit` that runs in `folder`, silently; its process id."""
+    """Fork a silent `cli.py fit` that runs in `folder`, and return its process id."""
     process = os.fork()
     if process:
         return process
@@ -75,30 +74,38 @@ def start(folder: Path, epochs: int, seed: int, words: list[str]) -> int:
 
 
 def ended(process: int) -> int | None:
-    """Exit code of a child, or None while it runs."""
+    """Return the exit code of a child, or None while it runs."""
     found, status = os.waitpid(process, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if found else None
 
 
 def saving(folder: Path) -> bool:
-    """Whether a file of a save is half written."""
+    """Return whether a file of a checkpoint is half written."""
     return any(folder.glob(f"runs/*/*/checkpoints/*{TEMPORARY}"))
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoint to go on from, of the newest run: none, or one."""
+    """Return the last checkpoints of all versions, in order of their times."""
     return sorted(folder.glob("runs/cartpole/version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
 
 
 def newest(folder: Path) -> int:
-    """When the last checkpoint was replaced, in nanoseconds; 0 if there is none."""
+    """Return the time of the newest checkpoint in nanoseconds; 0 if there is none."""
     return max((path.stat().st_mtime_ns for path in checkpoints(folder)), default=0)
 
 
 def kill(process: int, folder: Path, learning: bool, while_saving: bool, delay: float) -> int | None:
-    """Wait until it has saved (if `learning`), for `delay` seconds and, if asked, for the next save; then kill.
+    """Kill a run at a chosen moment.
 
-    Returns the exit code if it ended before.
+    Args:
+        process: its process id.
+        folder: its directory.
+        learning: whether to wait for a first checkpoint of this process.
+        while_saving: whether to wait, at last, for a half written file of a checkpoint.
+        delay: seconds to wait in between.
+
+    Returns:
+        The exit code of a run that ended before, else None.
     """
     before, begin = newest(folder), time.monotonic()
     waiting = learning
@@ -114,7 +121,7 @@ def kill(process: int, folder: Path, learning: bool, while_saving: bool, delay: 
 
 
 def differences(ours: Any, theirs: Any, where: str = "") -> Iterator[str]:
-    """Paths of all values in which two checkpoints differ."""
+    """Yield the paths of all values in which two checkpoints differ."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         for key in [*ours, *(key for key in theirs if key not in ours)]:
             if str(key) in CHANGING + FORGOTTEN:
@@ -134,7 +141,7 @@ def differences(ours: Any, theirs: Any, where: str = "") -> Iterator[str]:
 
 
 def curves(run: Path) -> dict[tuple[str, int], set[float]]:
-    """All values that were logged at a tag and step, but for what a clock says."""
+    """Return all values logged at a tag and step, without those of a clock."""
     values: dict[tuple[str, int], set[float]] = {}
     for file in sorted(run.glob("events*")):
         events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
@@ -146,7 +153,7 @@ def curves(run: Path) -> dict[tuple[str, int], set[float]]:
 
 
 def disturb(folder: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kill and resume so often, then let the run finish; what happened."""
+    """Kill and resume the run `kills` times, let it finish, and return counts and the end of its log."""
     rng, epochs = random.Random(seed), EPOCHS_PER_KILL * kills
     counts = {"kills": 0, "kills_during_a_save": 0, "kills_before_the_first_save": 0, "losses": 0}
     words: list[str] = []
@@ -177,7 +184,7 @@ def disturb(folder: Path, kills: int, seed: int) -> dict[str, Any]:
 
 
 def compare(disturbed: Path, straight: Path) -> dict[str, Any]:
-    """What the ends of two runs differ in."""
+    """Return the values and the points of curves in which two finished runs differ."""
     ours, theirs = (checkpoints(folder)[-1] for folder in (disturbed, straight))
     found = list(differences(load_verified(ours)[0], load_verified(theirs)[0]))
     a, b = (curves(path.parents[1]) for path in (ours, theirs))
@@ -190,27 +197,39 @@ def compare(disturbed: Path, straight: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=1, help="of the run, and of the moments")
-    parser.add_argument("--output", type=Path, default=Path("docs/results/crash.json"))
-    options = parser.parse_args()
+def cells(options: Options, rows: list[Row]) -> list[Cell]:
+    """Return the one pair of runs of this benchmark."""
+    return [{"kills": options.kills, "seed": options.seed}]
+
+
+def measure(cell: Cell, options: Options) -> Row:
+    """Run with kills and without, and compare the ends."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
         folders = disturbed, straight = Path(directory, "disturbed"), Path(directory, "straight")
         for folder in folders:
             folder.mkdir()
-        result = disturb(disturbed, options.kills, options.seed)
-        process = start(straight, EPOCHS_PER_KILL * options.kills, options.seed, [])
+        result = disturb(disturbed, cell["kills"], cell["seed"])
+        process = start(straight, EPOCHS_PER_KILL * cell["kills"], cell["seed"], [])
         _, status = os.waitpid(process, 0)
         if result["finished"] and status == 0:
             result |= compare(disturbed, straight)
-    print(json.dumps(result, indent=2))
-    write(options.output, {**origin(" ".join(["python", *sys.argv])), **result})
-    same = result["finished"] and not any(result[key] for key in ("losses", "different_values", "different_points"))
-    sys.exit(0 if same else 1)
+    return result
 
 
-if __name__ == "__main__":
-    main()
+def verdict(rows: list[Row]) -> list[str]:
+    """Return a failure for runs that did not finish, lost checkpoints, and every kind of difference."""
+    (row,) = rows
+    failures = [] if row["finished"] and "points_compared" in row else [f"a run did not finish: {row['log']}"]
+    return failures + [
+        f"{key}: {row[key]}" for key in ("losses", "different_values", "different_points") if row.get(key)
+    ]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the number of kills and the seed."""
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=1, help="seed of the run, and of the moments")
+
+
+BENCHMARK = Benchmark(description=__doc__, cells=cells, measure=measure, verdict=verdict, add_arguments=add_arguments)

@@ -1,16 +1,17 @@
-"""How busy a GPU is kept, and what is learned with it: in short sittings that go on where the last one stopped.
+"""Use of a GPU, and scores learned on it, in short sittings that continue where the last one stopped.
 
-    python benchmarks/gpu_study.py --minutes 9                      # again and again, until nothing is left to do
-    python benchmarks/gpu_study.py --part learning --jobs 4 --set model.compile=cudagraphs
-    python benchmarks/gpu_study.py --device cpu --study TINY.yaml   # the same without a GPU
+    python -m benchmarks gpu_study --minutes 9                      # repeat until nothing is left
+    python -m benchmarks gpu_study --part learning --jobs 4 --set model.compile=cudagraphs
+    python -m benchmarks gpu_study --device cpu --study TINY.yaml   # the same without a GPU
 
-What is done stands in `benchmarks/study.yaml`. Throughput: a process for each number of environments, updates per agent
-step and capture measures emulation alone (random actions, replay written), acting alone, the learner alone (sampling
-included) and all together, whose slowest part is the bottleneck. Learning: runs of `cli.py fit`, `--jobs` at a time.
-When the time is up they are told to stop, and save; the next sitting resumes them. No network is needed.
+`benchmarks/learning/study.yaml` describes the study. Throughput: a process for each number of environments, updates per
+agent step and capture measures emulation alone (random actions, replay written), acting alone, the learner alone
+(sampling included) and all together; the slowest of the parts is the bottleneck. Learning: runs of `cli.py fit`,
+`--jobs` at a time. When the time is up they are stopped by a signal and save; the next sitting resumes them. No network
+is needed.
 
-State lives in `--work`. Everything that is known is written to `--output` after each sitting: what stands there already
-and is not measured again stays, so that a machine whose disk is lost between sittings loses its running runs only.
+State lives in `--work`. All results are written to `--output`: rows that it holds already stay, so that a machine whose
+disk is lost between sittings loses its unfinished runs only.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import yaml
-from common import RESULTS, ROOT, origin, write
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bayes_rl.agent.module import VariationalActorCritic
@@ -42,14 +42,15 @@ from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.data.exploration import EpsilonSchedule
 from bayes_rl.data.stream import ReplayStream
 from bayes_rl.types import Batch
+from benchmarks.runner import ROOT, Benchmark, Cell, Options, Results, Row, markdown, write_json
 
-STOPPED = (130, 143, -signal.SIGTERM, -signal.SIGKILL)  # exit statuses of what was told to stop
-POLL = 0.5  # seconds between two looks at processes or at the GPU
+STOPPED = (130, 143, -signal.SIGTERM, -signal.SIGKILL)  # exit statuses of stopped processes
+POLL = 0.5  # seconds between two queries of processes or of the GPU
 
 
 # -------------------------------------------------------------------------------------------------- throughput
 class Watch(threading.Thread):
-    """Asks `nvidia-smi` how busy the first GPU is, and for its memory, until told to stop."""
+    """Thread that queries `nvidia-smi` for the utilisation and the memory of the first GPU, until `finish`."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -57,6 +58,7 @@ class Watch(threading.Thread):
         self._stop_asking = threading.Event()
 
     def run(self) -> None:
+        """Query until the end."""
         query = ["nvidia-smi", "--id=0", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits"]
         while shutil.which(query[0]) and not self._stop_asking.wait(POLL):
             done = subprocess.run(query, capture_output=True, text=True, check=False)
@@ -64,7 +66,7 @@ class Watch(threading.Thread):
                 self.seen.append([float(number) for number in done.stdout.split(",")])
 
     def finish(self) -> dict[str, float | None]:
-        """Median share of the time in which something ran on the GPU, in percent, and most memory, in MiB."""
+        """Return the median utilisation of the GPU in percent, and its peak memory in MiB."""
         self._stop_asking.set()
         self.join()
         if not self.seen:
@@ -73,12 +75,12 @@ class Watch(threading.Thread):
 
 
 class Phases:
-    """A loader that measures while it is read: emulation, acting, learning, and all of them together.
+    """Loader that measures while it is read: emulation, acting, learning, and all of them together.
 
     Args:
-        stream: of a training about to begin.
-        agent: that learns.
-        seconds: of each phase.
+        stream: stream of a training that begins.
+        agent: learning agent.
+        seconds: length of each phase.
     """
 
     def __init__(self, stream: ReplayStream, agent: VariationalActorCritic, seconds: float) -> None:
@@ -108,7 +110,7 @@ class Phases:
             yield Batch(stream.replay.sample(stream.batch_size, rng), len(stream.replay), stream.frames)
             updates += 1
         self.found["learner_ups"] = updates / (self._now() - begin)
-        # As if the updates that those frames were owed had been made.
+        # The phase of emulation alone made no updates: count them as done, or all of them would follow now.
         stream.updates = int(stream.learning_steps * stream.envs.num_envs * stream.updates_per_step)
         watch = Watch()
         watch.start()
@@ -120,7 +122,7 @@ class Phases:
         self.found |= {"fps": (stream.frames - frames) / passed, "ups": (stream.updates - updates) / passed}
 
     def _some(self, stream: ReplayStream) -> Iterator[Batch]:
-        """A few minibatches as training has them; a new pass, as a stream may be gone through in parts."""
+        """Yield a few minibatches as in training. A new pass is allowed: a stream may be read in parts."""
         for _, batch in zip(range(16), stream, strict=False):
             yield batch
 
@@ -130,8 +132,8 @@ class Phases:
         return time.monotonic()
 
 
-def measure(case: dict[str, Any]) -> dict[str, Any]:
-    """Rates of one configuration on this machine, in this process."""
+def measure(case: Cell, options_of_study: Options) -> Row:
+    """Measure the rates of one configuration on this machine, in this process."""
     config = yaml.safe_load((ROOT / case["config"]).read_text())
     options: dict[str, dict[str, Any]] = {"data": config["data"], "model": config["model"], "trainer": {}}
     for key, value in case["options"].items():
@@ -171,14 +173,14 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     whole = data.num_envs * skip / found["fps"]
     found["step_ms"] = {name: round(1000 * value, 3) for name, value in (step | {"all": whole}).items()}
     found["bottleneck"] = max(step, key=lambda name: step[name])
-    found["overlap"] = round(max(step.values()) / whole, 3)  # 1: nothing else took any time
+    found["overlap"] = round(max(step.values()) / whole, 3)  # 1: the slowest part takes all the time
     if agent.device.type == "cuda":
         found["torch_mib"] = torch.cuda.max_memory_allocated() / 2**20
     return {key: round(value, 2) if isinstance(value, float) else value for key, value in found.items()}
 
 
 def cases(study: dict[str, Any], device: str, forced: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every measurement by name."""
+    """Return every measurement of the throughput by name."""
     found = {}
     for group in study.get("throughput") or []:
         for envs in group["num_envs"]:
@@ -199,7 +201,7 @@ class Run:
     """One entry of the study's `runs`.
 
     Args:
-        entry: game, seed, frames, config and options; name, or one made of these.
+        entry: game, seed, frames, config, options and name. The default of the name is made of config, game and seed.
         work: directory of all runs.
         forced: options of every run.
     """
@@ -213,18 +215,18 @@ class Run:
 
     @property
     def state(self) -> dict[str, Any]:
-        """Sittings and seconds so far, and what the last one ended with."""
+        """Sittings and seconds so far, and the exit status of the last sitting."""
         path = self.directory / "state.json"
         return json.loads(path.read_text()) if path.exists() else {"sittings": 0, "seconds": 0.0, "exit": None}
 
     @property
     def _folder(self) -> Path | None:
-        """The newest version that has a checkpoint to go on from, else none."""
+        """Directory of the newest version with a checkpoint, or None."""
         saved = sorted(self.directory.glob("version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
         return saved[-1].parents[1] if saved else None
 
     def command(self) -> list[str]:
-        """What starts it, or goes on with it."""
+        """Return the command that starts or resumes the run."""
         words = [sys.executable, str(ROOT / "cli.py"), "fit"]
         if self._folder is not None:
             return [*words, f"--ckpt_path={self._folder / 'checkpoints/last.ckpt'}"]
@@ -238,7 +240,7 @@ class Run:
         return [*words, f"--config={ROOT / self.entry['config']}", *typed, "--trainer.enable_progress_bar=false"]
 
     def start(self, threads: int) -> None:
-        """In a process of its own; what it prints goes to `log.txt`."""
+        """Start the run in a process of its own, which prints to `log.txt`."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / "log.txt").open("ab") as log:
             environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
@@ -246,18 +248,18 @@ class Run:
         self._began = time.monotonic()
 
     def finish(self) -> None:
-        """Note how a sitting ended."""
+        """Store how a sitting ended."""
         assert self.process is not None
         before = self.state
         seconds = before["seconds"] + time.monotonic() - self._began
-        write(
+        write_json(
             self.directory / "state.json",
             {"sittings": before["sittings"] + 1, "seconds": round(seconds, 1), "exit": self.process.returncode},
         )
         self.process = None
 
     def result(self) -> dict[str, Any]:
-        """Scores after every epoch, and those of the test games once it has ended."""
+        """Return the scores after every epoch, and those of the test games of a finished run."""
         found: dict[str, Any] = {**self.entry, "forced": self.forced, **self.state, "finished": self.state["exit"] == 0}
         if self._folder is not None and (table := self._folder / "metrics.npy").exists():
             rows = np.load(table)
@@ -272,10 +274,10 @@ class Run:
 
 
 def learn(runs: list[Run], jobs: int, until: float, last: float) -> None:
-    """Work on unfinished runs, `jobs` at a time, until a moment; then have them stop, and kill them at the last."""
+    """Run unfinished runs, `jobs` at a time, until the time `until`; stop them then, and kill them at `last`."""
     waiting = [run for run in runs if run.state["exit"] != 0]
     running: list[Run] = []
-    threads = max(1, (os.cpu_count() or 1) // (2 * jobs))  # the emulators have as many of their own
+    threads = max(1, (os.cpu_count() or 1) // (2 * jobs))  # the emulators have equally many
     while (waiting or running) and time.monotonic() < until:
         while waiting and len(running) < jobs:
             running.append(waiting.pop(0))
@@ -289,7 +291,7 @@ def learn(runs: list[Run], jobs: int, until: float, last: float) -> None:
     while running and time.monotonic() < last:
         time.sleep(POLL)
         running = [run for run in running if not _ended(run)]
-    for run in running:  # as after any kill, the checkpoint before is whole
+    for run in running:  # the last checkpoint is complete, as after any kill
         assert run.process is not None
         run.process.kill()
         run.process.wait()
@@ -306,70 +308,90 @@ def _ended(run: Run) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------- sittings
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("throughput", "learning", "both"), default="both")
-    parser.add_argument("--minutes", type=float, default=9.0, help="of this sitting, by the clock on the wall")
-    parser.add_argument("--grace", type=float, default=45.0, help="seconds of them in which runs save and end")
-    parser.add_argument("--jobs", type=int, default=2, help="learning runs at a time")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument(
-        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="options of every run and measurement"
-    )
-    parser.add_argument("--study", type=Path, default=ROOT / "benchmarks" / "study.yaml")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "gpu_study")
-    parser.add_argument("--output", type=Path, default=RESULTS / "gpu_study.json")
-    parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.measure:
-        print("\n" + json.dumps(measure(arguments.measure)))
-        return
-    last = time.monotonic() + 60 * arguments.minutes
-    until = last - arguments.grace
-    cpu = arguments.device == "cpu" or not torch.cuda.is_available()
-    if arguments.device == "cuda" and cpu:
+def prepare(options: Options) -> None:
+    """Exit where a GPU is asked for and there is none."""
+    if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda: there is no GPU here")
-    forced = {key: yaml.safe_load(value) for key, value in (word.split("=", 1) for word in arguments.set)}
-    if cpu:
-        forced |= {"data.replay_device": "cpu", "model.compile": "none"}
-    study = yaml.safe_load(arguments.study.read_text())
-    known = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
-    results: dict[str, dict[str, Any]] = {part: known.get(part, {}) for part in ("throughput", "learning")}
-    command = origin("python benchmarks/gpu_study.py " + " ".join(sys.argv[1:])) | {"lightning": pl.__version__}
 
-    def save() -> None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        write(arguments.output, results)
 
-    if arguments.part != "learning":
-        for name, case in cases(study, "cpu" if cpu else "cuda", forced).items():
-            if name in results["throughput"] or time.monotonic() + 6 * case["seconds"] > until:
-                continue
-            words = [sys.executable, __file__, "--measure", json.dumps(case)]
-            try:
-                done = subprocess.run(words, capture_output=True, text=True, timeout=max(1, last - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                print(f"no time left for {name}", flush=True)
-                break
-            if done.returncode:
-                print(f"{name} failed: {done.stderr.strip().splitlines()[-1:]}", flush=True)
-                continue
-            results["throughput"][name] = json.loads(done.stdout.strip().splitlines()[-1]) | command
-            print(f"{name}: {results['throughput'][name]['step_ms']}", flush=True)
-            save()
-    runs = [Run(entry, arguments.work.absolute(), forced) for entry in study.get("runs") or []]
-    if arguments.part != "throughput":
+def on_cpu(options: Options) -> bool:
+    """Return whether the study runs without a GPU."""
+    return options.device == "cpu" or not torch.cuda.is_available()
+
+
+def forced_options(options: Options) -> dict[str, Any]:
+    """Return the options of every run and measurement."""
+    forced = {key: yaml.safe_load(value) for key, value in (word.split("=", 1) for word in options.set)}
+    return forced | ({"data.replay_device": "cpu", "model.compile": "none"} if on_cpu(options) else {})
+
+
+def seconds_left(options: Options) -> float:
+    """Return the seconds until the end of this sitting."""
+    return options.started + 60 * options.minutes - time.monotonic()
+
+
+def cells(options: Options, rows: list[Row]) -> list[Cell]:
+    """Return the measurements of the throughput for which there is time."""
+    if options.part == "learning":
+        return []
+    study = yaml.safe_load(options.study.read_text())
+    known = cases(study, "cpu" if on_cpu(options) else "cuda", forced_options(options))
+    left = seconds_left(options) - options.grace
+    return [{"part": "throughput", "name": name, **case} for name, case in known.items() if 6 * case["seconds"] <= left]
+
+
+def learning(options: Options, results: Results) -> None:
+    """Continue the runs of the study until the time is up, and print what is left of the study."""
+    study, forced = yaml.safe_load(options.study.read_text()), forced_options(options)
+    runs = [Run(entry, options.work.absolute(), forced) for entry in study.get("runs") or []]
+    if options.part != "throughput":
         before = {run.name: run.state["sittings"] for run in runs}
-        runs = [run for run in runs if not results["learning"].get(run.name, {}).get("finished")]
-        learn(runs, arguments.jobs, until, last)
+        finished = [row["name"] for row in results.rows if row["part"] == "learning" and row["finished"]]
+        runs = [run for run in runs if run.name not in finished]
+        last = time.monotonic() + seconds_left(options)
+        learn(runs, options.jobs, last - options.grace, last)
         for run in runs:
             if run.state["sittings"] > before[run.name]:
-                results["learning"][run.name] = run.result() | command
-    save()
-    left = [name for name in cases(study, "", forced) if name not in results["throughput"]]
+                results.add({"part": "learning", "name": run.name}, run.result())
+    measured = [row["name"] for row in results.rows if row["part"] == "throughput"]
+    left = [name for name in cases(study, "", forced) if name not in measured]
     left += [run.name for run in runs if run.state["exit"] != 0]
     print(f"{len(left)} left: {'; '.join(left)}" if left else "nothing is left", flush=True)
 
 
-if __name__ == "__main__":
-    main()
+def table(rows: list[Row]) -> str:
+    """Return both parts of the study as Markdown."""
+    throughput = ("name", "emulation_fps", "acting_ms", "learner_ups", "fps", "ups", "bottleneck", "gpu_percent")
+    runs = ("name", "sittings", "seconds", "exit", "finished")
+    columns = {"throughput": throughput, "learning": runs}
+    tables = [markdown([row for row in rows if row["part"] == part], shown) for part, shown in columns.items()]
+    return "\n".join(tables)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the parts, the time of a sitting and the places of the study."""
+    parser.add_argument("--part", choices=("throughput", "learning", "both"), default="both")
+    parser.add_argument("--minutes", type=float, default=9.0, help="wall-clock time of this sitting")
+    parser.add_argument("--grace", type=float, default=45.0, help="seconds of them in which runs save and end")
+    parser.add_argument("--jobs", type=int, default=2, help="learning runs at a time")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    text = "options of every run and measurement"
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help=text)
+    parser.add_argument("--study", type=Path, default=ROOT / "benchmarks" / "learning" / "study.yaml")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "gpu_study")
+    parser.set_defaults(keep=True, started=time.monotonic())
+
+
+BENCHMARK = Benchmark(
+    description=__doc__,
+    cells=cells,
+    measure=measure,
+    table=table,
+    prepare=prepare,
+    add_arguments=add_arguments,
+    key=("part", "name"),
+    facts=lambda options: {"lightning": pl.__version__},
+    child=True,
+    seconds_left=seconds_left,
+    finish=learning,
+)

@@ -1,7 +1,7 @@
-"""The update of `learner_throughput.py` written out by hand: plain PyTorch, no modules, no Lightning, no hooks.
+"""Update of the benchmark `learner` written by hand: plain PyTorch, no modules, no Lightning, no hooks.
 
-Same mathematics as `VariationalActorCritic` with a shared trunk, a moving average as target and cross-entropy actors:
-started from the same weights and random numbers both learn the same (`tests/test_learner_throughput.py`).
+Same mathematics as `VariationalActorCritic` with a shared trunk, a moving average as target and cross-entropy actors.
+From the same weights and random numbers both learn the same weights (`tests/benchmarks/test_learner.py`).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Trunk:
         self.norms = [pair for pair in pairs if pair[0].ndim == 1]
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Return the features of a minibatch: `[B, H]`."""
         if self.encoder == "mlp":
             x = _normed(F.linear(x, *self.linears[0]), self.norms[0]).relu_()
         elif self.encoder == "impala":
@@ -56,9 +57,9 @@ class BareLearner:
     """Parameters, their moving average and an optimizer, with one method.
 
     Args:
-        agent: whose networks and settings are copied; one trunk, `target` ema, `actor_loss` cross_entropy.
-        encoder: its encoder.
-        dtype: of the trunk's arithmetic: float32, or bfloat16 by autocast.
+        agent: its networks and settings are copied; one trunk, `target` ema, `actor_loss` cross_entropy.
+        encoder: name of the agent's encoder.
+        dtype: number format of the trunk's arithmetic: float32, or bfloat16 by autocast.
     """
 
     def __init__(self, agent: VariationalActorCritic, encoder: str, dtype: torch.dtype) -> None:
@@ -77,7 +78,7 @@ class BareLearner:
         )
 
     def update(self, batch: Batch) -> Tensor:
-        """One whole update; the loss."""
+        """Do one whole update and return the loss."""
         self.optimizer.zero_grad()
         loss = self.loss(batch)
         loss.backward()
@@ -87,7 +88,7 @@ class BareLearner:
         return loss
 
     def loss(self, batch: Batch) -> Tensor:
-        """Negative ELBO of the critics and cross-entropy of the actors."""
+        """Return the negative ELBO of the critics plus the cross-entropy of the actors."""
         s, transition = self.settings, batch.transition
         target = self._target(batch)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
@@ -117,7 +118,7 @@ class BareLearner:
         return x.to(self.dtype).mul_(1 / self.settings.pixel_scale)
 
     def _sampled_heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the actors, whose gradient ends at the features, and of the critics: `[B, 2 A]` each."""
+        """Return outputs of the actors, whose gradient ends at the features, and of the critics: `[B, 2 A]` each."""
         inputs = features.detach(), features
         rows = [F.linear(x, *self.heads[2 * i : 2 * i + 2]) for i, x in enumerate(inputs)]
         if not self.bayesian:
@@ -142,7 +143,7 @@ class BareLearner:
 
 
 def _tensors(agent: VariationalActorCritic, bayesian: bool) -> list[Tensor]:
-    """The trunk's, then mean and bias of both actors together and of both critics, then their log-variances."""
+    """Return the trunk's parameters, means and biases of both actors and of both critics, and their log-variances."""
     twin = agent.twin
     heads = [[head.state_dict() for head in heads] for heads in (twin.actors, twin.critics)]
     names = ("weight_mu", "bias") if bayesian else ("weight", "bias")

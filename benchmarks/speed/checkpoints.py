@@ -1,11 +1,10 @@
-"""What a checkpoint costs with a small replay and with a large one: seconds, and bytes that go to the disk.
+"""Cost of a checkpoint with a small replay and with a large one: seconds, and bytes written to the disk.
 
-    python benchmarks/checkpoint_time.py [--rounds 15] [--capacities 10000 500000] [--screens minatar atari]
+    python -m benchmarks checkpoints [--rounds 15] [--capacities 10000 500000] [--screens minatar atari]
 
-One agent, and replays of two capacities in files, both full. In turn each stores the same new steps, then is saved as a
-run is: files of the replay, its positions and the agent, the manifest, each brought to disk. Medians over
-rounds, and of the ratio of the two; bytes are those that the kernel counts for this process. Written to
-`docs/results/checkpoints.json`.
+One agent, and replays of two capacities in files, both full. In turn each stores the same new steps and is then saved
+as a run is: files of the replay, its positions and the agent, and the manifest, each brought to disk. Results are
+medians over rounds, and the median of the ratio of both. Bytes are those that the kernel counts for this process.
 """
 
 from __future__ import annotations
@@ -13,19 +12,17 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from bayes_cost import make_agent, updater
-from common import origin, write
 
 from bayes_rl.data.replay import ReplayBuffer
 from bayes_rl.training.checkpoint_io import AtomicCheckpointIO
+from benchmarks.runner import Benchmark, Cell, Options, Row
+from benchmarks.speed.bayesian_heads import make_agent, round_to, updater
 
 SCREENS = {"minatar": (4, 10, 10), "atari": (1, 84, 84)}
 ENCODERS = {"minatar": "minatar", "atari": "nature"}
@@ -33,7 +30,7 @@ ENVS = 8
 
 
 def written() -> int:
-    """Bytes that this process has sent, or made due to be sent, to a disk; 0 where the kernel does not count."""
+    """Return the bytes that this process wrote to a disk or scheduled to write; 0 where the kernel does not count."""
     try:
         text = Path("/proc/self/io").read_text()
     except OSError:
@@ -42,15 +39,15 @@ def written() -> int:
 
 
 def fill(replay: ReplayBuffer, steps: int, rng: np.random.Generator) -> None:
-    """Store so many steps of every environment: random screens, no episode ends."""
+    """Store `steps` steps of every environment: random screens, no episode ends."""
     no = np.zeros(ENVS, bool)
     for _ in range(steps):
         screens = rng.integers(0, 256, (ENVS, *replay.screen_shape), np.uint8)
         replay.add(screens, np.zeros(ENVS, np.int64), np.zeros(ENVS, np.float32), no, no, no, screens)
 
 
-def measure(screens: str, capacities: list[int], steps: int, rounds: int, directory: Path) -> dict[str, Any]:
-    """Medians for both capacities, and of their ratio in each round."""
+def compare(screens: str, capacities: list[int], steps: int, rounds: int, directory: Path) -> Row:
+    """Save with both capacities in turn and return medians, and those of the ratio in each round."""
     agent = make_agent(ENCODERS[screens])
     update = updater(agent, ENCODERS[screens])
     update()
@@ -88,29 +85,26 @@ def measure(screens: str, capacities: list[int], steps: int, rounds: int, direct
     }
 
 
-def round_to(value: float) -> float:
-    """Three decimals."""
-    return round(value, 3)
+def cells(options: Options, rows: list[Row]) -> list[Cell]:
+    """Return one cell for each size of screens."""
+    return [{"screens": screens} for screens in options.screens]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each capacity")
+def measure(cell: Cell, options: Options) -> Row:
+    """Compare both capacities with screens of one size."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=options.directory) as directory:
+        return compare(cell["screens"], options.capacities, options.steps, options.rounds, Path(directory))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the sizes of the replays and the disk to measure."""
     parser.add_argument("--steps", type=int, default=300, help="new steps of each of 8 environments before a save")
     parser.add_argument("--capacities", type=int, nargs=2, default=[10_000, 500_000], help="smaller one first")
     parser.add_argument("--screens", nargs="+", default=list(SCREENS), choices=list(SCREENS))
     parser.add_argument("--directory", type=Path, help="on the disk to measure; default: the temporary one")
-    parser.add_argument("--output", type=Path, default=Path("docs/results/checkpoints.json"))
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    result: dict[str, Any] = {**origin(" ".join(["python", *sys.argv])), "rounds": options.rounds}
-    for screens in options.screens:
-        with tempfile.TemporaryDirectory(dir=options.directory) as directory:
-            sizes = screens, options.capacities, options.steps, options.rounds
-            result[screens] = measure(*sizes, Path(directory))
-        print(screens, result[screens], flush=True)
-    write(options.output, result)
 
 
-if __name__ == "__main__":
-    main()
+BENCHMARK = Benchmark(
+    description=__doc__, cells=cells, measure=measure, add_arguments=add_arguments, shared={"rounds": 15}
+)

@@ -1,24 +1,29 @@
-"""What `end_to_end.py`, `update_rate.py` and `scaling.py` measure in a process: learning on Breakout for a while, by
-this library, by Stable-Baselines3's DQN or by TorchRL's.
+"""Contenders of `libraries`, `update_rate` and `scaling`: this library, Stable-Baselines3's DQN and TorchRL's DQN.
+
+Each measurement learns Breakout in a process of its own for a while.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from common import ROOT
 from pytorch_lightning.callbacks import Callback
 from torch import nn
+
+from benchmarks.runner import ROOT, Cell, Options, Row
 
 GAME = "ALE/Breakout-v5"
 HIDDEN, BATCH, SKIP, STACK, STEPS_PER_UPDATE = 512, 32, 4, 4, 4
@@ -33,15 +38,15 @@ NEEDS = {
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One thing to measure.
+class Setting:
+    """Library, environments and options of one measurement.
 
     Args:
         arm: a key of `NEEDS`.
-        num_envs: environments.
-        threads: of PyTorch.
-        options: what else is asked of the library; of this one, words of its command line.
-        part: of the benchmark that asks for it.
+        num_envs: number of environments.
+        threads: threads of PyTorch.
+        options: further options of the library; for this library, words of its command line.
+        part: part of the benchmark that the measurement belongs to.
         steps_per_update: agent steps between updates.
     """
 
@@ -54,19 +59,19 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Everything but the part and the updates, in words."""
+        """All fields but the part and the updates, in words."""
         return ", ".join(
             [f"{self.num_envs} envs", f"{self.threads} threads", *map("{0[0]} {0[1]}".format, self.options.items())]
         )
 
 
 class Clock:
-    """Counts what is done between the end of the warm-up and the end of the measured time.
+    """Counter of steps and updates between the end of the warm-up and the end of the measured time.
 
     Args:
-        seconds: to measure for.
-        begin: agent steps before, those at random too.
-        steps_per_update: agent steps between updates, as asked for.
+        seconds: measured time.
+        begin: agent steps before the measured time, random steps included.
+        steps_per_update: requested agent steps between updates.
     """
 
     def __init__(
@@ -77,7 +82,7 @@ class Clock:
         self.elapsed, self.steps, self.updates = 0.0, 0, 0
 
     def tick(self, steps: int, updates: int) -> bool:
-        """Whether the time is over, given all agent steps (those at random too) and updates until now."""
+        """Return whether the time is over, given all agent steps (random steps included) and updates so far."""
         now = time.perf_counter()
         if self._began is None:
             if steps >= self.begin:
@@ -88,10 +93,10 @@ class Clock:
         return self.elapsed >= self.seconds
 
     def result(self) -> dict[str, float]:
-        """Rates.
+        """Return the rates.
 
         Raises:
-            RuntimeError: if updates were not as many as asked for.
+            RuntimeError: if the number of updates differs from the requested one by more than 5 %.
         """
         ratio = self.updates * self.steps_per_update / self.steps
         if not 0.95 < ratio < 1.05:
@@ -105,7 +110,7 @@ class Clock:
 
 
 def peak_mib() -> float:
-    """Most memory that this process has held, files mapped into it included, and the processes below it."""
+    """Return the peak memory of this process and of its child processes, with the files mapped into them."""
 
     def family(pid: str) -> Iterable[str]:
         yield pid
@@ -119,14 +124,14 @@ def peak_mib() -> float:
 
 
 def encoder_size(network: nn.Module) -> int:
-    """Parameters of the convolutions and of the layer of 512 features; normalisation and heads are not counted."""
+    """Count parameters of the convolutions and of the layer of 512 features, without normalisation and heads."""
     linear = [m for m in network.modules() if isinstance(m, nn.Linear) and m.out_features == HIDDEN]
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     return sum(p.numel() for layer in (*convolutions, *linear) for p in layer.parameters())
 
 
 def facts(network: nn.Module, replay_bytes: int) -> dict[str, float]:
-    """What is known of a system at the end of its measurement."""
+    """Return the memory and the size of the encoder at the end of a measurement."""
     return {
         "peak_mib": peak_mib(),
         "replay_mib": round(replay_bytes / 2**20, 1),
@@ -135,10 +140,10 @@ def facts(network: nn.Module, replay_bytes: int) -> dict[str, float]:
 
 
 def sb3_schedule(steps_per_update: int, num_envs: int) -> dict[str, Any]:
-    """The arguments of Stable-Baselines3's DQN for an update per so many agent steps.
+    """Return the arguments of Stable-Baselines3's DQN for one update per `steps_per_update` agent steps.
 
     Raises:
-        ValueError: if it would learn at another rate: it learns between steps of all environments.
+        ValueError: if it would learn at another rate, because it learns between steps of all environments.
     """
     if steps_per_update < 1 or (steps_per_update % num_envs and num_envs % steps_per_update):
         raise ValueError(
@@ -148,8 +153,8 @@ def sb3_schedule(steps_per_update: int, num_envs: int) -> dict[str, Any]:
     return {"train_freq": (vector_steps, "step"), "gradient_steps": vector_steps * num_envs // steps_per_update}
 
 
-def run_sb3(cell: Cell, clock: Clock, folder: str) -> dict[str, float]:
-    """Stable-Baselines3's DQN."""
+def run_sb3(setting: Setting, clock: Clock, folder: str) -> dict[str, float]:
+    """Measure Stable-Baselines3's DQN."""
     from stable_baselines3 import DQN
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_atari_env
@@ -161,20 +166,20 @@ def run_sb3(cell: Cell, clock: Clock, folder: str) -> dict[str, float]:
 
     envs = make_atari_env(
         GAME,
-        cell.num_envs,
+        setting.num_envs,
         seed=1,
         env_kwargs={"frameskip": 1, "repeat_action_probability": STICKY},
         wrapper_kwargs={"noop_max": 0},
-        vec_env_cls=SubprocVecEnv if cell.options.get("vec_env") == "subproc" else DummyVecEnv,
+        vec_env_cls=SubprocVecEnv if setting.options.get("vec_env") == "subproc" else DummyVecEnv,
     )
-    slim = cell.options.get("optimize_memory_usage", False)
+    slim = setting.options.get("optimize_memory_usage", False)
     model = DQN(
         "CnnPolicy",
         VecFrameStack(envs, STACK),
         buffer_size=CAPACITY,
         learning_starts=PREFILL,
         batch_size=BATCH,
-        **sb3_schedule(cell.steps_per_update, cell.num_envs),
+        **sb3_schedule(setting.steps_per_update, setting.num_envs),
         exploration_initial_eps=EPSILON,
         exploration_final_eps=EPSILON,
         optimize_memory_usage=slim,
@@ -192,7 +197,7 @@ def run_sb3(cell: Cell, clock: Clock, folder: str) -> dict[str, float]:
 
 
 def torchrl_env() -> Any:
-    """One environment as TorchRL sees it."""
+    """Return one environment for TorchRL."""
     import ale_py
     import gymnasium as gym
     from torchrl.envs import EndOfLifeTransform, GymWrapper, SignTransform, TransformedEnv
@@ -208,22 +213,23 @@ def torchrl_env() -> Any:
 
 
 class Scale(nn.Module):
-    """uint8 pixels to [0, 1]."""
+    """Layer that scales uint8 pixels to [0, 1]."""
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Scale pixels of any shape."""
         return pixels.float() / 255
 
 
 def torchrl_network(modules: Any, pixels: torch.Tensor, num_actions: int) -> nn.Module:
-    """The network of TorchRL's script, by its `modules`, for an observation like `pixels`."""
+    """Return the network of TorchRL's script, made of its `modules`, for an observation like `pixels`."""
     shapes = {"num_cells": [32, 64, 64], "kernel_sizes": [8, 4, 3], "strides": [4, 2, 1]}
     convolutions = modules.ConvNet(**shapes, activation_class=nn.ReLU)
     sizes = {"in_features": convolutions(pixels).shape[-1], "out_features": num_actions, "num_cells": [HIDDEN]}
     return nn.Sequential(Scale(), convolutions, modules.MLP(**sizes, activation_class=nn.ReLU))
 
 
-def run_torchrl(cell: Cell, clock: Clock, folder: str) -> dict[str, float]:
-    """TorchRL's DQN: collector, replay, loss and target updates of the library in the loop of its own script."""
+def run_torchrl(setting: Setting, clock: Clock, folder: str) -> dict[str, float]:
+    """Measure TorchRL's DQN: its collector, replay, loss and target updates in the loop of its own script."""
     import torchrl.modules
     from tensordict.nn import TensorDictSequential
     from torchrl.collectors import AsyncCollector, Collector
@@ -232,9 +238,9 @@ def run_torchrl(cell: Cell, clock: Clock, folder: str) -> dict[str, float]:
     from torchrl.modules import EGreedyModule, QValueActor
     from torchrl.objectives import DQNLoss, HardUpdate
 
-    threads = {"num_threads": cell.threads} if cell.options.get("env") == "parallel" else {}
-    several = ParallelEnv if cell.options.get("env") == "parallel" else SerialEnv
-    make = functools.partial(several, cell.num_envs, torchrl_env, **threads) if cell.num_envs > 1 else torchrl_env
+    threads = {"num_threads": setting.threads} if setting.options.get("env") == "parallel" else {}
+    several = ParallelEnv if setting.options.get("env") == "parallel" else SerialEnv
+    make = functools.partial(several, setting.num_envs, torchrl_env, **threads) if setting.num_envs > 1 else torchrl_env
     proof = torchrl_env()
     pixels, spec = torch.zeros(proof.observation_spec["observation"].shape), proof.action_spec
     proof.close()
@@ -258,12 +264,12 @@ def run_torchrl(cell: Cell, clock: Clock, folder: str) -> dict[str, float]:
         target.step()
         return loss.detach()
 
-    compiled = cell.options.get("compile", False)
+    compiled = setting.options.get("compile", False)
     learn: Callable[[Any], torch.Tensor] = torch.compile(update) if compiled else update
-    collector = (AsyncCollector if cell.options.get("collector") == "async" else Collector)(
-        make if cell.num_envs == 1 or cell.options.get("collector") == "async" else make(),
+    collector = (AsyncCollector if setting.options.get("collector") == "async" else Collector)(
+        make if setting.num_envs == 1 or setting.options.get("collector") == "async" else make(),
         TensorDictSequential(actor, greedy),
-        frames_per_batch=-(-FRAMES_PER_BATCH // cell.steps_per_update) * cell.steps_per_update,
+        frames_per_batch=-(-FRAMES_PER_BATCH // setting.steps_per_update) * setting.steps_per_update,
         total_frames=-1,
         init_random_frames=PREFILL,
         compile_policy=compiled,
@@ -274,7 +280,7 @@ def run_torchrl(cell: Cell, clock: Clock, folder: str) -> dict[str, float]:
         replay.extend(data.reshape(-1))
         if steps < PREFILL:
             continue
-        for _ in range(data.numel() // cell.steps_per_update):
+        for _ in range(data.numel() // setting.steps_per_update):
             learn(replay.sample())
             updates += 1
         collector.update_policy_weights_()
@@ -286,30 +292,33 @@ def run_torchrl(cell: Cell, clock: Clock, folder: str) -> dict[str, float]:
     return result
 
 
-class Done(Exception):  # noqa: N818  (nothing went wrong)
-    """Enough was measured."""
+class Done(Exception):  # noqa: N818  (no error)
+    """Signal that the measured time is over."""
 
 
 class Watch(Callback):
-    """Ends a fit of this library when the clock says so.
+    """Callback that ends a fit of this library when the measured time is over.
 
     Attributes:
-        clock: of the one run in this process.
-        facts: of it.
+        clock: clock of the only run in this process.
+        facts: memory and size of the encoder of this run.
     """
 
     clock: Clock
     facts: dict[str, float]
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """End the fit if the time is over."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if Watch.clock.tick(data.stream.frames // SKIP, trainer.global_step):
             Watch.facts = facts(pl_module.twin.trunks[0], data.stream.replay.nbytes)  # type: ignore[union-attr,index,arg-type]
             raise Done
 
 
-def run_bayes_rl(cell: Cell, clock: Clock, folder: str, watch: str = "arms.Watch") -> dict[str, float]:
-    """This library, by its command line; `watch` is the callback that ends it."""
+def run_bayes_rl(
+    setting: Setting, clock: Clock, folder: str, watch: str = "benchmarks.speed.contenders.Watch"
+) -> dict[str, float]:
+    """Measure this library by its command line. `watch` is the class path of the callback that ends it."""
     Watch.clock = clock
     settings = {
         "trainer.default_root_dir": folder,
@@ -319,24 +328,23 @@ def run_bayes_rl(cell: Cell, clock: Clock, folder: str, watch: str = "arms.Watch
         "trainer.precision": "32-true",
         "trainer.callbacks+": json.dumps({"class_path": watch}),
         "data.env": GAME,
-        "data.num_envs": cell.num_envs,
+        "data.num_envs": setting.num_envs,
         "data.sticky_actions": STICKY,
         "data.auto_fire": "true",
         "data.replay_capacity": CAPACITY,
         "data.min_replay_size": PREFILL,
         "data.batch_size": BATCH,
         "data.n_step": 1,
-        "data.updates_per_step": 1 / cell.steps_per_update,
+        "data.updates_per_step": 1 / setting.steps_per_update,
         "data.epsilon_start": EPSILON,
         "data.epsilon_end": EPSILON,
         "model.hidden_dim": HIDDEN,
     }
-    if cell.arm == "bayes_rl_plain":
+    if setting.arm == "bayes_rl_plain":
         settings |= {"model.bayesian": "none", "model.update_pairs": "random"}
-    settings |= cell.options
+    settings |= setting.options
     words = [f"--{key}={value}" for key, value in settings.items()]
     sys.argv = ["cli.py", "fit", "--config", str(ROOT / "configs/breakout.yaml"), *words]
-    sys.path.insert(0, str(ROOT))
     from bayes_rl.cli import app as cli
 
     try:
@@ -349,8 +357,42 @@ def run_bayes_rl(cell: Cell, clock: Clock, folder: str, watch: str = "arms.Watch
 RUNNERS = {"sb3": run_sb3, "torchrl": run_torchrl, "bayes_rl": run_bayes_rl, "bayes_rl_plain": run_bayes_rl}
 
 
-def measure(cell: Cell, seconds: float, folder: str) -> dict[str, Any]:
-    """Measure one cell in this process."""
-    clock = Clock(seconds, steps_per_update=cell.steps_per_update)
-    known = RUNNERS[cell.arm](cell, clock, folder)
-    return asdict(cell) | clock.result() | known
+def setting_of(cell: Cell) -> Setting:
+    """Return the setting of a cell or a row."""
+    return Setting(**{field.name: cell[field.name] for field in fields(Setting)})
+
+
+def measure(cell: Cell, options: Options) -> Row:
+    """Measure the setting of one cell in this process."""
+    setting = setting_of(cell)
+    clock = Clock(options.seconds, steps_per_update=setting.steps_per_update)
+    with tempfile.TemporaryDirectory() as folder:
+        known = RUNNERS[setting.arm](setting, clock, folder)
+    return clock.result() | known
+
+
+def installed(arms: Iterable[str]) -> list[str]:
+    """Return those arms whose packages are installed, and print a line for every other one."""
+    complete = []
+    for arm in arms:
+        missing = [name for name in NEEDS[arm] if importlib.util.find_spec(name) is None]
+        if missing:
+            names = ", ".join(missing)
+            print(f"{arm} is left out: {names} not installed; pip install --editable '.[bench]'", file=sys.stderr)
+        else:
+            complete.append(arm)
+    return complete
+
+
+def packages() -> dict[str, str]:
+    """Return the versions of the compared libraries and of the packages below them, where installed."""
+    names = ("stable-baselines3", "torchrl", "tensordict", "opencv-python-headless", "ale-py", "pytorch-lightning")
+    versions = {distribution.name: distribution.version for distribution in distributions()}
+    known = {name.lower().replace("_", "-"): number for name, number in versions.items()}
+    return {name: known[name] for name in names if name in known}
+
+
+def different_encoders(rows: list[Row]) -> list[str]:
+    """Return a fault if the measured encoders do not have equally many parameters."""
+    sizes = {row["encoder_parameters"] for row in rows}
+    return [f"the encoders are not the same: {sorted(sizes)} parameters"] if len(sizes) > 1 else []

@@ -1,17 +1,17 @@
-"""What Breakout agents have learned after as many minutes: Stable-Baselines3's DQN beside `configs/quickstart.yaml`.
+"""Breakout scores after equally many minutes: Stable-Baselines3's DQN beside `configs/quickstart.yaml`.
 
     pip install --constraint constraints.txt --editable '.[minatar,bench]'
     python cli.py fit --config configs/quickstart.yaml                      # about a quarter of an hour
-    python benchmarks/time_to_score.py ours runs/quickstart/version_0 --commit 1a2b3c4
-    python benchmarks/time_to_score.py sb3 --minutes 15
-    python benchmarks/time_to_score.py sb3 --minutes 15 --steps_per_update 16 --epsilon_frames 200000
+    python -m benchmarks time_to_score ours runs/quickstart/version_0 --commit 1a2b3c4
+    python -m benchmarks time_to_score sb3 --minutes 15
+    python -m benchmarks time_to_score sb3 --minutes 15 --steps_per_update 16 --epsilon_frames 200000
 
 Each call adds a run to `docs/results/time_to_score.json`, in place of one of the same kind and seed, and draws
 `docs/results/time_to_score.png`: the mean raw score of the last 100 training games, which still explore, against
 minutes; and that of 20 whole greedy games by the final weights, with sticky actions (0.25). Ours are those of the last
 validation, where a game ends after 5 000 frames without a reward.
 
-What is to be compared needs the same share of the machine. Ours has threads for the emulation besides those of torch;
+Compared runs need the same share of the machine. Ours has threads for the emulation besides those of torch;
 Stable-Baselines3, stepping environments one after the other, has none. So run two at a time on two cores, each with
 `OMP_NUM_THREADS=1`: on average each of them has a core.
 
@@ -19,30 +19,31 @@ Stable-Baselines3 has batches of 32, a step size of 1e-4, a replay of 100 000, t
 its zoo has it for Atari, from memory), 16 environments, and short schedules: learning starts after 5 000 steps, epsilon
 falls to 0.02 within `--epsilon_frames`, from the first step on (ours: from the first update on). Its features are 512,
 the quickstart's 256. Its minutes are those of training; ours are those of the fit until its last update, validations
-included. The quickstart was tuned for this game and length and Stable-Baselines3 was not: it is a comparison of what
-one gets, not of what could be had.
+included. The quickstart was tuned for this game and length and Stable-Baselines3 was not: the
+figures compare defaults, not the best that either could reach.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from arms import sb3_schedule
-from common import RESULTS, origin, write
+from matplotlib.figure import Figure
+
+from benchmarks.runner import Benchmark, Cell, Options, Results, Row, markdown
+from benchmarks.speed.contenders import sb3_schedule
 
 GAME, STICKY, GAMES, PREFILL, SKIP, ENVS = "ALE/Breakout-v5", 0.25, 20, 5_000, 4, 16
 TRAIN, TAGS = "train/return_mean", tuple(f"val/return_{what}" for what in ("mean", "median", "min", "max"))
 
 
-def sb3(options: argparse.Namespace) -> dict[str, Any]:
-    """Train Stable-Baselines3's DQN for so many minutes, then play."""
+def sb3(options: Options) -> Row:
+    """Train Stable-Baselines3's DQN for `options.minutes` minutes, then play."""
     from stable_baselines3 import DQN
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_atari_env
@@ -86,14 +87,14 @@ def sb3(options: argparse.Namespace) -> dict[str, Any]:
         )
         watch = Watch()
         model.learn(total, watch)
-    # Full games, of which an episode is one life; a lost one is followed by FIRE.
+    # Full games: an episode is one life, and FIRE follows a lost life.
     scores, _ = evaluate_policy(model, environments(1, 1000 + options.seed), GAMES, return_episode_rewards=True)
     what = {"arm": "sb3", "steps_per_update": options.steps_per_update, "epsilon_frames": options.epsilon_frames}
     return what | {"minutes": round(watch.minutes, 3), "curve": watch.curve, "test": summary(cast(list[float], scores))}
 
 
-def ours(options: argparse.Namespace) -> dict[str, Any]:
-    """Read a finished fit."""
+def ours(options: Options) -> Row:
+    """Read a finished fit of this library."""
     import yaml
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -108,26 +109,22 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     scores = {tag.removeprefix("val/return_"): found[tag][-1].value for tag in TAGS} | {"games": data["eval_games"]}
     what = {"arm": "bayes_rl", "steps_per_update": round(1 / data["updates_per_step"])}
     what |= {"seed": config["seed_everything"], "epsilon_frames": data["epsilon_decay_frames"]}
-    thinned = curve[:: -max(1, len(curve) // 100)][::-1]  # with the last one
+    thinned = curve[:: -max(1, len(curve) // 100)][::-1]  # keeps the last point
     return what | {"commit": options.commit, "minutes": curve[-1][0], "curve": thinned, "test": scores}
 
 
 def summary(scores: list[float]) -> dict[str, float]:
-    """Of the games of a test."""
+    """Return statistics of the games of a test."""
     known = {"mean": statistics.mean(scores), "median": statistics.median(scores)}
     return known | {"min": min(scores), "max": max(scores), "games": len(scores)}
 
 
-def draw(runs: list[dict[str, Any]], path: Path) -> None:
-    """Scores against minutes."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+def draw(runs: list[Row]) -> Figure:
+    """Draw scores against minutes."""
     names = {"bayes_rl": "bayes_rl, quickstart", "sb3": "Stable-Baselines3 DQN"}
     styles = {("bayes_rl", 16): "tab:blue", ("sb3", 4): "tab:orange", ("sb3", 16): "tab:brown"}
-    figure, axis = plt.subplots(figsize=(6, 3.8), layout="constrained")
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    axis = figure.subplots()
     seen = set()
     for run in runs:
         kind = run["arm"], run["steps_per_update"]
@@ -140,40 +137,59 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     axis.set(xlabel="minutes, two runs at a time on two cores", ylabel="score of training games (dots: greedy games)")
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return figure
 
 
-def parse() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("arm", choices=("ours", "sb3"))
-    parser.add_argument("run", type=Path, nargs="?", help="of ours: directory of a finished fit")
-    parser.add_argument("--commit", default="", help="of ours: which the fit was of")
-    parser.add_argument("--steps_per_update", type=int, default=4, help="of sb3: agent steps between updates")
-    parser.add_argument("--epsilon_frames", type=int, default=100_000, help="of sb3: frames until epsilon is 0.02")
-    parser.add_argument("--minutes", type=float, default=15, help="of sb3: minutes of training")
-    parser.add_argument("--seed", type=int, default=1, help="of sb3")
-    parser.add_argument("--output", type=Path, default=RESULTS / "time_to_score.json")
-    options = parser.parse_args()
+def cells(options: Options, rows: list[Row]) -> list[Cell]:
+    """Return the one run that the command line names."""
+    return [{"arm": "bayes_rl" if options.arm == "ours" else "sb3", "seed": options.seed}]
+
+
+def measure(cell: Cell, options: Options) -> Row:
+    """Train Stable-Baselines3, or read a finished fit of this library."""
+    return sb3(options) if options.arm == "sb3" else ours(options)
+
+
+def table(runs: list[Row]) -> str:
+    """Return the scores of the greedy games after the last minute as Markdown."""
+    shown = ("arm", "steps_per_update", "epsilon_frames", "seed", "minutes")
+    rows = [{key: run[key] for key in shown} | {"frames": run["curve"][-1][1], **run["test"]} for run in runs]
+    return markdown(rows)
+
+
+def prepare(options: Options) -> None:
+    """Exit unless the directory of a finished fit is given where one is needed."""
     if options.arm == "ours" and options.run is None:
-        parser.error("ours needs the directory of a finished fit")
-    return options
+        sys.exit("ours needs the directory of a finished fit")
 
 
-def main() -> None:
-    options = parse()
-    source = origin(" ".join(["python", *sys.argv])) | {"seed": options.seed}
-    run = source | (sb3 if options.arm == "sb3" else ours)(options)
-    kind = ("arm", "steps_per_update", "epsilon_frames", "seed")
-    runs = json.loads(options.output.read_text())["runs"] if options.output.exists() else []  # read as late as possible
-    runs = [other for other in runs if [other[k] for k in kind] != [run[k] for k in kind]] + [run]
-    runs.sort(key=lambda run: [run[k] for k in kind])
-    write(options.output, {"runs": runs})
-    draw(runs, options.output.with_suffix(".png"))
+def report(options: Options, results: Results) -> None:
+    """Print the score of the run that was added."""
+    arm = "bayes_rl" if options.arm == "ours" else "sb3"
+    run = next(run for run in reversed(results.added) if run["arm"] == arm)
     frames = run["curve"][-1][1]
     print(f"{run['arm']}: {run['test']['mean']:.2f} after {run['minutes']:.1f} minutes and {frames:,} frames")
 
 
-if __name__ == "__main__":
-    main()
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the library, the finished fit and the schedule of Stable-Baselines3."""
+    parser.add_argument("arm", choices=("ours", "sb3"))
+    parser.add_argument("run", type=Path, nargs="?", help="of ours: directory of a finished fit")
+    parser.add_argument("--commit", default="", help="of ours: commit that the fit was of")
+    parser.add_argument("--steps_per_update", type=int, default=4, help="of sb3: agent steps between updates")
+    parser.add_argument("--epsilon_frames", type=int, default=100_000, help="of sb3: frames until epsilon is 0.02")
+    parser.add_argument("--minutes", type=float, default=15, help="of sb3: minutes of training")
+    parser.add_argument("--seed", type=int, default=1, help="of sb3")
+
+
+BENCHMARK = Benchmark(
+    description=__doc__,
+    cells=cells,
+    measure=measure,
+    table=table,
+    draw=draw,
+    prepare=prepare,
+    finish=report,
+    add_arguments=add_arguments,
+    key=("arm", "steps_per_update", "epsilon_frames", "seed"),
+)

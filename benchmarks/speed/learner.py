@@ -1,14 +1,13 @@
-"""How far the learner is from its arithmetic: an update of `fit` against one written out by hand, and that one
-against the time its matrix products take at the machine's own rate.
+"""Overhead of the learner: an update of `fit` against one written by hand, and that one against its arithmetic.
 
-    python benchmarks/learner_throughput.py [--rounds 25] [--threads 2] [--encoders nature impala minatar mlp]
+    python -m benchmarks learner [--rounds 25] [--threads 2] [--encoders nature impala minatar mlp]
 
 Batch 32, already in memory. In one process take turns: `fit` (Lightning's automatic optimization with the logger and
 the callbacks of `fit`), `by_hand` (the same agent's training step, guard, optimizer and moving average called in a
 loop), `bare` (`bare_learner.py`: the same mathematics in plain PyTorch) and `product` (a square matrix product of the
-same number format). Then the original system's trunk. Medians and quartiles over rounds are printed and written to
-`docs/results/learner.json`, with a plot beside it, and the operations of the bare Nature update to
-`docs/results/learner_profile.txt`.
+same number format). The floor is the time of the update's matrix products at the rate of `product`. Then follows the
+original system's trunk. Results are medians and quartiles over rounds. The operations of the bare Nature update are
+written to `learner_profile.txt` beside the results.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import argparse
 import contextlib
 import io
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -26,14 +24,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pytorch_lightning as pl
 import torch
 import yaml
-from bare_learner import BareLearner
-from bayes_cost import ACTIONS, HIDDEN, SHAPES, minibatch
-from common import ROOT, origin, write
+from matplotlib.figure import Figure
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -45,9 +40,9 @@ from bayes_rl.training.callbacks.graceful_stop import GracefulStop
 from bayes_rl.training.callbacks.progress import FrameProgress
 from bayes_rl.training.callbacks.stream_metrics import StreamMetrics
 from bayes_rl.types import Batch, Transition
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from benchmarks.runner import ROOT, Benchmark, Cell, Options, Results, Row, markdown
+from benchmarks.speed.bare_learner import BareLearner
+from benchmarks.speed.bayesian_heads import ACTIONS, HIDDEN, SHAPES, minibatch
 
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 STEPS = {"nature": 10, "impala": 2, "minatar": 60, "mlp": 100}  # updates per turn
@@ -57,15 +52,15 @@ ORIGINAL_SECONDS = 17.0  # of a learning call of the original system on two core
 Update = Callable[[], Any]
 
 
-# ------------------------------------------------------------------ fit with others between
+# ------------------------------------------------------------------ turns of fit and of other loops
 class StillData(ReplayDataModule):
-    """One minibatch over and over, in turns with others: what `fit` reads, without environments.
+    """Data module that repeats one minibatch for `fit`, without environments, and lets other loops take turns with it.
 
     Args:
         batch: the minibatch.
-        rounds: turns of each, after one to warm up.
+        rounds: turns of `fit` and of every other loop, after one for warm-up.
         steps: updates per turn.
-        others: what takes turns with `fit`, by name; one call is a step.
+        others: updates that take turns with `fit`, by name. One call is one update.
     """
 
     def __init__(self, batch: Batch, rounds: int, steps: int, others: dict[str, Update]) -> None:
@@ -74,14 +69,17 @@ class StillData(ReplayDataModule):
         self.times: dict[str, list[float]] = {name: [] for name in ("fit", *others)}
 
     def setup(self, stage: str) -> None:
+        """Provide the numbers of a stream that the callbacks read."""
         self.stream: Any = SimpleNamespace(
             frames=0, epsilon=0.1, recent_returns=[0.0], finished_episodes=0, agent_steps=0, updates=0
         )
 
     def fisher_samples(self, count: int) -> Transition:
+        """Return the first transitions of the minibatch."""
         return Transition(*(x[:count] for x in self.batch.transition))
 
     def train_dataloader(self) -> Any:
+        """Return the loader, which is this object."""
         return self
 
     def __len__(self) -> int:
@@ -93,7 +91,7 @@ class StillData(ReplayDataModule):
             for name in turns:
                 start = time.perf_counter()
                 if name == "fit":
-                    for _ in range(self.steps):  # asked for the next one, `fit` has done with the last
+                    for _ in range(self.steps):  # a request for the next minibatch ends the last update
                         yield self.batch
                 else:
                     for _ in range(1 if name == "product" else self.steps):
@@ -101,17 +99,19 @@ class StillData(ReplayDataModule):
                 seconds = (time.perf_counter() - start) / (1 if name == "product" else self.steps)
                 if round:
                     self.times[name].append(seconds)
-        yield self.batch  # or the end of the last turn would not be asked for
+        yield self.batch  # the request for it ends the last turn
 
     def state_dict(self) -> dict[str, Any]:
+        """Return no state."""
         return {}
 
     def teardown(self, stage: str) -> None:
+        """Close nothing."""
         return None
 
 
 def fit(agent: VariationalActorCritic, data: StillData, precision: str) -> dict[str, list[float]]:
-    """Seconds of a step of all in turn, `fit` with the callbacks that have a part in every update."""
+    """Return the seconds of an update in every turn, by name; `fit` has the callbacks that act in every update."""
     with tempfile.TemporaryDirectory() as directory:
         saving = [KeptCheckpoint(directory, save_top_k=0, monitor=name) for name in ("val/return_mean", None)]
         trainer = pl.Trainer(
@@ -125,14 +125,14 @@ def fit(agent: VariationalActorCritic, data: StillData, precision: str) -> dict[
             logger=TensorBoardLogger(directory, default_hp_metric=False),
             callbacks=[*saving, StreamMetrics(), GracefulStop(), FrameProgress()],
         )
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # where the progress bar draws
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # the progress bar writes there
             warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
             trainer.fit(agent, datamodule=data)
     return data.times
 
 
 def by_hand(agent: VariationalActorCritic, batch: Batch, precision: str) -> Update:
-    """One update of an agent outside of Lightning's loop."""
+    """Return a function that does one update of an agent outside of Lightning's loop."""
     agent._trainer = SimpleNamespace(log_every_n_steps=0, gradient_clip_val=None, precision=precision, global_step=0)  # type: ignore[assignment]
     optimizer: Any = agent.configure_optimizers()
 
@@ -149,33 +149,33 @@ def by_hand(agent: VariationalActorCritic, batch: Batch, precision: str) -> Upda
 
 
 def autocast(precision: str) -> contextlib.AbstractContextManager[Any]:
-    """What Lightning wraps a training step in."""
+    """Return the context in which Lightning runs a training step."""
     return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
 
 
-# ------------------------------------------------------------------ what is measured
+# ------------------------------------------------------------------ measurements
 def make_agent(encoder: str, **settings: Any) -> VariationalActorCritic:
-    """An agent of the sizes of `bayes_cost.py`."""
+    """Return an agent of the sizes of the benchmark `bayesian_heads`."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"hidden_dim": HIDDEN[encoder], "observation_shape": SHAPES[encoder]}
     return VariationalActorCritic(encoder=encoder, num_actions=ACTIONS, **sizes, **settings)
 
 
 def product(dtype: torch.dtype) -> Update:
-    """A large square matrix product: the fastest arithmetic that there is."""
+    """Return a large square matrix product, as the fastest arithmetic of this machine."""
     x = torch.randn(SIDE, SIDE).to(dtype)
     return lambda: x @ x
 
 
 def counted_flops(update: Update) -> int:
-    """Of the matrix products and convolutions of an update, forward and backward."""
+    """Count the operations of the matrix products and convolutions of an update, forward and backward."""
     with FlopCounterMode(display=False) as counter:
         update()
     return counter.get_total_flops()
 
 
 def compare(encoder: str, precision: str, bayesian: str, rounds: int) -> dict[str, Any]:
-    """Milliseconds of an update and ratios, medians over rounds and their quartiles."""
+    """Measure all loops in turns; return milliseconds of an update, and ratios with their quartiles over rounds."""
     batch, dtype = minibatch(SHAPES[encoder]), PRECISIONS[precision]
     fitted, other = (make_agent(encoder, bayesian=bayesian) for _ in range(2))
     bare = BareLearner(fitted, encoder, dtype)
@@ -189,9 +189,6 @@ def compare(encoder: str, precision: str, bayesian: str, rounds: int) -> dict[st
     rates = [2 * SIDE**3 / seconds for seconds in times["product"]]
     floors = [flops / rate for rate in rates]
     return {
-        "encoder": encoder,
-        "precision": precision,
-        "bayesian": bayesian,
         "gflop": flops / 1e9,
         "gflop_per_second": statistics.median(rates) / 1e9,
         "floor_ms": 1000 * statistics.median(floors),
@@ -203,36 +200,31 @@ def compare(encoder: str, precision: str, bayesian: str, rounds: int) -> dict[st
 
 
 def ratio(name: str, ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-    """Median and quartiles of the ratios of turns."""
+    """Return the median and the quartiles of the ratios of turns."""
     low, median, high = np.quantile(np.divide(ours, theirs), (0.25, 0.5, 0.75))
     return {name: float(median), f"{name}_quartiles": [float(low), float(high)]}
 
 
-def original(rounds: int, own: bool) -> list[dict[str, Any]]:
-    """Seconds of an update of the original system's trunk in `fit`: in the best settings, in both precisions, and in
-    `seed.yaml`'s own, with what the Fisher information takes every eight updates.
+def measure_original(cell: Cell, options: Options) -> Row:
+    """Measure the original system's trunk in `fit`: seconds of an update.
+
+    The trunk has either the best settings or those of `seed.yaml`, which include the Fisher information every eight
+    updates.
     """
     seed = yaml.safe_load((ROOT / "configs" / "seed.yaml").read_text())["model"]
     best = {"encoder": seed["encoder"], "hidden_dim": seed["hidden_dim"], "shared_trunk": True}
-    cases = [
-        ("best settings", "32-true", best, rounds, 1),
-        ("best settings", "bf16-mixed", best, rounds, 1),
-        ("seed.yaml", "32-true", seed, 1, 8),
-        ("seed.yaml", "bf16-mixed", seed, 1, 8),
-    ]
-    rows = []
-    for name, precision, settings, turns, steps in cases if own else cases[:2]:
-        torch.manual_seed(0)
-        agent = VariationalActorCritic(**settings, observation_shape=(4, 84, 84), num_actions=6)
-        times = fit(agent, StillData(minibatch((4, 84, 84)), turns, steps, {}), precision)["fit"]
-        low, median, high = np.quantile(times, (0.25, 0.5, 0.75))
-        row = {"settings": name, "precision": precision, "seconds": median, "seconds_quartiles": [low, high]}
-        rows.append(row | {"original_to_ours": ORIGINAL_SECONDS / median})
-    return rows
+    of_seed = cell["settings"] == "seed.yaml"
+    settings, turns, steps = (seed, 1, 8) if of_seed else (best, options.original, 1)
+    torch.manual_seed(0)
+    agent = VariationalActorCritic(**settings, observation_shape=(4, 84, 84), num_actions=6)
+    times = fit(agent, StillData(minibatch((4, 84, 84)), turns, steps, {}), cell["precision"])["fit"]
+    low, median, high = map(float, np.quantile(times, (0.25, 0.5, 0.75)))
+    row = {"seconds": median, "seconds_quartiles": [low, high]}
+    return row | {"original_to_ours": ORIGINAL_SECONDS / median}
 
 
-def profiled(path: Path, head: str) -> None:
-    """Write what the operations of the bare Nature update take."""
+def write_profile(path: Path, head: str) -> None:
+    """Write the times of the operations of the bare Nature update."""
     agent, batch = make_agent("nature"), minibatch(SHAPES["nature"])
     bare = BareLearner(agent, "nature", torch.float32)
     bare.update(batch)
@@ -243,66 +235,78 @@ def profiled(path: Path, head: str) -> None:
     path.write_text(f"{head}\n20 updates of `bare`, Nature, batch 32, float32\n{table}\n")
 
 
-def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Bars of both ratios, with the quartiles of rounds."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5))
+def cells(options: Options, rows: list[Row]) -> list[Cell]:
+    """Return all encoders with both precisions and kinds of heads, then the original system's trunk."""
+    updates = [(e, p, b) for e in options.encoders for p in PRECISIONS for b in ("heads", "none")]
+    found = [dict(zip(("part", "encoder", "precision", "bayesian"), ("update", *u), strict=True)) for u in updates]
+    if not options.original:
+        return found
+    settings = ["best settings", *(["seed.yaml"] if options.own_settings else [])]
+    return found + [{"part": "original", "settings": name, "precision": p} for name in settings for p in PRECISIONS]
+
+
+def measure(cell: Cell, options: Options) -> Row:
+    """Measure one update of the comparison, or of the original system's trunk."""
+    torch.set_num_threads(options.threads)
+    if cell["part"] == "original":
+        return measure_original(cell, options)
+    return compare(cell["encoder"], cell["precision"], cell["bayesian"], options.rounds)
+
+
+def table(rows: list[Row]) -> str:
+    """Return both parts as Markdown, without the quartiles."""
+    tables = []
+    for part in ("update", "original"):
+        found = [row for row in rows if row["part"] == part]
+        if found:
+            columns = [key for key in found[0] if key != "part" and not key.endswith("quartiles")]
+            tables.append(markdown(found, columns))
+    return "\n".join(tables)
+
+
+def draw(rows: list[Row]) -> Figure | None:
+    """Draw bars of both ratios, with the quartiles over rounds."""
+    rows = [row for row in rows if row["part"] == "update"]
+    if not rows:
+        return None
+    figure = Figure(figsize=(11, 4.5), layout="tight")
     names = [f"{r['encoder']} {r['precision'].split('-')[0]}\n{r['bayesian']}" for r in rows]
     bars = (("fit_to_bare", "fit / bare loop", 1.1), ("bare_to_floor", "bare loop / arithmetic floor", 1.8))
-    for ax, (key, title, goal) in zip(axes, bars, strict=True):
+    for axes, (key, title, goal) in zip(figure.subplots(1, 2), bars, strict=True):
         values = [r[key] for r in rows]
         quartiles = np.array([r[f"{key}_quartiles"] for r in rows]).T
-        ax.barh(names, values, xerr=np.abs(quartiles - values), color="tab:blue")
-        ax.axvline(goal, color="tab:red", linewidth=1, label=f"{goal:g}")
-        ax.set_title(title)
-        ax.set_xscale("log" if key == "bare_to_floor" else "linear")
-        ax.tick_params(axis="y", labelsize=7)
-        ax.invert_yaxis()
-        ax.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+        axes.barh(names, values, xerr=np.abs(quartiles - values), color="tab:blue")
+        axes.axvline(goal, color="tab:red", linewidth=1, label=f"{goal:g}")
+        axes.set_title(title)
+        axes.set_xscale("log" if key == "bare_to_floor" else "linear")
+        axes.tick_params(axis="y", labelsize=7)
+        axes.invert_yaxis()
+        axes.legend()
+    return figure
 
 
-def shown(rows: Sequence[dict[str, Any]]) -> None:
-    """Print a table of one line each."""
-    columns = [key for key in rows[0] if not key.endswith("quartiles")]
-    lines = [columns] + [[f"{r[c]:.3g}" if isinstance(r[c], float) else str(r[c]) for c in columns] for r in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)), flush=True)
+def profile_bare_update(options: Options, results: Results) -> None:
+    """Write the profile beside the results, with their origin."""
+    head = "\n".join(f"{key}: {value}" for key, value in results.source.items())
+    write_profile(options.output.with_name("learner_profile.txt"), head)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=25, help="turns of each")
-    parser.add_argument("--threads", type=int, default=2, help="of the learner")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the encoders and the options of the original system's trunk."""
     parser.add_argument("--encoders", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--original", type=int, default=10, help="updates of the original's trunk; 0 leaves it out")
-    help = "time seed.yaml's own settings too, for a minute or two"
-    parser.add_argument("--own_settings", action=argparse.BooleanOptionalAction, default=True, help=help)
-    parser.add_argument("--output", type=Path, default=Path("docs/results/learner.json"))
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    source = origin(" ".join(["python", *sys.argv]))
-    cases = [(e, p, b) for e in options.encoders for p in PRECISIONS for b in ("heads", "none")]
-    rows = [compare(*case, options.rounds) for case in cases]
-    trunk = original(options.original, options.own_settings) if options.original else []
-    for table in filter(None, (rows, trunk)):
-        print()
-        shown(table)
-    write(
-        options.output,
-        {
-            **source,
-            "batch": 32,
-            "threads": options.threads,
-            "rounds": options.rounds,
-            "updates": rows,
-            "original": trunk,
-        },
-    )
-    plot(options.output.with_suffix(".png"), rows)
-    profiled(options.output.with_name("learner_profile.txt"), "\n".join(f"{k}: {v}" for k, v in source.items()))
+    text = "measure the settings of seed.yaml too, which takes a minute or two"
+    parser.add_argument("--own_settings", action=argparse.BooleanOptionalAction, default=True, help=text)
 
 
-if __name__ == "__main__":
-    main()
+BENCHMARK = Benchmark(
+    description=__doc__,
+    cells=cells,
+    measure=measure,
+    table=table,
+    draw=draw,
+    finish=profile_bare_update,
+    add_arguments=add_arguments,
+    shared={"rounds": 25, "threads": 2},
+    facts=lambda options: {"batch": 32},
+)

@@ -1,9 +1,8 @@
-"""What numbers below 1e-38 cost: a step of the optimizer from a checkpoint's averages, with them and with them flushed.
+"""Cost of numbers below 1e-38: a step of the optimizer on a checkpoint's averages, with them and with them flushed.
 
-    python benchmarks/denormals.py runs/quickstart/version_0/checkpoints/last.ckpt [--threads 1] [--rounds 100]
+    python -m benchmarks denormals runs/quickstart/version_0/checkpoints/last.ckpt [--threads 1] [--rounds 100]
 
-Gradients are zero, as those of the weights are whose averages got so small. Medians of turns are printed and written to
-`docs/results/denormals.json`.
+Gradients are zero, as are those of the weights whose averages became that small. Results are medians over turns.
 """
 
 from __future__ import annotations
@@ -11,19 +10,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import RESULTS, origin, write
 
 from bayes_rl.agent.low_overhead import flush_denormals_in_workers, flushed_denormals
+from benchmarks.runner import Benchmark, Cell, Options, Row
 
 
 def optimizer_of(state: dict[str, dict[str, torch.Tensor]]) -> torch.optim.AdamW:
-    """Adam with a copy of these averages, of weights that stay where they are."""
+    """Return Adam with a copy of these averages, for weights that do not change."""
     parameters = [torch.nn.Parameter(torch.zeros_like(values["exp_avg"])) for values in state.values()]
     optimizer = torch.optim.AdamW(parameters, lr=0.0, fused=True)
     for parameter, values in zip(parameters, state.values(), strict=True):
@@ -32,13 +30,13 @@ def optimizer_of(state: dict[str, dict[str, torch.Tensor]]) -> torch.optim.AdamW
     return optimizer
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
-    parser.add_argument("--rounds", type=int, default=100, help="turns of each")
-    parser.add_argument("--output", type=Path, default=RESULTS / "denormals.json")
-    options = parser.parse_args()
+def cells(options: Options, rows: list[Row]) -> list[Cell]:
+    """Return the one cell of this benchmark."""
+    return [{"optimizer": "AdamW"}]
+
+
+def measure(cell: Cell, options: Options) -> Row:
+    """Measure steps with denormal numbers and with denormal numbers flushed, in turns."""
     torch.set_num_threads(options.threads)
     state = torch.load(options.checkpoint, weights_only=True)["optimizer_states"][0]["state"]
     averages = torch.cat([values["exp_avg"].flatten() for values in state.values()])
@@ -57,11 +55,18 @@ def main() -> None:
                 optimizer.step()
             times[name].append(1000 * (time.perf_counter() - start))
     medians = {f"{name}_ms": round(statistics.median(values), 3) for name, values in times.items()}
-    command = " ".join(["python", *sys.argv])
-    result = {**origin(command), "threads": options.threads, "share_of_averages": round(share, 3), **medians}
-    print(result)
-    write(options.output, result)
+    return {"share_of_averages": round(share, 3), **medians}
 
 
-if __name__ == "__main__":
-    main()
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the checkpoint."""
+    parser.add_argument("checkpoint", type=Path)
+
+
+BENCHMARK = Benchmark(
+    description=__doc__,
+    cells=cells,
+    measure=measure,
+    add_arguments=add_arguments,
+    shared={"threads": 1, "rounds": 100},
+)

@@ -1,0 +1,1 @@
+"""Benchmarks of speed, of learning and of reliability: `python -m benchmarks list`."""

@@ -1,0 +1,1 @@
+"""Benchmarks of scores after training."""

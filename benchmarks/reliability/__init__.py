@@ -1,0 +1,1 @@
+"""Benchmarks of resuming, of resources and of equality to the bit."""

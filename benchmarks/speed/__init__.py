@@ -1,0 +1,1 @@
+"""Benchmarks of speed, as ratios measured in one run."""
