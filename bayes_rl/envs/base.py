@@ -20,10 +20,10 @@ UNSEEDED = -1
 
 @dataclass
 class ActionHistory:
-    """What was done to an environment since its last seeded reset: with that seed, it names the state.
+    """Actions and resets of an environment since its last seeded reset; seed and history name the state.
 
     Attributes:
-        actions: in order.
+        actions: executed actions, in order.
         resets: numbers of actions before each unseeded reset, ascending.
     """
 
@@ -32,10 +32,10 @@ class ActionHistory:
 
 
 class Step(NamedTuple):
-    """What one agent step of every environment returned.
+    """Result of one agent step of every environment.
 
     Attributes:
-        screens: newest screen of each, `[E, *screen_shape]`, of the environments' `screen_dtype`.
+        screens: newest screen of each environment, `[E, *screen_shape]`, of the environments' `screen_dtype`.
         rewards: raw, summed over the frame skip, `[E]` float32.
         terminated: `[E]` bool.
         truncated: `[E]` bool.
@@ -51,20 +51,21 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class EnvSettings:
-    """Everything that decides what an episode of a given seed is.
+    """Rules of a game: with a seed and actions, they determine an episode.
 
     Args:
         env: Gymnasium id with discrete actions, or a short name of a bundled Atari game (`breakout`).
         frame_skip: environment frames per agent step; the last two are max-pooled on Atari.
         sticky_actions: probability in [0, 1) that the previous action is repeated (Machado et al. 2018).
-        crop: `[top, bottom, left, right]` of the 210 x 160 Atari screen to keep, in pixels, or None.
+        crop: `[top, bottom, left, right]` of the 210 x 160 Atari screen to keep, in pixels, or None for all of it.
         max_episode_frames: frames after which a game is truncated.
         full_action_space: all 18 Atari actions instead of the game's own.
         auto_fire: press FIRE at the start of a game and after each lost life (Atari games that have FIRE).
         env_kwargs: keyword arguments of the environment's constructor; empty for Atari games.
-        screen_shape: of a screen that several games share; () leaves screens as they are.
-        places: where in it, along its first axis, each of the game's own planes or numbers stands; zeros elsewhere.
-        action_map: the game's own action for each action of the agent; () if they are the same.
+        screen_shape: shape of a screen that several games share; () leaves screens as they are.
+        places: index along the first axis of the shared screen of each plane or number of this game; other planes
+            are zero.
+        action_map: action of this game for each action of the agent; () if they are equal.
     """
 
     env: str
@@ -154,11 +155,11 @@ class VectorEnvs(ABC):
         num_actions: A.
         screen_shape: of one screen, channels first for images.
         screen_dtype: uint8 for images and binary planes, int32 for numbered states, float32 for vectors.
-        pixel_scale: what uint8 screens are divided by.
-        num_categories: n where a screen is one number in 0, ..., n - 1, shape `(1,)`; 0 where it is not.
-        steps_per_seed: where seeding is slow, least number of steps between two seeded resets of an environment.
-            In between, an environment whose episode ended begins the next one by itself at the next `send`, in
-            place of a step and whatever the action: the others need not wait. 0 where every reset is seeded.
+        pixel_scale: divisor of uint8 screens.
+        num_categories: n if a screen is one number in 0, ..., n - 1, shape `(1,)`; else 0.
+        steps_per_seed: least number of steps between two seeded resets of an environment, if seeding is slow. Between
+            two seeded resets, an environment whose episode ended begins the next episode at the next `send`, in place
+            of a step and whatever the action, so that other environments do not wait. 0 if every reset is seeded.
     """
 
     name: str = ""
@@ -172,9 +173,12 @@ class VectorEnvs(ABC):
 
     @abstractmethod
     def reset(self, seeds: NDArray[np.int64], mask: BoolArray) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Start new episodes where `mask` `[E]` is set, with one seed for each; others stay as they are.
+        """Start new episodes where `mask` `[E]` is set; other environments stay as they are.
 
-        A seed of `UNSEEDED` goes on with the environment's own random numbers.
+        Args:
+            seeds: one for each environment in the mask, in order. `UNSEEDED` continues the environment's own random
+                numbers.
+            mask: `[E]`, which environments to reset.
 
         Returns:
             Screens `[E, *screen_shape]` and lives `[E]`, both meaningful where `mask` is set.
@@ -182,25 +186,29 @@ class VectorEnvs(ABC):
 
     @abstractmethod
     def send(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Begin one agent step with `actions` `[E]`; returns the actions really handed to the games."""
+        """Begin one agent step with `actions` `[E]`, and return the actions that the games execute, `[E]`."""
 
     @abstractmethod
     def recv(self) -> Step:
-        """Wait for the step begun by `send`."""
+        """Wait for the step that `send` began, and return its result."""
 
     @abstractmethod
     def close(self) -> None:
         """Free emulators and threads."""
 
     def step(self, actions: NDArray[np.int64]) -> Step:
-        """`send`, then `recv`."""
+        """Call `send`, then `recv`."""
         self.send(actions)
         return self.recv()
 
     def restore(self, seeds: NDArray[np.int64], histories: Sequence[ActionHistory]) -> NDArray[Any]:
-        """Rebuild the state named by (seed, what was done since) of each environment.
+        """Rebuild the state of each environment from its seed and history.
 
-        Shorter histories start later, so that all end at the same step; until then their environments idle.
+        Environments with shorter histories start later, so that all end at the same step, and play idle steps before.
+
+        Args:
+            seeds: of the last seeded reset of each environment, `[E]`.
+            histories: since that reset, E of them.
 
         Returns:
             The newest screens `[E, *screen_shape]`.
@@ -221,17 +229,17 @@ class VectorEnvs(ABC):
         for t in range(longest + 1):
             begin((delay == t) & (t > 0), seeds)
             due = np.array([t - d in r for r, d in zip(resets, delay, strict=True)])
-            # A game that idles, or that is not what it was, must not be stepped beyond its end either.
+            # Idle games, and games that do not replay as recorded, must not be stepped beyond their end either.
             begin(due | (over & (delay != t) & (t < longest)), unseeded)
             if t == longest:
                 break
-            now = [h.actions[t - d] if t >= d else 0 for h, d in zip(histories, delay, strict=True)]
-            result = self.step(np.array(now, np.int64))
+            actions = [h.actions[t - d] if t >= d else 0 for h, d in zip(histories, delay, strict=True)]
+            result = self.step(np.array(actions, np.int64))
             screens[:] = result.screens
             over = result.terminated | result.truncated
         return screens
 
 
 def episode_seed(seed: int, rank: int, env: int, episode: int) -> int:
-    """The seed that names an episode: a 31-bit hash of (run seed, rank, environment index, episode number)."""
+    """Return the seed of an episode: a 31-bit hash of (run seed, rank, environment index, episode number)."""
     return int(np.random.SeedSequence([seed, rank, env, episode]).generate_state(1)[0] >> 1)

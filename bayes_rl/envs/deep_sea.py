@@ -1,4 +1,4 @@
-"""Deep Sea: one rewarding path among 2^N, and every step along it costs a little: a measure of deep exploration."""
+"""Deep Sea: an environment that measures deep exploration, with one rewarding path among 2^N."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ LINE, WATER, GOAL, BLOCK = (12, 30, 60), (24, 60, 120), (60, 170, 90), (250, 210
 
 
 class DeepSea(gym.Env[NDArray[np.float32] | int, np.int64]):
-    """bsuite's Deep Sea (Osband et al. 2020), deterministic; the same grid for the same `mapping_seed`.
+    """Deep Sea of bsuite (Osband et al. 2020): deterministic, with a grid that `mapping_seed` determines.
 
     A block falls from the top left of an N x N grid, one row a step, and moves left or right by one column as it
-    falls; walls hold it. Which of the two actions means right differs from cell to cell. A move to the right costs
-    0.01 / N; one in the bottom right cell earns 1 too. Only N moves to the right get that far, for a return of
-    0.99; all other episodes return 0 or less. An episode terminates after N steps.
+    falls; walls stop it. Which of the two actions means right differs from cell to cell. A move to the right costs
+    0.01 / N; a move to the right in the bottom right cell is rewarded with 1. Only N moves to the right reach that
+    cell, for a return of 0.99; all other episodes return 0 or less. An episode terminates after N steps.
 
-    Observations show the block's cell, one-hot `[N, N]` float32, all zeros once it has fallen out of the grid; or
-    they are its number, row * N + column, where a block that has fallen out counts in the last row. Nothing is
-    learnt from observations of the end, so the two cases need not be told apart.
+    An observation is the block's cell, one-hot `[N, N]` float32, all zeros once the block left the grid. Without
+    `one_hot` an observation is the number of the cell, row * N + column; a block that left the grid is counted in the
+    last row. No value is learned from terminal observations, so this ambiguity does no harm.
 
-    `info["bad_episode"]` is set once the block has moved left: the return cannot be the best one any more.
+    `info["bad_episode"]` is true once the block moved left: the return can no longer be the best one.
 
     Args:
         size: N, at least 2.
-        mapping_seed: of the draw of the action that means right, in each cell, 42 in bsuite's experiments; None
-            makes it action 1 everywhere (bsuite's `randomize_actions=False`).
-        one_hot: pictures of the grid; otherwise numbers of cells.
-        render_mode: `rgb_array` for pictures `[8 N, 8 N, 3]` uint8, or None.
+        mapping_seed: seeds the draw of the action that means right in each cell, 42 in bsuite's experiments; with
+            None, action 1 means right everywhere (bsuite's `randomize_actions=False`).
+        one_hot: observe the grid; otherwise the number of the cell.
+        render_mode: `rgb_array` for images `[8 N, 8 N, 3]` uint8, or None.
 
     Raises:
         ValueError: naming the argument that cannot work.
@@ -70,13 +70,18 @@ class DeepSea(gym.Env[NDArray[np.float32] | int, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32] | int, dict[str, Any]]:
-        """Put the block back to the top left; nothing depends on `seed`."""
+        """Put the block to the top left; the episode does not depend on `seed`."""
         super().reset(seed=seed)
         self._row, self._column, self._bad = 0, 0, False
         return self._observe(), {"bad_episode": False}
 
     def step(self, action: np.int64) -> tuple[NDArray[np.float32] | int, float, bool, bool, dict[str, Any]]:
-        """Fall by one row."""
+        """Move the block by one row down and one column to the side.
+
+        Raises:
+            ResetNeeded: if the episode is over or none has begun.
+            ValueError: if `action` is neither 0 nor 1.
+        """
         if self._row == self.size:
             raise gym.error.ResetNeeded("the episode is over, or none has begun: call reset() first")
         if action not in (0, 1):
@@ -99,11 +104,11 @@ class DeepSea(gym.Env[NDArray[np.float32] | int, np.int64]):
         return grid
 
     def render(self) -> NDArray[np.uint8] | None:
-        """The grid with the goal in its corner and the block, which stays in the last row at the end."""
+        """Return an image of the grid, the goal and the block; at the end the block is drawn in the last row."""
         if self.render_mode is None:
             return None
-        picture = np.full((self.size, self.size, CELL, CELL, 3), LINE, np.uint8)
-        picture[:, :, 1:, 1:] = WATER
-        picture[-1, -1, 1:, 1:] = GOAL
-        picture[min(self._row, self.size - 1), self._column, 3:-2, 3:-2] = BLOCK
-        return picture.swapaxes(1, 2).reshape(self.size * CELL, self.size * CELL, 3)
+        image = np.full((self.size, self.size, CELL, CELL, 3), LINE, np.uint8)
+        image[:, :, 1:, 1:] = WATER
+        image[-1, -1, 1:, 1:] = GOAL
+        image[min(self._row, self.size - 1), self._column, 3:-2, 3:-2] = BLOCK
+        return image.swapaxes(1, 2).reshape(self.size * CELL, self.size * CELL, 3)

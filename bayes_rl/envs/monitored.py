@@ -13,16 +13,16 @@ from bayes_rl.errors import ConfigError, RunError
 
 
 class FailedEnvError(RunError):
-    """An environment that raised, or returned what is not finite."""
+    """Failure of an environment: it raised, or returned a number that is not finite."""
 
 
 class MonitoredEnvs(VectorEnvs):
-    """Environments whose failures say which of them failed, and how to get there again.
+    """Wrapper of environments whose failures name the environment, its seed and its number of actions.
 
-    A reward or observation that is not finite counts as one.
+    A reward or observation that is not finite is a failure.
 
     Args:
-        envs: to be watched, not yet reset.
+        envs: environments that were not reset yet.
     """
 
     def __init__(self, envs: VectorEnvs) -> None:
@@ -32,30 +32,45 @@ class MonitoredEnvs(VectorEnvs):
         self.pixel_scale, self.num_categories = envs.pixel_scale, envs.num_categories
         self.steps_per_seed = envs.steps_per_seed
         self._seeds = np.zeros(self.num_envs, np.int64)  # of the last seeded resets
-        self._actions = np.zeros(self.num_envs, np.int64)  # since these
-        self._over = np.zeros(self.num_envs, bool)  # whose next step is no action, but the next episode's beginning
+        self._actions = np.zeros(self.num_envs, np.int64)  # since the last seeded reset
+        self._over = np.zeros(self.num_envs, bool)  # the next step begins an episode and is no action
         self._floating = np.issubdtype(self.screen_dtype, np.floating)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["envs"], name)  # what only these environments have
+        return getattr(self.__dict__["envs"], name)  # attributes that only this kind of environment has
 
     def reset(self, seeds: NDArray[np.int64], mask: BoolArray) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Start new episodes; see `VectorEnvs.reset`.
+
+        Raises:
+            FailedEnvError: if an environment raises, or a new episode begins with a number that is not finite.
+        """
         given = np.zeros_like(self._seeds)
         given[mask] = seeds
         seeded = mask & (given != UNSEEDED)
         self._seeds[seeded], self._actions[seeded] = given[seeded], 0
         self._over &= ~mask
-        screens, lives = self._watched(lambda: self.envs.reset(seeds, mask))
+        screens, lives = self._call(lambda: self.envs.reset(seeds, mask))
         self._check_screens(screens, mask)
         return screens, lives
 
     def send(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
-        played: NDArray[np.int64] = self._watched(lambda: self.envs.send(actions))
-        self._actions += ~self._over  # now that the games are under way
+        """Begin one agent step; return the actions that the games execute.
+
+        Raises:
+            FailedEnvError: if an environment raises.
+        """
+        played: NDArray[np.int64] = self._call(lambda: self.envs.send(actions))
+        self._actions += ~self._over  # counted only after `send` succeeded
         return played
 
     def recv(self) -> Step:
-        step: Step = self._watched(self.envs.recv)
+        """Wait for the step that `send` began.
+
+        Raises:
+            FailedEnvError: if an environment raises, or returns a number that is not finite.
+        """
+        step: Step = self._call(self.envs.recv)
         self._over = step.terminated | step.truncated
         if not np.isfinite(step.rewards).all():
             env = int(np.argmin(np.isfinite(step.rewards)))
@@ -64,6 +79,7 @@ class MonitoredEnvs(VectorEnvs):
         return step
 
     def close(self) -> None:
+        """Close the environments."""
         self.envs.close()
 
     def _check_screens(self, screens: NDArray[Any], mask: BoolArray | bool) -> None:
@@ -72,7 +88,7 @@ class MonitoredEnvs(VectorEnvs):
             if bad.any():
                 raise FailedEnvError(f"{self._place(int(np.argmax(bad)))} returned an observation that is not finite")
 
-    def _watched(self, call: Callable[[], Any]) -> Any:
+    def _call(self, call: Callable[[], Any]) -> Any:
         try:
             return call()
         except (ConfigError, RunError):
@@ -83,7 +99,7 @@ class MonitoredEnvs(VectorEnvs):
             raise FailedEnvError(f"{self._place(env)} raised {text}") from error
 
     def _place(self, env: int | None) -> str:
-        """Which environment, or all of them if nobody knows, its seed, and the actions since its reset with that."""
+        """Return number, game, seed and action count of an environment; those of all environments if `env` is None."""
         of = f" of {self.name}" if self.name else ""
         if env is None:
             which, seeds, actions = f"one of environments 0..{self.num_envs - 1}", self._seeds, self._actions

@@ -1,4 +1,4 @@
-"""Gymnasium wrappers that make one environment's episodes and observations what the agent expects."""
+"""Gymnasium wrappers for episodes and observations as the agent expects them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-SIDE = 84  # height and width of pictures, in pixels
+SIDE = 84  # height and width of image screens, in pixels
 
 
 class FrameSkip(gym.Wrapper[Any, Any, Any, Any]):
-    """Repeat each action `frame_skip` times and sum the rewards."""
+    """Wrapper that repeats each action `frame_skip` times and sums the rewards."""
 
     def __init__(self, env: gym.Env[Any, Any], frame_skip: int) -> None:
         super().__init__(env)
         self.frame_skip = frame_skip
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Repeat `action` until the episode ends, at most `frame_skip` times."""
         total = 0.0
         for _ in range(self.frame_skip):
             observation, reward, terminated, truncated, info = self.env.step(action)
@@ -30,22 +31,24 @@ class FrameSkip(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class ScreenObservation(gym.ObservationWrapper[Any, Any, Any]):
-    """What is observed, as a screen: planes and pictures channels first uint8 (pictures grey, 84 x 84), numbered states
-    one int32 counted from 0, shape `(1,)`, everything else a float32 vector.
+    """Wrapper that makes a screen of an observation.
+
+    Boolean planes `[H, W, C]` become uint8 `[C, H, W]`; images `[H, W, 3]` become grey uint8 `[1, 84, 84]`; a
+    numbered state becomes one int32, counted from 0, shape `(1,)`; any other observation becomes a float32 vector.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         space = env.observation_space
-        image = isinstance(space, gym.spaces.Box) and len(space.shape) == 3
-        self.planes = image and space.dtype == np.bool_
-        self.picture = image and space.dtype == np.uint8
+        three_axes = isinstance(space, gym.spaces.Box) and len(space.shape) == 3
+        self.planes = three_axes and space.dtype == np.bool_
+        self.image = three_axes and space.dtype == np.uint8
         self.number = isinstance(space, gym.spaces.Discrete)
-        plain = self.planes or self.picture or self.number
-        super().__init__(env if plain else gym.wrappers.FlattenObservation(env))
+        ready = self.planes or self.image or self.number
+        super().__init__(env if ready else gym.wrappers.FlattenObservation(env))
         if self.planes:
             rows, columns, channels = space.shape  # type: ignore[misc]
             self.observation_space = gym.spaces.Box(0, 1, (channels, rows, columns), np.uint8)
-        elif self.picture:
+        elif self.image:
             self.observation_space = gym.spaces.Box(0, 255, (1, SIDE, SIDE), np.uint8)
         elif isinstance(space, gym.spaces.Discrete):
             self.start = int(space.start)
@@ -55,9 +58,10 @@ class ScreenObservation(gym.ObservationWrapper[Any, Any, Any]):
             self.observation_space = gym.spaces.Box(-np.inf, np.inf, flat.shape, np.float32)
 
     def observation(self, observation: Any) -> NDArray[Any]:
+        """Return the screen of an observation."""
         if self.planes:
             return observation.transpose(2, 0, 1).astype(np.uint8)
-        if self.picture:
+        if self.image:
             grey = torch.from_numpy(observation.astype(np.float32)).mean(-1)[None, None]
             return torch.nn.functional.interpolate(grey, (SIDE, SIDE), mode="area")[0].to(torch.uint8).numpy()
         if self.number:
@@ -66,13 +70,13 @@ class ScreenObservation(gym.ObservationWrapper[Any, Any, Any]):
 
 
 class SharedSpaces(gym.Wrapper[Any, Any, Any, Any]):
-    """One of several games as all of them look: planes in their places among zeros, actions looked up.
+    """Wrapper that gives a game the observations and actions that several games share.
 
     Args:
-        env: whose screens are arrays.
-        screen_shape: of the common screen.
-        places: of the game's own planes or numbers along the first axis of that.
-        action_map: the game's action for each action of the agent.
+        env: environment whose observations are screens.
+        screen_shape: of the shared screen.
+        places: index along the first axis of the shared screen of each plane or number of the game; the others are 0.
+        action_map: action of the game for each action of the agent.
     """
 
     def __init__(
@@ -86,7 +90,7 @@ class SharedSpaces(gym.Wrapper[Any, Any, Any, Any]):
         space = env.observation_space
         assert isinstance(space, gym.spaces.Box)
         self.screen_shape, self.places, self.action_map = screen_shape, list(places), action_map
-        # Where the game has nothing of its own a zero stands, which no game's range leaves out.
+        # Planes that the game does not have are zero, so their range is [0, 0].
         low, high = (self._common(bound) for bound in (space.low, space.high))
         self.observation_space = gym.spaces.Box(low, high, dtype=space.dtype.type)
         self.action_space = gym.spaces.Discrete(len(action_map))
@@ -97,22 +101,25 @@ class SharedSpaces(gym.Wrapper[Any, Any, Any, Any]):
         return common
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start a new episode; return the shared screen."""
         screen, info = self.env.reset(seed=seed, options=options)
         return self._common(screen), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Play the action of the game that belongs to `action`; return the shared screen."""
         screen, reward, terminated, truncated, info = self.env.step(self.action_map[int(action)])
         return self._common(screen), reward, terminated, truncated, info
 
 
 class NumberedEnv(gym.Wrapper[Any, Any, Any, Any]):
-    """One of several environments: what it raises has its number as the attribute `environment`."""
+    """Wrapper whose exceptions carry the number of the environment as the attribute `environment`."""
 
     def __init__(self, env: gym.Env[Any, Any], number: int) -> None:
         super().__init__(env)
         self.number = number
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start a new episode."""
         try:
             return self.env.reset(seed=seed, options=options)
         except Exception as error:
@@ -120,6 +127,7 @@ class NumberedEnv(gym.Wrapper[Any, Any, Any, Any]):
             raise
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Play one step."""
         try:
             return self.env.step(action)
         except Exception as error:

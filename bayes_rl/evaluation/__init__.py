@@ -1,1 +1,22 @@
 """Whole games, their metrics and videos."""
+
+from bayes_rl.evaluation.game_metrics import LABELS, SCORES, GameMetrics
+from bayes_rl.evaluation.games import Game, GameLoader, Games
+from bayes_rl.evaluation.rendering import render_game
+from bayes_rl.evaluation.settings import GameSettings
+from bayes_rl.evaluation.video import Panel, frames_with_panel, play_in_window, write_video
+
+__all__ = [
+    "LABELS",
+    "SCORES",
+    "Game",
+    "GameLoader",
+    "GameMetrics",
+    "GameSettings",
+    "Games",
+    "Panel",
+    "frames_with_panel",
+    "play_in_window",
+    "render_game",
+    "write_video",
+]

@@ -1,4 +1,4 @@
-"""What whole games of one task say about an agent: how well it played, and whether that was what it expected."""
+"""Metrics of whole games of one task: scores, and calibration of the estimated values."""
 
 from __future__ import annotations
 
@@ -13,13 +13,34 @@ from bayes_rl.metrics.calibration import ReturnFit, fit_returns, realised_return
 from bayes_rl.metrics.returns import EpisodeReturns
 from bayes_rl.metrics.uncertainty import PolicyUncertainty, ReturnCalibration
 
+SCORES: list[tuple[str, str]] = [
+    ("games", "games"),
+    ("games_cut", "cut when idle"),
+    ("return_mean", "mean"),
+    ("return_median", "median"),
+    ("return_iqm", "IQM"),
+    ("return_min", "min"),
+    ("return_max", "max"),
+    ("human_normalised", "human-normalised"),
+    ("return_rmse", "error of values"),
+    ("coverage_50", "in 50 % interval"),
+    ("coverage_90", "in 90 % interval"),
+    ("calibration_error", "calibration error"),
+    ("epistemic_std", "std of Q"),
+    ("greedy_disagreement", "draws disagree"),
+]
+"""(key, label) of the metrics that people read: rows of the closing table, in order, and names in lines and curves."""
+
+LABELS = dict(SCORES)
+
 
 class GameMetrics(nn.Module):
     """Metrics of the games of one task.
 
     Attributes:
         return_fit: bias, noise and scale of realised returns about their prediction (`ReturnFit`), `[3]`:
-            fitted on each validation's games, and used for the intervals stated on others. NaN before the first.
+            fitted on the games of each validation, and used for the intervals of later games. NaN before the first
+            validation.
     """
 
     return_fit: Tensor
@@ -31,12 +52,12 @@ class GameMetrics(nn.Module):
         self._residuals: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def update(self, played: Sequence[Game], numbers: Sequence[int], every: int, gamma: float) -> None:
-        """Add games.
+        """Add finished games.
 
         Args:
-            played: the games.
-            numbers: of each, unique over ranks.
-            every: steps between two judgements.
+            played: finished games.
+            numbers: number of each game, unique over ranks.
+            every: agent steps between two estimates of a game.
             gamma: discount per agent step.
         """
         device = self.return_fit.device
@@ -49,24 +70,28 @@ class GameMetrics(nn.Module):
     def _compare(self, game: Game, number: int, every: int, gamma: float) -> None:
         rewards, discounts = torch.tensor(game.rewards), torch.tensor(game.discounts)
         realised = realised_returns(rewards, discounts, gamma, game.bootstrap)[::every]
-        taken = torch.tensor(game.actions[::every])[:, None]
+        actions = torch.tensor(game.actions[::every])[:, None]
         q_mean, q_std, noise_std, _ = (torch.stack(part) for part in zip(*game.estimates, strict=True))
-        mean, epistemic, noise = (x.gather(1, taken)[:, 0].float() for x in (q_mean, q_std, noise_std))
+        mean, epistemic, noise = (x.gather(1, actions)[:, 0].float() for x in (q_mean, q_std, noise_std))
         bias, scale = 0.0, 1.0
         if not self.return_fit.isnan().any():
             bias, fitted, scale = self.return_fit.tolist()
             noise = torch.full_like(mean, fitted)
         games = torch.full((len(mean),), number)
-        here = [x.to(self.return_fit.device) for x in (mean, epistemic, noise, realised, games)]
-        self.calibration.update(here[0], here[1], here[2], here[3], here[4], bias, scale)
+        device = self.return_fit.device
+        prediction = (mean.to(device), epistemic.to(device), noise.to(device))
+        self.calibration.update(*prediction, realised.to(device), games.to(device), bias, scale)
         self._residuals.append((mean, epistemic, realised, games))
 
     def finish(self, game: str, fit: bool) -> dict[str, Tensor]:
-        """Everything measured since the last time; `fit` the intervals for other games to it.
+        """Return all metrics of the games since the last call, and reset them.
 
         Args:
             game: short name, for human-normalised scores.
-            fit: whether to.
+            fit: whether to fit `return_fit` to these games, for the intervals of other games.
+
+        Returns:
+            Scalars by name, without a prefix.
         """
         scores = self.returns.compute()
         normalised = human_normalised_score(game, float(scores["return_mean"]))
@@ -78,7 +103,7 @@ class GameMetrics(nn.Module):
             self.return_fit.copy_(torch.tensor(fit_returns(mean, epistemic, realised, games)))
         scores |= {f"fitted_{key}": self.return_fit[i].clone() for i, key in enumerate(ReturnFit._fields)}
         self._residuals.clear()
-        with torch.inference_mode(False):  # else a later `fit` could not write to what `validate` or `test` left
+        with torch.inference_mode(False):  # a later `fit` could not write to tensors of inference mode
             for metric in (self.returns, self.calibration, self.uncertainty):
                 metric.reset()
         return scores

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from bayes_rl.envs.base import EnvSettings, Step
+from bayes_rl.envs.base import BoolArray, EnvSettings, Step
 from bayes_rl.envs.kinds import make_envs
 from bayes_rl.envs.monitored import MonitoredEnvs
 from bayes_rl.envs.observation_stack import ObservationStack
@@ -16,7 +16,11 @@ from bayes_rl.types import Policy, ValueEstimate, ValueEstimator
 
 
 class GameLoader:
-    """A loader whose batches are sets of games, one of each task."""
+    """Loader whose batches are sets of games, one set per task.
+
+    Args:
+        games: one set per task.
+    """
 
     def __init__(self, games: Sequence[Games]) -> None:
         self.games = games
@@ -30,18 +34,18 @@ class GameLoader:
 
 @dataclass
 class Game:
-    """One finished game.
+    """Record of one game.
 
     Attributes:
-        seed: that names it.
+        seed: of the episode.
         score: raw, undiscounted return.
         frames: length in environment frames.
-        actions: every action, so that (seed, actions) is the game.
-        cut: ended because no reward came for too long.
-        rewards: of every step, as the learner reads them (clipped, lost lives counted).
+        actions: executed action of every step; (seed, actions) reproduces the game.
+        cut: whether the game was stopped because no reward came for too long.
+        rewards: of every step, as the learner reads them (clipped, with the penalty of a lost life).
         discounts: of every step, 0 where the learner's return ends, else 1.
-        judgements: what the agent thought of every `estimate_every`-th state, from the first.
-        bootstrap: value of the state at which a game was stopped before its end, 0 after an end.
+        estimates: of every `estimate_every`-th state, from the first.
+        bootstrap: estimated value of the last state of a game that was truncated or cut, else 0.
     """
 
     seed: int
@@ -56,19 +60,19 @@ class Game:
 
 
 class Games:
-    """A set of games given by their seeds: one validation batch.
+    """Set of games given by their seeds: one validation batch.
 
     Args:
-        settings: what to play.
+        settings: the game and its rules.
         seeds: one per game.
         frame_stack: screens per observation.
-        idle_frames: a game without any reward for so long ends where it stands (a stuck greedy policy would
-            otherwise play to the frame limit); 0 never ends one.
-        life_loss: what a lost life is to the learner (see `ReplayBuffer`).
-        reward_clip: of the learner, or None.
-        estimate_every: steps between two judgements.
+        idle_frames: environment frames without a reward after which a game is cut (a stuck greedy policy would
+            otherwise play to the frame limit); 0 cuts none.
+        life_loss: what a lost life is to the learner: none, discount or penalty (see `ReplayBuffer`).
+        reward_clip: the learner clips rewards to +- this; None leaves them raw.
+        estimate_every: agent steps between two estimates.
         parallel: games played at once.
-        task: number of the task they belong to.
+        task: number of the task that the games belong to.
     """
 
     def __init__(
@@ -92,11 +96,15 @@ class Games:
         return len(self.seeds)
 
     def play(self, policy: Policy, estimator: ValueEstimator | None = None) -> list[Game]:
-        """Play every game to its end, greedily, and return them in the order of `seeds`.
+        """Play every game to its end and return the records in the order of `seeds`.
 
         Args:
-            policy: chooses the actions.
-            judge: is asked what it thinks of the states on the way, and of one at which a game is stopped.
+            policy: maps observations `[E, C, ...]` to actions `[E]`.
+            estimator: estimates the values of every `estimate_every`-th state, and of the last state of a game that
+                is truncated or cut; None records no estimates.
+
+        Raises:
+            FailedEnvError: if an environment raises, or returns a number that is not finite.
         """
         if not self.seeds:
             return []
@@ -111,7 +119,7 @@ class Games:
         while True:
             for slot in np.flatnonzero(free):
                 playing[slot] = waiting.pop(0) if waiting else -1
-            # Slots without a game are kept legal by a reset too.
+            # A slot without a game plays on with seed 0, because environments are stepped together.
             seeds = np.array([games[g].seed if g >= 0 else 0 for g in playing[free]], np.int64)
             if free.any():
                 screens, new_lives = envs.reset(seeds, free)
@@ -125,25 +133,56 @@ class Games:
             executed = envs.send(policy(stack.observations()).numpy())
             step = envs.recv()
             stack.push(step.screens)
-            for slot in np.flatnonzero(playing >= 0):
-                game = games[playing[slot]]
-                self._record(game, step, int(slot), int(executed[slot]), bool(step.lives[slot] < lives[slot]))
-                if step.rewards[slot] != 0:
-                    rewarded_at[slot] = game.frames
+            self._record_step(games, playing, step, executed, step.lives < lives, rewarded_at)
             lives = step.lives
-            lengths = np.array([games[g].frames if g >= 0 else 0 for g in playing])
-            idle = (lengths - rewarded_at >= self.idle_frames) & (self.idle_frames > 0)
-            idle &= (playing >= 0) & ~(step.terminated | step.truncated)
-            for slot in np.flatnonzero(idle):
-                games[playing[slot]].cut = True
-            stopped = np.flatnonzero((step.truncated | idle) & ~step.terminated & (playing >= 0))
-            if estimator is not None and len(stopped):
-                values = estimator(stack.observations()[stopped]).value
-                for slot, value in zip(stopped, values.tolist(), strict=True):
-                    games[playing[slot]].bootstrap = value
+            idle = self._cut_idle(games, playing, step, rewarded_at)
+            if estimator is not None:
+                stopped = np.flatnonzero((step.truncated | idle) & ~step.terminated & (playing >= 0))
+                self._bootstrap(estimator, stack, games, playing, stopped)
             free = step.terminated | step.truncated | idle
         envs.close()
         return games
+
+    def _record_step(
+        self,
+        games: list[Game],
+        playing: NDArray[np.int64],
+        step: Step,
+        executed: NDArray[np.int64],
+        life_lost: BoolArray,
+        rewarded_at: NDArray[np.int64],
+    ) -> None:
+        """Add a step to the record of every game that is played, and set `rewarded_at` to its frame if rewarded."""
+        for slot in np.flatnonzero(playing >= 0):
+            game = games[playing[slot]]
+            self._record(game, step, int(slot), int(executed[slot]), bool(life_lost[slot]))
+            if step.rewards[slot] != 0:
+                rewarded_at[slot] = game.frames
+
+    def _cut_idle(
+        self, games: list[Game], playing: NDArray[np.int64], step: Step, rewarded_at: NDArray[np.int64]
+    ) -> BoolArray:
+        """Mark games without a reward for `idle_frames` as cut, and return where they are, `[E]`."""
+        lengths = np.array([games[g].frames if g >= 0 else 0 for g in playing])
+        idle = (lengths - rewarded_at >= self.idle_frames) & (self.idle_frames > 0)
+        idle &= (playing >= 0) & ~(step.terminated | step.truncated)
+        for slot in np.flatnonzero(idle):
+            games[playing[slot]].cut = True
+        return idle
+
+    def _bootstrap(
+        self,
+        estimator: ValueEstimator,
+        stack: ObservationStack,
+        games: list[Game],
+        playing: NDArray[np.int64],
+        stopped: NDArray[np.int64],
+    ) -> None:
+        """Record the value of the last state of the games in the slots `stopped`."""
+        if len(stopped):
+            values = estimator(stack.observations()[stopped]).value
+            for slot, value in zip(stopped, values.tolist(), strict=True):
+                games[playing[slot]].bootstrap = value
 
     def _estimate(
         self, estimator: ValueEstimator, stack: ObservationStack, games: list[Game], playing: NDArray[np.int64]

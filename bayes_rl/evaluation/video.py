@@ -23,19 +23,21 @@ GREY, WHITE, CHOSEN, SPREAD = (110, 110, 110), (230, 230, 230), (80, 160, 255), 
 
 
 class Panel:
-    """Draws Q(s, .) of one state: a bar to the mean of each action, a whisker of one standard deviation over posterior
-    draws either side, the chosen action in colour. One scale for the whole game.
+    """Drawing of Q(s, .) of one state.
+
+    A bar reaches to the mean of each action, a line spans one standard deviation over posterior draws to either side,
+    and the chosen action has a colour. All states of a game have one scale.
 
     Args:
         names: of the actions.
-        judgements: of the whole game.
-        height: of the picture, in pixels.
+        estimates: of all states of the game; they set the scale.
+        height: of the panel, in pixels.
     """
 
     def __init__(self, names: list[str], estimates: list[ValueEstimate], height: int) -> None:
         self.names, self.height = names, height
-        lows = torch.stack([j.q_mean - j.q_std for j in estimates]).min()
-        highs = torch.stack([j.q_mean + j.q_std for j in estimates]).max()
+        lows = torch.stack([e.q_mean - e.q_std for e in estimates]).min()
+        highs = torch.stack([e.q_mean + e.q_std for e in estimates]).max()
         self.low, self.high = min(0.0, float(lows)), max(0.0, float(highs)) or 1e-6
         self.label = 8 + 6 * max(len(name) for name in names)
 
@@ -44,7 +46,7 @@ class Panel:
         return self.label + span * (value - self.low) / (self.high - self.low)
 
     def draw(self, estimate: ValueEstimate, action: int) -> NDArray[np.uint8]:
-        """`[height, PANEL_WIDTH, 3]`."""
+        """Return the panel `[height, PANEL_WIDTH, 3]` uint8 of one state and its chosen action."""
         image = Image.new("RGB", (PANEL_WIDTH, self.height))
         pen = ImageDraw.Draw(image)
         value, spread = float(estimate.q_mean[action]), float(estimate.q_std[action])
@@ -64,26 +66,41 @@ class Panel:
 
 
 def frames_with_panel(settings: EnvSettings, game: Game) -> Iterator[NDArray[np.uint8]]:
-    """The pictures of a game `[H, W, 3]`, what the agent thinks of each state beside it if it was asked at each."""
+    """Yield the images of a game `[H, W, 3]` uint8, beside each its panel if every state has an estimate."""
     if len(game.estimates) != len(game.actions):
         yield from render_game(settings, game)
         return
     names = action_names(settings, len(game.estimates[0].q_mean))
     panel: Panel | None = None
-    for step, picture in enumerate(render_game(settings, game)):
-        panel = panel or Panel(names, game.estimates, len(picture))
-        step = min(step, len(game.actions) - 1)  # the last screen has no action any more
-        yield np.concatenate([picture, panel.draw(game.estimates[step], game.actions[step])], 1)
+    for step, image in enumerate(render_game(settings, game)):
+        panel = panel or Panel(names, game.estimates, len(image))
+        step = min(step, len(game.actions) - 1)  # no action follows the last image
+        yield np.concatenate([image, panel.draw(game.estimates[step], game.actions[step])], 1)
 
 
 def write_video(settings: EnvSettings, game: Game, directory: Path, fps: int) -> Path:
-    """Write a whole game, one picture per agent step at `fps`; mp4 if moviepy is installed, else GIF."""
+    """Write a video of a whole game: mp4 if moviepy is installed, else GIF.
+
+    Args:
+        settings: with which the game was played.
+        game: to play again.
+        directory: is created if it does not exist.
+        fps: images per second, one per agent step.
+
+    Returns:
+        The path of the video.
+
+    Raises:
+        ConfigError: if games of this kind cannot be drawn here.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     stem = directory / f"seed{game.seed}_score{game.score:g}"
     try:
         from moviepy import ImageSequenceClip
     except ImportError:
-        frames = [Image.fromarray(p).quantize(32, dither=Image.Dither.NONE) for p in frames_with_panel(settings, game)]
+        frames = [
+            Image.fromarray(frame).quantize(32, dither=Image.Dither.NONE) for frame in frames_with_panel(settings, game)
+        ]
         path = stem.with_name(stem.name + ".gif")
         frames[0].save(path, save_all=True, append_images=frames[1:], duration=10 * max(2, round(100 / fps)), loop=0)
         return path
@@ -94,13 +111,13 @@ def write_video(settings: EnvSettings, game: Game, directory: Path, fps: int) ->
 
 
 def play_in_window(settings: EnvSettings, game: Game, fps: int) -> None:
-    """Show a game in a window at `fps` pictures per second (needs a display)."""
+    """Show a game in a window at `fps` images per second; needs a display."""
     import matplotlib.pyplot as plt
 
-    image = None
-    for picture in frames_with_panel(settings, game):
-        image = image or plt.imshow(picture)
-        image.set_data(picture)
+    axes_image = None
+    for image in frames_with_panel(settings, game):
+        axes_image = axes_image or plt.imshow(image)
+        axes_image.set_data(image)
         plt.axis("off")
         plt.pause(1 / fps)
     plt.close()

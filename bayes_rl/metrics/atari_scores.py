@@ -65,8 +65,15 @@ RANDOM_AND_HUMAN = {
 
 
 def human_normalised_score(game: str, score: float) -> float | None:
-    """(score - random) / (human - random): 0 plays like chance, 1 like a human; None without a human score."""
+    """Return (score - random) / (human - random), or None if no human score of the game is known.
+
+    0 is the score of random play, 1 that of a human.
+
+    Args:
+        game: short name (`breakout`).
+        score: raw.
+    """
     if game not in RANDOM_AND_HUMAN:
         return None
-    chance, human = RANDOM_AND_HUMAN[game]
-    return (score - chance) / (human - chance)
+    random, human = RANDOM_AND_HUMAN[game]
+    return (score - random) / (human - random)

@@ -1,4 +1,4 @@
-"""Returns as predicted and as they came: what a prediction promised, and intervals that hold what they say."""
+"""Predicted and realised returns: comparison, and intervals with calibrated coverage."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 
 
 def check_vectors(**tensors: Tensor) -> None:
-    """ValueError unless all are vectors of one length."""
+    """Raise `ValueError` unless all tensors are vectors of one length."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
         raise ValueError(f"expected vectors of one length, got {shapes}")
 
 
 def check_not_negative(**stds: Tensor) -> None:
-    """ValueError if any number is negative."""
+    """Raise `ValueError` if any number is negative."""
     for name, std in stds.items():
         if (std < 0).any():
             raise ValueError(f"{name} must not be negative, got {std.min().item()}")
@@ -31,15 +31,15 @@ def _check_inside_0_and_1(name: str, numbers: Sequence[float]) -> None:
 
 
 def float64(*tensors: Tensor) -> list[Tensor]:
-    """Tensors for exact sums, on the CPU: not every accelerator has float64."""
+    """Return the tensors in float64 for exact sums, on the CPU: not every accelerator has float64."""
     return [tensor.detach().cpu().double() for tensor in tensors]
 
 
 def realised_returns(rewards: Tensor, discounts: Tensor, gamma: float, bootstrap: float = 0.0) -> Tensor:
-    """What Q predicted, once the game is over: G_t = r_t + gamma d_t G_{t+1}, with G_T = `bootstrap`.
+    """Return the realised returns of a game: G_t = r_t + gamma d_t G_{t+1}, with G_T = `bootstrap`.
 
-    The bootstrap is itself a prediction. In a truncated game, steps nearer than log(0.01) / log(gamma) to the cut
-    (458 steps at gamma 0.99) lean on it by more than 1 %: leave them out of a comparison, or read it with care.
+    The bootstrap is itself a prediction. In a truncated game it makes up more than 1 % of the returns of the last
+    log(0.01) / log(gamma) steps (458 steps at gamma 0.99): leave these steps out of a comparison, or read it with care.
 
     Args:
         rewards: r_t `[T]` as the learner reads them: clipped, and with its penalty for a lost life.
@@ -58,15 +58,15 @@ def realised_returns(rewards: Tensor, discounts: Tensor, gamma: float, bootstrap
         raise ValueError("discounts must be 0 or 1: gamma is applied here")
     value, returns = float(bootstrap), []
     for reward, discount in zip(reversed(rewards.tolist()), reversed(discounts.tolist()), strict=True):
-        # Not multiplied by 0: a diverged value beyond an end (inf, nan) is none of this step's business.
+        # No multiplication by 0: a value beyond an end may be infinite or NaN, and must not reach this step.
         value = reward + gamma * value if discount else reward
         returns.append(value)
     return torch.tensor(returns[::-1], dtype=torch.float32, device=rewards.device)
 
 
 def gaussian_quantiles(mean: Tensor, std: Tensor, probabilities: Sequence[float]) -> Tensor:
-    """Quantiles of N(mean, std^2), two `[...]`, at `probabilities` `[L]`, each inside (0, 1): `[L, ...]`."""
-    if mean.shape != std.shape:  # they would broadcast without a word
+    """Return quantiles `[L, ...]` of N(mean, std^2), two `[...]`, at `probabilities` `[L]`, each inside (0, 1)."""
+    if mean.shape != std.shape:  # unequal shapes would broadcast silently
         raise ValueError(f"shapes must be equal, got mean {tuple(mean.shape)}, std {tuple(std.shape)}")
     _check_inside_0_and_1("probabilities", probabilities)
     z = torch.special.ndtri(torch.tensor(probabilities, dtype=torch.float64)).to(mean)
@@ -74,7 +74,10 @@ def gaussian_quantiles(mean: Tensor, std: Tensor, probabilities: Sequence[float]
 
 
 def gaussian_intervals(mean: Tensor, std: Tensor, levels: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Lower and upper ends `[L, ...]` of the central intervals that hold `levels` `[L]` of N(mean, std^2) `[...]`."""
+    """Return lower and upper ends `[L, ...]` of central intervals of N(mean, std^2).
+
+    `mean` and `std` are `[...]`; `levels` `[L]`, each inside (0, 1), are the masses of the intervals.
+    """
     _check_inside_0_and_1("levels", levels)
     lower = gaussian_quantiles(mean, std, [(1 - level) / 2 for level in levels])
     return lower, gaussian_quantiles(mean, std, [(1 + level) / 2 for level in levels])
@@ -83,8 +86,17 @@ def gaussian_intervals(mean: Tensor, std: Tensor, levels: Sequence[float]) -> tu
 def interval_coverage(
     mean: Tensor, std: Tensor, realised: Tensor, levels: Sequence[float], weight: Tensor | None = None
 ) -> Tensor:
-    """Share of `realised` `[M]` inside the central intervals (ends included) of N(mean, std^2), two `[M]`, at each of
-    `levels` `[L]`: `[L]` float64. `weight` `[M]` sums to 1; without it all count alike.
+    """Return the share of realised returns inside the central intervals (ends included) of N(mean, std^2).
+
+    Args:
+        mean: predicted returns, `[M]`.
+        std: of the prediction, `[M]`.
+        realised: realised returns, `[M]`.
+        levels: mass of each interval, `[L]`, each inside (0, 1).
+        weight: of each return, `[M]`, with sum 1; None weighs all alike.
+
+    Returns:
+        `[L]` float64.
     """
     check_vectors(mean=mean, std=std, realised=realised)
     lower, upper = gaussian_intervals(mean, std, levels)
@@ -93,32 +105,37 @@ def interval_coverage(
 
 
 def game_weights(game: Tensor) -> Tensor:
-    """Weights `[M]` float64 that sum to 1 and count each game of the ids `game` `[M]` alike: 1 / (games x its length).
+    """Return weights `[M]` float64 that count each game of the ids `game` `[M]` alike: 1 / (games x its length).
 
-    The residuals of one game are correlated, so a game of twice the length does not tell twice as much.
+    The weights sum to 1. The residuals of one game are correlated, so a game of twice the length does not carry twice
+    the information.
     """
     _, index, length = game.unique(return_inverse=True, return_counts=True)
     return 1 / (len(length) * length.double())[index]
 
 
 def fit_return_noise(mean: Tensor, epistemic_std: Tensor, realised: Tensor, game: Tensor | None = None) -> float:
-    """The noise std >= 0 that makes `realised` most likely under N(mean, epistemic_std^2 + noise^2).
+    """Return the noise std >= 0 that makes `realised` most likely under N(mean, epistemic_std^2 + noise^2).
 
-    Q is a mean: returns scatter about it by chance (sticky actions, the policy's draws) even where it is known
-    exactly. This is that scatter, one number for all states, to state intervals on games *other* than those it was
-    fitted on; on its own games the coverage flatters. It holds as far as residuals are Gaussian, of one scale and
-    unbiased: a biased mean is taken for noise. Dependence within a game does not bias it, but makes it as uncertain
-    as a fit to few games is.
+    Q is a mean: returns scatter about it at random (sticky actions, the policy's draws) even where it is known
+    exactly. The noise std is that scatter, one number for all states. It serves for intervals on games *other* than
+    those that it was fitted on; on the fitted games the coverage is too high. The fit assumes residuals that are
+    Gaussian, of one scale and unbiased: a biased mean counts as noise. Dependence within a game does not bias the
+    fit, but makes it as uncertain as a fit to few games is.
 
     With equal epistemic variances v the noise variance is max(0, mean squared residual - v). Otherwise the likelihood
-    may have several peaks: those that a grid of 12 decades tells apart are bisected in float64, and the best is taken.
+    may have several peaks: the peaks that a grid of 12 decades separates are bisected in float64, and the highest
+    one is returned.
 
     Args:
-        mean, epistemic_std, realised: predicted returns, their posterior std, and what came of them, `[M]`.
-        game: ids of games `[M]`, each game counting alike; without them every step does.
+        mean: predicted returns, `[M]`.
+        epistemic_std: posterior std of the prediction, `[M]`.
+        realised: realised returns, `[M]`.
+        game: ids of games `[M]`, each game counting alike; None counts each step alike.
 
     Returns:
-        The noise std in return units; 0 if the posterior alone explains the residuals; NaN if an input is not finite.
+        The noise std in return units; 0 if the posterior std alone explains the residuals; NaN if an input is not
+        finite.
 
     Raises:
         ValueError: if there is nothing to fit, shapes do not agree, or a std is negative.
@@ -131,7 +148,7 @@ def fit_return_noise(mean: Tensor, epistemic_std: Tensor, realised: Tensor, game
     check_vectors(mean=mean, game=ids)
     mean, epistemic_std, realised, ids = float64(mean, epistemic_std, realised, ids)
     weight, variance, squares = game_weights(ids), epistemic_std.square(), (realised - mean).square()
-    # Beyond the greatest excess every term of the likelihood falls, so no peak lies there.
+    # Beyond the greatest excess every term of the likelihood decreases, so no peak lies there.
     highest = (squares - variance).max().item()
     if not (squares + variance).isfinite().all():
         return math.nan
@@ -161,21 +178,24 @@ def _top(rises: Callable[[float], bool], low: float, high: float) -> float:
 
 
 def conformal_scale(mean: Tensor, std: Tensor, realised: Tensor, level: float) -> float:
-    """The factor c for which mean +- c std holds a new return with probability >= `level`, whatever its distribution.
+    """Return the factor c for which mean +- c std contains a new return with probability >= `level`.
 
-    Split conformal prediction with the score |realised - mean| / std: the ceil((M + 1) level)-th smallest of M scores
-    of games that neither trained the agent nor are judged by it (Lei et al. 2018, arXiv:1604.04173). It needs no
-    Gaussian, only that the scores and the new one are exchangeable. Steps of one game are not: over all steps of all
-    games the guarantee holds only approximately and on average over games, and its correction is that of M
-    independent scores, which is too small. One step drawn from each game makes it exact, for such a step.
+    The method is split conformal prediction with the score |realised - mean| / std: c is the ceil((M + 1) level)-th
+    smallest of M scores of games that neither trained the agent nor are the games of the intervals (Lei et al. 2018,
+    arXiv:1604.04173). It assumes no distribution, only that the scores and the new score are exchangeable. Steps of
+    one game are not: over all steps of all games the guarantee holds approximately and on average over games, and
+    its correction is that of M independent scores, which is too small. With one step drawn from each game the
+    guarantee is exact, for such a step.
 
     Args:
-        mean, std, realised: predicted returns, their predictive std, and what came of them, `[M]`.
-        level: coverage asked for, inside (0, 1).
+        mean: predicted returns, `[M]`.
+        std: predictive std, `[M]`.
+        realised: realised returns, `[M]`.
+        level: wanted coverage, inside (0, 1).
 
     Returns:
-        c, where a Gaussian's would be 1.645 at level 0.9; infinite if M < level / (1 - level), when no finite
-        interval can promise this much; NaN if a score is.
+        c, which is 1.645 for a Gaussian at level 0.9; infinite if M < level / (1 - level), because no finite interval
+        has this coverage then; NaN if a score is NaN.
 
     Raises:
         ValueError: if shapes do not agree, a std is negative, or `level` is outside (0, 1).
@@ -193,12 +213,14 @@ def conformal_scale(mean: Tensor, std: Tensor, realised: Tensor, level: float) -
 
 
 class ReturnFit(NamedTuple):
-    """What realised returns of some games say about predictions of others: N(mean - bias, scale^2 (std^2 + noise^2)).
+    """Correction of predictions, fitted on the realised returns of other games.
+
+    A corrected prediction is N(mean - bias, scale^2 (std^2 + noise_std^2)).
 
     Attributes:
-        bias: mean of prediction - return, each game counting alike; above 0 the agent hopes too much.
+        bias: mean of prediction - return, each game counting alike; above 0 the agent predicts too much.
         noise_std: of returns about their unbiased prediction, beyond the posterior's own std (`fit_return_noise`).
-        scale: of that interval, such that at `FITTED_LEVEL` it holds what it promises (`conformal_scale`).
+        scale: factor of the std with which the interval at `FITTED_LEVEL` has its coverage (`conformal_scale`).
     """
 
     bias: float
@@ -210,11 +232,23 @@ FITTED_LEVEL = 0.9
 
 
 def fit_returns(mean: Tensor, epistemic_std: Tensor, realised: Tensor, game: Tensor | None = None) -> ReturnFit:
-    """Fit bias, noise and scale, in this order; arguments, returns in units and errors as of `fit_return_noise`.
+    """Fit bias, noise and scale, in this order.
 
-    Values that only matter by their order keep a constant error for long, and a posterior that is wider than the
-    errors cannot be narrowed by noise: both are taken out here, openly, from intervals about other games. The scale
-    stays 1 where there are too few residuals (at most 8) to fit one.
+    Values whose order alone matters for acting keep a constant error for long, and noise cannot narrow a posterior
+    that is wider than the errors. Bias and scale correct both in intervals of other games. The scale is 1 if there
+    are too few residuals (at most 8) to fit one.
+
+    Args:
+        mean: predicted returns, `[M]`.
+        epistemic_std: posterior std of the prediction, `[M]`.
+        realised: realised returns, `[M]`.
+        game: ids of games `[M]`, each game counting alike; None counts each step alike.
+
+    Returns:
+        Bias and noise std in return units, and the scale; all NaN if an input is not finite.
+
+    Raises:
+        ValueError: if there is nothing to fit, shapes do not agree, or a std is negative.
     """
     ids = torch.zeros_like(mean) if game is None else game
     check_vectors(mean=mean, epistemic_std=epistemic_std, realised=realised, game=ids)

@@ -1,4 +1,4 @@
-"""torchmetrics of play: scores of whole games, human-normalised, robustly averaged."""
+"""Metrics of the scores of whole games."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from torchmetrics import Metric
 
 
 def interquartile_mean(values: Tensor) -> Tensor:
-    """Mean of the middle half of `values` `[M]`, a scalar: the IQM of Agarwal et al. (2021, arXiv:2108.13264).
+    """Return the mean of the middle half of `values` `[M]`, a scalar.
 
-    floor(M / 4) values are cut from either end, as `scipy.stats.trim_mean(values, 0.25)` does.
+    This is the IQM of Agarwal et al. (2021, arXiv:2108.13264): floor(M / 4) values are cut from either
+    end, as `scipy.stats.trim_mean(values, 0.25)` does.
     """
     cut = len(values) // 4
     return values.sort().values[cut : len(values) - cut].mean()
 
 
 class EpisodeReturns(Metric):
-    """Raw returns of whole games: `games`, `games_cut`, `return_mean`, `return_median`, `return_iqm`, `return_min`,
-    `return_max`, `length_mean` (frames), gathered over all ranks.
+    """Raw returns of whole games over all ranks.
+
+    `compute` returns `games`, `games_cut`, `return_mean`, `return_median`, `return_iqm`, `return_min`, `return_max`
+    and `length_mean` (frames).
     """
 
     full_state_update = False
@@ -33,12 +36,19 @@ class EpisodeReturns(Metric):
         self.add_state("cut", torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, returns: Tensor, lengths: Tensor, cut: Tensor | None = None) -> None:
-        """Add games: `returns` `[M]` raw, `lengths` `[M]` in frames, `cut` `[M]` 1 where one ended early."""
+        """Add games.
+
+        Args:
+            returns: raw, `[M]`.
+            lengths: in environment frames, `[M]`.
+            cut: 1 for a game that was stopped early, else 0, `[M]`; None if no game was.
+        """
         self.returns.append(returns)
         self.lengths.append(lengths)
         self.cut += 0 if cut is None else cut.sum()
 
     def compute(self) -> dict[str, Tensor]:
+        """Return the statistics by name."""
         returns = torch.cat(list(self.returns)) if isinstance(self.returns, list) else self.returns
         lengths = torch.cat(list(self.lengths)) if isinstance(self.lengths, list) else self.lengths
         return {

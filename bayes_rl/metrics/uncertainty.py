@@ -1,4 +1,4 @@
-"""torchmetrics of doubt: does the agent know what it does not know?"""
+"""Metrics of predictive uncertainty and calibration."""
 
 from __future__ import annotations
 
@@ -22,22 +22,21 @@ LEVELS = tuple(k / 20 for k in range(1, 20))  # 0.05 to 0.95: the levels that `c
 
 
 class ReturnCalibration(Metric):
-    """Are returns as far from their prediction as the agent says? Judges
-    N(mean - bias, scale^2 (epistemic_std^2 + noise_std^2)).
+    """Calibration of predicted returns, N(mean - bias, scale^2 (epistemic_std^2 + noise_std^2)).
 
-    `compute` gives, in return units unless said otherwise, over all ranks:
+    `compute` returns, over all ranks and in return units unless stated otherwise:
 
     * `coverage_50`, `coverage_90`: share of realised returns inside the central 50 and 90 % interval, 0 to 1;
     * `calibration_error`: mean of |coverage - level| over the levels 0.05, 0.10 to 0.95, 0 to 1. Kuleshov et al. (2018,
-      arXiv:1807.00263) weigh and sum (p_j - share of outcomes below the p_j-quantile)^2; here the difference is
+      arXiv:1807.00263) weight and sum (p_j - share of outcomes below the p_j-quantile)^2; here the difference is
       absolute, and of central intervals. Even perfect predictions leave about 0.3 / sqrt(n) of n independent returns;
-    * `return_rmse`, `return_bias`: of mean - realised, whose average is the bias: above 0 the agent hopes too much
-      (whatever bias the intervals allow for);
-    * `return_correlation`: Pearson's, of mean and realised; 0 if either is constant;
-    * `epistemic_std_mean`, `interval_width_90`: how sure it says it is; calibrated and narrow is better than wide.
+    * `return_rmse`, `return_bias`: of mean - realised, whose average is the bias: above 0 the agent predicts
+      too much. The bias of the intervals does not enter;
+    * `return_correlation`: Pearson's, of mean and realised, in [-1, 1]; 0 if either is constant;
+    * `epistemic_std_mean`, `interval_width_90`: width of the prediction; of two calibrated ones the narrow is better.
 
-    With ids of games every average counts each game alike, else each step. Without data, or with any that is not
-    finite, all of them are NaN.
+    With ids of games every average counts each game alike, else each step. Without data, or with a number that is
+    not finite, all values are NaN.
     """
 
     full_state_update = False
@@ -45,7 +44,7 @@ class ReturnCalibration(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        # Flat, float32, one state: a rank without data is then an empty vector that joins the others.
+        # Flat, float32, one state: a rank without data then adds an empty vector.
         self.add_state("rows", [], dist_reduce_fx="cat")
 
     def update(
@@ -58,9 +57,20 @@ class ReturnCalibration(Metric):
         bias: float = 0.0,
         scale: float = 1.0,
     ) -> None:
-        """Add predictions and what came of them, all `[M]`: `noise_std` of returns about their mean, with `bias` and
-        `scale` fitted on other games (`fit_returns`), `game` an id from 0 to 2^24, unique over updates and ranks;
-        steps without one together count as one game. ValueError if shapes do not agree or a std is negative.
+        """Add predicted and realised returns.
+
+        Args:
+            mean: predicted returns, `[M]`.
+            epistemic_std: posterior std of the prediction, `[M]`.
+            noise_std: std of returns about their mean, `[M]`.
+            realised: realised returns, `[M]`.
+            game: id of the game of each step, from 0 to 2^24, unique over updates and ranks, `[M]`; all steps without
+                an id count as one game.
+            bias: fitted on other games (`fit_returns`), in return units.
+            scale: fitted on other games, without a unit.
+
+        Raises:
+            ValueError: if shapes do not agree, or a std is negative.
         """
         ids = torch.full_like(mean, -1) if game is None else game
         vectors = {"mean": mean, "epistemic_std": epistemic_std, "noise_std": noise_std, "realised": realised}
@@ -72,10 +82,11 @@ class ReturnCalibration(Metric):
         )
 
     def compute(self) -> dict[str, Tensor]:
+        """Return the statistics by name."""
         flat = dim_zero_cat(self.rows) if len(self.rows) else torch.empty(0, device=self.device)
         rows = float64(flat)[0].view(-1, 7)
-        judged = len(rows) > 0 and bool(rows.isfinite().all())
-        mean, epistemic, noise, realised, bias, scale, game = (rows if judged else rows.new_zeros(1, 7)).unbind(1)
+        valid = len(rows) > 0 and bool(rows.isfinite().all())
+        mean, epistemic, noise, realised, bias, scale, game = (rows if valid else rows.new_zeros(1, 7)).unbind(1)
         weight, std = game_weights(game), scale * (epistemic.square() + noise.square()).sqrt()
         coverage = interval_coverage(mean - bias, std, realised, LEVELS, weight)
         lower, upper = gaussian_intervals(mean - bias, std, [0.9])
@@ -90,24 +101,26 @@ class ReturnCalibration(Metric):
             "epistemic_std_mean": weight @ epistemic,
             "interval_width_90": weight @ (upper - lower)[0],
         }
-        return {key: value.to(flat) if judged else flat.new_tensor(math.nan) for key, value in values.items()}
+        return {key: value.to(flat) if valid else flat.new_tensor(math.nan) for key, value in values.items()}
 
 
 def _correlation(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    if a.min() == a.max() or b.min() == b.max():  # exactly: a variance of equal numbers is rounding noise, not 0
+    if (
+        a.min() == a.max() or b.min() == b.max()
+    ):  # exact: the computed variance of equal numbers is rounding noise, not 0
         return a.new_zeros(())
     a, b = a - weight @ a, b - weight @ b
     return (weight @ (a * b) / (weight @ a.square() * (weight @ b.square())).sqrt()).clamp(-1, 1)
 
 
 class PolicyUncertainty(Metric):
-    """How much the posterior doubts its own action, averaged over states and ranks; NaN without any.
+    """Uncertainty of the posterior about the greedy action, averaged over states and ranks; NaN without states.
 
     * `epistemic_std`: std over the draws of Q(s, a*), a* greedy for the mean over draws; return units;
-    * `greedy_disagreement`: share of draws whose greedy action is another than a*, 0 to 1;
-    * `q_gap`: mean Q of a* less that of the second best action, return units; 0 if there is but one.
+    * `greedy_disagreement`: share of draws whose greedy action is not a*, 0 to 1;
+    * `q_gap`: mean Q of a* minus that of the second best action, return units; 0 with one action.
 
-    Where `epistemic_std` is far below `q_gap`, the posterior is sure of its action, right or wrong.
+    Where `epistemic_std` is far below `q_gap`, the posterior is certain of its action, which may be right or wrong.
     """
 
     full_state_update = False
@@ -120,13 +133,18 @@ class PolicyUncertainty(Metric):
         self.add_state("states", torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, q_draws: Tensor) -> None:
-        """Add M states: `q_draws` `[D, M, A]`, Q(s, .) by D >= 2 draws of the weights. ValueError if it is shaped
-        otherwise: the spread of a single draw is unknown, not 0.
+        """Add M states.
+
+        Args:
+            q_draws: Q(s, .) by D >= 2 draws of the weights, `[D, M, A]`.
+
+        Raises:
+            ValueError: if the shape is another; the spread of a single draw is unknown, not 0.
         """
         if q_draws.dim() != 3 or q_draws.shape[0] < 2 or q_draws.shape[2] < 1:
             raise ValueError(f"q_draws must be [draws >= 2, states, actions], got {tuple(q_draws.shape)}")
         if q_draws.shape[1] == 0:
-            return  # the std of nothing warns
+            return  # `std` warns without numbers
         q_draws = q_draws.detach().float()
         mean = q_draws.mean(0)
         best, greedy = mean.topk(min(2, mean.shape[1])).values, mean.argmax(1)
@@ -136,5 +154,6 @@ class PolicyUncertainty(Metric):
         self.states += q_draws.shape[1]
 
     def compute(self) -> dict[str, Tensor]:
+        """Return the statistics by name."""
         epistemic_std, disagreement, gap = self.totals / self.states
         return {"epistemic_std": epistemic_std, "greedy_disagreement": disagreement, "q_gap": gap}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bayes_rl.evaluation.game_metrics import LABELS
 from bayes_rl.utils.files import write_atomic
 
 
@@ -33,9 +34,11 @@ def write_curve(history: list[dict[str, float]], game: str, directory: Path, tas
     panels = figure.subplots(len(prefixes), 1, sharex=True, squeeze=False)[:, 0]
     for prefix, axes in zip(prefixes, panels, strict=True):
         low, high = table[f"{prefix}return_min"], table[f"{prefix}return_max"]
-        axes.fill_between(table["frames"], low, high, alpha=0.15, label="min to max")
-        axes.plot(table["frames"], table[f"{prefix}return_mean"], marker="o", label="mean")
-        axes.plot(table["frames"], table[f"{prefix}return_iqm"], linestyle="--", label="IQM")
+        axes.fill_between(
+            table["frames"], low, high, alpha=0.15, label=f"{LABELS['return_min']} to {LABELS['return_max']}"
+        )
+        axes.plot(table["frames"], table[f"{prefix}return_mean"], marker="o", label=LABELS["return_mean"])
+        axes.plot(table["frames"], table[f"{prefix}return_iqm"], linestyle="--", label=LABELS["return_iqm"])
         for visit in range(int(table["visit"].max()) + 1 if tasks else 0):
             ends = table["frames"][table["visit"] <= visit]
             if f"{tasks[visit % len(tasks)]}/" == prefix and (table["visit"] == visit).any():

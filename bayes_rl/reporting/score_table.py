@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from bayes_rl.evaluation.game_metrics import SCORES
+
 
 def score_table(
     game: str, tasks: Sequence[str], sticky_actions: float, scores: dict[str, float], files: dict[str, str]
@@ -20,33 +22,12 @@ def score_table(
         scores: metrics of whole games by name, each with the prefix `TASK/` if there are several tasks.
         files: label to path.
     """
-    keys = (
-        "games",
-        "games_cut",
-        "return_mean",
-        "return_median",
-        "return_iqm",
-        "return_min",
-        "return_max",
-        "human_normalised",
-        "return_rmse",
-        "coverage_50",
-        "coverage_90",
-        "calibration_error",
-        "epistemic_std",
-        "greedy_disagreement",
-    )
-    names = (
-        *("games", "cut when idle", "mean", "median", "IQM", "min", "max", "human-normalised"),
-        *("error of values", "in 50 % interval", "in 90 % interval", "calibration error"),
-        *("std of Q", "draws disagree"),
-    )
     prefixes = [f"{task}/" for task in tasks] or [""]
     title = f"{'tasks' if tasks else game}: raw scores of whole greedy games"
     lines = [f"{title}, sticky actions {sticky_actions:g}"]
     if tasks:
         lines.append(f"  {'':<18}" + "".join(f"{task[-20:]:>22}" for task in tasks))
-    for key, name in zip(keys, names, strict=True):
+    for key, name in SCORES:
         values = [scores.get(f"{prefix}{key}", np.nan) for prefix in prefixes]
         if not all(np.isnan(values)):  # a row without a number is left out
             cells = ["-" if np.isnan(value) else f"{value:.2f}" for value in values]

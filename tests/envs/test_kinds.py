@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ import torch
 
 from bayes_rl.cli import app as cli
 from bayes_rl.envs import kinds
+from bayes_rl.envs.atari import AtariEnvs
 from bayes_rl.envs.base import EnvKind, EnvSettings
-from bayes_rl.envs.kinds import find_kind, game_name, make_envs, register_kind
+from bayes_rl.envs.gymnasium_envs import GymnasiumEnvs
+from bayes_rl.envs.kinds import check_env, find_kind, game_name, make_envs, register_kind
 from bayes_rl.errors import ConfigError
 from tests.envs.kind_case import KindCase
 
@@ -126,3 +129,71 @@ def test_a_kind_from_outside_is_asked_before_the_others_and_proposed() -> None:
     finally:
         kinds.KINDS[:] = before
     assert find_kind("CartPole-v1") in before
+
+
+# ------------------------------------------------------------------ ids and settings
+@pytest.mark.parametrize("name", ["breakout", "ALE/Breakout-v5"])
+def test_short_names_and_ids_are_the_same_game(name: str) -> None:
+    assert game_name(name) == "breakout"
+    envs = make_envs(EnvSettings(name), 1)
+    assert isinstance(envs, AtariEnvs)
+    assert (envs.num_actions, envs.screen_shape, envs.screen_dtype) == (4, (1, 84, 84), np.uint8)
+    envs.close()
+
+
+def test_other_ids_keep_their_names() -> None:
+    assert game_name("CartPole-v1") == "CartPole-v1"
+    envs = make_envs(EnvSettings("CartPole-v1"), 1)
+    assert isinstance(envs, GymnasiumEnvs)
+    envs.close()
+
+
+@pytest.mark.parametrize(
+    ("env", "nearest"),
+    [
+        ("breakot", "breakout"),
+        ("Breakout", "breakout"),
+        ("space_invader", "space_invaders"),
+        ("CartPole-v9", "CartPole-v"),
+        ("MinAtar/Brekout-v1", "MinAtar/Breakout-v"),
+    ],
+)
+def test_an_unknown_id_names_the_nearest(env: str, nearest: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        make_envs(EnvSettings(env), 1)
+    text = str(error.value)
+    assert text.startswith(f"--data.env: {env!r}")
+    assert f"nearest: '{nearest}" in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"frame_skip": 0}, "frame_skip"),
+        ({"sticky_actions": 1.0}, "sticky_actions"),
+        ({"sticky_actions": -0.1}, "sticky_actions"),
+        ({"max_episode_frames": 0}, "max_episode_frames"),
+        ({"crop": (13, 13, 0, 160)}, "crop"),
+        ({"crop": (0, 211, 0, 160)}, "crop"),
+        ({"crop": (0, 210, 20, 10)}, "crop"),
+        ({"env": "CartPole-v1", "crop": (0, 84, 0, 84)}, "crop"),
+        ({"env_kwargs": {"mode": 3}}, "env_kwargs"),
+        ({"env": "ALE/Breakout-v5", "env_kwargs": {"difficulty": 1}}, "env_kwargs"),
+    ],
+)
+def test_an_impossible_setting_is_named(change: dict[str, Any], key: str) -> None:
+    arguments: dict[str, Any] = {"env": "breakout"} | change
+    with pytest.raises(ConfigError, match=f"--data.{key}: "):
+        check_env(EnvSettings(**arguments))
+
+
+def test_settings_with_keywords_are_equal_and_hashable_by_value() -> None:
+    a, b, c = (EnvSettings("FrozenLake-v1", env_kwargs={"is_slippery": x}) for x in (True, True, False))
+    assert a == b != c
+    assert len({a, b, c}) == 2
+
+
+def test_no_environments_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--data.num_envs: 0"):
+        make_envs(EnvSettings("breakout"), 0)

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import trim_mean
 
-from bayes_rl.metrics.atari_scores import human_normalised_score
 from bayes_rl.metrics.returns import EpisodeReturns, interquartile_mean
 
 SCORES = st.floats(-1e6, 1e6, allow_nan=False, width=32)
@@ -32,32 +31,6 @@ def test_interquartile_mean_ignores_the_order(values: list[float], random: objec
 
 def test_interquartile_mean_ignores_the_outer_quarters() -> None:
     assert interquartile_mean(torch.tensor([1e9, 2.0, 4.0, -1e9])).item() == 3.0
-
-
-@pytest.mark.parametrize(
-    ("game", "score", "expected"),
-    [
-        ("breakout", 1.7, 0.0),
-        ("breakout", 30.5, 1.0),
-        ("breakout", 16.1, 0.5),  # half way between 1.7 and 30.5
-        ("breakout", 59.3, 2.0),
-        ("space_invaders", 148.0, 0.0),
-        ("space_invaders", 1668.7, 1.0),
-        ("space_invaders", 908.35, 0.5),
-        ("tennis", -8.3, 1.0),
-    ],
-)
-def test_human_normalised_score_is_zero_at_random_and_one_at_human(game: str, score: float, expected: float) -> None:
-    assert human_normalised_score(game, score) == pytest.approx(expected, abs=1e-9)
-
-
-def test_a_worse_than_random_player_scores_below_zero() -> None:
-    assert human_normalised_score("breakout", 0.0) == pytest.approx(-1.7 / 28.8)
-
-
-@pytest.mark.parametrize("game", ["", "catch", "Breakout"])
-def test_a_game_without_a_human_score_gives_none(game: str) -> None:
-    assert human_normalised_score(game, 10.0) is None
 
 
 def test_episode_returns_accumulates_over_updates_and_resets() -> None:

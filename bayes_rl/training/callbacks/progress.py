@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from tqdm.auto import tqdm
 
+from bayes_rl.evaluation.game_metrics import LABELS
 from bayes_rl.training.run_directory import data_of
 
 
@@ -85,7 +86,8 @@ class FrameProgress(ProgressBar):
             self._bar.write(line + ", ".join(f"{name} {score:.1f}" for name, score in played if score is not None))
             return
         line += f"score {scores['val/return_mean']:.1f} over {scores['val/games']:.0f} games"
-        self._bar.write(f"{line} (median {scores['val/return_median']:.1f}, IQM {scores['val/return_iqm']:.1f})")
+        others = (f"{LABELS[key]} {scores[f'val/{key}']:.1f}" for key in ("return_median", "return_iqm"))
+        self._bar.write(f"{line} ({', '.join(others)})")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the bar."""

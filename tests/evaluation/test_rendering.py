@@ -1,0 +1,70 @@
+"""Games drawn again from (seed, actions)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bayes_rl.envs.base import EnvSettings
+from bayes_rl.envs.kinds import make_envs
+from bayes_rl.evaluation.games import Games
+from bayes_rl.evaluation.rendering import render_game
+
+INVADERS = EnvSettings("space_invaders", sticky_actions=0.25, max_episode_frames=1600)
+MINATAR = EnvSettings("MinAtar/Breakout-v1", frame_skip=1, sticky_actions=0.1)
+
+
+def hashed(num_actions: int) -> Callable[[Tensor], Tensor]:
+    """A deterministic policy that depends on each observation alone, so that who plays beside it does not matter."""
+
+    def policy(observations: Tensor) -> Tensor:
+        flat = (observations.flatten(1).double() * 1000).round().to(torch.int64)
+        return (flat * torch.arange(1, flat.shape[1] + 1)).sum(1) % num_actions
+
+    return policy
+
+
+def test_pictures_of_an_atari_game_are_in_colour_one_per_step_and_one_before() -> None:
+    (game,) = Games(EnvSettings("breakout", max_episode_frames=160, auto_fire=True), [3], 4, 0).play(hashed(4))
+    settings = EnvSettings("breakout", max_episode_frames=160, auto_fire=True)
+    drawn = list(render_game(settings, game))
+    assert len(drawn) == len(game.actions) + 1
+    assert all(p.shape == (210, 160, 3) and p.dtype == np.uint8 for p in drawn)
+    assert len({p.tobytes() for p in drawn}) > len(drawn) // 2, "pictures overwrite each other"
+    assert any((p[..., 0] != p[..., 2]).any() for p in drawn)
+    # They are the game itself: grey and small, they are what the agent saw.
+    envs = make_envs(settings, 1)
+    seen = [envs.reset(np.array([game.seed]), np.ones(1, bool))[0][0, 0].copy()]
+    seen += [envs.step(np.array([a])).screens[0, 0].copy() for a in game.actions]
+    envs.close()
+    for picture, screen in zip(drawn, seen, strict=True):
+        grey = torch.from_numpy(picture.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32))
+        small = torch.nn.functional.interpolate(grey[None, None], (84, 84), mode="area")[0, 0].numpy()
+        assert np.abs(small - screen).mean() < 3
+
+
+def test_pictures_of_a_cropped_game_show_the_whole_screen() -> None:
+    settings = EnvSettings("space_invaders", crop=(13, 197, 15, 135), max_episode_frames=40)
+    (game,) = Games(settings, [3], 4, 0).play(hashed(6))
+    drawn = list(render_game(settings, game))
+    assert len(drawn) == 11
+    assert drawn[0].shape == (210, 160, 3)
+
+
+def test_pictures_of_a_small_game_are_enlarged() -> None:
+    (game,) = Games(MINATAR, [3], 1, 0).play(hashed(3))
+    drawn = list(render_game(MINATAR, game))
+    assert len(drawn) == len(game.actions) + 1
+    assert all(p.shape == (160, 160, 3) and p.dtype == np.uint8 for p in drawn)
+    assert len({p.tobytes() for p in drawn}) > 1
+    # Each of the 10 x 10 cells is one colour; what moves is where the agent saw it.
+    assert all((p.reshape(10, 16, 10, 16, 3) == p[::16, ::16].reshape(10, 1, 10, 1, 3)).all() for p in drawn)
+    envs = make_envs(MINATAR, 1)
+    seen = [envs.reset(np.array([game.seed]), np.ones(1, bool))[0][0].copy()]
+    seen += [envs.step(np.array([a])).screens[0].copy() for a in game.actions]
+    envs.close()
+    for picture, planes in zip(drawn, seen, strict=True):
+        assert np.array_equal(picture[::16, ::16].any(-1), planes.any(0))

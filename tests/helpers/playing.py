@@ -1,0 +1,60 @@
+"""Steps of environments with scripted actions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bayes_rl.envs.base import Step, VectorEnvs
+
+
+def everyone(envs: VectorEnvs) -> NDArray[np.bool_]:
+    return np.ones(envs.num_envs, bool)
+
+
+def script(envs: VectorEnvs, steps: int, seed: int = 0) -> NDArray[np.int64]:
+    """Random actions `[steps, E]`."""
+    return np.random.default_rng(seed).integers(0, envs.num_actions, (steps, envs.num_envs))
+
+
+def copied(step: Step) -> Step:
+    return Step(*(x.copy() for x in step))
+
+
+def run(envs: VectorEnvs, seeds: list[int], actions: NDArray[np.int64]) -> tuple[NDArray[Any], list[Step]]:
+    """The first screens and every step of new episodes of all environments, ended ones included."""
+    first = envs.reset(np.array(seeds), everyone(envs))[0].copy()
+    return first, [copied(envs.step(a)) for a in actions]
+
+
+def equal(a: Step, b: Step, env: int | slice = slice(None), other: int | slice | None = None) -> bool:
+    other = env if other is None else other
+    return all(np.array_equal(x[env], y[other]) for x, y in zip(a, b, strict=True))
+
+
+def ended(step: Step) -> NDArray[np.bool_]:
+    return step.terminated | step.truncated
+
+
+def until_reset(envs: VectorEnvs, seeds: list[int], steps: int, salt: int = 0) -> tuple[list[list[int]], list[Step]]:
+    """Play `steps` steps at random, resetting each finished environment; histories of the running episodes."""
+    envs.reset(np.array(seeds), everyone(envs))
+    now = list(seeds)
+    histories: list[list[int]] = [[] for _ in seeds]
+    record = []
+    for actions in script(envs, steps, salt):
+        played = envs.send(actions)
+        step = copied(envs.recv())
+        record.append(step)
+        for e in range(envs.num_envs):
+            histories[e].append(int(played[e]))
+        over = ended(step)
+        if over.any():
+            for e in np.flatnonzero(over):
+                now[e] += 1000
+                histories[e] = []
+            envs.reset(np.array(now)[over], over)
+    seeds[:] = now
+    return histories, record
