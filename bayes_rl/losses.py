@@ -1,4 +1,7 @@
-"""All mathematics of the objective, as pure functions: tensors in, tensor out. Read this first.
+"""Objective as pure functions of tensors: read this file first.
+
+The other formulas: KL divergences from the prior are in `bayes/priors.py` (and families in `bayes/posteriors/`),
+likelihoods in `bayes/likelihoods.py`, n-step returns in `data/n_step.py`, EWC in `continual/ewc.py`.
 
 loss = nll + (temperature / num_data) * kl      (the critic's negative ELBO)
      + actor_loss                               (gradients kept apart by `detach`)
@@ -14,13 +17,13 @@ from bayes_rl.errors import check_same_shape
 
 
 def expected_value(action_probs: Tensor, q_values: Tensor) -> Tensor:
-    """Q(s, a) = <a, Q(s, .)> for a point a of the action simplex: two `[..., A]` to `[...]`."""
+    """Return Q(s, a) = <a, Q(s, .)> for a point a of the action simplex: two `[..., A]` to `[...]`."""
     check_same_shape(action_probs=action_probs, q_values=q_values)
     return (action_probs * q_values).sum(-1)
 
 
 def td_target(reward: Tensor, discount: Tensor, next_action_probs: Tensor, next_q_values: Tensor) -> Tensor:
-    """Bootstrapped n-step target r^(n) + discount * <mu'(s'), Q'(s', .)>; no gradient flows through it.
+    """Return the n-step target r^(n) + discount * <mu'(s'), Q'(s', .)>; no gradient flows through it.
 
     Args:
         reward: `[...]`, discounted n-step sum.
@@ -40,12 +43,12 @@ def td_target(reward: Tensor, discount: Tensor, next_action_probs: Tensor, next_
 
 
 def greedy(q_values: Tensor) -> Tensor:
-    """The corner of the simplex with the greatest value: `[..., A]` to a one-hot `[..., A]`."""
+    """Return the corner of the simplex with the greatest value: `[..., A]` to a one-hot `[..., A]`."""
     return F.one_hot(q_values.argmax(-1), q_values.shape[-1]).to(q_values.dtype)
 
 
 def dpg_loss(action_logits: Tensor, q_values: Tensor) -> Tensor:
-    """Deterministic policy gradient on the simplex: minus the mean over the batch of <softmax(logits), Q>.
+    """Return the loss of the deterministic policy gradient: minus the batch mean of <softmax(logits), Q>.
 
     Its gradient is the exact all-action gradient sum_a grad mu_a Q_a; `q_values` `[B, A]` are constants.
     """
@@ -53,7 +56,7 @@ def dpg_loss(action_logits: Tensor, q_values: Tensor) -> Tensor:
 
 
 def cross_entropy_loss(action_logits: Tensor, q_values: Tensor, policy_temperature: float) -> Tensor:
-    """Fit the actor to softmax(Q / policy_temperature) by cross-entropy; scalar, mean over the batch, in nats.
+    """Return the cross-entropy from softmax(Q / policy_temperature) to the actor, in nats: a scalar, the batch mean.
 
     Unlike `dpg_loss` its gradient has no factor mu_a, so a saturated actor still learns. `q_values` `[B, A]`
     are constants, in return units, as is `policy_temperature`.
@@ -63,13 +66,13 @@ def cross_entropy_loss(action_logits: Tensor, q_values: Tensor, policy_temperatu
 
 
 def entropy(action_logits: Tensor) -> Tensor:
-    """Entropy of softmax(logits) in nats, mean over the leading axes: a scalar in [0, log A]."""
+    """Return the entropy of softmax(logits) in nats, mean over the leading axes: a scalar in [0, log A]."""
     log_probs = action_logits.log_softmax(-1)
     return -(log_probs.exp() * log_probs).sum(-1).mean()
 
 
 def negative_elbo(nll: Tensor, kl: Tensor, num_data: int, temperature: float) -> Tensor:
-    """Per-datum negative ELBO: mean nll + (temperature / num_data) KL(q || p), in nats.
+    """Return the negative ELBO per datum: mean nll + (temperature / num_data) KL(q || p), in nats.
 
     `nll` is a mean over the batch, `kl` a sum over all weights; with `temperature` 1 and `num_data` = N this is
     -ELBO / N exactly (Blundell et al. 2015, arXiv:1505.05424, written per datum).
@@ -78,6 +81,6 @@ def negative_elbo(nll: Tensor, kl: Tensor, num_data: int, temperature: float) ->
 
 
 def quadratic_penalty(parameter: Tensor, anchor: Tensor, fisher: Tensor) -> Tensor:
-    """Half of sum_i F_i (w_i - w*_i)^2: the EWC term of one tensor, before lambda. A scalar >= 0."""
+    """Return half of sum_i F_i (w_i - w*_i)^2: the EWC term of one tensor, before lambda. A scalar >= 0."""
     check_same_shape(parameter=parameter, anchor=anchor, fisher=fisher)
     return 0.5 * (fisher * (parameter - anchor).square()).sum()

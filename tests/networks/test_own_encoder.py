@@ -1,0 +1,41 @@
+"""An encoder from outside the package: the worked example of the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from bayes_rl.bayes import PosteriorSettings, bayesian_layers
+from bayes_rl.errors import ConfigError
+from bayes_rl.networks import ENCODERS, LayerFactory, build_encoder
+from tests.helpers.command_line import TINY, run, weights
+from tests.helpers.examples import example
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Iterator[None]:
+    with example("my_encoder"):
+        yield
+
+
+def test_its_layers_are_bayesian_as_asked() -> None:
+    for bayesian, count in (("none", 0), ("heads", 0), ("trunk", 2), ("all", 2)):
+        encoder = build_encoder("two_layers", (4,), 8, LayerFactory(PosteriorSettings(), bayesian))
+        assert len(bayesian_layers(encoder)) == count
+        assert encoder(torch.randn(5, 4), "mean").shape == (5, encoder.out_features) == (5, 8)
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="nearest: 'two_layers'"):
+        build_encoder("two_layer", (4,), 8, LayerFactory(PosteriorSettings()))
+    assert not ENCODERS["two_layers"].mostly_products
+
+
+def test_it_learns_by_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch, "fit", *TINY, "--model.encoder=two_layers", "--model.bayesian=all", "--trainer.max_epochs=1")
+    state = weights(next(tmp_path.rglob("last.ckpt")))
+    assert state["twin.trunks.0.layers.1.weight_mu"].shape == (8, 4)
