@@ -29,7 +29,7 @@ from bayes_rl.agent.training_metrics import training_values
 from bayes_rl.agent.update_guard import UpdateGuard
 from bayes_rl.bayes.likelihoods import LikelihoodSettings, make_likelihood
 from bayes_rl.bayes.settings import PosteriorSettings
-from bayes_rl.continual.base import Consolidator
+from bayes_rl.continual.base import TaskSamples, make_consolidation
 from bayes_rl.continual.settings import ConsolidationSettings
 from bayes_rl.evaluation.game_metrics import GameMetrics
 from bayes_rl.evaluation.games import Game, Games
@@ -168,15 +168,25 @@ class VariationalActorCritic(LowOverheadModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        check_agent(self.hparams)
         self.objective = ObjectiveSettings(
             temperature, bootstrap, target, tau, actor_loss, policy_temperature, entropy_weight, update_pairs
         )
         self.optimizer_settings = OptimizerSettings(actor_lr, critic_lr, adam_eps, weight_decay)
         family = (posterior, index_dim, draws, prior, prior_precision, init_log_var, log_var_limit, init_scale)
-        sequential = consolidation == "vcl"
-        strength = (0.0 if consolidation in ("none", "vcl") else 0.001) if ewc_lambda is None else ewc_lambda
-        keeping = (strength, protect, fisher, fisher_samples, fisher_norm, online_decay)
+        variational = PosteriorSettings(*family)
+        settings = ConsolidationSettings(
+            consolidation,
+            ewc_lambda,
+            protect,
+            fisher,
+            fisher_samples,
+            fisher_norm,
+            online_decay,
+            consolidate_every,
+            optimizer_at_switch,
+            critic_at_switch,
+        )
+        check_agent(settings, variational, bayesian, exploration, compile, num_tasks)
         networks = TwinSettings(
             encoder,
             tuple(observation_shape),
@@ -184,13 +194,13 @@ class VariationalActorCritic(LowOverheadModule):
             hidden_dim,
             shared_trunk,
             LayerFactory(
-                PosteriorSettings(*family),
+                variational,
                 bayesian,
                 num_categories,
                 num_tasks,
                 task_conditioning,
                 activation,
-                sequential,
+                settings.method_class.posterior_becomes_prior,
             ),
             prior_scale,
             pixel_scale,
@@ -200,8 +210,8 @@ class VariationalActorCritic(LowOverheadModule):
         returns = LikelihoodSettings(likelihood, noise_std, value_range, num_bins)
         self.twin = TwinActorCritic(networks, make_likelihood(returns))
         self.target_twin = copy.deepcopy(self.twin).requires_grad_(False) if target == "ema" else None
-        settings = ConsolidationSettings(consolidation, *keeping)
-        self.consolidator = Consolidator(self.twin, settings) if consolidation != "none" else None
+        self.consolidation = settings
+        self.consolidator = make_consolidation(self.twin, settings)
         self.guard = UpdateGuard()
         self.behaviour = Behaviour(self.twin, self._forward_context)
         self.frames = self.task = 0
@@ -247,9 +257,7 @@ class VariationalActorCritic(LowOverheadModule):
             self._reset_for_task()
 
     def _reset_for_task(self) -> None:
-        options, optimizer = self.hparams, self.trainer.optimizers[0]
-        switches = options.optimizer_at_switch, options.critic_at_switch
-        reset_for_task(self.twin, self.target_twin, optimizer, self.task, *switches)
+        reset_for_task(self.twin, self.target_twin, self.trainer.optimizers[0], self.task, self.consolidation)
 
     # ------------------------------------------------------------------ one update
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -305,7 +313,7 @@ class VariationalActorCritic(LowOverheadModule):
         """
         with flushed_denormals():
             super().optimizer_step(*args, **kwargs)
-            if consolidation_is_due(self.global_step + 1, self.hparams.consolidate_every):  # counted on return
+            if consolidation_is_due(self.global_step + 1, self.consolidation.consolidate_every):  # counted on return
                 self.consolidate()
         self.update_moving_average()
 
@@ -341,7 +349,7 @@ class VariationalActorCritic(LowOverheadModule):
 
     def _penalty_values(self, penalty: Tensor, loss: Tensor) -> dict[str, Tensor | float]:
         """Return values of the penalty to log, and warn once of a strength that is out of scale."""
-        if self.consolidator is None or not self.consolidator.ewc.active:
+        if self.consolidator is None or not self.consolidator.active:
             return {"train/frozen_share": 0.0}
         message = self.consolidator.out_of_scale(penalty.item(), loss.item(), self.global_step)
         if message is not None:
@@ -394,7 +402,7 @@ class VariationalActorCritic(LowOverheadModule):
     def on_train_epoch_end(self) -> None:
         """Consolidate a task at its end; before the checkpoint of this epoch, which callbacks write later."""
         ends = len(self.scores) > 1 and self._data.curriculum.ends(self.current_epoch)
-        if ends and not consolidation_is_due(self.global_step, self.hparams.consolidate_every):
+        if ends and not consolidation_is_due(self.global_step, self.consolidation.consolidate_every):
             self.consolidate()
 
     @torch.no_grad()
@@ -402,15 +410,13 @@ class VariationalActorCritic(LowOverheadModule):
         """Protect what was learned of the current task, on a sample of its transitions."""
         if self.consolidator is None:
             return
-        settings = self.consolidator.settings
-        transition = self._data.fisher_samples(settings.fisher_samples)
+        transition = self._data.fisher_samples(self.consolidation.fisher_samples)
         targets = None
-        if settings.fisher == "empirical":
+        if self.consolidator.needs_targets:
             targets = targets_of_sample(transition, self._mean_targets, self.device)
         generator = torch.Generator().manual_seed(self.global_step)
-        self.consolidator.consolidate(
-            self.twin, transition.observation, transition.action, targets, generator, self.task
-        )
+        samples = TaskSamples(transition.observation, transition.action, targets, generator, self.task)
+        self.consolidator.end_task(self.twin, samples)
 
     def _mean_targets(self, transition: Transition) -> Tensor:
         return td_targets(self.twin, self.target_twin, transition, "mean", self.task, self.objective)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from bayes_rl.agent.compilation import MODES, REPLAYED
 from bayes_rl.bayes.posteriors import POSTERIORS
+from bayes_rl.bayes.settings import PosteriorSettings
+from bayes_rl.continual.base import METHODS
+from bayes_rl.continual.settings import ConsolidationSettings
 from bayes_rl.errors import check, check_choice
 
 
@@ -75,53 +77,35 @@ class OptimizerSettings:
             check(getattr(self, key) >= 0, f"model.{key}", getattr(self, key), "must be zero or positive")
 
 
-CHOICES = {
-    "exploration": ("epsilon", "thompson", "both"),
-    "optimizer_at_switch": ("keep", "reset"),
-    "critic_at_switch": ("keep", "reset"),
-    "compile": MODES,
-}
-
-
-WITHOUT = "has no effect without a method; nearest: --model.consolidation online_ewc"
-
-
-def check_agent(hparams: Any) -> None:
-    """Raise `ConfigError` unless the arguments of `VariationalActorCritic` can work together.
+def check_agent(
+    consolidation: ConsolidationSettings,
+    posterior: PosteriorSettings,
+    bayesian: str,
+    exploration: str,
+    compile: str,
+    num_tasks: int,
+) -> None:
+    """Raise `ConfigError` unless settings of different groups can work together.
 
     The settings of one group are checked in its own class.
+
+    Args:
+        consolidation: settings of consolidation.
+        posterior: settings of the Bayesian layers.
+        bayesian: which layers are Bayesian.
+        exploration: `epsilon`, `thompson` or `both`.
+        compile: one of `MODES`.
+        num_tasks: T.
     """
-    for key, known in CHOICES.items():
-        check_choice(f"model.{key}", hparams[key], known)
-    check(hparams.draws >= 1, "model.draws", hparams.draws, "must be at least 1")
-    every = hparams.consolidate_every
-    check(every >= 0, "model.consolidate_every", every, "must be zero or more updates")
-    check(not every or hparams.consolidation != "none", "model.consolidate_every", every, WITHOUT)
-    check(not hparams.ewc_lambda or hparams.consolidation != "none", "model.ewc_lambda", hparams.ewc_lambda, WITHOUT)
-    single = hparams.consolidation in ("ewc", "online_ewc", "vcl") and hparams.num_tasks == 1 and not every
-    rule = "has no end of a task to act at; name several --data.tasks, or --model.consolidate_every"
-    check(not single, "model.consolidation", hparams.consolidation, rule)
-    rule = "would count the same data again and again with vcl; drop it"
-    check(not every or hparams.consolidation != "vcl", "model.consolidate_every", every, rule)
-    reset = hparams.critic_at_switch == "reset" and hparams.consolidation != "none" and hparams.protect != "actor"
-    rule = "forgets what is protected; choose --model.protect actor"
-    check(not reset, "model.critic_at_switch", hparams.critic_at_switch, rule)
-    rule = "needs Bayesian layers, whose posterior becomes their prior; nearest: --model.bayesian all"
-    check(hparams.consolidation != "vcl" or hparams.bayesian != "none", "model.consolidation", "vcl", rule)
-    by_draw = hparams.exploration != "epsilon"
-    rule = "draws weights, but no layer is Bayesian; nearest: --model.bayesian heads"
-    check(not by_draw or hparams.bayesian != "none", "model.exploration", hparams.exploration, rule)
-    if hparams.bayesian != "none":
-        check_family(hparams)
-
-
-def check_family(hparams: Any) -> None:
-    """Raise `ConfigError` unless the posterior family allows the compilation and the consolidation."""
-    family = POSTERIORS[hparams.posterior]
-    problem = f"records CUDA graphs, but {family.cuda_graph_obstacle}; use default"
-    recorded = hparams.compile in REPLAYED
-    check(not (family.cuda_graph_obstacle and recorded), "model.compile", hparams.compile, problem)
-    able = [name for name in POSTERIORS if not POSTERIORS[name].anchoring_obstacle]
-    rule = f"{family.anchoring_obstacle}; choose --model.posterior {' or '.join(able)}"
-    anchors = hparams.consolidation in ("ewc", "online_ewc")
-    check(not (anchors and family.anchoring_obstacle), "model.consolidation", hparams.consolidation, rule)
+    check_choice("model.exploration", exploration, ("epsilon", "thompson", "both"))
+    check_choice("model.compile", compile, MODES)
+    method, method_class = consolidation.method, consolidation.method_class
+    endless = num_tasks == 1 and not consolidation.consolidate_every
+    message = "has no end of a task to act at; name several --data.tasks, or --model.consolidate_every"
+    check(not endless or method_class is METHODS["none"], "model.consolidation", method, message)
+    message = "draws weights, but no layer is Bayesian; nearest: --model.bayesian heads"
+    check(exploration == "epsilon" or bayesian != "none", "model.exploration", exploration, message)
+    obstacle = POSTERIORS[posterior.family].cuda_graph_obstacle if bayesian != "none" else ""
+    message = f"records CUDA graphs, but {obstacle}; use default"
+    check(not (obstacle and compile in REPLAYED), "model.compile", compile, message)
+    method_class.check_posterior(method, posterior, bayesian)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bayes_rl.continual.settings import ConsolidationSettings
 from bayes_rl.networks.actor_critic import TwinActorCritic
 from bayes_rl.types import Transition
 
@@ -43,8 +44,7 @@ def reset_for_task(
     target_twin: TwinActorCritic | None,
     optimizer: torch.optim.Optimizer,
     task: int,
-    optimizer_at_switch: str,
-    critic_at_switch: str,
+    settings: ConsolidationSettings,
 ) -> None:
     """Reset the optimizer state and the critic heads at a task switch, as configured.
 
@@ -53,12 +53,12 @@ def reset_for_task(
         target_twin: moving average of `twin`, or None.
         optimizer: of `twin`.
         task: number of the task that begins.
-        optimizer_at_switch: `reset` clears Adam's averages, `keep` keeps them.
-        critic_at_switch: `reset` gives the critics of both pairs fresh heads, with fresh averages; `keep` keeps them.
+        settings: whether to clear Adam's averages (`optimizer_at_switch`), and whether to give the critics of both
+            pairs fresh heads with fresh averages (`critic_at_switch`).
     """
-    if optimizer_at_switch == "reset":
+    if settings.optimizer_at_switch == "reset":
         optimizer.state.clear()
-    if critic_at_switch == "reset":
+    if settings.critic_at_switch == "reset":
         fresh = TwinActorCritic(twin.settings, twin.likelihood).to(twin.device)
         for pair in range(2):
             state = fresh.heads_of(pair, task)[1].state_dict()

@@ -5,50 +5,86 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from bayes_rl.continual.base import METHODS, ConsolidationMethod
 from bayes_rl.continual.fisher import Network
 from bayes_rl.errors import check, check_choice
 
-METHODS = ("none", "ewc", "online_ewc", "vcl")
+METHOD_OPTIONS = ("ewc_lambda", "protect", "fisher", "fisher_samples", "fisher_norm", "online_decay")
+"""Options of the model that only a consolidation method reads: without a method they have no effect."""
 
 
 @dataclass(frozen=True)
 class ConsolidationSettings:
-    """What is done at the end of a task.
+    """Settings of what happens at the end of a task and at a task switch.
 
     Args:
         method: `none`; `ewc`, an anchor and a Fisher diagonal for each task (Kirkpatrick et al. 2017,
             arXiv:1612.00796); `online_ewc`, one anchor and a decayed Fisher diagonal (Schwarz et al. 2018,
-            arXiv:1805.06370); `vcl`, the posterior of Bayesian weights becomes their prior, and only deterministic
-            parameters are anchored, as by `ewc`.
-        ewc_lambda: strength of the penalty, >= 0, in nats per squared unit of weight and unit of Fisher; 0: none.
-        protect: whose weights: of the `actor`s, the `critic`s or `both`.
-        fisher: expectation over what the network says (`true`), or at what was done and observed (`empirical`).
-        fisher_samples: transitions of a task that the Fisher is averaged over, >= 1.
-        fisher_norm: `none`, or `mean`: a task's Fisher is divided by its mean over all protected weights.
-        online_decay: what a task leaves of the Fisher of those before it, in [0, 1], for `online_ewc`.
+            arXiv:1805.06370); `vcl`, the posterior of Bayesian weights becomes their prior (Nguyen et al. 2018,
+            arXiv:1710.10628), and only deterministic parameters are anchored, as by `ewc`. Or a method registered by
+            the user.
+        ewc_lambda: strength of the penalty, >= 0, in nats per squared unit of weight and unit of Fisher; 0 for no
+            penalty, null for the method's default: 0.001, with `vcl` 0.
+        protected_networks: networks whose weights are protected: the `actor`s, the `critic`s or `both`.
+        fisher: expectation over the networks' own outputs (`true`), or at the actions and targets of the sample
+            (`empirical`).
+        fisher_samples: transitions of a task that its Fisher is averaged over, >= 1.
+        fisher_norm: `none`, or `mean`: a task's Fisher is divided by its mean over all protected weights, so that
+            `ewc_lambda` has one scale for all tasks.
+        online_decay: factor of the Fisher of earlier tasks at the end of a task, in [0, 1], for `online_ewc`.
+        consolidate_every: updates between two registrations within a task (the original), >= 0; 0 registers a task at
+            its end only.
+        optimizer_at_switch: `reset` Adam's averages at a task switch, or `keep` them.
+        critic_at_switch: `keep` the critics' output layers at a task switch, or `reset` them.
 
     Raises:
         ConfigError: naming the setting that cannot work.
     """
 
     method: str = "none"
-    ewc_lambda: float = 0.0
-    protect: str = "both"
+    ewc_lambda: float | None = None
+    protected_networks: str = "both"
     fisher: str = "true"
     fisher_samples: int = 2000
-    fisher_norm: str = "none"
+    fisher_norm: str = "mean"
     online_decay: float = 1.0
+    consolidate_every: int = 0
+    optimizer_at_switch: str = "reset"
+    critic_at_switch: str = "keep"
 
     def __post_init__(self) -> None:
-        check_choice("model.consolidation", self.method, METHODS)
-        rule = "must be zero or positive, and finite"
-        check(0 <= self.ewc_lambda < math.inf, "model.ewc_lambda", self.ewc_lambda, rule)
-        check_choice("model.protect", self.protect, ("actor", "critic", "both"))
+        protects = self.method_class is not METHODS["none"]
+        message = "must be zero or positive, and finite"
+        check(0 <= self.strength < math.inf, "model.ewc_lambda", self.ewc_lambda, message)
+        check_choice("model.protect", self.protected_networks, ("actor", "critic", "both"))
         check_choice("model.fisher", self.fisher, ("true", "empirical"))
         check(self.fisher_samples >= 1, "model.fisher_samples", self.fisher_samples, "must be at least 1 transition")
         check_choice("model.fisher_norm", self.fisher_norm, ("none", "mean"))
         check(0 <= self.online_decay <= 1, "model.online_decay", self.online_decay, "must lie within 0 and 1")
+        check_choice("model.optimizer_at_switch", self.optimizer_at_switch, ("keep", "reset"))
+        check_choice("model.critic_at_switch", self.critic_at_switch, ("keep", "reset"))
+        every = self.consolidate_every
+        check(every >= 0, "model.consolidate_every", every, "must be zero or more updates")
+        message = "has no effect without a method; nearest: --model.consolidation online_ewc"
+        check(not every or protects, "model.consolidate_every", every, message)
+        check(not self.ewc_lambda or protects, "model.ewc_lambda", self.ewc_lambda, message)
+        obstacle = self.method_class.repetition_obstacle
+        check(not (every and obstacle), "model.consolidate_every", every, obstacle)
+        reset = self.critic_at_switch == "reset" and protects and self.protected_networks != "actor"
+        message = "resets protected weights; choose --model.protect actor"
+        check(not reset, "model.critic_at_switch", self.critic_at_switch, message)
+
+    @property
+    def method_class(self) -> type[ConsolidationMethod]:
+        """Class of the method."""
+        return METHODS[self.method]
+
+    @property
+    def strength(self) -> float:
+        """`ewc_lambda`, or the method's default."""
+        return self.method_class.default_strength if self.ewc_lambda is None else self.ewc_lambda
 
     def networks(self) -> list[Network]:
-        """Those that are protected."""
-        return [(kind, pair) for kind in ("actor", "critic") if self.protect in (kind, "both") for pair in range(2)]
+        """Return the protected networks."""
+        kinds = [kind for kind in ("actor", "critic") if self.protected_networks in (kind, "both")]
+        return [(kind, pair) for kind in kinds for pair in range(2)]

@@ -12,12 +12,11 @@ import torch
 import yaml
 from torch import Tensor
 
+from bayes_rl.continual.settings import METHOD_OPTIONS
 from bayes_rl.envs.shared_spaces import task_name
 from bayes_rl.errors import did_you_mean
 from bayes_rl.reporting.figures import Floats
 from bayes_rl.types import AGENT_ARGUMENTS
-
-KEEPING = ("ewc_lambda", "protect", "fisher", "fisher_samples", "fisher_norm", "online_decay")
 
 
 class ReportError(ValueError):
@@ -128,7 +127,7 @@ def read_run(path: Path) -> Run:
     decided = {*AGENT_ARGUMENTS, "consolidation"}
     chosen: dict[str, object] = {k: str(value) for k, value in setting("model", dict, {}).items() if k not in decided}
     if method == "none":
-        chosen = {key: value for key, value in chosen.items() if key not in KEEPING}
+        chosen = {key: value for key, value in chosen.items() if key not in METHOD_OPTIONS}
     chosen |= {key: str(setting(f"data.{key}", object, "none")) for key in ("task_conditioning", "keep_replays")}
     frames, visit = column("frames"), column("visit") if several else np.zeros(len(rows))
     if not ((np.diff(frames) > 0).all() and np.isfinite(visit).all()):

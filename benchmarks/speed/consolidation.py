@@ -14,6 +14,7 @@ import time
 
 import torch
 
+from bayes_rl.continual import EWC, TaskSamples
 from benchmarks.runner import Benchmark, Cell, Options, Row
 from benchmarks.speed.bayesian_heads import ACTIONS, SHAPES, compare, make_agent, updater
 
@@ -30,7 +31,7 @@ def measure(cell: Cell, options: Options) -> Row:
     torch.set_num_threads(1)
     agents = {name: make_agent("nature", consolidation=name, num_tasks=2) for name in ("online_ewc", "none")}
     keeper, twin = agents["online_ewc"].consolidator, agents["online_ewc"].twin
-    assert keeper is not None
+    assert isinstance(keeper, EWC)
     observation = torch.randint(0, 255, (SAMPLES, *SHAPES["nature"]), dtype=torch.uint8)
     action = torch.randint(ACTIONS, (SAMPLES,))
     result: Row = {}
@@ -38,7 +39,7 @@ def measure(cell: Cell, options: Options) -> Row:
     for threads in options.threads:
         torch.set_num_threads(threads)
         start = time.perf_counter()
-        keeper.consolidate(twin, observation, action, None, torch.Generator().manual_seed(0))
+        keeper.end_task(twin, TaskSamples(observation, action, None, torch.Generator().manual_seed(0)))
         result[f"registration_seconds_{threads}_threads"] = round(time.perf_counter() - start, 1)
     result["registration_more_memory_mib"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10
     torch.set_num_threads(1)

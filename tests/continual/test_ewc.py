@@ -14,8 +14,8 @@ from bayes_rl.bayes.kl import bayesian_layers
 from bayes_rl.bayes.likelihoods import LikelihoodSettings, make_likelihood, sampled_log_prob
 from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.continual import fisher as fisher_room
-from bayes_rl.continual.base import Consolidator, protected
-from bayes_rl.continual.ewc import ElasticWeightConsolidation, add_penalty_gradients, sum_of_quadratics
+from bayes_rl.continual.base import METHODS, TaskSamples
+from bayes_rl.continual.ewc import EWC, ElasticWeightConsolidation, add_penalty_gradients, sum_of_quadratics
 from bayes_rl.continual.fisher import Parameters, fisher_diagonal, network_score, normalised, prefixes, stratified
 from bayes_rl.continual.settings import ConsolidationSettings
 from bayes_rl.errors import ConfigError
@@ -46,7 +46,7 @@ BAD = [
     ("ewc_lambda", -1.0, "model.ewc_lambda", "-1.0"),
     ("ewc_lambda", float("nan"), "model.ewc_lambda", "nan"),
     ("ewc_lambda", float("inf"), "model.ewc_lambda", "inf"),
-    ("protect", "critics", "model.protect", "'critic'"),
+    ("protected_networks", "critics", "model.protect", "'critic'"),
     ("fisher", "True", "model.fisher", "'true'"),
     ("fisher_samples", 0, "model.fisher_samples", "0"),
     ("fisher_norm", "max", "model.fisher_norm", "mean"),
@@ -73,7 +73,7 @@ def test_the_ends_of_the_ranges_are_allowed_and_settings_are_frozen() -> None:
 
 
 def test_which_networks_are_protected() -> None:
-    networks = {p: ConsolidationSettings(protect=p).networks() for p in ("actor", "critic", "both")}
+    networks = {p: ConsolidationSettings(protected_networks=p).networks() for p in ("actor", "critic", "both")}
     assert networks["actor"] == [("actor", 0), ("actor", 1)]
     assert networks["critic"] == [("critic", 0), ("critic", 1)]
     assert networks["both"] == networks["actor"] + networks["critic"]
@@ -252,11 +252,11 @@ class EveryTask:
         return self.ewc_lambda * torch.stack(parts).sum()
 
 
-def make_ewc(ewc_lambda: float = 3.0, **settings: Any) -> tuple[ElasticWeightConsolidation, Parameters, Parameters]:
+def make_ewc(ewc_lambda: float = 3.0) -> tuple[ElasticWeightConsolidation, Parameters, Parameters]:
     """A penalty with one task, its anchor and its Fisher, float64."""
     anchor = {"a.weight": torch.randn(3, 2, dtype=torch.float64), "b": torch.randn(4, dtype=torch.float64)}
     fisher = {name: torch.rand_like(p) for name, p in anchor.items()}
-    ewc = ElasticWeightConsolidation(anchor, ConsolidationSettings("ewc", ewc_lambda, **settings))
+    ewc = ElasticWeightConsolidation(anchor, ewc_lambda)
     ewc.consolidate(anchor, fisher)
     return ewc, anchor, fisher
 
@@ -281,7 +281,7 @@ def test_penalty_is_zero_with_zero_gradient_at_the_anchor() -> None:
 
 def test_before_the_first_consolidation_the_penalty_is_zero_and_touches_no_gradient() -> None:
     parameters = {"w": torch.randn(3, requires_grad=True)}
-    ewc = ElasticWeightConsolidation(parameters, ConsolidationSettings("ewc", 10.0))
+    ewc = ElasticWeightConsolidation(parameters, 10.0)
     penalty = ewc.penalty(parameters)
     assert penalty.item() == 0.0
     assert penalty.shape == ()
@@ -303,7 +303,7 @@ def test_penalty_by_hand_and_exactly_quadratic() -> None:
 
 def test_lambda_scales_the_penalty() -> None:
     ewc, anchor, fisher = make_ewc(ewc_lambda=1.0)
-    strong = ElasticWeightConsolidation(anchor, ConsolidationSettings("ewc", 250.0))
+    strong = ElasticWeightConsolidation(anchor, 250.0)
     strong.consolidate(anchor, fisher)
     for penalty in (ewc, strong):
         penalty.consolidate(moved(anchor, fisher, 1.0), fisher)
@@ -312,12 +312,11 @@ def test_lambda_scales_the_penalty() -> None:
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 5])
-@pytest.mark.parametrize("method", ["ewc", "vcl"])
-def test_the_penalty_is_the_sum_over_all_tasks(tasks: int, method: str) -> None:
+def test_the_penalty_is_the_sum_over_all_tasks(tasks: int) -> None:
     """In value and gradient, though two tensors hold all of them; some weights matter to no task, or to one."""
     shapes = {"trunk": (50, 7), "head.0": (9,), "head.1": (9,)}
     parameters = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
-    ewc = ElasticWeightConsolidation(parameters, ConsolidationSettings(method, 0.7))
+    ewc = ElasticWeightConsolidation(parameters, 0.7)
     memory = sum(b.nbytes for b in ewc.buffers())
     slow = EveryTask(0.7)
     for task in range(tasks):
@@ -342,7 +341,7 @@ def test_the_penalty_is_the_sum_over_all_tasks(tasks: int, method: str) -> None:
 def test_online_ewc_decays_the_fisher_and_keeps_the_latest_anchor() -> None:
     """F* = gamma F* + F, by hand: 0.5 (0.5 * 8 + 2) + 1 = 4; the penalty is (3 / 2) * 4 * (w - w_3)^2."""
     start = {"w": torch.zeros(1, dtype=torch.float64)}
-    ewc = ElasticWeightConsolidation(start, ConsolidationSettings("online_ewc", 3.0, online_decay=0.5))
+    ewc = ElasticWeightConsolidation(start, 3.0, decay=0.5)
     for fisher, anchor in ((8.0, 1.0), (2.0, -2.0), (1.0, 5.0)):
         here = {"w": torch.full((1,), anchor, dtype=torch.float64)}
         ewc.consolidate(here, {"w": torch.full((1,), fisher, dtype=torch.float64)})
@@ -357,7 +356,7 @@ def test_online_ewc_decays_the_fisher_and_keeps_the_latest_anchor() -> None:
 
 @pytest.mark.parametrize(("decay", "fisher"), [(0.0, 2.0), (1.0, 10.0)])
 def test_the_ends_of_the_decay_forget_all_or_nothing(decay: float, fisher: float) -> None:
-    ewc = ElasticWeightConsolidation({"w": torch.zeros(1)}, ConsolidationSettings("online_ewc", 1, online_decay=decay))
+    ewc = ElasticWeightConsolidation({"w": torch.zeros(1)}, 1.0, decay)
     for value in (8.0, 2.0):
         ewc.consolidate({"w": torch.ones(1)}, {"w": torch.full((1,), value)})
     assert ewc.fisher("w").item() == fisher
@@ -365,7 +364,7 @@ def test_the_ends_of_the_decay_forget_all_or_nothing(decay: float, fisher: float
 
 def test_the_anchor_is_a_copy_of_the_parameters() -> None:
     parameters = {"w": torch.ones(3)}
-    ewc = ElasticWeightConsolidation(parameters, ConsolidationSettings("ewc", 2.0))
+    ewc = ElasticWeightConsolidation(parameters, 2.0)
     ewc.consolidate(parameters, {"w": torch.ones(3)})
     parameters["w"] += 1.0  # in place, as an optimizer does
     assert ewc.penalty(parameters).item() == 3.0  # (2 / 2) * 3 * 1^2
@@ -376,7 +375,7 @@ def test_state_dict_round_trip_keeps_everything() -> None:
     ewc.consolidate(moved(anchor, fisher, 1.0), fisher)
     state = {key: value.clone() for key, value in ewc.state_dict().items()}
     zeros = {name: torch.zeros_like(p) for name, p in anchor.items()}
-    loaded = ElasticWeightConsolidation(zeros, ConsolidationSettings("ewc", 3.0))
+    loaded = ElasticWeightConsolidation(zeros, 3.0)
     loaded.penalty(anchor)  # asked before it is loaded
     loaded.load_state_dict(state)
     parameters = moved(anchor, fisher, 1.5)
@@ -385,7 +384,7 @@ def test_state_dict_round_trip_keeps_everything() -> None:
     assert loaded.consolidations.item() == 2
     assert loaded.constant.item() > 0
     assert not list(ewc.parameters())  # buffers: no optimizer may train them
-    fresh = ElasticWeightConsolidation(zeros, ConsolidationSettings("ewc", 3.0))
+    fresh = ElasticWeightConsolidation(zeros, 3.0)
     loaded.load_state_dict(fresh.state_dict())
     assert not loaded.active
 
@@ -435,20 +434,20 @@ def make_samples(twin: TwinActorCritic, size: int = 11) -> Samples:
 
 
 def make_consolidator(
-    twin: TwinActorCritic, ewc_lambda: float = 2.0, method: str = "ewc", **settings: Any
-) -> Consolidator:
-    return Consolidator(twin, ConsolidationSettings(method, ewc_lambda, **settings))
+    twin: TwinActorCritic, ewc_lambda: float | None = 2.0, method: str = "ewc", **settings: Any
+) -> Any:
+    return METHODS[method](twin, ConsolidationSettings(method, ewc_lambda, **{"fisher_norm": "none", **settings}))
 
 
 def registered(twin: TwinActorCritic, samples: Samples, seed: int = 0, **settings: Any) -> Parameters:
     """The Fisher diagonal after one consolidation."""
     consolidator = make_consolidator(twin, **settings)
-    consolidator.consolidate(twin, *samples, seeded(seed))
+    consolidator.end_task(twin, TaskSamples(*samples, seeded(seed)))
     assert consolidator.ewc.consolidations.item() == 1
     return fisher_of(consolidator)
 
 
-def fisher_of(consolidator: Consolidator) -> Parameters:
+def fisher_of(consolidator: EWC) -> Parameters:
     return {name: consolidator.ewc.fisher(name).clone() for name in consolidator.ewc.names}
 
 
@@ -503,7 +502,7 @@ def test_fisher_of_gaussian_critics_equals_a_slow_loop_over_samples(case: dict[s
     twin = make_twin(**case)
     samples = make_samples(twin, 20)
     slow = slow_fisher(twin, samples, lambda x, a, _: twin(x).q_values[:, 0, a] / NOISE_STD)
-    assert_registered(registered(twin, samples, protect="critic"), slow)
+    assert_registered(registered(twin, samples, protected_networks="critic"), slow)
 
 
 def policy_logits(twin: TwinActorCritic, observation: Tensor) -> Tensor:
@@ -529,7 +528,7 @@ def test_empirical_fisher_of_actors_is_the_score_of_the_actions_taken(case: dict
     twin = make_twin(**case)
     samples = make_samples(twin)
     slow = slow_fisher(twin, samples, lambda x, a, _: policy_logits(twin, x).log_softmax(-1)[:, a])
-    assert_registered(registered(twin, samples, protect="actor", fisher="empirical"), slow)
+    assert_registered(registered(twin, samples, protected_networks="actor", fisher="empirical"), slow)
 
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "learned_gaussian", "hl_gauss"])
@@ -540,7 +539,7 @@ def test_empirical_fisher_of_critics_is_the_score_of_the_targets(likelihood: str
     def scores(x: Tensor, a: Tensor, targets: Tensor) -> Tensor:
         return twin.likelihood.nll(twin(x).raw[:, 0, a], targets)
 
-    ours = registered(twin, samples, protect="critic", fisher="empirical")
+    ours = registered(twin, samples, protected_networks="critic", fisher="empirical")
     assert_registered(ours, slow_fisher(twin, samples, scores))
 
 
@@ -564,7 +563,7 @@ def test_true_fisher_of_actors_is_exact_for_probabilities_that_the_samples_can_m
 
     slow = slow_fisher(twin, (observation, action, targets), scores)
     many = observation.expand(count, *observation.shape[1:]), action.expand(count), targets.expand(2, count)
-    ours = registered(twin, many, protect="actor")
+    ours = registered(twin, many, protected_networks="actor")
     assert_same(ours, {name: slow[name] for name in ours}, rtol=1e-4, atol=1e-6)
     for pair in range(2):
         torch.testing.assert_close(ours[f"actors.{pair}.bias"], probs[pair] * (1 - probs[pair]), rtol=1e-5, atol=0.0)
@@ -602,7 +601,7 @@ def test_registrations_of_categorical_critics_scatter_about_the_exact_fisher() -
     """Each draws its own bins: sums over tensors, and their mean over 300 registrations within 4 standard errors."""
     twin = make_twin(likelihood="two_hot")
     samples = make_samples(twin, 12)
-    each = [registered(twin, samples, seed, protect="critic") for seed in range(300)]
+    each = [registered(twin, samples, seed, protected_networks="critic") for seed in range(300)]
     rows = torch.stack([torch.stack([f.sum() for f in fisher.values()]) for fisher in each])
     exact = exact_categorical(twin, samples)
     expected = torch.stack([exact[name].sum() for name in each[0]])
@@ -640,8 +639,8 @@ def test_the_registered_fisher_does_not_depend_on_the_chunk_size(
 def test_the_fishers_of_all_networks_add_up() -> None:
     twin = make_twin("minatar")
     samples = make_samples(twin)
-    parts = {protect: registered(twin, samples, protect=protect) for protect in ("actor", "critic")}
-    both = registered(twin, samples, protect="both")
+    parts = {protect: registered(twin, samples, protected_networks=protect) for protect in ("actor", "critic")}
+    both = registered(twin, samples, protected_networks="both")
     assert set(both) == set(parts["actor"]) | set(parts["critic"])
     expected = {n: sum(p[n] for p in parts.values() if n in p) for n in both}
     assert_same(both, expected, rtol=1e-5, atol=1e-7)  # type: ignore[arg-type]
@@ -687,9 +686,9 @@ def test_what_is_protected(protect: str, shared_trunk: bool, bayesian: str, post
     }
     named = dict(twin.named_parameters())
     expected = {name for name in named if name.startswith(tuple(own))} - bayesian_names
-    consolidator = make_consolidator(twin, method=method, protect=protect)
+    consolidator = make_consolidator(twin, method=method, protected_networks=protect)
     assert set(consolidator.ewc.names) == expected
-    ours = protected(twin, consolidator.settings)
+    ours = consolidator.protected(twin)
     assert set(ours) == expected
     assert all(p is named[name] for name, p in ours.items())
     assert not list(consolidator.parameters())  # buffers: no optimizer may train them
@@ -699,7 +698,7 @@ def test_what_is_protected(protect: str, shared_trunk: bool, bayesian: str, post
 def test_the_penalty_is_zero_at_the_anchor_and_pulls_back_to_it(likelihood: str) -> None:
     twin = make_twin(likelihood=likelihood)
     consolidator = make_consolidator(twin, 3.0)
-    consolidator.consolidate(twin, *make_samples(twin), seeded())
+    consolidator.end_task(twin, TaskSamples(*make_samples(twin), seeded()))
     penalty = consolidator.penalty(twin)
     penalty.backward()
     assert penalty.item() == 0.0
@@ -723,7 +722,7 @@ def test_the_penalty_is_zero_at_the_anchor_and_pulls_back_to_it(likelihood: str)
             assert parameter.grad is None
 
 
-def step(twin: TwinActorCritic, consolidator: Consolidator | None) -> list[Tensor | None]:
+def step(twin: TwinActorCritic, consolidator: EWC | None) -> list[Tensor | None]:
     """Gradients of an update that draws its weights from the global generator."""
     twin.zero_grad()
     twin(torch.ones(5, 4), "sample").q_values.square().mean().backward()
@@ -732,7 +731,7 @@ def step(twin: TwinActorCritic, consolidator: Consolidator | None) -> list[Tenso
     return [p.grad for p in twin.parameters()]
 
 
-@pytest.mark.parametrize("settings", [{"ewc_lambda": 0.0}, {"method": "none", "ewc_lambda": 5.0}])
+@pytest.mark.parametrize("settings", [{"ewc_lambda": 0.0}, {"method": "none", "ewc_lambda": None}])
 def test_without_strength_training_is_fine_tuning_to_the_bit(settings: dict[str, Any]) -> None:
     twin = make_twin()
     samples = make_samples(twin)
@@ -740,12 +739,12 @@ def test_without_strength_training_is_fine_tuning_to_the_bit(settings: dict[str,
     plain = step(twin, None)
     torch.set_rng_state(state)
     consolidator = make_consolidator(twin, **settings)
-    consolidator.consolidate(twin, *samples, seeded())
+    consolidator.end_task(twin, TaskSamples(*samples, seeded()))
     for ours, theirs in zip(step(twin, consolidator), plain, strict=True):
         assert (ours is None) == (theirs is None)
         assert ours is None or theirs is None or torch.equal(ours, theirs)
     assert consolidator.penalty(twin).item() == 0.0
-    assert not consolidator.ewc.names
+    assert not consolidator.active
     assert consolidator.memory_bytes < 16
 
 
@@ -755,7 +754,7 @@ def test_consolidation_leaves_networks_gradients_and_the_global_generator_alone(
     before = {name: value.clone() for name, value in twin.state_dict().items()}
     samples, state, generator = make_samples(twin), torch.get_rng_state(), seeded()
     consolidator = make_consolidator(twin, fisher=fisher)
-    consolidator.consolidate(twin, *samples, generator)
+    consolidator.end_task(twin, TaskSamples(*samples, generator))
     consolidator.penalty(twin)
     assert torch.equal(torch.get_rng_state(), state)
     assert not torch.equal(generator.get_state(), seeded().get_state())
@@ -768,7 +767,7 @@ def test_consolidation_leaves_networks_gradients_and_the_global_generator_alone(
 def test_the_same_generator_gives_the_same_fisher_and_another_one_another() -> None:
     twin = make_twin()
     samples = make_samples(twin)
-    first, second, other = (registered(twin, samples, seed, protect="actor") for seed in (1, 1, 2))
+    first, second, other = (registered(twin, samples, seed, protected_networks="actor") for seed in (1, 1, 2))
     assert_same(first, second, rtol=0.0, atol=0.0)
     assert not torch.equal(first["actors.0.bias"], other["actors.0.bias"])
 
@@ -780,13 +779,15 @@ def test_vcl_makes_the_posterior_the_prior_and_other_methods_do_not(monkeypatch:
         ("vcl", 1.0, True),
         ("vcl", 0.0, True),
         ("ewc", 1.0, False),
-        ("none", 1.0, False),
+        ("none", None, False),
     ):
         twin = make_twin()
         consolidator = make_consolidator(twin, ewc_lambda, method)
-        consolidator.consolidate(twin, *make_samples(twin), seeded())
+        consolidator.end_task(twin, TaskSamples(*make_samples(twin), seeded()))
         assert seen == [twin] * handed
-        assert int(consolidator.ewc.consolidations) == (method != "none")
+        assert (
+            "consolidations" not in consolidator.state_dict() if method == "none" else consolidator.ewc.consolidations
+        )
         seen.clear()
 
 
@@ -795,14 +796,14 @@ def test_two_tasks_of_a_twin_add_up() -> None:
     consolidator, slow = make_consolidator(twin, 2.0), EveryTask(2.0)
     for task in range(2):
         samples = make_samples(twin)
-        consolidator.consolidate(twin, *samples, seeded(task))
-        names = protected(twin, consolidator.settings)
+        consolidator.end_task(twin, TaskSamples(*samples, seeded(task)))
+        names = consolidator.protected(twin)
         slow.tasks.append(({n: p.detach().clone() for n, p in names.items()}, registered(twin, samples, task)))
         with torch.no_grad():
             for parameter in twin.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
     penalty = consolidator.penalty(twin)
-    torch.testing.assert_close(penalty, slow.penalty(protected(twin, consolidator.settings)), rtol=1e-4, atol=0.0)
+    torch.testing.assert_close(penalty, slow.penalty(consolidator.protected(twin)), rtol=1e-4, atol=0.0)
     assert penalty.item() > 0
 
 
@@ -813,7 +814,7 @@ def test_a_strong_penalty_holds_the_networks_at_the_anchor() -> None:
         torch.manual_seed(6)
         twin = make_twin()
         consolidator = make_consolidator(twin, ewc_lambda)
-        consolidator.consolidate(twin, *make_samples(twin, 100), seeded())
+        consolidator.end_task(twin, TaskSamples(*make_samples(twin, 100), seeded()))
         anchor = {name: p.detach().clone() for name, p in twin.named_parameters()}
         optimizer = torch.optim.Adam(twin.parameters(), lr=1e-2)
         for _ in range(30):
@@ -831,7 +832,7 @@ def test_a_strong_penalty_holds_the_networks_at_the_anchor() -> None:
 def test_the_state_of_a_consolidator_is_loaded_into_a_fresh_one() -> None:
     twin = make_twin("minatar")
     ours, fresh = make_consolidator(twin), make_consolidator(twin)
-    ours.consolidate(twin, *make_samples(twin), seeded())
+    ours.end_task(twin, TaskSamples(*make_samples(twin), seeded()))
     fresh.load_state_dict(ours.state_dict())
     with torch.no_grad():
         for parameter in twin.parameters():
@@ -854,7 +855,7 @@ def test_samples_that_cannot_be_used_are_errors_and_register_nothing(change: Any
     twin = make_twin()
     consolidator = make_consolidator(twin, fisher="empirical")
     with pytest.raises(ValueError, match=match):
-        consolidator.consolidate(twin, *change(*make_samples(twin)), seeded())
+        consolidator.end_task(twin, TaskSamples(*change(*make_samples(twin)), seeded()))
     assert not consolidator.ewc.active
 
 
@@ -862,14 +863,16 @@ def test_samples_that_cannot_be_used_are_errors_and_register_nothing(change: Any
 def test_where_no_target_is_looked_at_none_is_needed(fisher: str, protect: str) -> None:
     twin = make_twin()
     observation, action, targets = make_samples(twin)
-    results = [registered(twin, (observation, action, t), fisher=fisher, protect=protect) for t in (targets, None)]
+    results = [
+        registered(twin, (observation, action, t), fisher=fisher, protected_networks=protect) for t in (targets, None)
+    ]
     assert_same(results[0], results[1], rtol=0.0, atol=0.0)
 
 
 # ------------------------------------------------------------------ what the user is told
 def test_memory_and_description() -> None:
     twin = make_twin("mlp", bayesian="none")
-    consolidator = make_consolidator(twin, 400.0, protect="critic")
+    consolidator = make_consolidator(twin, 400.0, protected_networks="critic")
     # Trunk 4 -> 6 -> 6 with two LayerNorms, two heads 6 -> 3.
     weights = (4 * 6 + 6 + 12) + (6 * 6 + 6 + 12) + 2 * (6 * 3 + 3)
     assert consolidator.memory_bytes == 2 * 4 * weights + 4 + 8  # and the constant, and the counter
@@ -880,7 +883,7 @@ def test_memory_and_description() -> None:
     assert "vcl, lambda 0.5" in vcl
     assert "deterministic weights of actors and critics" in vcl
     assert make_consolidator(twin, 0.0).describe() == "consolidation: ewc, no penalty"
-    large = ElasticWeightConsolidation({"w": torch.zeros(2**18)}, ConsolidationSettings("ewc", 1.0))
+    large = ElasticWeightConsolidation({"w": torch.zeros(2**18)}, 1.0)
     consolidator.ewc = large
     assert "protects 262,144 weights" in consolidator.describe()
     assert "2.0 MiB" in consolidator.describe()
@@ -890,7 +893,7 @@ def test_frozen_share_by_hand() -> None:
     """w = 2 and rms gradient 0.2: frozen where 0.2 / (5 F) < 0.01 * 2, beyond F = 2."""
     twin = make_twin()
     consolidator = make_consolidator(twin, 5.0)
-    named = protected(twin, consolidator.settings)
+    named = consolidator.protected(twin)
     name = "critics.1.weight_mu"
     fisher = {n: torch.zeros_like(p) for n, p in named.items()}
     fisher[name][0], fisher[name][1] = 2.1, 1.9
@@ -918,19 +921,19 @@ def test_frozen_share_of_an_optimizer_that_stepped() -> None:
         optimizer.step()
     shares = []
     for ewc_lambda in (1e-9, 1e9):
-        consolidator = make_consolidator(twin, ewc_lambda, protect="critic")
-        consolidator.consolidate(twin, *make_samples(twin), seeded())
+        consolidator = make_consolidator(twin, ewc_lambda, protected_networks="critic")
+        consolidator.end_task(twin, TaskSamples(*make_samples(twin), seeded()))
         shares.append(consolidator.frozen_share(twin, optimizer))
     assert shares[0] == 0.0
     # All but what belongs to units that were off throughout.
     assert 0.5 < shares[1] <= 1.0
 
 
-def make_active(ewc_lambda: float = 2.0) -> Consolidator:
+def make_active(ewc_lambda: float = 2.0) -> Any:
     twin = make_twin()
     consolidator = make_consolidator(twin, ewc_lambda)
     assert consolidator.out_of_scale(1e9, 1.0, 0) is None  # nothing is protected yet
-    consolidator.consolidate(twin, *make_samples(twin), seeded())
+    consolidator.end_task(twin, TaskSamples(*make_samples(twin), seeded()))
     return consolidator
 
 
@@ -959,7 +962,7 @@ def test_a_penalty_that_counted_once_is_not_reported_until_the_next_task() -> No
     consolidator, twin = make_active(), make_twin()
     consolidator.out_of_scale(1e-3, 1.0, 1, patience=10)
     assert consolidator.out_of_scale(0.0, 1.0, 100, patience=10) is None
-    consolidator.consolidate(twin, *make_samples(twin), seeded())
+    consolidator.end_task(twin, TaskSamples(*make_samples(twin), seeded()))
     assert consolidator.out_of_scale(0.0, 1.0, 101, patience=10) is None
     assert consolidator.out_of_scale(0.0, 1.0, 111, patience=10) is not None
 

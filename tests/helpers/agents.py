@@ -1,0 +1,164 @@
+"""Small agents, minibatches and trainers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from bayes_rl.agent.module import VariationalActorCritic
+from bayes_rl.types import Batch, Transition
+
+ACTIONS = 3
+FEATURES = 4
+
+# Options of the agent. Every family of posterior distributions has a small one.
+LOW_RANK: dict[str, Any] = {"posterior": "low_rank", "index_dim": 2, "draws": 3}
+MEMBERS: dict[str, Any] = {"posterior": "members", "index_dim": 3}
+EVERYTHING: dict[str, Any] = {**LOW_RANK, "prior_scale": 1.0, "likelihood": "learned_gaussian"}
+EWC: dict[str, Any] = {
+    "consolidation": "online_ewc",
+    "ewc_lambda": 1.0,
+    "fisher": "empirical",
+    "fisher_samples": 20,
+    "consolidate_every": 2,
+}
+
+
+class Stream:
+    """A finite stream of given batches (a bare list means several loaders to Lightning)."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class SampleData(pl.LightningDataModule):
+    """Data module of one task, with a stream of given batches, and the same samples for every Fisher."""
+
+    visit = 0
+    curriculum = SimpleNamespace(visit=lambda _: 0, task=lambda _: 0, ends=lambda _: False)
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__()
+        self.stream = stream
+
+    def train_dataloader(self) -> Stream:
+        return self.stream
+
+    def val_dataloader(self) -> Stream:
+        return Stream([])
+
+    def fisher_samples(self, count: int) -> Transition:
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            return make_batch(count).transition
+
+
+class EachUpdate(pl.Callback):
+    """Calls a function after every update."""
+
+    def __init__(self, call: Callable[[pl.Trainer, VariationalActorCritic], None]) -> None:
+        self.call = call
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *args: Any) -> None:
+        self.call(trainer, module)
+
+
+def make_trainer(*callbacks: pl.Callback, log_every: int = 10**6, **settings: Any) -> pl.Trainer:
+    defaults: dict[str, Any] = {"max_epochs": 1, "limit_val_batches": 0, "log_every_n_steps": log_every}
+    return pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        **{**defaults, **settings},
+    )
+
+
+def fit(
+    module: VariationalActorCritic,
+    batches: list[Batch],
+    *callbacks: pl.Callback,
+    data: Callable[[Stream], pl.LightningDataModule] = SampleData,
+    **settings: Any,
+) -> pl.Trainer:
+    """Train on the batches, in order, for one epoch."""
+    trainer = make_trainer(*callbacks, **settings)
+    trainer.fit(module, datamodule=data(Stream(batches)))
+    return trainer
+
+
+def make_module(**settings: Any) -> VariationalActorCritic:
+    defaults = {"encoder": "mlp", "hidden_dim": 8, "observation_shape": (FEATURES,), "num_actions": ACTIONS}
+    return VariationalActorCritic(**{**defaults, **settings})
+
+
+def make_batch(size: int = 6, discount: float = 0.9, num_data: int = 1000, **fields: Tensor) -> Batch:
+    values = {
+        "observation": torch.randn(size, FEATURES),
+        "action": torch.randint(ACTIONS, (size,)),
+        "reward": torch.randn(size),
+        "discount": torch.full((size,), discount),
+        "next_observation": torch.randn(size, FEATURES),
+    }
+    return Batch(Transition(**{**values, **fields}), num_data=num_data, frames=4)
+
+
+def step(module: VariationalActorCritic, batch: Batch, seed: int = 0) -> Tensor:
+    """The loss of one update under fixed noise, with gradients in the parameters, without an optimizer."""
+    module.trainer = make_trainer()
+    module.zero_grad()
+    torch.manual_seed(seed)
+    loss = module.training_step(batch, 0)
+    loss.backward()
+    return loss.detach()
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    """Gradients by name, zero where there is none."""
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in module.named_parameters()
+        if p.requires_grad
+    }
+
+
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """Bit for bit; a number that is not known yet is NaN in both."""
+    return all(torch.allclose(value, second[name], rtol=0, atol=0, equal_nan=True) for name, value in first.items())
+
+
+def of_actors(named: dict[str, Tensor], shared_trunk: bool) -> dict[str, Tensor]:
+    own = () if shared_trunk else ("trunks.0.", "trunks.1.")
+    return {name: value for name, value in named.items() if name.removeprefix("twin.").startswith(("actors.", *own))}
+
+
+def of_critics(named: dict[str, Tensor], shared_trunk: bool) -> dict[str, Tensor]:
+    own = ("trunks.0.",) if shared_trunk else ("trunks.2.", "trunks.3.")
+    return {name: value for name, value in named.items() if name.removeprefix("twin.").startswith(("critics.", *own))}
+
+
+@torch.no_grad()
+def make_constant(twin: nn.Module, logits: Tensor, q_values: Tensor) -> None:
+    """Make a twin answer `logits` and `q_values`, both `[2, A]` (or `[2, K, A]` of members), for every observation.
+
+    Features are zero; biases are given.
+    """
+    for parameter in twin.trunks.parameters():
+        parameter.zero_()
+    for heads, biases in ((twin.actors, logits), (twin.critics, q_values)):
+        for head, bias in zip(heads, biases, strict=True):
+            head.bias.copy_(bias)
