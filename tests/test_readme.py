@@ -1,0 +1,122 @@
+"""README and documentation: commands and examples run as written, every link leads somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TINY_MODEL = ["--model.hidden_dim=8"]
+TINY_DATA = ["--data.eval_games=1", "--data.eval_idle_frames=40", "--data.max_episode_frames=200"]
+TINY_FIT = [
+    *("--data.frames_per_epoch=256", "--data.min_replay_size=64", "--data.replay_capacity=1000", "--data.num_envs=2"),
+    *("--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"),
+    *("--trainer.enable_model_summary=false", "--trainer.max_epochs=1"),
+]
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    """Return the code blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """Return the words of every `bayes-rl` command of README, comments removed."""
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("bayes-rl")]
+
+
+def run(words: list[str], folder: Path) -> str:
+    """Run a Python command in `folder` and return what it printed; fail with that text if it failed."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_readme_fits_on_two_screens() -> None:
+    assert len(README.encode()) <= 7168
+
+
+def test_make_verbs_of_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    verbs = re.findall(r"^make (\w+)", "\n".join(blocks("bash")), re.MULTILINE)
+    assert verbs == ["fit", "test"]
+    assert all(re.search(rf"^{verb}:", makefile, re.MULTILINE) for verb in verbs)
+
+
+def test_commands_of_readme_run_in_their_order(tmp_path: Path) -> None:
+    verbs = [words[1] for words in commands()]
+    assert verbs == ["fit", "fit", "validate", "predict", "report", "export"]
+    for words in commands():
+        verb, arguments = words[1], words[2:]
+        if verb == "fit" and "--config" in arguments:
+            arguments += [*TINY_FIT, *TINY_MODEL, *TINY_DATA]
+        elif verb == "fit":
+            arguments += ["--trainer.max_epochs=2"]
+        elif verb == "report":  # the runs over several tasks that stand in the documentation
+            names = ["online_ewc_seed1", "fine_tuning_seed1"]
+            for name in names:
+                run_folder = ROOT / "docs/results/continual/runs" / name
+                shutil.copytree(run_folder, tmp_path / f"runs/continual/version_{names.index(name)}")
+            folders = sorted(tmp_path.glob(arguments[0]))
+            assert len(folders) == 2, "README's pattern finds the runs"
+            arguments = [*(str(folder.relative_to(tmp_path)) for folder in folders), *arguments[1:]]
+        run(["-m", "bayes_rl", verb, *arguments], tmp_path)
+    assert list((tmp_path / "runs/quickstart").iterdir()) == [tmp_path / "runs/quickstart/version_0"]
+    assert (tmp_path / "report/report.md").is_file()
+    assert (tmp_path / "agent.safetensors").is_file()
+    assert list((tmp_path / "runs/quickstart/version_0").rglob("*.gif")) or list(tmp_path.rglob("*.mp4"))
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=["first"])
+def test_python_example_of_readme_runs_as_written(code: str, tmp_path: Path) -> None:
+    """Lightning's `fast_dev_run` bounds the example, which is otherwise run to the letter."""
+    small = "import pytorch_lightning as pl, functools\npl.Trainer = functools.partial(pl.Trainer, fast_dev_run=True)\n"
+    run(["-c", small + code], tmp_path)
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_relative_links_lead_to_files(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = unquote(link).partition("#")
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{link} in {page.name}"
+        assert not anchor or anchor in anchors(target), f"{link} in {page.name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_paths_named_in_pages_exist(page: Path) -> None:
+    """`bayes_rl/...`, `tests/...`, `configs/...` and `docs/...` in backticks are paths of today's tree."""
+    if page.name == "CHANGELOG.md":
+        return  # older versions name their own tree
+    for path in re.findall(
+        r"`((?:bayes_rl|tests|configs|docs|benchmarks)/[\w./-]+)`", page.read_text(encoding="utf-8")
+    ):
+        assert path.startswith("bayes_rl/DeepSea") or (ROOT / path).exists(), f"{path} in {page.name}"
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    for folder in ("tutorials", "concepts", "how-to", "reference", "design"):
+        for page in (ROOT / "docs" / folder).glob("*.md"):
+            assert f"({folder}/{page.name})" in index
