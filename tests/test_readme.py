@@ -13,6 +13,8 @@ from urllib.parse import unquote
 
 import pytest
 
+from bayes_rl.cli import main
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -55,7 +57,8 @@ def test_make_verbs_of_readme_exist() -> None:
     assert all(re.search(rf"^{verb}:", makefile, re.MULTILINE) for verb in verbs)
 
 
-def test_commands_of_readme_run_in_their_order(tmp_path: Path) -> None:
+def test_commands_of_readme_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     verbs = [words[1] for words in commands()]
     assert verbs == ["fit", "fit", "validate", "predict", "report", "export"]
     for words in commands():
@@ -72,7 +75,8 @@ def test_commands_of_readme_run_in_their_order(tmp_path: Path) -> None:
             folders = sorted(tmp_path.glob(arguments[0]))
             assert len(folders) == 2, "README's pattern finds the runs"
             arguments = [*(str(folder.relative_to(tmp_path)) for folder in folders), *arguments[1:]]
-        run(["-m", "bayes_rl", verb, *arguments], tmp_path)
+        monkeypatch.setattr(sys, "argv", ["bayes-rl", verb, *arguments])
+        main()
     assert list((tmp_path / "runs/quickstart").iterdir()) == [tmp_path / "runs/quickstart/version_0"]
     assert (tmp_path / "report/report.md").is_file()
     assert (tmp_path / "agent.safetensors").is_file()
