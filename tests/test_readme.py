@@ -69,9 +69,12 @@ def test_commands_of_readme_run_in_their_order(tmp_path: Path, monkeypatch: pyte
             arguments += ["--trainer.max_epochs=2"]
         elif verb == "report":  # the runs over several tasks that stand in the documentation
             names = ["online_ewc_seed1", "fine_tuning_seed1"]
-            for name in names:
-                run_folder = ROOT / "docs/results/continual/runs" / name
-                shutil.copytree(run_folder, tmp_path / f"runs/continual/version_{names.index(name)}")
+            stored = ROOT / "docs/results/continual"
+            for version, name in enumerate(names):
+                shutil.copytree(stored / "runs" / name, tmp_path / f"runs/continual/version_{version}")
+            references = tmp_path / "docs/results/continual/references.json"
+            references.parent.mkdir(parents=True)
+            shutil.copy(stored / "references.json", references)
             folders = sorted(tmp_path.glob(arguments[0]))
             assert len(folders) == 2, "README's pattern finds the runs"
             arguments = [*(str(folder.relative_to(tmp_path)) for folder in folders), *arguments[1:]]
