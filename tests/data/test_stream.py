@@ -116,13 +116,13 @@ def test_chances_are_drawn_while_the_games_step_and_are_those_of_the_step_they_a
     envs = ScriptedEnvs(3)
     stream = stream_of(envs, ring(envs), epsilon=RANDOM)
     drawn: list[bool] = []
-    chances = stream._chances
+    chances = stream._exploration
 
     def noted() -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         drawn.append(envs.pending is not None)
         return chances()
 
-    stream._chances = noted  # type: ignore[method-assign]
+    stream._exploration = noted  # type: ignore[method-assign]
     for _ in range(150):
         stream.step_environments()
     assert drawn == [False] + [True] * 149
