@@ -16,7 +16,7 @@ from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.bayes.ops import add_noise
 from bayes_rl.cli import app as cli
 from bayes_rl.errors import ConfigError
-from tests.agent.test_module import Samples, Stream, fit, make_batch, make_module, make_trainer
+from tests.helpers.agents import Stream, fit, make_batch, make_module, make_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning", "ignore::DeprecationWarning:torch.*")
 
@@ -82,7 +82,6 @@ def test_training_ends_in_the_same_weights_under_the_same_names(
     backend that does nothing but collect the operations.
     """
     monkeypatch.setattr(capture, "BACKEND", backend)
-    monkeypatch.setattr(VariationalActorCritic, "_data", property(lambda _: Samples()))
     settings = {"update_pairs": "random", "consolidation": "ewc", "consolidate_every": 3, "fisher_samples": 8}
     plain, graph = both(**settings)
     for module in (plain, graph):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,136 +26,34 @@ from bayes_rl.bayes.draws import Draws, WeightMode
 from bayes_rl.bayes.kl import kl_divergence
 from bayes_rl.networks.actor_critic import TwinOutput
 from bayes_rl.types import Batch, Transition
+from tests.helpers.agents import (
+    ACTIONS,
+    EVERYTHING,
+    EWC,
+    FEATURES,
+    LOW_RANK,
+    MEMBERS,
+    EachUpdate,
+    SampleData,
+    Stream,
+    equal,
+    fit,
+    gradients,
+    make_batch,
+    make_constant,
+    make_module,
+    make_trainer,
+    of_actors,
+    of_critics,
+    step,
+)
 
 # Lightning 2.6.6 asks torch's pytree in a way that torch 2.13 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 
 DOCUMENTED = Path(__file__).parents[2] / "docs/reference/metrics.md"
-ACTIONS = 3
-FEATURES = 4
 # A head whose input is zero draws with the layer's variance floor of 1e-8: a standard deviation of 1e-4.
 FLOOR_STD = 1e-4
-
-
-class Samples:
-    """Data of which only samples for the Fisher are asked."""
-
-    def fisher_samples(self, count: int) -> Transition:
-        with torch.random.fork_rng():
-            torch.manual_seed(3)
-            return make_batch(count).transition
-
-
-@pytest.fixture(autouse=True)
-def _samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(VariationalActorCritic, "_data", property(lambda module: Samples()))
-
-
-# ------------------------------------------------------------------ helpers
-class Stream:
-    """A finite stream of given batches (a bare list means several loaders to Lightning)."""
-
-    def __init__(self, batches: list[Batch]) -> None:
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
-class EachUpdate(pl.Callback):
-    """Calls a function after every update."""
-
-    def __init__(self, call: Callable[[pl.Trainer, VariationalActorCritic], None]) -> None:
-        self.call = call
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *args: Any) -> None:
-        self.call(trainer, module)
-
-
-def make_trainer(*callbacks: pl.Callback, log_every: int = 10**6, **settings: Any) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=log_every,
-        limit_val_batches=0,
-        callbacks=list(callbacks),
-        **settings,
-    )
-
-
-def fit(module: VariationalActorCritic, batches: list[Batch], *callbacks: pl.Callback, **settings: Any) -> pl.Trainer:
-    trainer = make_trainer(*callbacks, **settings)
-    trainer.fit(module, Stream(batches), Stream([]))
-    return trainer
-
-
-def make_module(**settings: Any) -> VariationalActorCritic:
-    defaults = {"encoder": "mlp", "hidden_dim": 8, "observation_shape": (FEATURES,), "num_actions": ACTIONS}
-    return VariationalActorCritic(**{**defaults, **settings})
-
-
-def make_batch(size: int = 6, discount: float = 0.9, num_data: int = 1000, **fields: Tensor) -> Batch:
-    values = {
-        "observation": torch.randn(size, FEATURES),
-        "action": torch.randint(ACTIONS, (size,)),
-        "reward": torch.randn(size),
-        "discount": torch.full((size,), discount),
-        "next_observation": torch.randn(size, FEATURES),
-    }
-    return Batch(Transition(**{**values, **fields}), num_data=num_data, frames=4)
-
-
-def step(module: VariationalActorCritic, batch: Batch, seed: int = 0) -> Tensor:
-    """The loss of one update under fixed noise, with gradients in the parameters, without an optimizer."""
-    trainer = make_trainer()
-    module.trainer = trainer
-    module.zero_grad()
-    torch.manual_seed(seed)
-    loss = module.training_step(batch, 0)
-    loss.backward()
-    return loss.detach()
-
-
-def gradients(module: nn.Module) -> dict[str, Tensor]:
-    """Gradients by name, zero where there is none."""
-    return {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
-        for name, p in module.named_parameters()
-        if p.requires_grad
-    }
-
-
-def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    """Bit for bit; a number that is not known yet is NaN in both."""
-    return all(torch.allclose(value, second[name], rtol=0, atol=0, equal_nan=True) for name, value in first.items())
-
-
-def of_actors(named: dict[str, Tensor], shared_trunk: bool) -> dict[str, Tensor]:
-    own = () if shared_trunk else ("trunks.0.", "trunks.1.")
-    return {name: value for name, value in named.items() if name.removeprefix("twin.").startswith(("actors.", *own))}
-
-
-def of_critics(named: dict[str, Tensor], shared_trunk: bool) -> dict[str, Tensor]:
-    own = ("trunks.0.",) if shared_trunk else ("trunks.2.", "trunks.3.")
-    return {name: value for name, value in named.items() if name.removeprefix("twin.").startswith(("critics.", *own))}
-
-
-@torch.no_grad()
-def make_constant(twin: nn.Module, logits: Tensor, q_values: Tensor) -> None:
-    """Make a twin answer `logits` and `q_values`, both `[2, A]`, for every observation: zero features, given biases."""
-    for parameter in twin.trunks.parameters():
-        parameter.zero_()
-    for heads, biases in ((twin.actors, logits), (twin.critics, q_values)):
-        for head, bias in zip(heads, biases, strict=True):
-            head.bias.copy_(bias)
 
 
 LOGITS = torch.tensor([[1.0, 0.0, -1.0], [-2.0, 0.5, 0.5]])
@@ -280,8 +178,6 @@ def targets_of(module: VariationalActorCritic, transition: Transition, weights: 
     return td_targets(module.twin, module.target_twin, transition, weights, 0, module.objective)
 
 
-LOW_RANK: dict[str, Any] = {"posterior": "low_rank", "index_dim": 2, "draws": 3}
-MEMBERS: dict[str, Any] = {"posterior": "members", "index_dim": 3}
 FAMILIES = pytest.mark.parametrize("family", [{}, MEMBERS, LOW_RANK], ids=["mean_field", "members", "low_rank"])
 WITH_DRAWS = pytest.mark.parametrize("family", [MEMBERS, LOW_RANK], ids=["members", "low_rank"])
 
@@ -580,14 +476,6 @@ def test_histograms_learn_a_fixed_batch(likelihood: str, family: dict[str, Any])
 
 
 # ------------------------------------------------------------------ updates
-EWC: dict[str, Any] = {
-    "consolidation": "online_ewc",
-    "ewc_lambda": 1.0,
-    "fisher": "empirical",
-    "fisher_samples": 20,
-    "consolidate_every": 2,
-}
-EVERYTHING: dict[str, Any] = {**LOW_RANK, "prior_scale": 1.0, "likelihood": "learned_gaussian"}
 
 
 @pytest.mark.parametrize("bayesian", ["none", "heads"])
@@ -894,7 +782,7 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(family: dict[str, Any], tmp_p
         module = make_module(**settings)
         trainer = make_trainer(SaveAtTheEnd())
         trainer.fit_loop.max_epochs = epochs
-        trainer.fit(module, Epoch(start), Stream([]), ckpt_path=ckpt_path)
+        trainer.fit(module, datamodule=SampleData(Epoch(start)), ckpt_path=ckpt_path)
         return module, trainer
 
     class SaveAtTheEnd(pl.Callback):
