@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bayes_rl.errors import check
+from bayes_rl.evaluation.settings import GameSettings
 
 
 def check_data(hparams: Any) -> None:
@@ -13,11 +14,7 @@ def check_data(hparams: Any) -> None:
     Each group of settings has its checks in its own class; settings of environments are checked where these are made.
     """
     check(hparams.updates_per_step > 0, "data.updates_per_step", hparams.updates_per_step, "must be positive")
-    check(hparams.eval_games >= 1, "data.eval_games", hparams.eval_games, "must be at least 1 game")
-    idle = hparams.eval_idle_frames
-    check(idle >= 0, "data.eval_idle_frames", idle, "must be zero or more frames")
-    check(hparams.render in (None, "human"), "data.render", hparams.render, "must be null or 'human'")
-    check(hparams.fps >= 1, "data.fps", hparams.fps, "must be at least 1 picture per second")
+    GameSettings(hparams.eval_games, hparams.eval_idle_frames, hparams.render, hparams.fps)  # checks them
     if hparams.tasks is None:
         problem = "is for several tasks: --data.tasks '[GAME, ...]'"
         for key, usual in (("task_conditioning", "none"), ("keep_replays", False), ("cycles", 1)):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bayes_rl.envs.base import EnvSettings
+from bayes_rl.envs.base import UNSEEDED, EnvSettings
 from bayes_rl.envs.gymnasium_envs import GymnasiumKind
 from bayes_rl.envs.kinds import make_envs
 from bayes_rl.errors import ConfigError
@@ -242,4 +242,13 @@ def test_a_picture_becomes_grey_84_by_84_and_upright() -> None:
     assert (screens[:, 0, :28] == 255).all()  # the upper third, white
     assert (screens[:, 0, 29:, :62] == 0).all()
     assert (screens[:, 0, 29:, 64:] == 85).all()  # the right quarter, red: a third of white
+    envs.close()
+
+
+def test_a_reset_without_a_seed_continues_the_random_numbers() -> None:
+    envs, screens = make_envs(EnvSettings("CartPole-v1", frame_skip=1, sticky_actions=0.0), 1), []
+    for seed in (5, UNSEEDED, UNSEEDED, 5, UNSEEDED):
+        screens.append(tuple(envs.reset(np.array([seed]), everyone(envs))[0][0].tolist()))
+    assert screens[3:] == screens[:2]
+    assert len(set(screens)) == 3
     envs.close()

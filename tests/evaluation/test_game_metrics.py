@@ -60,6 +60,10 @@ def test_scores_are_of_the_games_since_the_last_call_and_the_fit_stays() -> None
     assert "human_normalised" not in again
     assert torch.equal(metrics.return_fit, before)
     assert [float(again[f"fitted_{key}"]) for key in ("bias", "noise_std", "scale")] == before.tolist()
+    add(metrics, games[1:])
+    metrics.finish("CartPole-v1", fit=True)
+    assert metrics.return_fit.tolist() == pytest.approx(fitted(games[1:], 0.9), rel=1e-4)
+    assert metrics.return_fit.tolist() != pytest.approx(before.tolist(), rel=1e-3)
 
 
 def test_intervals_of_later_games_use_the_fit() -> None:
