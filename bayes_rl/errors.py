@@ -17,10 +17,10 @@ class ConfigError(ValueError):
 
 
 class RunError(RuntimeError):
-    """Something that a run cannot go on after. Its text is one line.
+    """Failure that ends a run. Its text is one line.
 
     Attributes:
-        remark: what became of the run, put behind the text where that is known.
+        remark: state that the error leaves the run in, appended to the text if it is known.
     """
 
     remark = ""
@@ -30,7 +30,7 @@ class RunError(RuntimeError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The known word closest to `word`, as `"; did_you_mean: 'x'"`, or an empty string if none is close."""
+    """Return the known word closest to `word` as `"; nearest: 'x'"`, or an empty string if none is close."""
     close = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.5)
     return f"; nearest: {close[0]!r}" if close else ""
 
@@ -48,7 +48,7 @@ def check_choice(key: str, value: str, known: Iterable[str]) -> None:
 
 
 def check_same_shape(**tensors: Tensor) -> None:
-    # `[B]` against `[B, 1]` would broadcast to `[B, B]` without a word.
+    """Raise `ValueError` unless all tensors have one shape: `[B]` and `[B, 1]` would broadcast to `[B, B]`."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"shapes must be equal, got {shapes}")

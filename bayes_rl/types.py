@@ -1,4 +1,4 @@
-"""Words shared by every room: what flows between the environment, the replay and the learner."""
+"""Data types that environments, replay and learner exchange."""
 
 from __future__ import annotations
 
@@ -42,32 +42,32 @@ class Batch(NamedTuple):
     task: int = 0
 
     def to(self, device: torch.device) -> Batch:
-        """The same on `device`. Lightning asks for it, and takes batches without it apart to look for tensors."""
+        """Return the batch on `device`. Lightning calls this; without it, it would search batches for tensors."""
         moved = (x.to(device, non_blocking=device.type == "cuda") for x in self.transition)
         return self._replace(transition=Transition(*moved))
 
 
 class Policy(Protocol):
-    """Greedy behaviour: observations `[E, *observation_shape]` to actions `[E]` int64 on the CPU."""
+    """Greedy behaviour: a function of observations."""
 
-    def __call__(self, observations: Tensor) -> Tensor: ...
+    def __call__(self, observations: Tensor) -> Tensor:
+        """Map observations `[E, *observation_shape]` to actions `[E]` int64 on the CPU."""
 
 
 class DrawPolicy(Protocol):
-    """Behaviour by posterior draws: observations `[E, *observation_shape]` and the seeds that name each
-    environment's draw, E of them, to actions `[E]` int64 on the CPU.
-    """
+    """Behaviour by posterior draws: a function of observations and of the seeds that name the draws."""
 
-    def __call__(self, observations: Tensor, seeds: list[int]) -> Tensor: ...
+    def __call__(self, observations: Tensor, seeds: list[int]) -> Tensor:
+        """Map observations `[E, *observation_shape]` and E seeds, one a draw, to actions `[E]` int64 on the CPU."""
 
 
 class ValueEstimate(NamedTuple):
-    """What an agent thinks of states; of a single one, without the axis E.
+    """Estimates of the value of states and of their uncertainty; of a single state, without the axis E.
 
     Attributes:
         q_mean: mean of Q(s, .) over posterior draws and critics, `[E, A]`.
-        q_std: standard deviation of the same, `[E, A]`: what the agent does not know.
-        noise_std: of the return under the likelihood, `[E, A]`: what it takes for chance.
+        q_std: standard deviation of Q(s, .) over posterior draws and critics, `[E, A]`: epistemic uncertainty.
+        noise_std: standard deviation of the return under the likelihood, `[E, A]`: aleatoric uncertainty.
         value: the greatest `q_mean`, `[E]`.
     """
 
@@ -78,9 +78,10 @@ class ValueEstimate(NamedTuple):
 
 
 class ValueEstimator(Protocol):
-    """Opinion: observations `[E, *observation_shape]` to a `ValueEstimate` on the CPU."""
+    """Estimator of values: a function of observations."""
 
-    def __call__(self, observations: Tensor) -> ValueEstimate: ...
+    def __call__(self, observations: Tensor) -> ValueEstimate:
+        """Map observations `[E, *observation_shape]` to a `ValueEstimate` on the CPU."""
 
 
 class AgentArguments(TypedDict):

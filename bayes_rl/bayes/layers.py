@@ -171,9 +171,11 @@ class BayesLinear(BayesLayer):
         return torch.cat([super(BayesLinear, self).evaluate(part_of_x, weights, p) for part_of_x, p in inputs], -1)
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply one weight matrix to `[B, in]`."""
         return linear(x, weight, bias)
 
     def batched(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply weight matrices `[D or 1, out, in]` to `[D or 1, B, in]`."""
         if not x.is_floating_point():
             draw = torch.arange(len(weight), device=x.device)[:, None]
             y = weight[draw, :, x[..., 0].long()] if len(x) > 1 else weight[:, :, x[0, :, 0].long()].transpose(1, 2)
@@ -210,9 +212,11 @@ class BayesConv2d(BayesLayer):
         self.stride, self.padding = stride, padding
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply one kernel to `[B, C, H, W]`."""
         return F.conv2d(x, weight, bias, self.stride, self.padding)
 
     def batched(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply kernels `[D or 1, *shape]` to `[D or 1, B, C, H, W]`."""
         if len(weight) == 1:  # one weight for all draws
             y = self.product(x.flatten(0, 1), weight[0], None).unflatten(0, x.shape[:2])
         elif len(x) == 1:  # one input for all draws: the draws are output channels

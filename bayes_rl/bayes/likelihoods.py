@@ -1,6 +1,6 @@
-"""Likelihoods p(y | s, a, w) of a return y: what the numbers mean that a critic's head gives for an action.
+"""Likelihoods p(y | s, a, w) of a return y, whose parameters a critic's head outputs for each action.
 
-Every method takes `raw`, the head's numbers of one action each, `[..., n]`, of any float type, and computes in
+Every method takes `raw`, the outputs of the head for each action, `[..., n]`, of any float type, and computes in
 float32 (call it outside autocast). Values, standard deviations and quantiles are in units of the return. Shapes that
 would broadcast raise `ValueError`.
 """
@@ -20,8 +20,10 @@ from bayes_rl.utils.registry import Registry
 
 
 def gaussian_nll(q: Tensor, td_target: Tensor, noise_std: Tensor | float) -> Tensor:
-    """-log N(td_target | q, noise_std^2) in nats, shaped as `q`: half the squared TD error over the noise variance,
-    with its normalising constant, because a bare squared error is not a likelihood; `noise_std` may be learned.
+    """Return -log N(td_target | q, noise_std^2) in nats, shaped as `q`.
+
+    It is half the squared TD error over the noise variance, with its normalising constant, because a bare squared
+    error is not a likelihood; `noise_std` may be learned.
     """
     check_same_shape(q=q, td_target=td_target)
     log_std = noise_std.log() if isinstance(noise_std, Tensor) else math.log(noise_std)
@@ -29,7 +31,7 @@ def gaussian_nll(q: Tensor, td_target: Tensor, noise_std: Tensor | float) -> Ten
 
 
 def sampled_log_prob(logits: Tensor, u: Tensor) -> Tensor:
-    """log p_b of a class b ~ p = softmax(logits), drawn by the inverse of p's distribution function at `u`.
+    """Return log p_b of a class b ~ p = softmax(logits), drawn by the inverse of p's distribution function at `u`.
 
     Args:
         logits: `[..., n]`.
@@ -55,10 +57,10 @@ NOISE_STD_RANGE = (1e-3, 1e3)
 
 
 class Likelihood(nn.Module, ABC):
-    """The interface: one predictive distribution of the return for each action.
+    """Interface of likelihoods: one predictive distribution of the return for each action.
 
     Attributes:
-        outputs: n, the numbers that the critic's head gives per action.
+        outputs: n, the number of outputs of the critic's head for an action.
     """
 
     outputs: int
@@ -74,19 +76,21 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def value(self, raw: Tensor) -> Tensor:
-        """Expected return: `[..., n]` to `[...]`."""
+        """Return the expected return: `[..., n]` to `[...]`."""
 
     @abstractmethod
     def std(self, raw: Tensor) -> Tensor:
-        """Standard deviation of the return given the weights: `[..., n]` to `[...]`, > 0."""
+        """Return the standard deviation of the return given the weights: `[..., n]` to `[...]`, > 0."""
 
     @abstractmethod
     def nll(self, raw: Tensor, target: Tensor) -> Tensor:
-        """-log p(target) in nats: `[..., n]` and `[...]` to `[...]`; no gradient flows through the target."""
+        """Return -log p(target) in nats: `[..., n]` and `[...]` to `[...]`; no gradient flows through the target."""
 
     @abstractmethod
     def fisher_score(self, raw: Tensor, u: Tensor) -> Tensor:
-        """A scalar whose squared gradient, in expectation over `u`, is the Fisher diagonal; fit for `vmap(grad(...))`.
+        """Return a scalar whose squared gradient, in expectation over `u`, is the Fisher diagonal.
+
+        It can be differentiated by `vmap(grad(...))`.
 
         Args:
             raw: `[n]` (or `[..., n]`, one score for each).
@@ -95,10 +99,10 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def quantiles(self, raw: Tensor, levels: Tensor) -> Tensor:
-        """Quantiles of the return given the weights: `[..., n]` and levels `[L]` in [0, 1] to `[..., L]`."""
+        """Return quantiles given the weights: `[..., n]` and levels `[L]` in [0, 1] to `[..., L]`."""
 
     def _read(self, raw: Tensor) -> Tensor:
-        # One number against n bins would broadcast without a word, and n numbers would lose all but the first.
+        # Otherwise 1 output would broadcast against n bins silently, and a Gaussian would ignore all but the first.
         if raw.shape[-1:] != (self.outputs,):
             raise ValueError(f"the last axis must have {self.outputs} numbers, got raw {tuple(raw.shape)}")
         return raw.float()
@@ -139,7 +143,7 @@ class _Gaussian(Likelihood):
         return self.log_std().exp().expand(self._read(raw).shape[:-1])
 
     def noise(self) -> Tensor | float:
-        """The standard deviation, scalar, in units of the return; a number, which costs no operation, if fixed."""
+        """Return the standard deviation in units of the return; if fixed as a number, which costs no operation."""
         return self.log_std().exp()
 
     def nll(self, raw: Tensor, target: Tensor) -> Tensor:
@@ -169,12 +173,15 @@ class GaussianLikelihood(_Gaussian):
 
     @classmethod
     def from_settings(cls, settings: LikelihoodSettings) -> GaussianLikelihood:
+        """Return a likelihood with those of the settings that it uses."""
         return cls(settings.noise_std)
 
     def noise(self) -> float:
+        """Return the fixed standard deviation as a number."""
         return self.noise_std
 
     def extra_repr(self) -> str:
+        """Return the settings, for `repr`."""
         return f"noise_std={self.noise_std:g}"
 
 
@@ -193,9 +200,11 @@ class LearnedGaussianLikelihood(_Gaussian):
 
     @classmethod
     def from_settings(cls, settings: LikelihoodSettings) -> LearnedGaussianLikelihood:
+        """Return a likelihood with those of the settings that it uses."""
         return cls(settings.noise_std)
 
     def log_std(self) -> Tensor:
+        """Return the logarithm of the clamped standard deviation."""
         low, high = NOISE_STD_RANGE
         return clamp_with_inward_gradient(self.log_noise, math.log(low), math.log(high))
 
@@ -224,12 +233,12 @@ class _Histogram(Likelihood):
         self.register_buffer("index", torch.arange(num_bins, dtype=torch.float32), persistent=False)
 
     def project(self, target: Tensor) -> Tensor:
-        """Returns `[...]` to the masses `[..., n]` that the softmax should match; they sum to 1."""
+        """Project returns `[...]` to the masses `[..., n]` that the softmax should match; they sum to 1."""
         return self._masses((target.detach().float().clamp(self.low, self.high) - self.first) / self.width)
 
     @abstractmethod
     def _masses(self, position: Tensor) -> Tensor:
-        """Masses of returns at positions `[...]`, `[..., n]`, summing to 1."""
+        """Return masses of returns at positions `[...]`, `[..., n]`, summing to 1."""
 
     def value(self, raw: Tensor) -> Tensor:
         return self.first + self.width * (self._read(raw).softmax(-1) * self.index).sum(-1)
@@ -258,13 +267,15 @@ class _Histogram(Likelihood):
         return self.first + self.width * (reached - 0.5 + (levels - below) / mass)
 
     def extra_repr(self) -> str:
+        """Return the settings, for `repr`."""
         return f"low={self.low:g}, high={self.high:g}, num_bins={self.outputs}"
 
 
 @register_likelihood("hl_gauss")
 class HLGaussLikelihood(_Histogram):
-    """Histogram on [low, high] fitted to a Gaussian around the target: HL-Gauss (Imani and White 2018,
-    arXiv:1806.04613; Farebrother et al. 2024, arXiv:2403.03950).
+    """Histogram on [low, high] fitted to a Gaussian around the target: HL-Gauss.
+
+    Imani and White (2018, arXiv:1806.04613), Farebrother et al. (2024, arXiv:2403.03950).
 
     Bin i should have the mass of N(target, sigma^2) between its edges, normalised over [low, high]. The mean of these
     masses is the target except within some 3 sigma of an end, where it is drawn inward (by 0.8 sigma at the end
@@ -289,6 +300,7 @@ class HLGaussLikelihood(_Histogram):
 
     @classmethod
     def from_settings(cls, settings: LikelihoodSettings) -> HLGaussLikelihood:
+        """Return a likelihood with those of the settings that it uses."""
         return cls(*settings.value_range, settings.num_bins)
 
     def _masses(self, position: Tensor) -> Tensor:
@@ -299,8 +311,9 @@ class HLGaussLikelihood(_Histogram):
 
 @register_likelihood("two_hot")
 class TwoHotLikelihood(_Histogram):
-    """Histogram around the atoms linspace(low, high, num_bins), fitted to the two neighbours of the target, in the
-    proportion whose mean is the target.
+    """Histogram around the atoms linspace(low, high, num_bins), fitted to the two neighbours of the target.
+
+    The neighbours' masses are in the proportion whose mean is the target.
 
     Args:
         low: smallest return, the first atom (its bin reaches half a width below).
@@ -315,6 +328,7 @@ class TwoHotLikelihood(_Histogram):
 
     @classmethod
     def from_settings(cls, settings: LikelihoodSettings) -> TwoHotLikelihood:
+        """Return a likelihood with those of the settings that it uses."""
         return cls(*settings.value_range, settings.num_bins)
 
     def _masses(self, position: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Operations whose gradient is written by hand. Their plain twins are in the tests."""
+"""Operations whose gradient is written by hand; the tests compare them with plain autograd."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 VARIANCE_FLOOR = 1e-8
 
 
-SMALL = 100_000  # weights whose limits are faster kept than looked at
+SMALL = 100_000  # numbers up to which clamping is faster than a look at the extremes
 
 
 def sampled_linear(
@@ -27,7 +27,7 @@ def sampled_linear(
     precision: float,
     blocked: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Linear layers on one input, with weights N(mean, exp(log_var)), as one layer; and their divergence.
+    """Evaluate linear layers with weights N(mean, exp(log_var)) on one input as one layer, with their divergence.
 
     y = x mean^T + bias + sqrt(x^2 exp(log_var)^T) eps, eps a fresh standard normal number for each output (local
     reparameterisation); and KL(N(mean, exp(log_var)) || N(0, 1 / precision)) summed over weights.
@@ -35,11 +35,11 @@ def sampled_linear(
     Args:
         x: `[B, in]`.
         means: of each layer, `[out, in]`.
-        log_vars: likewise, used clamped to +-limit; see `bounds.bounded` for their gradient outside.
+        log_vars: likewise, used clamped to +-limit; see `clamp_with_inward_gradient` for their gradient outside.
         biases: `[out]` each.
         limit: of log-variances.
         precision: of the prior, > 0.
-        blocked: so many of the first outputs have no gradient with respect to `x`.
+        blocked: number of leading outputs that pass no gradient on to `x`.
 
     Returns:
         `[B, sum of out]`, of autocast's type where that is in force, and a scalar in nats, of the weights' type.
@@ -52,13 +52,13 @@ def sampled_linear(
 
 
 def joined_linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], blocked: int = 0) -> Tensor:
-    """Linear layers on one input as one layer: y = x weight^T + bias.
+    """Evaluate linear layers on one input as one layer: y = x weight^T + bias.
 
     Args:
         x: `[B, in]`.
         weights: of each layer, `[out, in]`.
         biases: `[out]` each.
-        blocked: so many of the first outputs have no gradient with respect to `x`.
+        blocked: number of leading outputs that pass no gradient on to `x`.
 
     Returns:
         `[B, sum of out]`.
@@ -69,7 +69,7 @@ def joined_linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
 
 
 def gaussian_kl(mean: Tensor, log_var: Tensor, precision: float, limit: float, copies: int = 1) -> Tensor:
-    """KL(N(mean, exp(log_var)) || N(0, 1 / precision)) summed over weights, a scalar in nats.
+    """Return KL(N(mean, exp(log_var)) || N(0, 1 / precision)) summed over weights, a scalar in nats.
 
     Args:
         mean: `[*shape]`, or `[copies, *shape]` for as many Gaussians of one variance, whose divergence is averaged.
@@ -82,7 +82,7 @@ def gaussian_kl(mean: Tensor, log_var: Tensor, precision: float, limit: float, c
 
 
 def standard_normal(like: Tensor) -> Tensor:
-    """Standard normal numbers, of which shape, type and device are those of `like`.
+    """Return standard normal numbers with the shape, type and device of `like`.
 
     Not `randn_like`: which number goes where would depend on strides, and a compiler chooses others.
     """
@@ -100,14 +100,14 @@ def add_noise(mean: Tensor, variance: Tensor) -> Tensor:
 
 
 def _kl(mean: Tensor, used: Tensor, variance: Tensor, precision: float, copies: int = 1) -> Tensor:
-    """The divergence by clamped log-variances and variances."""
+    """Return the divergence, by clamped log-variances and their exponentials."""
     flat = mean.flatten()
     total = variance.sum().sub_(used.sum(), alpha=1 / precision).add_(flat.dot(flat), alpha=1 / copies)
     return total.mul_(0.5 * precision).sub_(0.5 * used.numel() * (1.0 + math.log(precision)))
 
 
 def _clamped(log_var: Tensor, limit: float) -> Tensor:
-    """Within the limits; the tensor itself if a CPU, which need not be waited for, finds that it is."""
+    """Clamp to the limits. On a CPU, which needs no waiting, a tensor within the limits is returned itself."""
     if log_var.device.type == "cpu" and log_var.numel() > SMALL:
         low, high = log_var.aminmax()
         if -limit <= low and high <= limit:
@@ -116,7 +116,7 @@ def _clamped(log_var: Tensor, limit: float) -> Tensor:
 
 
 def _inward(gradient: Tensor, log_var: Tensor, used: Tensor) -> Tensor:
-    """Without what leads further out of the limits: below them a positive gradient, above them a negative one."""
+    """Clear gradients that lead further out of the limits: positive ones below, negative ones above."""
     return gradient.masked_fill_((log_var - used).mul_(gradient) < 0, 0.0)
 
 
@@ -204,7 +204,7 @@ class _GaussianKL(torch.autograd.Function):
 
 
 def clamp_with_inward_gradient(x: Tensor, low: float, high: float) -> Tensor:
-    """`x` clamped to [low, high], with a gradient that vanishes only where descent would lead further out.
+    """Clamp `x` to [low, high], with a gradient that vanishes only where descent would lead further out.
 
     A plain clamp has no gradient outside at all: noise that shrank while every return was 0 could never grow again.
     The rule is that of the lower bound in Balle et al.'s compression library.

@@ -58,6 +58,7 @@ class GaussianPrior(Prior):
         self.precision = settings.prior_precision
 
     def kl_divergence(self, parameters: PosteriorParameters, copies: int = 1) -> Tensor:
+        """Return the exact divergence from one Gaussian for all weights."""
         return gaussian_kl(parameters.mean, parameters.raw, self.precision, parameters.limit, copies)
 
 
@@ -76,6 +77,7 @@ class LogUniformPrior(Prior):
         pass
 
     def kl_divergence(self, parameters: PosteriorParameters, copies: int = 1) -> Tensor:
+        """Return the approximate divergence."""
         log_alpha = parameters.log_var - 2 * parameters.mean.abs().clamp_min(1e-8).log()
         kl = K1 * (1 - torch.sigmoid(K2 + K3 * log_alpha)) + 0.5 * F.softplus(-log_alpha)
         return kl.sum() / copies
@@ -93,6 +95,7 @@ class WeightwiseGaussianPrior(Prior):
         self.mean, self.weight_precision = mean, weight_precision
 
     def kl_divergence(self, parameters: PosteriorParameters, copies: int = 1) -> Tensor:
+        """Return the exact divergence from a Gaussian for each weight."""
         distance = (parameters.mean - self.mean).square()
         second_moment = (self.weight_precision * (distance + parameters.variance)).sum() / copies
         return 0.5 * (second_moment - (parameters.log_var + self.weight_precision.log() + 1).sum())

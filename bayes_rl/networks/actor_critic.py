@@ -1,4 +1,4 @@
-"""The twin of two actor-critic pairs on one of the encoders."""
+"""Twin of two actor-critic pairs on one of the encoders."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ GAIN = re.compile(r"\.(?:gain|shift)\.(\d+)$")  # of which task
 
 
 class TwinOutput(NamedTuple):
-    """What both pairs say of a batch of observations; pair first, then (given `Draws`) draw.
+    """Outputs of both pairs for a batch of observations; pair first, then (given `Draws`) draw.
 
     Attributes:
         action_logits: `[2, (D,) B, A]` float32.
         raw: parameters of the likelihood of a return, `[2, (D,) B, A, n]` float32, without the prior function.
         q_values: `[2, (D,) B, A]` float32, in (clipped) return units, prior function included.
         prior: value of the prior function, `[(D,) B, A]`, or None without one.
-        heads: the posterior of all heads together, as evaluated; None where they have none, or one each.
-        found: layers whose divergence was found on the way, with their posteriors.
+        heads: the posterior of all heads together, if one product has evaluated them; else None.
+        found: layers whose divergence the forward pass has computed, with their parameters.
     """
 
     action_logits: Tensor
@@ -44,18 +44,18 @@ class TwinOutput(NamedTuple):
     found: Sequence[tuple[BayesLayer, PosteriorParameters]] = ()
 
     def mean_action_probs(self) -> Tensor:
-        """The acting policy: the mean of both actors (and of all draws), `[B, A]`, rows summing to 1."""
+        """Return the acting policy: the mean of both actors (and of all draws), `[B, A]`, rows summing to 1."""
         probs = self.action_logits.softmax(-1)
         return probs.flatten(0, -3).mean(0)
 
     def mean_q_values(self) -> Tensor:
-        """The mean of both critics (and of all draws), `[B, A]`."""
+        """Return the mean of both critics (and of all draws), `[B, A]`."""
         return self.q_values.flatten(0, -3).mean(0)
 
 
 @dataclass(frozen=True)
 class TwinSettings:
-    """Everything that decides what the networks are.
+    """Settings that decide what the networks are.
 
     Args:
         encoder: name of the encoder.
@@ -92,8 +92,8 @@ class TwinActorCritic(nn.Module):
     """Two actor-critic pairs: action logits, and parameters of the likelihood of every action's return, from each.
 
     Args:
-        settings: what to build.
-        likelihood: what the critics' outputs mean.
+        settings: of the networks.
+        likelihood: of a return, whose parameters the critics output.
     """
 
     def __init__(self, settings: TwinSettings, likelihood: Likelihood) -> None:
@@ -124,20 +124,23 @@ class TwinActorCritic(nn.Module):
         self._gained = [module for module in self.modules() if isinstance(module, TaskAffine)]
 
     def draw_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Key to weight shape of every Bayesian layer."""
+        """Return the key and the weight shape of every Bayesian layer."""
         return {name: tuple(layer.shape) for name, layer in bayesian_layers(self).items()}
 
     def heads_of(self, pair: int, task: int = 0) -> tuple[nn.Module, nn.Module]:
-        """Actor and critic head of a pair."""
+        """Return the actor and critic head of a pair."""
         return self.actors[self._head(pair, task)], self.critics[self._head(pair, task)]
 
     def networks(self, pairs: Sequence[int], task: int = 0) -> nn.ModuleList:
-        """Trunks and heads of the given pairs (0, 1)."""
+        """Return trunks and heads of the given pairs (0, 1)."""
         trunks = [self.trunks[0]] if self.shared_trunk else [self.trunks[i + j] for i in pairs for j in (0, 2)]
         return nn.ModuleList([*trunks, *(head for i in pairs for head in self.heads_of(i, task))])
 
     def parameters_without_loss(self, learning: Iterable[tuple[int, int]]) -> list[nn.Parameter]:
-        """What has no part in the losses of these (pair, task): other pairs' networks, other tasks' heads and gains."""
+        """Return parameters without a gradient from the losses of these (pair, task) combinations.
+
+        They are those of other pairs' networks and of other tasks' heads and gains.
+        """
         key = frozenset(learning)
         if key not in self._parameters_without_loss:
             tasks = {task for _, task in key}
@@ -148,12 +151,12 @@ class TwinActorCritic(nn.Module):
         return self._parameters_without_loss[key]
 
     def kl_divergence(self, pairs: Sequence[int] = (0, 1), output: TwinOutput | None = None, task: int = 0) -> Tensor:
-        """KL(q || prior) of the given pairs' Bayesian layers, in nats.
+        """Return KL(q || prior) of the given pairs' Bayesian layers, in nats.
 
         Args:
             pairs: 0, 1 or both.
-            output: of present weights, for what it has found already: computing it twice is slow.
-            task: whose heads.
+            output: of a forward pass by the current weights, whose divergences need not be computed again.
+            task: number of the task whose heads count.
         """
         heads = None if output is None or len(pairs) < 2 else output.heads
         key = (*pairs, task, heads is not None)
@@ -169,21 +172,21 @@ class TwinActorCritic(nn.Module):
         return joint_kl(rest, known) if rest or known else torch.zeros((), device=device)
 
     def become_prior(self, task: int = 0) -> None:
-        """The posterior of what a task has trained becomes the prior; heads of tasks to come keep theirs."""
+        """Make the posterior of the networks that a task has trained their prior; heads of later tasks keep theirs."""
         for layer in bayesian_layers(self.networks((0, 1), task)).values():
             layer.become_prior()
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
+        """Device of the networks."""
         return next(self.parameters()).device
 
     def critic_prefixes(self, pair: int, task: int = 0) -> tuple[str, str]:
-        """Names of critic `pair`'s trunk and head, as prefixes of parameter names."""
+        """Return names of critic `pair`'s trunk and head, as prefixes of parameter names."""
         return f"trunks.{0 if self.shared_trunk else 2 + pair}.", f"critics.{self._head(pair, task)}."
 
     def actor_prefixes(self, pair: int, task: int = 0) -> tuple[str, str]:
-        """Likewise of actor `pair`."""
+        """Return names of actor `pair`'s trunk and head, as prefixes of parameter names."""
         return f"trunks.{0 if self.shared_trunk else pair}.", f"actors.{self._head(pair, task)}."
 
     def _head(self, pair: int, task: int) -> int:
@@ -195,29 +198,32 @@ class TwinActorCritic(nn.Module):
             module.task = task
 
     def critic(self, pair: int, prepared: Tensor, task: int = 0) -> Tensor:
-        """Outputs of one critic alone, from mean weights and an observation out of `prepare`: `[B, A, n]` float32."""
+        """Return outputs of one critic by mean weights, from an observation out of `prepare`: `[B, A, n]` float32."""
         self.set_task(task)
         trunk = self.trunks[0 if self.shared_trunk else 2 + pair]
         features = trunk(prepared, "mean")
         return apply(self.heads_of(pair, task)[1], features, "mean").unflatten(-1, (self.settings.num_actions, -1))
 
     def actor(self, pair: int, prepared: Tensor, task: int = 0) -> Tensor:
-        """Logits of one actor alone, likewise: `[B, A]`. Unlike in `forward`, gradients reach a shared trunk."""
+        """Return logits of one actor by mean weights, from an observation out of `prepare`: `[B, A]`.
+
+        Unlike in `forward`, gradients reach a shared trunk.
+        """
         self.set_task(task)
         trunk = self.trunks[0 if self.shared_trunk else pair]
         return apply(self.heads_of(pair, task)[0], trunk(prepared, "mean"), "mean")
 
     def prepare(self, observation: Tensor, weights: WeightMode = "mean") -> Tensor:
-        """Observation `[B, ...]` as the encoders take it: pixels scaled to [0, 1], channels last in memory.
+        """Convert observations `[B, ...]` for the encoders: pixels scaled to [0, 1], channels last in memory.
 
-        Arrays come out floating, integers of a discrete observation stay what they are.
+        Arrays become floating point, integers of a discrete observation stay integers.
         """
         images = observation.ndim == 4 + isinstance(weights, Draws)
         if images and isinstance(weights, Draws):
             return self.prepare(observation.flatten(0, 1)).unflatten(0, observation.shape[:2])
         if observation.dtype == torch.uint8:
             device = observation.device.type
-            # Rearranged as bytes, of which there are fewer; under autocast straight to its type, exact for pixels.
+            # Bytes are rearranged faster than floats. Under autocast they are converted to its type, exact for pixels.
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
             rearranged = channels_last(observation) if images else observation
             return rearranged.to(dtype).mul_(1.0 / self.settings.pixel_scale)
@@ -228,8 +234,8 @@ class TwinActorCritic(nn.Module):
 
         Args:
             observation: `[B, *observation_shape]`; with `Draws`, `[D or 1, B, *observation_shape]`.
-            weights: how to treat weight distributions. The `mean` of a mixture of members is taken of what they say,
-                not of their weights.
+            weights: how to treat weight distributions. The `mean` of a mixture is that of its members' outputs, not of
+                their weights.
             task: number of the task that the observations come from.
         """
         self.set_task(task)
@@ -255,7 +261,7 @@ class TwinActorCritic(nn.Module):
         return TwinOutput(logits, raw, q_values, prior, heads, found)
 
     def policy(self, observation: Tensor, task: int = 0) -> Tensor:
-        """The acting policy of mean weights, `[B, A]`: that of `forward`, without the critics' part of the work.
+        """Return the acting policy of mean weights, `[B, A]`, as `forward` does, but without evaluating critics.
 
         Args:
             observation: `[B, *observation_shape]`.
@@ -275,9 +281,10 @@ class TwinActorCritic(nn.Module):
     def _heads(
         self, features: list[Tensor], weights: WeightMode, task: int
     ) -> tuple[Tensor, Tensor, PosteriorParameters | None]:
-        """Outputs of the actors and of the critics, pair first, and the heads' posterior if they have one together.
+        """Return outputs of the actors and of the critics, pair first, and the heads' joint posterior or None.
 
-        On one trunk's features all heads are one layer: many small operations take longer than few.
+        On the features of a shared trunk all heads are evaluated as one layer. It saves the time of many small
+        operations, a noticeable part of an update of a small network.
         """
         (actor, critic), (other_actor, other_critic) = (self.heads_of(pair, task) for pair in range(2))
         heads: list[Any] = [actor, other_actor, critic, other_critic]

@@ -15,8 +15,9 @@ from bayes_rl.utils.registry import Registry
 
 
 class Encoder(BayesianModule):
-    """Observation `[B, *observation_shape]` to features `[B, out_features]`; with `Draws` both have one more axis, in
-    front, of length D (or 1 where nothing differs between draws).
+    """Network from observations `[B, *observation_shape]` to features `[B, out_features]`.
+
+    With `Draws` both have one more axis in front, of length D (or 1 where nothing differs between draws).
     """
 
     out_features: int
@@ -69,7 +70,7 @@ def register_encoder(
 
 
 def _flat_size(layers: nn.Module, shape: tuple[int, ...], key: str) -> int:
-    """Features that `layers` makes of one observation of `shape`; names the encoder if the observation is too small."""
+    """Return the number of features of one observation of `shape`; name the encoder if the observation is too small."""
     try:
         with torch.no_grad():
             return apply(layers, torch.zeros(1, *shape), "mean").flatten(1).shape[1]
@@ -82,7 +83,7 @@ def _flatten(x: Tensor, weights: WeightMode) -> Tensor:
 
 
 class PlainEncoder(Encoder):
-    """Any stack of layers, flattened, then linear -> LayerNorm -> ReLU."""
+    """Stack of layers, flattened, then linear -> LayerNorm -> ReLU."""
 
     def __init__(self, stack: nn.Module, flat_size: int, hidden_dim: int, layers: LayerFactory) -> None:
         super().__init__()
@@ -92,13 +93,14 @@ class PlainEncoder(Encoder):
         self.out_features = hidden_dim
 
     def forward(self, x: Tensor, weights: WeightMode = "mean") -> Tensor:
+        """Return the features."""
         features = _flatten(apply(self.layers, x, weights), weights)
         return self.rectifier(self.norm(apply(self.project, features, weights)))
 
 
 @register_encoder("pseudo_resnet", mostly_products=True)
 class PseudoResNet(Encoder):
-    """The original system's trunk: an early block skips to the classifier; its linear layers count among the heads.
+    """Trunk of the original system: an early block skips to the classifier; its linear layers count among the heads.
 
     With `hidden_dim` 1024 and 84 x 84 input its sizes are those of SEED's table: 64 x 19 x 19, 256 x 17 x 17,
     a pooled skip of 4096 and a pooled third block of 9216 features, two Bayesian layers to 1024 each.
@@ -123,6 +125,7 @@ class PseudoResNet(Encoder):
         self.out_features = 2 * hidden_dim
 
     def forward(self, x: Tensor, weights: WeightMode = "mean") -> Tensor:
+        """Return the features."""
         early = apply(self.block2, apply(self.block1, x, weights), weights)
         skip = apply(self.skip, _flatten(apply(self.pool, early, weights), weights), weights)
         deep = torch.sigmoid(apply(self.deep, _flatten(apply(self.block3, early, weights), weights), weights))
@@ -131,7 +134,7 @@ class PseudoResNet(Encoder):
 
 @register_encoder("nature", mostly_products=True)
 def nature(shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> Encoder:
-    """The three convolutions of Mnih et al. (2015), with a LayerNorm after the projection."""
+    """Return the three convolutions of Mnih et al. (2015), with a LayerNorm after the projection."""
     stack = nn.Sequential(
         layers.conv(shape[0], 32, 8, 4),
         layers.rectifier(),
@@ -144,7 +147,7 @@ def nature(shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> Enc
 
 
 class ResidualBlock(BayesianModule):
-    """x + conv(relu(conv(relu(x)))), 3 x 3, same size."""
+    """Block x + conv(relu(conv(relu(x)))) of 3 x 3 convolutions that keep the size."""
 
     def __init__(self, channels: int, layers: LayerFactory) -> None:
         super().__init__()
@@ -153,13 +156,14 @@ class ResidualBlock(BayesianModule):
         self.second = layers.conv(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, weights: WeightMode = "mean") -> Tensor:
+        """Return the features."""
         inner = apply(self.first, self.rectifier(x), weights)
         return x + apply(self.second, apply(self.inner_rectifier, inner, weights), weights)
 
 
 @register_encoder("impala", mostly_products=True)
 def impala(shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> Encoder:
-    """The residual network of IMPALA (Espeholt et al. 2018): 16, 32, 32 channels, two blocks each."""
+    """Return the residual network of IMPALA (Espeholt et al. 2018): 16, 32, 32 channels, two blocks each."""
     stack: list[nn.Module] = []
     channels = shape[0]
     for width in (16, 32, 32):
@@ -172,14 +176,14 @@ def impala(shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> Enc
 
 @register_encoder("minatar")
 def minatar(shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> Encoder:
-    """One 3x3 convolution with 16 channels, as in the MinAtar paper (Young and Tian 2019)."""
+    """Return one 3x3 convolution with 16 channels, as in the MinAtar paper (Young and Tian 2019)."""
     stack = nn.Sequential(layers.conv(shape[0], 16, 3), layers.rectifier())
     return PlainEncoder(stack, _flat_size(stack, shape, "minatar"), hidden_dim, layers)
 
 
 @register_encoder("mlp", needs_images=False)
 def mlp(shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> Encoder:
-    """Two layers for vector and integer observations (or anything, flattened)."""
+    """Return two layers for vector and integer observations (or anything, flattened)."""
     flat = [] if layers.categories else [nn.Flatten()]
     stack = nn.Sequential(*flat, layers.first(shape, hidden_dim), nn.LayerNorm(hidden_dim), layers.rectifier())
     return PlainEncoder(stack, hidden_dim, hidden_dim, layers)

@@ -27,11 +27,11 @@ FEW_PLANES = 8  # more are rearranged faster by torch's own copy
 
 
 class BayesianModule(nn.Module):
-    """A module whose `forward(x, weights)` hands `weights` on to the Bayesian layers inside."""
+    """Module whose `forward(x, weights)` hands `weights` on to the Bayesian layers inside."""
 
 
 def apply(module: nn.Module, x: Tensor, weights: WeightMode) -> Tensor:
-    """Pass `x` through any module, plain layers once for all draws."""
+    """Pass `x` through any module; plain layers treat all draws as one batch."""
     if isinstance(module, nn.Sequential):
         for part in module:
             x = apply(part, x, weights)
@@ -47,48 +47,51 @@ class OneHotLinear(nn.Linear):
     """Linear layer on the one-hot vector of an integer `[..., 1]`: a table of features, each of unit variance."""
 
     def reset_parameters(self) -> None:
+        """Draw features of unit variance."""
         nn.init.normal_(self.weight)
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the features of integers `[..., 1]`."""
         return linear(x, self.weight, self.bias)
 
 
 class TaskAffine(BayesianModule):
-    """A layer whose outputs have a gain and a bias of their own for each task (Kirkpatrick et al. 2017).
+    """Layer whose outputs have a gain and a bias of their own for each task (Kirkpatrick et al. 2017).
 
     Args:
-        layer: any.
+        layer: any layer.
         features: outputs, or channels of its outputs.
         num_tasks: T.
         dimensions: axes behind the channels.
 
     Attributes:
-        task: whose gains and biases are used.
+        task: number of the task whose gains and biases are used.
     """
 
     def __init__(self, layer: nn.Module, features: int, num_tasks: int, dimensions: int = 0) -> None:
         super().__init__()
         shape = (features, *[1] * dimensions)
         self.layer, self.task = layer, 0
-        # Tensors of their own, not rows of one: those of other tasks have no gradient, so that no momentum moves them.
+        # Separate tensors, not rows of one: without a gradient, no momentum moves the tensors of other tasks.
         self.gain = nn.ParameterList(torch.ones(shape) for _ in range(num_tasks))
         self.shift = nn.ParameterList(torch.zeros(shape) for _ in range(num_tasks))
 
     def forward(self, x: Tensor, weights: WeightMode = "mean") -> Tensor:
+        """Return the layer's outputs with the gains and biases of the current task."""
         return apply(self.layer, x, weights) * self.gain[self.task] + self.shift[self.task]
 
 
 @dataclass(frozen=True)
 class LayerFactory:
-    """Makes layers, Bayesian ones where `bayesian` says so.
+    """Factory of layers, some of them Bayesian.
 
     Args:
         settings: of the Bayesian layers.
-        bayesian: which are: the output `heads`, the `trunk` below them, `all` or `none`.
+        bayesian: which layers are Bayesian: the output `heads`, the `trunk` below them, `all` or `none`.
         categories: number of values of an integer observation, 0 if observations are arrays.
         num_tasks: T.
-        conditioning: what is told of the task: `none`, `gains` of every layer of the trunk, or `heads`.
+        conditioning: how networks depend on the task: `none`, `gains` of every layer of the trunk, or `heads`.
         activation: `relu`, or `leaky_relu`, whose inactive units still have a derivative: the Fisher information of
             a weight into a unit that is off would be 0, and nothing would keep a later task from switching it on.
         sequential: Bayesian layers keep a Gaussian prior for each weight, which the posterior can become.
@@ -123,11 +126,11 @@ class LayerFactory:
         return nn.ReLU(inplace) if self.activation == "relu" else nn.LeakyReLU(LEAK, inplace)
 
     def linear(self, in_features: int, out_features: int, head: bool = False) -> nn.Module:
-        """A linear layer of the trunk; Bayesian with the heads if it counts among them."""
+        """Return a linear layer of the trunk; Bayesian with the heads if it counts among them."""
         return self._gained(self.output(in_features, out_features, head), out_features)
 
     def output(self, in_features: int, out_features: int, head: bool = True) -> nn.Module:
-        """A linear layer of the heads, which has no gains."""
+        """Return a linear layer of the heads, which has no gains."""
         if self.bayesian in ("all", "heads" if head else "trunk"):
             return BayesLinear(in_features, out_features, self.settings, self.sequential)
         return nn.Linear(in_features, out_features)
@@ -138,14 +141,14 @@ class LayerFactory:
     def conv(
         self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0
     ) -> nn.Module:
-        """A convolution, part of the trunk."""
+        """Return a convolution, part of the trunk."""
         shape = (in_channels, out_channels, kernel_size, stride, padding)
         bayesian = self.bayesian in ("all", "trunk")
         layer = BayesConv2d(*shape, self.settings, self.sequential) if bayesian else nn.Conv2d(*shape)
         return self._gained(layer, out_channels, 2)
 
     def first(self, shape: tuple[int, ...], out_features: int) -> nn.Module:
-        """The first layer of an MLP: on flattened arrays, or on the one-hot vector of an integer."""
+        """Return the first layer of an MLP: on flattened arrays, or on the one-hot vector of an integer."""
         if not self.categories:
             return self.linear(math.prod(shape), out_features)
         check(shape == (1,), "data.frame_stack", shape[0], "must be 1 where observations are single integers")
@@ -156,7 +159,7 @@ class LayerFactory:
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """Bytes `[B, C, H, W]` with channels last in memory; plane by plane, which for a few of them is twice as fast."""
+    """Rearrange bytes `[B, C, H, W]` to channels last in memory; few planes one by one, which is twice as fast."""
     if images.shape[1] > FEW_PLANES:
         return images.contiguous(memory_format=torch.channels_last)
     return torch.stack(images.unbind(1), -1).permute(0, 3, 1, 2)

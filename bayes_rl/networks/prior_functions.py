@@ -13,7 +13,7 @@ class PriorFunction(nn.Module):
     """Fixed random values added to those that are learned (Osband, Aslanides and Cassirer 2018, arXiv:1806.03335).
 
     A draw's prior is linear in its index: sum_j index_j p_j(s, a), p an untrained encoder of the same kind. Where
-    there are data the learned part makes up for it; elsewhere draws differ by it, and one that hopes goes to see.
+    there are data the learned part compensates for it. Elsewhere draws differ by it, and Thompson sampling explores.
 
     Args:
         encoder: name of the encoder.
@@ -46,7 +46,7 @@ class PriorFunction(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
-        """Prepared observations `[D or 1, B, ...]` and indices `[D, d]` to `[D, B, A]`."""
+        """Evaluate prepared observations `[D or 1, B, ...]` and indices `[D, d]` to `[D, B, A]`."""
         features = apply(self.encoder, x.flatten(0, 1), "mean").float()
         with torch.autocast(x.device.type, enabled=False):
             values = self.values(features).unflatten(-1, (-1, self.num_actions)).unflatten(0, x.shape[:2])

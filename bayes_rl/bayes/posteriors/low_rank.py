@@ -33,16 +33,19 @@ class LowRank(PosteriorFamily):
         self.index_size = settings.size
 
     def add_parameters(self, layer: BayesLayer) -> None:
+        """Create means, log-variances, biases and the factor C."""
         scale = add_gaussian_parameters(layer, self.settings)
         # A draw of C z is as large as an initial mean.
         factor = torch.randn(self.index_size, *layer.shape)
         layer.weight_factor = nn.Parameter(scale / math.sqrt(self.index_size) * factor)
 
     def weights(self, parameters: PosteriorParameters, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mu + C z for each z, and the biases."""
         factor = parameters.extras["weight_factor"]
         return parameters.mean + torch.tensordot(index, factor, 1), parameters.bias[None]
 
     def outputs_without_noise(self, layer: BayesLayer, x: Tensor, parameters: PosteriorParameters) -> Tensor:
+        """Return outputs with a fresh z for every row, by d + 1 products for all rows together."""
         factor = parameters.extras["weight_factor"]
         z = x.new_zeros(len(x), len(factor), dtype=parameters.mean.dtype).normal_()
         columns = layer.product(x, factor.flatten(0, 1), None).unflatten(1, (len(factor), -1))
@@ -50,6 +53,7 @@ class LowRank(PosteriorFamily):
         return layer.product(x, parameters.mean, parameters.bias) + mixed
 
     def kl_terms(self, parameters: PosteriorParameters) -> KLTerms:
+        """Return the divergence without the determinant, and C^T S^-1 C `[d, d]` for it, S the diagonal of s^2."""
         prior, factor = parameters.prior or self.prior, parameters.extras["weight_factor"]
         kl = prior.kl_divergence(parameters)
         scaled = (factor * (-0.5 * parameters.log_var).exp()).flatten(1)
@@ -57,6 +61,7 @@ class LowRank(PosteriorFamily):
         return KLTerms(kl + 0.5 * prior.precision * factor.square().sum(), scaled @ scaled.T)
 
     def shared_kl(self, shared: Sequence[Tensor]) -> Tensor:
+        """Return minus half the log-determinant of I + C^T S^-1 C, summed over layers within."""
         return -half_log_det(torch.stack(list(shared)).sum(0) if len(shared) > 1 else shared[0])
 
 

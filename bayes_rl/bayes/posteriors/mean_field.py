@@ -21,15 +21,19 @@ class MeanField(PosteriorFamily):
     """Gaussian N(mu, s^2) for each weight, independent of all others: draws have no index."""
 
     def add_parameters(self, layer: BayesLayer) -> None:
+        """Create means, log-variances and biases."""
         add_gaussian_parameters(layer, self.settings)
 
     def weights(self, parameters: PosteriorParameters, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the means and biases, which do not depend on an index."""
         return parameters.mean[None], parameters.bias[None]
 
     def outputs_without_noise(self, layer: BayesLayer, x: Tensor, parameters: PosteriorParameters) -> Tensor:
+        """Return the outputs of the mean weights, which all rows share."""
         return layer.product(x, parameters.mean, parameters.bias)
 
     def sample_linear(self, x: Tensor, parameters: PosteriorParameters, blocked: int) -> Tensor | None:
+        """Draw the outputs and compute the divergence in one operation, with a gradient written by hand."""
         p = parameters
         y, kl = sampled_linear(x, p.means, p.raws, p.biases, p.limit, self.settings.prior_precision, blocked)
         if isinstance(p.prior, GaussianPrior):  # the divergence that the operation computes is from this prior
@@ -37,10 +41,12 @@ class MeanField(PosteriorFamily):
         return y
 
     def kl_terms(self, parameters: PosteriorParameters) -> KLTerms:
+        """Return the divergence of independent Gaussians."""
         prior = parameters.prior or self.prior
         return KLTerms(prior.kl_divergence(parameters))
 
     @torch.no_grad()
     def become_prior(self, layer: BayesLayer) -> None:
+        """Copy means and precisions to the prior."""
         layer.prior_mean.copy_(layer.weight_mu)
         layer.prior_precision.copy_((-layer.log_var()).exp())

@@ -33,9 +33,11 @@ class Mixture(PosteriorFamily):
         self.index_size = settings.size
 
     def add_parameters(self, layer: BayesLayer) -> None:
+        """Create means and biases of every member, and log-variances."""
         add_gaussian_parameters(layer, self.settings, self.index_size)
 
     def draw_index(self, generator: torch.Generator) -> Tensor:
+        """Return the one-hot vector of a random member."""
         index = torch.zeros(self.index_size)
         index[torch.randint(self.index_size, (), generator=generator)] = 1
         return index
@@ -45,6 +47,7 @@ class Mixture(PosteriorFamily):
         return replace(self.mean_draws(device), noise=None)
 
     def value_draws(self, shapes: Mapping[str, tuple[int, ...]], count: int) -> Draws:
+        """Return every member once, at its mean weights."""
         return self.mean_draws(torch.device("cpu")) if shapes else super().value_draws(shapes, count)
 
     def mean_draws(self, device: torch.device) -> Draws:
@@ -52,16 +55,20 @@ class Mixture(PosteriorFamily):
         return Draws(torch.eye(self.index_size, device=device), {})
 
     def index_second_moment(self) -> float:
+        """Return 1, the squared length of a one-hot vector."""
         return 1.0
 
     def weights(self, parameters: PosteriorParameters, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return means and biases of the chosen members."""
         member = index.argmax(-1)
         return parameters.mean[member], parameters.bias[member]
 
     def mean(self, parameters: PosteriorParameters) -> tuple[Tensor, Tensor]:
+        """Return the average of the members' means and biases."""
         return parameters.mean.mean(0), parameters.bias.mean(0)
 
     def outputs_without_noise(self, layer: BayesLayer, x: Tensor, parameters: PosteriorParameters) -> Tensor:
+        """Return outputs with a random member for every row."""
         means = parameters.mean
         index = x.new_zeros(len(x), len(means), dtype=means.dtype)
         index = index.scatter(1, torch.randint(len(means), (len(x), 1), device=x.device), 1)
@@ -70,5 +77,6 @@ class Mixture(PosteriorFamily):
         return chosen + bias.reshape(*bias.shape, *[1] * (chosen.ndim - 2))
 
     def kl_terms(self, parameters: PosteriorParameters) -> KLTerms:
+        """Return the average divergence of the members."""
         prior = parameters.prior or self.prior
         return KLTerms(prior.kl_divergence(parameters, copies=len(parameters.mean)))
