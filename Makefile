@@ -20,6 +20,7 @@ check: $(VENV)/.dev
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m mypy
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/codespell bayes_rl benchmarks configs docs README.md CHANGELOG.md setup.cfg
 
 tensorboard: $(VENV)/.fit  ## watch all runs
 	$(VENV)/bin/python -m tensorboard.main --logdir runs

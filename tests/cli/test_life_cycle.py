@@ -14,58 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.cli import app as cli
 from bayes_rl.cli.parser_errors import option_names
+from tests.helpers.command_line import ROOT, TINY, curves, error_of, run, weights
 
-ROOT = Path(cli.__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-TINY = [
-    "--config",
-    str(ROOT / "configs/cartpole.yaml"),
-    "--trainer.max_epochs=2",
-    "--trainer.log_every_n_steps=10",
-    "--trainer.enable_progress_bar=false",
-    "--trainer.enable_model_summary=false",
-    "--data.frames_per_epoch=800",
-    "--data.min_replay_size=100",
-    "--data.replay_capacity=2000",
-    "--data.eval_games=3",
-    "--model.hidden_dim=16",
-]
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> cli.BayesCLI:
-    """What `python cli.py ARGUMENTS` does, in this process."""
-    monkeypatch.setattr(sys, "argv", ["cli.py", *arguments])
-    return cli.run()
-
-
-def error_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The single line that a refused command prints; asserts exit code 2, no traceback, and nothing written."""
-    monkeypatch.setattr(sys, "argv", ["cli.py", *arguments])
-    before = sorted(Path.cwd().rglob("*"))
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 2
-    printed = capsys.readouterr()
-    assert "Traceback" not in printed.err + printed.out
-    lines = (printed.out + printed.err).strip().splitlines()
-    assert len(lines) == 1, lines
-    assert sorted(Path.cwd().rglob("*")) == before
-    return lines[0]
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return torch.load(path, weights_only=True)["state_dict"]
-
-
-def curves(directory: Path) -> dict[str, list[tuple[int, float]]]:
-    """TensorBoard's scalars: tag to (step, value), in order of step."""
-    events = EventAccumulator(str(directory), size_guidance={"scalars": 0}).Reload()
-    return {t: sorted((e.step, e.value) for e in events.Scalars(t)) for t in events.Tags()["scalars"]}
 
 
 # ------------------------------------------------------------------------------------------------ a whole run

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bayes_rl.cli import app as cli
+from bayes_rl.cli.app import BayesCLI
+from tests.helpers.command_line import ROOT, curves, error_of, run
 
-ROOT = Path(cli.__file__).parents[2]
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.log_every_n_steps=5"]
 SMALL = ["--data.replay_capacity=2000", "--data.min_replay_size=100", "--data.batch_size=8", "--data.num_envs=4"]
 SMALL += ["--model.hidden_dim=16", "--data.eval_games=2", "--data.max_episode_frames=400"]
@@ -31,22 +30,19 @@ NOT_COMPARED = ("current_score", "history")
 name of a replay's files, by which a checkpoint knows them again."""
 
 
-def run(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> cli.BayesCLI:
-    """What `python cli.py ARGUMENTS` does in a folder, in this process."""
+def run_in(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> BayesCLI:
+    """Do what `bayes-rl WORDS` does in a folder."""
     folder.mkdir(exist_ok=True)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["cli.py", *arguments])
-    return cli.run()
+    return run(monkeypatch, *words)
 
 
-def curves(directory: Path) -> dict[str, list[tuple[int, float]]]:
-    """TensorBoard's scalars but for those that measure time: tag to (step, value), in order of step.
+def comparable_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """TensorBoard's scalars but for those that measure time.
 
     Of the test games after each command those of the last one count.
     """
-    events = EventAccumulator(str(directory), size_guidance={"scalars": 0}).Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("time/")]
-    found = {tag: sorted((e.step, e.value) for e in events.Scalars(tag)) for tag in tags}
+    found = {tag: values for tag, values in curves(run).items() if not tag.startswith("time/")}
     return {tag: values[-1:] if tag.startswith("test/") else values for tag, values in found.items()}
 
 
@@ -96,12 +92,12 @@ def referenced(run: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("game", GAMES)
 def test_one_epoch_and_two_more_are_three_in_one_go(game: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = [*GAMES[game], *QUIET, *SMALL, "--trainer.precision=32-true", "--name=game"]
-    run(tmp_path / "straight", monkeypatch, "fit", *options, "--trainer.max_epochs=3")
-    run(tmp_path / "parts", monkeypatch, "fit", *options, "--trainer.max_epochs=1")
-    run(tmp_path / "parts", monkeypatch, "fit", "--ckpt_path", "last", "--trainer.max_epochs", "3")
+    run_in(tmp_path / "straight", monkeypatch, "fit", *options, "--trainer.max_epochs=3")
+    run_in(tmp_path / "parts", monkeypatch, "fit", *options, "--trainer.max_epochs=1")
+    run_in(tmp_path / "parts", monkeypatch, "fit", "--ckpt_path", "last", "--trainer.max_epochs", "3")
     straight, parts = (tmp_path / name / "runs/game/version_0" for name in ("straight", "parts"))
     assert differences(checkpoint(straight), checkpoint(parts)) == []
-    assert differences(curves(straight), curves(parts)) == []
+    assert differences(comparable_curves(straight), comparable_curves(parts)) == []
     one, two = (np.load(run / "metrics.npy") for run in (straight, parts))
     assert one.dtype == two.dtype
     assert one.tobytes() == two.tobytes()
@@ -129,20 +125,9 @@ def test_the_walk_sees_every_kind_of_difference() -> None:
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
     """A folder with a run of one epoch."""
     options = [*GAMES["cartpole"], *QUIET, *SMALL, "--name=game", "--trainer.max_epochs=1"]
-    run(tmp_path / "here", monkeypatch, "fit", *options, f"--trainer.default_root_dir={tmp_path / 'here/runs'}")
+    run_in(tmp_path / "here", monkeypatch, "fit", *options, f"--trainer.default_root_dir={tmp_path / 'here/runs'}")
     capsys.readouterr()
     return tmp_path / "here"
-
-
-def error_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The single line that a refused command prints."""
-    monkeypatch.setattr(sys, "argv", ["cli.py", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 def test_what_differs_from_the_checkpoint_is_named_and_has_to_be_meant(
@@ -174,7 +159,7 @@ def test_what_differs_from_the_checkpoint_is_named_and_has_to_be_meant(
     small.rename(tmp_path / "there")  # as on another machine: no path of the old one is used
     monkeypatch.chdir(tmp_path / "there")
     typed = ["--data.n_step=3", "--allow_overrides", "--trainer.gradient_clip_val=5"]
-    resumed = run(tmp_path / "there", monkeypatch, *more, *typed)
+    resumed = run_in(tmp_path / "there", monkeypatch, *more, *typed)
     assert (resumed.datamodule.hparams.n_step, resumed.trainer.gradient_clip_val) == (3, 5)
     printed = capsys.readouterr().out
     assert "data.n_step: 5 in the checkpoint, 3 typed\n" in printed
@@ -185,7 +170,7 @@ def test_what_differs_from_the_checkpoint_is_named_and_has_to_be_meant(
         s["best_model_score"] for s in before["callbacks"].values() if s.get("monitor")
     )
     assert Path(best.best_model_path) == tmp_path / "there/runs/game/version_0/checkpoints/best.ckpt"
-    played = run(tmp_path / "there", monkeypatch, "validate", "--ckpt_path=last", "--data.eval_games=3")
+    played = run_in(tmp_path / "there", monkeypatch, "validate", "--ckpt_path=last", "--data.eval_games=3")
     assert (played.datamodule.hparams.eval_games, played.datamodule.hparams.n_step) == (3, 3)
     assert "  games                   3.00" in capsys.readouterr().out
 
@@ -197,8 +182,8 @@ def test_a_lost_replay_is_collected_again_once(
     for file in (small / "runs/game/version_0/replay/rank0").iterdir():
         file.unlink()
     assert "--data.refill_replay true" in error_of(monkeypatch, capsys, *more)
-    assert run(small, monkeypatch, *more, "--data.refill_replay=true").datamodule.refill_replay
-    assert not run(small, monkeypatch, "fit", "--ckpt_path=last", "--trainer.max_epochs=3").datamodule.refill_replay
+    assert run_in(small, monkeypatch, *more, "--data.refill_replay=true").datamodule.refill_replay
+    assert not run_in(small, monkeypatch, "fit", "--ckpt_path=last", "--trainer.max_epochs=3").datamodule.refill_replay
 
 
 # ------------------------------------------------------------------------------------------------------- signals

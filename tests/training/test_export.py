@@ -20,8 +20,8 @@ from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.cli import app as cli
 from bayes_rl.cli import commands
 from bayes_rl.training.export import ExportError, export_agent, load_agent, load_weights, read_export
+from tests.helpers.command_line import ROOT, error_of, run
 
-ROOT = Path(cli.__file__).parents[2]
 SMALL = [
     "--trainer.max_epochs=2",
     "--trainer.enable_progress_bar=false",
@@ -46,13 +46,8 @@ State = dict[str, Tensor]
 Header = dict[str, str]
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> cli.BayesCLI:
-    monkeypatch.setattr(sys, "argv", ["cli.py", *arguments])
-    return cli.run()
-
-
-def scores(run: cli.BayesCLI) -> dict[str, float]:
-    return {key: float(value) for key, value in run.trainer.callback_metrics.items()}
+def scores(done: cli.BayesCLI) -> dict[str, float]:
+    return {key: float(value) for key, value in done.trainer.callback_metrics.items()}
 
 
 def same(a: dict[str, float], b: dict[str, float]) -> bool:
@@ -70,7 +65,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp(request.param)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(folder)
-        command(monkeypatch, "fit", *AGENTS[request.param])
+        run(monkeypatch, "fit", *AGENTS[request.param])
     return request.param, next(folder.glob("runs/*/version_0/checkpoints/last.ckpt"))
 
 
@@ -104,20 +99,6 @@ def sound(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return parts
 
 
-def error_of(main: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> str:
-    """The single line that a refused command prints; asserts exit code 2, and that no file is touched."""
-    before = {path: path.stat().st_mtime_ns for path in Path.cwd().rglob("*")}
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 2
-    printed = capsys.readouterr()
-    lines = (printed.out + printed.err).strip().splitlines()
-    assert len(lines) == 1, lines
-    assert {path: path.stat().st_mtime_ns for path in Path.cwd().rglob("*")} == before
-    return lines[0]
-
-
 # ------------------------------------------------------------------------------------------------ it plays the same
 def test_an_export_plays_as_its_checkpoint(
     trained: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -129,8 +110,8 @@ def test_an_export_plays_as_its_checkpoint(
     for verb in ("validate", "test"):
         for configuration in ([], AGENTS[name]):
             quiet = [] if configuration else ["--trainer.enable_progress_bar=false"]
-            one = command(monkeypatch, verb, *configuration, *quiet, f"--ckpt_path={checkpoint}")
-            two = command(monkeypatch, verb, *configuration, *quiet, "--ckpt_path=agent.safetensors")
+            one = run(monkeypatch, verb, *configuration, *quiet, f"--ckpt_path={checkpoint}")
+            two = run(monkeypatch, verb, *configuration, *quiet, "--ckpt_path=agent.safetensors")
             assert same(scores(one), scores(two))
             assert len(scores(two)) > 10
             assert two.model.frames == one.model.frames > 0
@@ -143,7 +124,7 @@ def test_predict_takes_an_export(
     pytest.importorskip("pygame", reason="CartPole is drawn by pygame")
     monkeypatch.chdir(tmp_path)
     export_agent(checkpoint, "agent.safetensors")
-    command(monkeypatch, "predict", "--ckpt_path=agent.safetensors", "--trainer.enable_progress_bar=false")
+    run(monkeypatch, "predict", "--ckpt_path=agent.safetensors", "--trainer.enable_progress_bar=false")
     assert len(list(Path("runs").rglob("videos/seed*"))) == 2
 
 
@@ -215,8 +196,7 @@ def test_fit_refuses_an_export(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     export_agent(checkpoint, "agent.safetensors")
-    monkeypatch.setattr(sys, "argv", ["cli.py", "fit", "--ckpt_path=agent.safetensors"])
-    line = error_of(cli.main, capsys)
+    line = error_of(monkeypatch, capsys, "fit", "--ckpt_path=agent.safetensors")
     assert "holds no replay and no optimizer; resume from a checkpoint" in line
 
 
@@ -226,8 +206,7 @@ def test_a_contradicting_option_is_refused_as_with_a_checkpoint(
     monkeypatch.chdir(tmp_path)
     export_agent(checkpoint, "agent.safetensors")
     for option, word in (("--model.hidden_dim=16", "model.hidden_dim"), ("--data.env=Acrobot-v1", "data.env")):
-        monkeypatch.setattr(sys, "argv", ["cli.py", "validate", "--ckpt_path=agent.safetensors", option])
-        assert word in error_of(cli.main, capsys)
+        assert word in error_of(monkeypatch, capsys, "validate", "--ckpt_path=agent.safetensors", option)
 
 
 def test_what_cannot_be_exported_is_one_line(
@@ -260,7 +239,7 @@ def test_what_cannot_be_exported_is_one_line(
         "File name too long": [ckpt, "o" * 300 + ".safetensors"],
     }
     for words, arguments in cases.items():
-        line = error_of(lambda arguments=arguments: commands.export(arguments), capsys)  # type: ignore[misc]
+        line = error_of(monkeypatch, capsys, "export", *arguments)
         assert line.startswith("bayes-rl: error: ")
         assert words in line
     assert Path("there.safetensors").read_text() == "precious"
@@ -277,7 +256,7 @@ def test_a_file_is_replaced_only_on_demand_and_only_by_a_whole_one(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        line = error_of(lambda: commands.export([str(checkpoint), "out.safetensors", "--overwrite"]), capsys)
+        line = error_of(monkeypatch, capsys, "export", str(checkpoint), "out.safetensors", "--overwrite")
     assert "'out.safetensors' cannot be written: No space left on device" in line
     assert Path("out.safetensors").read_text() == "precious"
     commands.export([str(checkpoint), "out.safetensors", "--overwrite"])
@@ -403,8 +382,7 @@ def test_a_hostile_file_is_one_line(
 ) -> None:
     write, words = HOSTILE[case]
     write(*sound)
-    monkeypatch.setattr(sys, "argv", ["cli.py", "validate", "--ckpt_path=hostile.safetensors"])
-    line = error_of(cli.main, capsys)
+    line = error_of(monkeypatch, capsys, "validate", "--ckpt_path=hostile.safetensors")
     assert words in line
     assert line.isprintable()
     assert len(line) < 700
@@ -436,8 +414,8 @@ def test_how_it_was_trained_cannot_stop_an_agent_from_playing(
     """A replay of two thousand million transitions and as many environments are for the reader, not made."""
     most = 2**31 - 1
     setting("datamodule_hyper_parameters", replay_capacity=most, num_envs=most, frames_per_epoch=most)(*sound)
-    run = command(monkeypatch, "validate", "--ckpt_path=hostile.safetensors", "--trainer.enable_progress_bar=false")
-    assert scores(run)["val/games"] == 2
+    done = run(monkeypatch, "validate", "--ckpt_path=hostile.safetensors", "--trainer.enable_progress_bar=false")
+    assert scores(done)["val/games"] == 2
 
 
 def test_half_precision_is_read_as_it_is(sound: tuple[State, Header]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from bayes_rl.cli import app as cli
 from bayes_rl.errors import ConfigError
 from bayes_rl.training import preflight as forecast
-from bayes_rl.training.callbacks.resource_report import ResourceReport
+from tests.helpers.command_line import error_of, run
 
 ROOT = Path(cli.__file__).parents[2]
 SMALL = [
@@ -30,20 +29,15 @@ SMALL = [
 
 
 def fit(monkeypatch: pytest.MonkeyPatch, config: str, *more: str) -> cli.BayesCLI:
-    monkeypatch.setattr(sys, "argv", ["cli.py", "fit", "--config", str(ROOT / f"configs/{config}.yaml"), *SMALL, *more])
-    return cli.run()
+    return run(monkeypatch, "fit", "--config", config, *SMALL, *more)
 
 
 def refusal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config: str = "cartpole", *more: str
 ) -> str:
     """The one line that a run is refused with; asserts exit code 2 and nothing written."""
-    monkeypatch.setattr(sys, "argv", ["cli.py", "fit", "--config", str(ROOT / f"configs/{config}.yaml"), *SMALL, *more])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 2
+    line = error_of(monkeypatch, capsys, "fit", "--config", config, *SMALL, *more)
     assert not list(Path.cwd().iterdir())
-    (line,) = capsys.readouterr().err.strip().splitlines()
     return line
 
 
@@ -153,41 +147,6 @@ def test_nothing_is_drawn_and_nothing_taken_to_measure_networks() -> None:
 def test_updates_follow_the_limits(limits: dict[str, Any], updates: int | None) -> None:
     trainer: Any = SimpleNamespace(**{"max_epochs": 3, "max_steps": -1, "limit_train_batches": 1.0} | limits)
     assert forecast.updates_of(trainer, SimpleNamespace(batches_per_epoch=100)) == updates  # type: ignore[arg-type]
-
-
-def test_time_is_told_once_from_training_alone(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    clock = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    stream = SimpleNamespace(updates=0, frames=1000)
-    data = SimpleNamespace(
-        stream=stream,
-        batches_per_epoch=25_000,
-        min_replay_size=1000,
-        updates_per_step=0.25,
-        settings=SimpleNamespace(frame_skip=1),
-        curriculum=SimpleNamespace(visit=lambda epoch: 0),
-    )
-    trainer: Any = SimpleNamespace(datamodule=data, max_epochs=4, max_steps=-1, limit_train_batches=1.0)
-    teller, agent = ResourceReport(), SimpleNamespace()
-
-    def train(updates: int, seconds: float) -> str:
-        stream.updates, stream.frames, clock[0] = (
-            stream.updates + updates,
-            stream.frames + 4 * updates,
-            clock[0] + seconds,
-        )
-        teller.on_train_batch_end(trainer, agent)  # type: ignore[arg-type]
-        return capsys.readouterr().out
-
-    assert train(1, 50) == ""  # waiting for the prefill
-    assert train(1000, 4.9) == ""
-    teller.on_validation_start(trainer, agent)  # type: ignore[arg-type]
-    assert train(1, 300) == ""
-    assert train(100, 5) == ""  # too few updates
-    assert train(898, 5) == "time   about 16 minutes more at 399 frames/s, without games\n"  # 392 000 of 400 000 left
-    assert train(1000, 100) == ""
 
 
 def test_durations_are_told_in_the_unit_that_fits() -> None:
