@@ -19,7 +19,7 @@ def test_time_is_told_once_from_training_alone(
     data = SimpleNamespace(
         stream=stream,
         batches_per_epoch=25_000,
-        min_replay_size=1000,
+        replay_settings=SimpleNamespace(min_size=1000),
         updates_per_step=0.25,
         settings=SimpleNamespace(frame_skip=1),
         curriculum=SimpleNamespace(visit=lambda epoch: 0),
