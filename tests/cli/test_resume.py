@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from bayes_rl.cli import main
 from bayes_rl.cli.app import BayesCLI
 from tests.helpers.command_line import ROOT, curves, error_of, run
 
@@ -181,7 +182,12 @@ def test_a_lost_replay_is_collected_again_once(
     more = ["fit", "--ckpt_path=last", "--trainer.max_epochs=2"]
     for file in (small / "runs/game/version_0/replay/rank0").iterdir():
         file.unlink()
-    assert "--data.refill_replay true" in error_of(monkeypatch, capsys, *more)
+    monkeypatch.setattr(sys, "argv", ["bayes-rl", *more])
+    with pytest.raises(SystemExit) as stop:  # found when the state is restored, after the first lines of a run
+        main()
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--data.refill_replay true" in line
     assert run_in(small, monkeypatch, *more, "--data.refill_replay=true").datamodule.refill_replay
     assert not run_in(small, monkeypatch, "fit", "--ckpt_path=last", "--trainer.max_epochs=3").datamodule.refill_replay
 
