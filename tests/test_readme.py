@@ -127,3 +127,14 @@ def test_every_page_is_in_the_index() -> None:
     for folder in ("tutorials", "concepts", "how-to", "reference", "design"):
         for page in (ROOT / "docs" / folder).glob("*.md"):
             assert f"({folder}/{page.name})" in index
+
+
+def test_every_module_is_in_the_map_of_files() -> None:
+    text = (ROOT / "docs/design/architecture.md").read_text(encoding="utf-8")
+    for path in sorted((ROOT / "bayes_rl").rglob("*.py")):
+        folder = path.parent.relative_to(ROOT / "bayes_rl").as_posix()
+        if path.stem.startswith("__") or folder in ("training/callbacks", "bayes/posteriors"):
+            continue  # these folders hold one callback or family each
+        package = folder.split("/")[0]
+        row = next((line for line in text.splitlines() if line.startswith(f"| [`{package}/`]")), "")
+        assert path.stem in (row if folder != "." else text) or package == "utils", path
