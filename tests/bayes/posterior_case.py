@@ -144,6 +144,14 @@ class PosteriorCase:
         terms = self.log_q(layer, weight, draws.index) - prior.log_prob(weight).flatten(1).sum(-1)
         assert abs(terms.mean() - layer.kl_divergence()) < SIGMAS * terms.std() / math.sqrt(COUNT)
 
+    @torch.no_grad()
+    def test_a_divergence_that_a_sample_computes_on_its_way_is_that_of_the_layer(self) -> None:
+        layer = self.linear()
+        parameters = layer.parameters_in("sample")
+        layer.evaluate(torch.randn(5, 4, dtype=torch.float64), "sample", parameters)
+        if parameters.kl is not None:
+            torch.testing.assert_close(parameters.kl, layer.kl_divergence())
+
     def test_the_divergence_of_a_network_is_finite_and_no_less_than_that_of_its_layers(self) -> None:
         layers = [self.linear(), self.convolution()]
         total, apart = kl_divergence(nn.ModuleList(layers)), sum(layer.kl_divergence() for layer in layers)
