@@ -9,13 +9,14 @@ from torch import Tensor
 
 from bayes_rl.bayes.likelihoods import LikelihoodSettings, make_likelihood
 from bayes_rl.bayes.settings import PosteriorSettings
-from bayes_rl.continual import METHODS, ConsolidationSettings
+from bayes_rl.continual import METHODS, ConsolidationSettings, TaskSamples
+from bayes_rl.continual.fisher import Parameters
 from bayes_rl.networks.actor_critic import TwinActorCritic, TwinSettings
 from bayes_rl.networks.layer_factory import LayerFactory
 
 ACTIONS, BINS = 3, 5
 SHAPES = {"mlp": (4,), "minatar": (4, 6, 6), "nature": (2, 36, 36)}
-NOISE_STD = 0.7
+NOISE_STD = 0.5
 
 Samples = tuple[Tensor, Tensor, Tensor]
 
@@ -57,3 +58,21 @@ def make_consolidator(
     twin: TwinActorCritic, ewc_lambda: float | None = 2.0, method: str = "ewc", **settings: Any
 ) -> Any:
     return METHODS[method](twin, ConsolidationSettings(method, ewc_lambda, **{"fisher_norm": "none", **settings}))
+
+
+def assert_same(ours: Parameters, theirs: Parameters, rtol: float, atol: float) -> None:
+    assert set(ours) == set(theirs)
+    for name, expected in theirs.items():
+        torch.testing.assert_close(ours[name], expected, rtol=rtol, atol=atol, msg=(name + ": {}").format)
+
+
+def registered(twin: TwinActorCritic, samples: Samples, seed: int = 0, **settings: Any) -> Parameters:
+    """The Fisher diagonal after one consolidation."""
+    consolidator = make_consolidator(twin, **settings)
+    consolidator.end_task(twin, TaskSamples(*samples, seeded(seed)))
+    assert consolidator.ewc.consolidations.item() == 1
+    return fisher_of(consolidator)
+
+
+def fisher_of(consolidator: Any) -> Parameters:
+    return {name: consolidator.ewc.fisher(name).clone() for name in consolidator.ewc.names}
