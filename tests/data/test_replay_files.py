@@ -326,6 +326,7 @@ def test_arrays_and_the_history_are_found_in_the_files_again(tmp_path: Path) -> 
     assert files.history is None
     assert not files.directory.exists(), "nothing is written before a history begins"  # type: ignore[union-attr]
     files.begin_history()
+    assert files.mapped
     files.screens[3], files.rewards[19], files.written[1] = 7, 2.5, 4
     files.flush()
     again = ReplayFiles(*arguments)
