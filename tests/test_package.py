@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 
 import bayes_rl
-from bayes_rl import ReplayDataModule, VariationalActorCritic
+from bayes_rl import VariationalActorCritic
 from bayes_rl.types import AGENT_ARGUMENTS
+from tests.helpers.flat import data_of
 
 PACKAGE = Path(bayes_rl.__file__).parent
 ROOT = PACKAGE.parent
@@ -69,7 +70,7 @@ def test_public_names_are_imported_on_first_use() -> None:
 
 
 def test_the_data_s_arguments_are_arguments_of_the_agent() -> None:
-    data = ReplayDataModule(env="CartPole-v1", num_envs=2, frame_stack=3, frame_skip=1)
+    data = data_of(env="CartPole-v1", num_envs=2, frame_stack=3, frame_skip=1)
     assert tuple(data.agent_arguments()) == AGENT_ARGUMENTS
     assert set(AGENT_ARGUMENTS) <= set(inspect.signature(VariationalActorCritic).parameters)
 
@@ -105,7 +106,7 @@ def test_a_wheel_works_in_an_empty_environment_and_folder(tmp_path: Path) -> Non
     assert Path(place.strip()) == installed / "bayes_rl/__init__.py"
 
     command = tmp_path / "venv/bin/bayes-rl"
-    quick = ["--trainer.enable_progress_bar", "false", "--data.min_replay_size", "64"]
+    quick = ["--trainer.enable_progress_bar", "false", "--data.replay.min_size", "64"]
     call(command, "fit", "--config", "cartpole", "--trainer.fast_dev_run", "true", *quick)
     for verb in ("report", "export"):
         assert f"usage: bayes-rl {verb}" in call(command, verb, "--help")

@@ -18,10 +18,10 @@ from bayes_rl.cli import main
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-TINY_MODEL = ["--model.hidden_dim=8"]
-TINY_DATA = ["--data.eval_games=1", "--data.eval_idle_frames=40", "--data.max_episode_frames=200"]
+TINY_MODEL = ["--model.network.hidden_dim=8"]
+TINY_DATA = ["--data.evaluation.games=1", "--data.evaluation.idle_frames=40", "--data.rules.max_episode_frames=200"]
 TINY_FIT = [
-    *("--data.frames_per_epoch=256", "--data.min_replay_size=64", "--data.replay_capacity=1000", "--data.num_envs=2"),
+    *("--data.frames_per_epoch=256", "--data.replay.min_size=64", "--data.replay.capacity=1000", "--data.num_envs=2"),
     *("--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"),
     *("--trainer.enable_model_summary=false", "--trainer.max_epochs=1"),
 ]

@@ -10,6 +10,7 @@ import functools
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -35,63 +36,31 @@ from bayes_rl.evaluation.game_metrics import GameMetrics
 from bayes_rl.evaluation.games import Game, Games
 from bayes_rl.networks.actor_critic import TwinActorCritic, TwinSettings
 from bayes_rl.networks.layer_factory import LayerFactory
-from bayes_rl.types import Batch, Transition, ValueEstimate
+from bayes_rl.networks.settings import NetworkSettings
+from bayes_rl.types import AgentArguments, Batch, Transition, ValueEstimate
+from bayes_rl.utils.settings import as_settings
 
 
 class VariationalActorCritic(LowOverheadModule):
     """Twin DDPG on the action simplex with Bayesian heads, an ELBO and Elastic Weight Consolidation.
 
+    Each group of settings is an object of its class or a dictionary of its fields, whose documentation is there.
+
     Args:
-        encoder: pseudo_resnet (the original's), nature, impala, minatar (10 x 10 planes) or mlp (vectors).
-        hidden_dim: features of the encoder's projection.
-        shared_trunk: one encoder for both pairs, trained by the critics; false gives each of the four its own.
-        activation: of the encoder: relu, or leaky_relu, with which EWC sees what units that are off could do.
-        bayesian: which layers have distributions for weights: the output `heads` (and the linear layers of
-            pseudo_resnet), the `trunk` below them, `all` or `none`.
-        posterior: family of those distributions: mean_field (the original's), low_rank (w = mu + C z + s eps) or
-            members (a mixture). The last two learn by draws that are the same in value and target.
-        index_dim: length of z, or number of members.
-        draws: draws of z per update, >= 1 (of members all take part).
-        prior: gaussian, or log_uniform (the original's approximation).
-        prior_precision: 1 / variance of the Gaussian prior of each Bayesian weight, > 0.
-        init_log_var: initial log-variance of each Bayesian weight (natural logarithm), within +-log_var_limit.
-        log_var_limit: log-variances are clamped to +- this, in (0, 60].
-        init_scale: initial means of Bayesian weights have this many 1 / sqrt(fan-in) as standard deviation, > 0.
-        prior_scale: standard deviation of the fixed random prior function added to Q, in return units, >= 0.
-        temperature: T of the ELBO, weight of KL / N; 1 is the true ELBO, 0 plain maximum likelihood.
-        likelihood: of a return: gaussian of noise_std, learned_gaussian, or categorical over bins: hl_gauss, two_hot.
-        noise_std: standard deviation of the Gaussian likelihoods (at first, if learned), in clipped return units, > 0.
-        value_range: [lowest, highest] return of the categorical likelihoods, in clipped return units.
-        num_bins: of the categorical likelihoods, >= 2.
+        network: encoder and size of the networks, and which layers are Bayesian.
+        posterior: family of the distributions over weights, and their prior.
+        likelihood: likelihood of a return.
+        objective: terms of the loss and their targets.
+        consolidation: protection of finished tasks.
+        optimizer: step sizes of Adam.
         exploration: epsilon (random actions), thompson (greedy by one posterior draw per environment and episode),
             or both.
-        bootstrap: value of the next state: of the `actor`'s policy, or of the `greedy` action.
-        target: bootstrap from the `other` pair (the original) or from a moving average of both (`ema`).
-        tau: weight of the newest parameters in the moving average, per update, in (0, 1].
-        actor_loss: `dpg`, the exact policy gradient, or `cross_entropy` to softmax(Q / policy_temperature).
-        policy_temperature: of that softmax, in clipped return units, > 0.
-        entropy_weight: weight of the actors' entropy in their loss, in return units per nat, >= 0.
-        update_pairs: improve `both` pairs each update, or one at `random` (the original).
-        consolidation: what keeps a finished task: none; ewc (an anchor for each task); online_ewc (one, decayed); vcl
-            (the posterior becomes the prior, and deterministic weights are kept by ewc).
-        ewc_lambda: strength of the EWC penalty, >= 0; null is 0 without consolidation and with vcl, else 0.001.
-        protect: whose weights: of the actor, the critic, or both.
-        fisher: expectation over what the networks say (true), or at what was done and observed (empirical).
-        fisher_samples: transitions of a task that its Fisher is averaged over.
-        fisher_norm: none, or mean: divide a task's Fisher by its mean, so that ewc_lambda has one scale for all.
-        online_decay: what online_ewc keeps of the Fisher of earlier tasks, in [0, 1].
-        consolidate_every: updates between registrations within a task (the original); 0 registers at its end only.
-        optimizer_at_switch: reset Adam's averages at a new task, or keep them.
-        critic_at_switch: keep the critics' output layers at a new task, or reset them.
-        actor_lr: Adam step size of the actors' heads (and own trunks).
-        critic_lr: Adam step size of the critics and of a shared trunk.
-        adam_eps: Adam's denominator offset.
-        weight_decay: decoupled weight decay of deterministic matrices and kernels, per unit of step size.
         compile: capture of an update as one graph: none, default (torch.compile), reduce-overhead (as CUDA graphs,
             on a GPU), or cudagraphs (these alone, without a compiler).
         game: short name of the game, for human-normalised scores; set from the data by the command line.
         num_tasks: T; set from the data by the command line.
-        task_conditioning: what the networks are told of the task: none, gains or heads; likewise.
+        task_conditioning: part of the networks that is task-specific: none, gains or heads; set from the data by the
+            command line.
         observation_shape: of one observation, channels first; set from the data by the command line.
         num_actions: A; set from the data by the command line.
         pixel_scale: divisor of uint8 observations; set from the data by the command line.
@@ -116,47 +85,13 @@ class VariationalActorCritic(LowOverheadModule):
 
     def __init__(
         self,
-        encoder: str = "nature",
-        hidden_dim: int = 512,
-        shared_trunk: bool = True,
-        activation: str = "relu",
-        bayesian: str = "heads",
-        posterior: str = "mean_field",
-        index_dim: int = 8,
-        draws: int = 8,
-        prior: str = "gaussian",
-        prior_precision: float = 10.0,
-        init_log_var: float = -9.0,
-        log_var_limit: float = 11.0,
-        init_scale: float = 1.0,
-        prior_scale: float = 0.0,
-        temperature: float = 1.0,
-        likelihood: str = "gaussian",
-        noise_std: float = 1.0,
-        value_range: tuple[float, float] = (-10.0, 10.0),
-        num_bins: int = 51,
+        network: NetworkSettings = NetworkSettings(),
+        posterior: PosteriorSettings = PosteriorSettings(),
+        likelihood: LikelihoodSettings = LikelihoodSettings(),
+        objective: ObjectiveSettings = ObjectiveSettings(),
+        consolidation: ConsolidationSettings = ConsolidationSettings(),
+        optimizer: OptimizerSettings = OptimizerSettings(),
         exploration: str = "epsilon",
-        bootstrap: str = "actor",
-        target: str = "ema",
-        tau: float = 0.005,
-        actor_loss: str = "cross_entropy",
-        policy_temperature: float = 0.02,
-        entropy_weight: float = 0.0,
-        update_pairs: str = "both",
-        consolidation: str = "none",
-        ewc_lambda: float | None = None,
-        protect: str = "both",
-        fisher: str = "true",
-        fisher_samples: int = 2000,
-        fisher_norm: str = "mean",
-        online_decay: float = 1.0,
-        consolidate_every: int = 0,
-        optimizer_at_switch: str = "reset",
-        critic_at_switch: str = "keep",
-        actor_lr: float = 2.5e-4,
-        critic_lr: float = 2.5e-4,
-        adam_eps: float = 1e-5,
-        weight_decay: float = 0.0,
         compile: str = "none",
         game: str = "",
         observation_shape: tuple[int, ...] = (4, 84, 84),
@@ -167,51 +102,56 @@ class VariationalActorCritic(LowOverheadModule):
         task_conditioning: str = "none",
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
-        self.objective = ObjectiveSettings(
-            temperature, bootstrap, target, tau, actor_loss, policy_temperature, entropy_weight, update_pairs
+        network = as_settings(NetworkSettings, network, "model.network")
+        posterior = as_settings(PosteriorSettings, posterior, "model.posterior.family")
+        likelihood = as_settings(LikelihoodSettings, likelihood, "model.likelihood.family")
+        self.objective = as_settings(ObjectiveSettings, objective, "model.objective")
+        self.consolidation = as_settings(ConsolidationSettings, consolidation, "model.consolidation.method")
+        self.optimizer_settings = as_settings(OptimizerSettings, optimizer, "model.optimizer")
+        # Plain dictionaries, so that a checkpoint holds tensors and primitives only.
+        groups = {
+            "network": asdict(network),
+            "posterior": asdict(posterior),
+            "likelihood": asdict(likelihood),
+            "objective": asdict(self.objective),
+            "consolidation": asdict(self.consolidation),
+            "optimizer": asdict(self.optimizer_settings),
+        }
+        decided: AgentArguments = {
+            "game": game,
+            "observation_shape": tuple(observation_shape),
+            "num_actions": num_actions,
+            "pixel_scale": pixel_scale,
+            "num_categories": num_categories,
+            "num_tasks": num_tasks,
+            "task_conditioning": task_conditioning,
+        }
+        self.save_hyperparameters({**groups, "exploration": exploration, "compile": compile, **decided})
+        check_agent(self.consolidation, posterior, network.bayesian, exploration, compile, num_tasks)
+        layers = LayerFactory(
+            posterior,
+            network.bayesian,
+            num_categories,
+            num_tasks,
+            task_conditioning,
+            network.activation,
+            self.consolidation.method_class.posterior_becomes_prior,
         )
-        self.optimizer_settings = OptimizerSettings(actor_lr, critic_lr, adam_eps, weight_decay)
-        family = (posterior, index_dim, draws, prior, prior_precision, init_log_var, log_var_limit, init_scale)
-        variational = PosteriorSettings(*family)
-        settings = ConsolidationSettings(
-            consolidation,
-            ewc_lambda,
-            protect,
-            fisher,
-            fisher_samples,
-            fisher_norm,
-            online_decay,
-            consolidate_every,
-            optimizer_at_switch,
-            critic_at_switch,
-        )
-        check_agent(settings, variational, bayesian, exploration, compile, num_tasks)
-        networks = TwinSettings(
-            encoder,
+        twin = TwinSettings(
+            network.encoder,
             tuple(observation_shape),
             num_actions,
-            hidden_dim,
-            shared_trunk,
-            LayerFactory(
-                variational,
-                bayesian,
-                num_categories,
-                num_tasks,
-                task_conditioning,
-                activation,
-                settings.method_class.posterior_becomes_prior,
-            ),
-            prior_scale,
+            network.hidden_dim,
+            network.shared_trunk,
+            layers,
+            network.prior_function_scale,
             pixel_scale,
         )
         # The metrics come first, and the networks before the consolidator: the order of the state dict.
         self.scores = nn.ModuleList(GameMetrics() for _ in range(num_tasks))
-        returns = LikelihoodSettings(likelihood, noise_std, value_range, num_bins)
-        self.twin = TwinActorCritic(networks, make_likelihood(returns))
-        self.target_twin = copy.deepcopy(self.twin).requires_grad_(False) if target == "ema" else None
-        self.consolidation = settings
-        self.consolidator = make_consolidation(self.twin, settings)
+        self.twin = TwinActorCritic(twin, make_likelihood(likelihood))
+        self.target_twin = copy.deepcopy(self.twin).requires_grad_(False) if self.objective.target == "ema" else None
+        self.consolidator = make_consolidation(self.twin, self.consolidation)
         self.guard = UpdateGuard()
         self.behaviour = Behaviour(self.twin, self._forward_context)
         self.frames = self.task = 0

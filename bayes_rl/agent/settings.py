@@ -40,15 +40,24 @@ class ObjectiveSettings:
     update_pairs: str = "both"
 
     def __post_init__(self) -> None:
-        check_choice("model.target", self.target, ("other", "ema"))
-        check_choice("model.actor_loss", self.actor_loss, ("dpg", "cross_entropy"))
-        check_choice("model.update_pairs", self.update_pairs, ("both", "random"))
-        check_choice("model.bootstrap", self.bootstrap, ("actor", "greedy"))
-        check(self.policy_temperature > 0, "model.policy_temperature", self.policy_temperature, "must be positive")
-        check(self.tau > 0, "model.tau", self.tau, "must be positive")
-        check(self.tau <= 1, "model.tau", self.tau, "must be at most 1")
-        check(self.kl_temperature >= 0, "model.temperature", self.kl_temperature, "must be zero or positive")
-        check(self.entropy_weight >= 0, "model.entropy_weight", self.entropy_weight, "must be zero or positive")
+        check_choice("model.objective.target", self.target, ("other", "ema"))
+        check_choice("model.objective.actor_loss", self.actor_loss, ("dpg", "cross_entropy"))
+        check_choice("model.objective.update_pairs", self.update_pairs, ("both", "random"))
+        check_choice("model.objective.bootstrap", self.bootstrap, ("actor", "greedy"))
+        check(
+            self.policy_temperature > 0,
+            "model.objective.policy_temperature",
+            self.policy_temperature,
+            "must be positive",
+        )
+        check(self.tau > 0, "model.objective.tau", self.tau, "must be positive")
+        check(self.tau <= 1, "model.objective.tau", self.tau, "must be at most 1")
+        check(
+            self.kl_temperature >= 0, "model.objective.kl_temperature", self.kl_temperature, "must be zero or positive"
+        )
+        check(
+            self.entropy_weight >= 0, "model.objective.entropy_weight", self.entropy_weight, "must be zero or positive"
+        )
 
 
 @dataclass(frozen=True)
@@ -72,9 +81,9 @@ class OptimizerSettings:
 
     def __post_init__(self) -> None:
         for key in ("actor_lr", "critic_lr"):
-            check(getattr(self, key) > 0, f"model.{key}", getattr(self, key), "must be positive")
+            check(getattr(self, key) > 0, f"model.optimizer.{key}", getattr(self, key), "must be positive")
         for key in ("adam_eps", "weight_decay"):
-            check(getattr(self, key) >= 0, f"model.{key}", getattr(self, key), "must be zero or positive")
+            check(getattr(self, key) >= 0, f"model.optimizer.{key}", getattr(self, key), "must be zero or positive")
 
 
 def check_agent(
@@ -101,9 +110,9 @@ def check_agent(
     check_choice("model.compile", compile, MODES)
     method, method_class = consolidation.method, consolidation.method_class
     endless = num_tasks == 1 and not consolidation.consolidate_every
-    message = "has no end of a task to act at; name several --data.tasks, or --model.consolidate_every"
-    check(not endless or method_class is METHODS["none"], "model.consolidation", method, message)
-    message = "draws weights, but no layer is Bayesian; nearest: --model.bayesian heads"
+    message = "has no end of a task to act at; name several --data.tasks, or --model.consolidation.consolidate_every"
+    check(not endless or method_class is METHODS["none"], "model.consolidation.method", method, message)
+    message = "draws weights, but no layer is Bayesian; nearest: --model.network.bayesian heads"
     check(exploration == "epsilon" or bayesian != "none", "model.exploration", exploration, message)
     obstacle = POSTERIORS[posterior.family].cuda_graph_obstacle if bayesian != "none" else ""
     message = f"records CUDA graphs, but {obstacle}; use default"

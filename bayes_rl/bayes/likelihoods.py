@@ -119,11 +119,11 @@ class Likelihood(nn.Module, ABC):
         return self._read(raw), levels.detach().float()
 
 
-LIKELIHOODS: Registry[type[Likelihood]] = Registry("model.likelihood")
-"""Likelihoods by the value of the option `model.likelihood`."""
+LIKELIHOODS: Registry[type[Likelihood]] = Registry("model.likelihood.family")
+"""Likelihoods by the value of the option `model.likelihood.family`."""
 
 register_likelihood = LIKELIHOODS.register
-"""Decorator of a `Likelihood` that makes it a value of the option `model.likelihood`."""
+"""Decorator of a `Likelihood` that makes it a value of the option `model.likelihood.family`."""
 
 
 # ------------------------------------------------------------------ Gaussians
@@ -167,7 +167,7 @@ class GaussianLikelihood(_Gaussian):
 
     def __init__(self, noise_std: float) -> None:
         super().__init__()
-        check(0 < noise_std < math.inf, "model.noise_std", noise_std, "must be positive and finite")
+        check(0 < noise_std < math.inf, "model.likelihood.noise_std", noise_std, "must be positive and finite")
         self.noise_std = noise_std  # the same as a number: an operation less
         self.register_buffer("log_noise", torch.tensor(math.log(noise_std)), persistent=False)
 
@@ -195,7 +195,12 @@ class LearnedGaussianLikelihood(_Gaussian):
     def __init__(self, noise_std: float) -> None:
         super().__init__()
         low, high = NOISE_STD_RANGE
-        check(low <= noise_std <= high, "model.noise_std", noise_std, f"must lie within {low:g} and {high:g} to learn")
+        check(
+            low <= noise_std <= high,
+            "model.likelihood.noise_std",
+            noise_std,
+            f"must lie within {low:g} and {high:g} to learn",
+        )
         self.log_noise = nn.Parameter(torch.tensor(math.log(noise_std)))
 
     @classmethod
@@ -227,8 +232,8 @@ class _Histogram(Likelihood):
     def __init__(self, low: float, high: float, num_bins: int) -> None:
         super().__init__()
         ordered = -math.inf < low < high < math.inf
-        check(ordered, "model.value_range", (low, high), "must be two finite numbers, the smaller one first")
-        check(num_bins >= 2, "model.num_bins", num_bins, "must be 2 or more")
+        check(ordered, "model.likelihood.value_range", (low, high), "must be two finite numbers, the smaller one first")
+        check(num_bins >= 2, "model.likelihood.num_bins", num_bins, "must be 2 or more")
         self.low, self.high, self.outputs = low, high, num_bins
         self.register_buffer("index", torch.arange(num_bins, dtype=torch.float32), persistent=False)
 

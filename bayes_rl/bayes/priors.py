@@ -40,8 +40,8 @@ class Prior(ABC):
         """
 
 
-PRIORS: Registry[Callable[[PosteriorSettings], Prior]] = Registry("model.prior")
-"""Priors by the value of the option `model.prior`; each is constructed from a `PosteriorSettings`."""
+PRIORS: Registry[Callable[[PosteriorSettings], Prior]] = Registry("model.posterior.prior")
+"""Priors by the value of the option `model.posterior.prior`; each is constructed from a `PosteriorSettings`."""
 
 
 @PRIORS.register("gaussian")

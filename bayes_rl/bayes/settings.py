@@ -41,14 +41,14 @@ class PosteriorSettings:
 
     def __post_init__(self) -> None:
         family = POSTERIORS[self.family]
-        check_choice("model.prior", self.prior, PRIORS)
-        check(self.size >= 1, "model.index_dim", self.size, "must be at least 1")
-        check(self.num_draws >= 1, "model.draws", self.num_draws, "must be at least 1")
+        check_choice("model.posterior.prior", self.prior, PRIORS)
+        check(self.size >= 1, "model.posterior.size", self.size, "must be at least 1")
+        check(self.num_draws >= 1, "model.posterior.num_draws", self.num_draws, "must be at least 1")
         positive = {"prior_precision": self.prior_precision, "log_var_limit": self.log_var_limit}
         for key, value in (positive | {"init_scale": self.init_scale}).items():
-            check(0 < value < math.inf, f"model.{key}", value, "must be positive and finite")
+            check(0 < value < math.inf, f"model.posterior.family.{key}", value, "must be positive and finite")
         message = "must be at most 60, as sums of exponentials overflow beyond"
-        check(self.log_var_limit <= 60, "model.log_var_limit", self.log_var_limit, message)
+        check(self.log_var_limit <= 60, "model.posterior.log_var_limit", self.log_var_limit, message)
         message = f"must lie within +-{self.log_var_limit:g} (a natural logarithm of a variance)"
-        check(abs(self.init_log_var) <= self.log_var_limit, "model.init_log_var", self.init_log_var, message)
+        check(abs(self.init_log_var) <= self.log_var_limit, "model.posterior.init_log_var", self.init_log_var, message)
         family.check(self)

@@ -187,7 +187,7 @@ class BayesCLI(LightningCLI):
         resuming = self.config.subcommand == "fit" and bool(options.get("ckpt_path"))
         kwargs["plugins"] = [AtomicCheckpointIO(options.on_full_disk, resuming), *self._plugins()]
         data = options.data
-        epochs_per_task = round(data.frames_per_task / data.frames_per_epoch) if data.tasks else None
+        epochs_per_task = round(data.curriculum.frames_per_task / data.frames_per_epoch) if data.tasks else None
         progress_bar = options.trainer.enable_progress_bar is not False
         self.trainer_defaults["callbacks"] = make_callbacks(run, epochs_per_task, progress_bar)
         precision = options.trainer.precision

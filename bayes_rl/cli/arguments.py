@@ -8,8 +8,9 @@ from pathlib import Path
 import yaml
 
 import bayes_rl
-from bayes_rl.cli.saved_runs import _is_file, _own_config, find_checkpoint
+from bayes_rl.cli.saved_runs import _is_file, find_checkpoint, own_config
 from bayes_rl.errors import ConfigError, did_you_mean
+from bayes_rl.utils.settings import GROUPS, leaves
 
 SECTIONS = ("trainer", "model", "data")
 
@@ -31,14 +32,17 @@ def given_options(words: list[str], configs: list[Path]) -> set[str]:
     """Return the names of the options on the command line and in configuration files, as `data.env`."""
     given: set[str] = set()
     for name, value in typed_options(words):
-        section, *key = name.split(".")[:2]
-        if not key and section in SECTIONS and value is not None:  # a whole section, or a file of one
-            text = Path(value).read_text() if _is_file(value) else value
-            given |= {f"{section}.{key}" for key in yaml.safe_load(text) or {}}
-        given.add(".".join([section, *key]))
+        section, _, key = name.partition(".")
+        if name in SECTIONS or key in GROUPS.get(section, ()):  # a whole section or group, or a file of one
+            text = Path(value).read_text() if value is not None and _is_file(value) else value
+            content = yaml.safe_load(text or "") or {}
+            given |= {f"{name}.{option}" for option in (leaves(content) if name in SECTIONS else content)}
+        parts = name.split(".")
+        grouped = section in GROUPS and parts[1:2] and parts[1] in GROUPS[section]
+        given.add(".".join(parts[: 3 if grouped else 2]))  # a name behind an option is part of its value
     for path in [path for path in configs if _is_file(str(path))]:
         for section, value in (yaml.safe_load(path.read_text()) or {}).items():
-            given |= {f"{section}.{key}" for key in value} if isinstance(value, dict) else {section}
+            given |= {f"{section}.{key}" for key in leaves(value)} if isinstance(value, dict) else {section}
     return given
 
 
@@ -59,8 +63,8 @@ def with_own_config(words: list[str]) -> list[str]:
         root = Path(typed.get("trainer.default_root_dir") or "runs")
         path = find_checkpoint(path, root / (typed.get("name") or "*"))
         words.append(f"--ckpt_path={path}")
-    config = _own_config(path)
-    return [words[0], f"--config={config}", *words[1:]] if _is_file(str(config)) else words
+    config = own_config(path)
+    return [words[0], f"--config={config}", *words[1:]] if config else words
 
 
 def bundled_configs() -> dict[str, Path]:

@@ -16,6 +16,7 @@ from bayes_rl.cli.arguments import bundled_configs
 from bayes_rl.cli.saved_runs import _is_file
 from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.errors import ConfigError, did_you_mean
+from bayes_rl.utils.version_0_1 import present_name
 
 
 def _config_names() -> str:
@@ -47,7 +48,11 @@ def format_parser_error(error: Exception, known: list[str]) -> str:
         if len(kinds) == 1 + subtypes.count(", "):
             return f"--{key}: {value!r} is no {' or '.join(kinds)}"
     unknown = re.search(r"unrecognized arguments: (?:--)?(\S+)", text) or re.search(r"not accept option '(\S+?)'", text)
-    return text + did_you_mean(unknown[1].split("=")[0], known) if unknown else text
+    if not unknown:
+        return text
+    name = unknown[1].split("=")[0]
+    renamed = present_name(name)
+    return text + (f"; nearest: {renamed!r}" if renamed else did_you_mean(name, known))
 
 
 def trainer_error(error: Exception, options: Any) -> ConfigError:

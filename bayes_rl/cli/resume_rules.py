@@ -7,27 +7,30 @@ from typing import Any
 
 from bayes_rl.errors import ConfigError
 from bayes_rl.types import AGENT_ARGUMENTS
+from bayes_rl.utils.settings import leaves
 
 FIXED = {
-    *("env", "env_kwargs", "num_envs", "frame_stack", "frame_skip", "sticky_actions", "crop", "max_episode_frames"),
-    *("full_action_space", "auto_fire", "replay_capacity", "frames_per_epoch", "updates_per_step", "seed"),
-    *("frames_per_task", "cycles", "epsilon_at_switch", "keep_replays"),
+    *("env", "env_kwargs", "num_envs", "frame_stack", "frames_per_epoch", "updates_per_step", "seed"),
+    *("rules.frame_skip", "rules.sticky_actions", "rules.crop", "rules.max_episode_frames"),
+    *("rules.full_action_space", "rules.auto_fire", "replay.capacity"),
+    *("curriculum.frames_per_task", "curriculum.cycles", "curriculum.epsilon_at_switch", "curriculum.keep_replays"),
 }
 """Data options that a resumed run cannot change: the state of environments, replay and counters depends on them."""
 
 
-NETWORKS = {"tasks", "task_conditioning"}
+NETWORKS = {"tasks", "curriculum.task_conditioning"}
 """Data options that decide the shape of the networks."""
 
 
 LEARNING = {
-    *("temperature", "draws", "exploration", "bootstrap", "tau", "actor_loss", "policy_temperature", "entropy_weight"),
-    *("update_pairs", "optimizer_at_switch", "critic_at_switch"),
+    *("exploration", "posterior.num_draws", "consolidation.optimizer_at_switch", "consolidation.critic_at_switch"),
+    *("objective.kl_temperature", "objective.bootstrap", "objective.tau", "objective.actor_loss"),
+    *("objective.policy_temperature", "objective.entropy_weight", "objective.update_pairs"),
 }
 """Model options that no saved state depends on; a resumed run may change them with `--allow_overrides`."""
 
 
-MOMENTARY = {"refill_replay", "render", "fps", "replay_device", "compile"}
+MOMENTARY = {"refill_replay", "evaluation.render", "evaluation.fps", "replay.device", "compile"}
 """Options that hold for one command, or change the speed alone: never taken from a checkpoint."""
 
 
@@ -47,7 +50,8 @@ def apply_checkpoint_options(
     """Use the checkpoint's options; stop at typed options that differ.
 
     With `--allow_overrides`, typed options are used where the saved state allows it. Options of a configuration that a
-    resumed run may change (`data.n_step`, ...) are used as given, as are all options of what a trained agent plays.
+    resumed run may change (`data.replay.n_step`, ...) are used as given, as are all options of the games that a trained
+    agent plays.
 
     Args:
         options: of the subcommand, changed in place.
@@ -88,7 +92,7 @@ def _differences(options: Any, saved: dict[str, Any]) -> Iterator[tuple[str, str
     Options that the data decides, and those that hold for one command, are left out.
     """
     for section, values in saved.items():
-        for key, value in values.items():
+        for key, value in leaves(values).items():
             decided = section == "model" and key in AGENT_ARGUMENTS
             if not decided and key not in MOMENTARY and key in options[section]:
                 asked = options[section][key]

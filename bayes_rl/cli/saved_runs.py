@@ -11,10 +11,8 @@ import yaml
 from bayes_rl.errors import ConfigError, did_you_mean
 from bayes_rl.training.checkpoint_io import load_verified, manifest_of
 from bayes_rl.training.export import PLAYED, SUFFIX, is_export, read_export
-
-
-def _own_config(checkpoint: str) -> Path:
-    return Path(checkpoint).parent.parent / "config.yaml"
+from bayes_rl.utils.settings import leaves
+from bayes_rl.utils.version_0_1 import in_groups, in_present_groups
 
 
 def _is_file(path: str) -> bool:
@@ -22,6 +20,26 @@ def _is_file(path: str) -> bool:
         return Path(path).is_file()
     except (OSError, ValueError):  # a name too long for any file, or with characters that none can have
         return False
+
+
+def _own_config(checkpoint: str) -> Path:
+    return Path(checkpoint).parent.parent / "config.yaml"
+
+
+def own_config(checkpoint: str) -> str | None:
+    """Return the configuration of a checkpoint's run for `--config`, or None if the run has none.
+
+    This is the path of the file, or, for a run of version 0.1.0, its options in today's groups as YAML text.
+    """
+    path = _own_config(checkpoint)
+    if not _is_file(str(path)):
+        return None
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return str(path)  # the parser reports it
+    present = in_present_groups(options)
+    return str(path) if present == options else yaml.safe_dump(present, width=10**9)
 
 
 def saved_trainer(checkpoint: str) -> dict[str, Any]:
@@ -81,14 +99,17 @@ def saved_options(path: str, needed: Iterable[str]) -> dict[str, dict[str, Any]]
     exported = read_export(path) if is_export(path) else None
     checkpoint, made_by = (exported, None) if exported else load_verified(Path(path))
     try:
-        saved = {"model": checkpoint["hyper_parameters"], "data": checkpoint["datamodule_hyper_parameters"]}
+        saved = {
+            "model": in_groups("model", checkpoint["hyper_parameters"]),
+            "data": in_groups("data", checkpoint["datamodule_hyper_parameters"]),
+        }
         for key in needed:
             saved["model"][key]
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError("ckpt_path", path, f"is not a checkpoint of this program ({reason})") from None
     if exported:  # other data options describe the training, for readers
-        saved["data"] = {key: value for key, value in saved["data"].items() if key in PLAYED}
+        saved["data"] = {key: value for key, value in leaves(saved["data"]).items() if key in PLAYED}
     elif made_by is None:
         print(f"{path} has no manifest {manifest_of(Path(path)).name}: whether it is whole cannot be verified")
     return saved

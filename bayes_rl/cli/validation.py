@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import Any, get_args, get_type_hints
+
+from jsonargparse import Namespace
 
 from bayes_rl.errors import check
 
 LIMITS = {
-    **{"hidden_dim": 65_536, "index_dim": 65_536, "draws": 65_536, "num_bins": 65_536, "frame_skip": 65_536},
-    **{"num_envs": 1024, "eval_games": 100_000, "fps": 1000, "batch_size": 1_000_000, "seed": 2**32 - 1},
+    **{"hidden_dim": 65_536, "size": 65_536, "num_draws": 65_536, "num_bins": 65_536, "frame_skip": 65_536},
+    **{"num_envs": 1024, "games": 100_000, "fps": 1000, "batch_size": 1_000_000, "seed": 2**32 - 1},
 }
 """Upper limits of options that take memory or time; other numbers are at most `LARGEST` in absolute value."""
 
@@ -31,7 +34,7 @@ def check_values(section: str, cls: type, values: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for null, for a boolean given as a number, and for numbers out of range.
 
     Args:
-        section: `trainer`, `model` or `data`.
+        section: `trainer`, `model` or `data`, or a group such as `model.posterior.family`.
         cls: class whose arguments the options are.
         values: options by name.
     """
@@ -39,6 +42,10 @@ def check_values(section: str, cls: type, values: Mapping[str, Any]) -> None:
         if key not in values:
             continue
         value, name, kinds = values[key], f"{section}.{key}", get_args(hint) or (hint,)
+        if is_dataclass(hint):
+            check(isinstance(value, Namespace), name, value, "is no mapping of options")
+            check_values(name, hint, value)  # type: ignore[arg-type]
+            continue
         check(value is not None or type(None) in kinds, name, value, "is needed; null is none")
         check(not isinstance(value, bool) or bool in kinds, name, value, "must be a number")
         numbers = [n for n in (value if isinstance(value, list | tuple) else [value]) if isinstance(n, int | float)]

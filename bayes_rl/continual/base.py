@@ -45,7 +45,7 @@ class ConsolidationMethod(nn.Module, ABC):
     class MyMethod(ConsolidationMethod): ...
     ```
 
-    `--model.consolidation my_method` selects it. State that a checkpoint must hold goes into buffers.
+    `--model.consolidation.method my_method` selects it. State that a checkpoint must hold goes into buffers.
     `tests/continual/method_case.py` is a base class of tests that every method should pass.
 
     Args:
@@ -132,7 +132,7 @@ class ConsolidationMethod(nn.Module, ABC):
         return sum(buffer.nbytes for buffer in self.buffers())
 
 
-METHODS: Registry[type[ConsolidationMethod]] = Registry("model.consolidation")
+METHODS: Registry[type[ConsolidationMethod]] = Registry("model.consolidation.method")
 """Consolidation methods by name."""
 
 

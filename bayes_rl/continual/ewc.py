@@ -205,8 +205,8 @@ class EWC(ConsolidationMethod):
         """Raise `ConfigError` if there are Bayesian layers of a family that EWC cannot protect."""
         obstacle = POSTERIORS[posterior.family].anchoring_obstacle
         able = [name for name in POSTERIORS if not POSTERIORS[name].anchoring_obstacle]
-        message = f"{obstacle}; choose --model.posterior {' or '.join(able)}"
-        check(bayesian == "none" or not obstacle, "model.consolidation", method, message)
+        message = f"{obstacle}; choose --model.posterior.family {' or '.join(able)}"
+        check(bayesian == "none" or not obstacle, "model.consolidation.method", method, message)
 
     def _decay(self) -> float | None:
         return None

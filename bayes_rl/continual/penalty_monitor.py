@@ -82,4 +82,4 @@ class PenaltyMonitor:
         if not self._warned:
             return None
         advice = "nothing is protected, raise it" if weak else "nothing else is learned, lower it"
-        return f"--model.ewc_lambda {self.strength:g}: the penalty is {ratio:.1g} of the loss: {advice}"
+        return f"--model.consolidation.ewc_lambda {self.strength:g}: the penalty is {ratio:.1g} of the loss: {advice}"

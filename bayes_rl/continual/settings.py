@@ -9,7 +9,10 @@ from bayes_rl.continual.base import METHODS, ConsolidationMethod
 from bayes_rl.continual.fisher import Network
 from bayes_rl.errors import check, check_choice
 
-METHOD_OPTIONS = ("ewc_lambda", "protect", "fisher", "fisher_samples", "fisher_norm", "online_decay")
+METHOD_OPTIONS = tuple(
+    f"consolidation.{name}"
+    for name in ("ewc_lambda", "protected_networks", "fisher", "fisher_samples", "fisher_norm", "online_decay")
+)
 """Options of the model that only a consolidation method reads: without a method they have no effect."""
 
 
@@ -55,24 +58,34 @@ class ConsolidationSettings:
     def __post_init__(self) -> None:
         protects = self.method_class is not METHODS["none"]
         message = "must be zero or positive, and finite"
-        check(0 <= self.strength < math.inf, "model.ewc_lambda", self.ewc_lambda, message)
-        check_choice("model.protect", self.protected_networks, ("actor", "critic", "both"))
-        check_choice("model.fisher", self.fisher, ("true", "empirical"))
-        check(self.fisher_samples >= 1, "model.fisher_samples", self.fisher_samples, "must be at least 1 transition")
-        check_choice("model.fisher_norm", self.fisher_norm, ("none", "mean"))
-        check(0 <= self.online_decay <= 1, "model.online_decay", self.online_decay, "must lie within 0 and 1")
-        check_choice("model.optimizer_at_switch", self.optimizer_at_switch, ("keep", "reset"))
-        check_choice("model.critic_at_switch", self.critic_at_switch, ("keep", "reset"))
+        check(0 <= self.strength < math.inf, "model.consolidation.ewc_lambda", self.ewc_lambda, message)
+        check_choice("model.consolidation.protected_networks", self.protected_networks, ("actor", "critic", "both"))
+        check_choice("model.consolidation.fisher", self.fisher, ("true", "empirical"))
+        check(
+            self.fisher_samples >= 1,
+            "model.consolidation.fisher_samples",
+            self.fisher_samples,
+            "must be at least 1 transition",
+        )
+        check_choice("model.consolidation.fisher_norm", self.fisher_norm, ("none", "mean"))
+        check(
+            0 <= self.online_decay <= 1,
+            "model.consolidation.online_decay",
+            self.online_decay,
+            "must lie within 0 and 1",
+        )
+        check_choice("model.consolidation.optimizer_at_switch", self.optimizer_at_switch, ("keep", "reset"))
+        check_choice("model.consolidation.critic_at_switch", self.critic_at_switch, ("keep", "reset"))
         every = self.consolidate_every
-        check(every >= 0, "model.consolidate_every", every, "must be zero or more updates")
-        message = "has no effect without a method; nearest: --model.consolidation online_ewc"
-        check(not every or protects, "model.consolidate_every", every, message)
-        check(not self.ewc_lambda or protects, "model.ewc_lambda", self.ewc_lambda, message)
+        check(every >= 0, "model.consolidation.consolidate_every", every, "must be zero or more updates")
+        message = "has no effect without a method; nearest: --model.consolidation.method online_ewc"
+        check(not every or protects, "model.consolidation.consolidate_every", every, message)
+        check(not self.ewc_lambda or protects, "model.consolidation.ewc_lambda", self.ewc_lambda, message)
         obstacle = self.method_class.repetition_obstacle
-        check(not (every and obstacle), "model.consolidate_every", every, obstacle)
+        check(not (every and obstacle), "model.consolidation.consolidate_every", every, obstacle)
         reset = self.critic_at_switch == "reset" and protects and self.protected_networks != "actor"
-        message = "resets protected weights; choose --model.protect actor"
-        check(not reset, "model.critic_at_switch", self.critic_at_switch, message)
+        message = "resets protected weights; choose --model.consolidation.protected_networks actor"
+        check(not reset, "model.consolidation.critic_at_switch", self.critic_at_switch, message)
 
     @property
     def method_class(self) -> type[ConsolidationMethod]:

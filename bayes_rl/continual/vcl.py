@@ -30,8 +30,8 @@ class VariationalContinualLearning(EWC):
 
         The posterior family itself refuses where it cannot become a prior.
         """
-        message = "needs Bayesian layers, whose posterior becomes their prior; nearest: --model.bayesian all"
-        check(bayesian != "none", "model.consolidation", method, message)
+        message = "needs Bayesian layers, whose posterior becomes their prior; nearest: --model.network.bayesian all"
+        check(bayesian != "none", "model.consolidation.method", method, message)
 
     def end_task(self, twin: TwinActorCritic, samples: TaskSamples) -> None:
         """Register the deterministic weights as EWC does, then make the posterior of the task the prior."""

@@ -37,11 +37,17 @@ class CurriculumSettings:
     keep_replays: bool = False
 
     def __post_init__(self) -> None:
-        check_choice("data.task_conditioning", self.task_conditioning, TASK_CONDITIONING)
-        check_choice("data.epsilon_at_switch", self.epsilon_at_switch, EPSILON_AT_SWITCH)
-        check(self.cycles >= 1, "data.cycles", self.cycles, "must be at least 1")
+        check_choice("data.curriculum.task_conditioning", self.task_conditioning, TASK_CONDITIONING)
+        check_choice("data.curriculum.epsilon_at_switch", self.epsilon_at_switch, EPSILON_AT_SWITCH)
+        check(self.cycles >= 1, "data.curriculum.cycles", self.cycles, "must be at least 1")
         frames = self.frames_per_task
-        check(frames >= 1, "data.frames_per_task", frames, "must be a positive number of frames")
+        check(frames >= 1, "data.curriculum.frames_per_task", frames, "must be a positive number of frames")
+
+    def check_single_task(self) -> None:
+        """Raise `ConfigError` at a setting that only several tasks read."""
+        problem = "is for several tasks: --data.tasks '[GAME, ...]'"
+        for key, usual in (("task_conditioning", "none"), ("keep_replays", False), ("cycles", 1)):
+            check(getattr(self, key) == usual, f"data.curriculum.{key}", getattr(self, key), problem)
 
 
 @dataclass(frozen=True)
@@ -104,5 +110,5 @@ def make_curriculum(
     frames = settings.frames_per_task
     epochs = max(1, round(frames / frames_per_epoch))
     problem = f"must be a multiple of --data.frames_per_epoch, {frames_per_epoch}; nearest: {epochs * frames_per_epoch}"
-    check(epochs * frames_per_epoch == frames, "data.frames_per_task", frames, problem)
+    check(epochs * frames_per_epoch == frames, "data.curriculum.frames_per_task", frames, problem)
     return Curriculum(tuple(task_settings(env_settings, tasks)), epochs, settings.cycles)

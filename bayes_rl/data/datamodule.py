@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,16 @@ import torch
 
 from bayes_rl.data.curriculum import CurriculumSettings, make_curriculum
 from bayes_rl.data.device_replay import DeviceReplay
-from bayes_rl.data.exploration import EpsilonSchedule, ExplorationSettings
+from bayes_rl.data.exploration import EpsilonSchedule
 from bayes_rl.data.replay import ReplayBuffer, ReplaySettings
-from bayes_rl.data.settings import check_data
 from bayes_rl.data.stream import ReplayStream, StreamLoader
-from bayes_rl.envs.base import EnvSettings, VectorEnvs, episode_seed
+from bayes_rl.envs.base import EnvSettings, EpisodeRules, VectorEnvs, episode_seed
 from bayes_rl.envs.kinds import check_env, game_name, make_envs
 from bayes_rl.errors import check
 from bayes_rl.evaluation.games import GameLoader, Games
+from bayes_rl.evaluation.settings import GameSettings
 from bayes_rl.types import AgentArguments, Transition
+from bayes_rl.utils.settings import as_settings
 
 STAGES = {"validate": 1_000_001, "test": 1_000_002, "predict": 1_000_003}
 """Domains of the episodes' seeds, in the place of the rank, so that no two stages play the same games."""
@@ -38,42 +40,22 @@ ESTIMATE_EVERY = 4
 class ReplayDataModule(pl.LightningDataModule):
     """Data module that streams n-step transitions from an env-stepping replay. Validation batches are whole games.
 
+    Each group of settings is an object of its class or a dictionary of its fields, whose documentation is there.
+
     Args:
         env: any Gymnasium id with discrete actions, or the short name of a bundled Atari game (`breakout`).
         env_kwargs: keyword arguments of the environment's constructor, e.g. '{size: 20}' of bayes_rl/DeepSea-v0.
         tasks: several games to learn one after the other, instead of `env`; all are Atari games, or none is.
-        frames_per_task: environment frames of training per visit of a task, a multiple of `frames_per_epoch`.
-        cycles: number of passes through all tasks.
-        task_conditioning: part of the networks that is task-specific: none, gains (a gain and a bias for each feature
-            and task, as Kirkpatrick et al. 2017), or heads (output layers for each task).
-        epsilon_at_switch: restart or continue the schedule of epsilon at a task switch.
-        keep_replays: learn from the replays of earlier tasks as well (rehearsal).
         num_envs: number of environments that are stepped together.
         frame_stack: newest screens per observation.
-        frame_skip: environment frames per agent step.
-        sticky_actions: probability that the previous action is repeated, in [0, 1) (Machado et al. 2018: 0.25).
-        crop: [top, bottom, left, right] of the 210 x 160 Atari screen to keep, in pixels; null keeps all.
-        max_episode_frames: frames after which a game is truncated.
-        full_action_space: all 18 Atari actions instead of the game's own.
-        auto_fire: press FIRE at the start of a game and after each lost life (Atari games that have FIRE).
-        life_loss: effect of a lost life on the learner: none, discount (of 0) or penalty (a reward of -1).
-        reward_clip: largest size of a training reward; null leaves rewards raw. Scores are always raw.
-        replay_capacity: transitions kept, over all environments.
-        replay_device: device where minibatches are made: cpu, or cuda, by a copy of the replay in the GPU's memory.
-        min_replay_size: transitions collected at random before the first update.
-        batch_size: transitions per minibatch.
-        n_step: agent steps of the n-step return.
-        gamma: discount per agent step, in [0, 1].
         updates_per_step: updates per agent step; 0.25 is one per four steps.
         frames_per_epoch: environment frames per epoch; an epoch ends with a validation and a checkpoint.
-        epsilon_start: probability of a random action after the random prefill.
-        epsilon_end: probability of a random action after the decay.
-        epsilon_decay_frames: environment frames of the linear decay.
-        eval_games: whole games per validation, test and predict.
-        eval_idle_frames: frames without a reward after which a validation game ends; 0 ends none.
+        rules: rules of an episode.
+        replay: replay, minibatches and n-step returns.
+        epsilon: probability of a random action.
+        curriculum: training on several tasks.
+        evaluation: whole games per validation, and their videos.
         refill_replay: collect a new replay when a run resumes, instead of requiring the old one.
-        render: null writes videos in predict; human opens a window as well.
-        fps: frames per second of videos and of the window.
         seed: of every episode and minibatch; the command line sets it to --seed_everything.
 
     Raises:
@@ -88,67 +70,59 @@ class ReplayDataModule(pl.LightningDataModule):
         env: str = "breakout",
         env_kwargs: dict[str, Any] | None = None,
         tasks: list[str] | None = None,
-        frames_per_task: int = 1_000_000,
-        cycles: int = 1,
-        task_conditioning: str = "none",
-        epsilon_at_switch: str = "restart",
-        keep_replays: bool = False,
         num_envs: int = 8,
         frame_stack: int = 4,
-        frame_skip: int = 4,
-        sticky_actions: float = 0.25,
-        crop: tuple[int, int, int, int] | None = None,
-        max_episode_frames: int = 108_000,
-        full_action_space: bool = False,
-        auto_fire: bool = False,
-        life_loss: str = "discount",
-        reward_clip: float | None = 1.0,
-        replay_capacity: int = 100_000,
-        replay_device: str = "cpu",
-        min_replay_size: int = 5_000,
-        batch_size: int = 32,
-        n_step: int = 4,
-        gamma: float = 0.99,
         updates_per_step: float = 0.25,
         frames_per_epoch: int = 100_000,
-        epsilon_start: float = 1.0,
-        epsilon_end: float = 0.01,
-        epsilon_decay_frames: int = 100_000,
-        eval_games: int = 20,
-        eval_idle_frames: int = 10_000,
+        rules: EpisodeRules = EpisodeRules(),
+        replay: ReplaySettings = ReplaySettings(),
+        epsilon: EpsilonSchedule = EpsilonSchedule(),
+        curriculum: CurriculumSettings = CurriculumSettings(),
+        evaluation: GameSettings = GameSettings(),
         refill_replay: bool = False,
-        render: str | None = None,
-        fps: int = 15,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
-        check_data(self.hparams)
-        self.replay_settings = ReplaySettings(
-            replay_capacity, replay_device, min_replay_size, batch_size, n_step, gamma, life_loss, reward_clip
-        )
-        visits = CurriculumSettings(frames_per_task, cycles, task_conditioning, epsilon_at_switch, keep_replays)
-        exploration = ExplorationSettings(epsilon_start, epsilon_end, epsilon_decay_frames)
-        self.curriculum_settings, self.epsilon = visits, exploration.schedule
-        episode_rules = (
-            frame_skip,
-            sticky_actions,
-            crop,
-            max_episode_frames,
-            full_action_space,
-            auto_fire,
-            env_kwargs or {},
-        )
-        self.curriculum = make_curriculum(EnvSettings(env, *episode_rules), tasks, visits, frames_per_epoch)
+        rules = as_settings(EpisodeRules, rules, "data.rules")
+        self.epsilon = as_settings(EpsilonSchedule, epsilon, "data.epsilon")
+        self.replay_settings = as_settings(ReplaySettings, replay, "data.replay")
+        self.curriculum_settings = as_settings(CurriculumSettings, curriculum, "data.curriculum")
+        self.evaluation = as_settings(GameSettings, evaluation, "data.evaluation")
+        # Plain dictionaries, so that a checkpoint holds tensors and primitives only.
+        groups = {
+            "rules": asdict(rules),
+            "replay": asdict(self.replay_settings),
+            "epsilon": asdict(self.epsilon),
+            "curriculum": asdict(self.curriculum_settings),
+            "evaluation": asdict(self.evaluation),
+        }
+        ungrouped = {
+            "env": env,
+            "env_kwargs": env_kwargs,
+            "tasks": tasks,
+            "num_envs": num_envs,
+            "frame_stack": frame_stack,
+            "updates_per_step": updates_per_step,
+            "frames_per_epoch": frames_per_epoch,
+            "refill_replay": refill_replay,
+            "seed": seed,
+        }
+        self.save_hyperparameters({**ungrouped, **groups})
+        check(updates_per_step > 0, "data.updates_per_step", updates_per_step, "must be positive")
+        if tasks is None:
+            self.curriculum_settings.check_single_task()
+        first = EnvSettings(env, **asdict(rules), env_kwargs=env_kwargs or {})
+        self.curriculum = make_curriculum(first, tasks, self.curriculum_settings, frames_per_epoch)
         self.settings, self.visit = self.curriculum.settings[0], 0  # of the current task
         self.directory: Path | None = None  # of the replay's files; None keeps the replay in memory
         self.refill_replay, self.seed = refill_replay, seed
         self.frame_stack, self.num_envs, self.updates_per_step = frame_stack, num_envs, updates_per_step
-        self.frames_per_epoch, self.render, self.fps = frames_per_epoch, render, fps
-        self.eval_games, self.eval_idle_frames = eval_games, eval_idle_frames
+        self.tasks, self.frames_per_epoch = tasks, frames_per_epoch
         check_env(self.settings)
-        self.batches_per_epoch = int(frames_per_epoch / frame_skip * updates_per_step)
-        problem = f"makes an epoch of no update at {updates_per_step} updates per step and {frame_skip} frames per step"
+        self.batches_per_epoch = int(frames_per_epoch / rules.frame_skip * updates_per_step)
+        problem = (
+            f"makes an epoch of no update at {updates_per_step} updates per step and {rules.frame_skip} frames per step"
+        )
         check(self.batches_per_epoch >= 1, "data.frames_per_epoch", frames_per_epoch, problem)
         # Environments and a replay in memory find bad settings and all shapes before anything is written.
         probe = make_envs(self.settings, num_envs)
@@ -255,7 +229,7 @@ class ReplayDataModule(pl.LightningDataModule):
         if self.directory is None or self.trainer is None:
             return None
         rank = self.directory / f"rank{self.trainer.global_rank}"
-        return rank if self.hparams.tasks is None else rank / f"visit{visit}"
+        return rank if self.tasks is None else rank / f"visit{visit}"
 
     def _games_and_replay(self, visit: int) -> tuple[VectorEnvs, ReplayBuffer]:
         envs = make_envs(self.curriculum.settings[self.curriculum.task(visit)], self.num_envs)
@@ -301,7 +275,7 @@ class ReplayDataModule(pl.LightningDataModule):
             count: number of games over all ranks; None means `eval_games`.
             task: number of the task.
         """
-        count = count or self.eval_games
+        count = count or self.evaluation.games
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         seeds = [episode_seed(self.seed, STAGES[stage], task, game) for game in range(count)][rank::world_size]
         every = 1 if stage == "predict" else ESTIMATE_EVERY
@@ -309,7 +283,7 @@ class ReplayDataModule(pl.LightningDataModule):
             self.curriculum.settings[task],
             seeds,
             self.frame_stack,
-            self.eval_idle_frames,
+            self.evaluation.idle_frames,
             self.replay_settings.life_loss,
             self.replay_settings.reward_clip,
             every,

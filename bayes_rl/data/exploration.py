@@ -21,7 +21,7 @@ class EpsilonSchedule:
     """Probability of a random action: linear in frames from `start` to `end`, then constant.
 
     Args:
-        start: probability before the first frame of learning, in [0, 1].
+        start: probability before the first frame of learning, after the random prefill, in [0, 1].
         end: probability after the decay, in [0, 1].
         decay_frames: environment frames of the decay; 0 means `end` from the start.
 
@@ -29,45 +29,24 @@ class EpsilonSchedule:
         ConfigError: a probability outside [0, 1], or a negative number of frames.
     """
 
-    start: float
-    end: float
-    decay_frames: int
+    start: float = 1.0
+    end: float = 0.01
+    decay_frames: int = 100_000
 
     def __post_init__(self) -> None:
         for key, value in (("start", self.start), ("end", self.end)):
-            check(0 <= value <= 1, f"data.epsilon_{key}", value, "must be a probability in [0, 1]")
-        check(self.decay_frames >= 0, "data.epsilon_decay_frames", self.decay_frames, "must be zero or more frames")
+            check(0 <= value <= 1, f"data.epsilon.{key}", value, "must be a probability in [0, 1]")
+        check(
+            self.decay_frames >= 0,
+            "data.epsilon.decay_frames",
+            self.decay_frames,
+            "must be zero or more frames",
+        )
 
     def __call__(self, frames: int) -> float:
         """Return epsilon after `frames` environment frames of learning."""
         progress = min(1.0, frames / self.decay_frames) if self.decay_frames else 1.0
         return self.start + progress * (self.end - self.start)
-
-
-@dataclass(frozen=True)
-class ExplorationSettings:
-    """Settings of epsilon-greedy exploration.
-
-    Args:
-        epsilon_start: probability of a random action after the random prefill.
-        epsilon_end: probability of a random action after the decay.
-        epsilon_decay_frames: environment frames of the linear decay.
-
-    Raises:
-        ConfigError: a setting cannot work.
-    """
-
-    epsilon_start: float = 1.0
-    epsilon_end: float = 0.01
-    epsilon_decay_frames: int = 100_000
-
-    def __post_init__(self) -> None:
-        _ = self.schedule
-
-    @property
-    def schedule(self) -> EpsilonSchedule:
-        """Schedule of epsilon over the frames of learning."""
-        return EpsilonSchedule(self.epsilon_start, self.epsilon_end, self.epsilon_decay_frames)
 
 
 class ExplorationNoise:

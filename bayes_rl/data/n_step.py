@@ -44,10 +44,10 @@ class NStepReturn(NamedTuple):
 
 def check_return_rules(n_step: int, gamma: float, life_loss: str, reward_clip: float | None) -> None:
     """Raise `ConfigError` unless n-step returns can be computed by these rules."""
-    check(n_step >= 1, "data.n_step", n_step, "must be at least 1 step")
-    check(0 <= gamma <= 1, "data.gamma", gamma, "must lie in [0, 1]")
-    check_choice("data.life_loss", life_loss, LIFE_LOSS)
-    check(reward_clip is None or reward_clip > 0, "data.reward_clip", reward_clip, "must be positive, or null")
+    check(n_step >= 1, "data.replay.n_step", n_step, "must be at least 1 step")
+    check(0 <= gamma <= 1, "data.replay.gamma", gamma, "must lie in [0, 1]")
+    check_choice("data.replay.life_loss", life_loss, LIFE_LOSS)
+    check(reward_clip is None or reward_clip > 0, "data.replay.reward_clip", reward_clip, "must be positive, or null")
 
 
 def discount_powers(gamma: float, n_step: int) -> NDArray[np.float64]:

@@ -56,12 +56,12 @@ class ReplaySettings:
 
     def __post_init__(self) -> None:
         capacity, batch = self.capacity, self.batch_size
-        check(capacity >= 1, "data.replay_capacity", capacity, "must be a positive number of transitions")
-        check(batch >= 1, "data.batch_size", batch, "must be a positive number of transitions")
-        check(capacity >= batch, "data.batch_size", batch, f"exceeds the replay of {capacity} slots")
+        check(capacity >= 1, "data.replay.capacity", capacity, "must be a positive number of transitions")
+        check(batch >= 1, "data.replay.batch_size", batch, "must be a positive number of transitions")
+        check(capacity >= batch, "data.replay.batch_size", batch, f"exceeds the replay of {capacity} slots")
         limit = f"must lie between 1 and the replay's capacity, {capacity}"
-        check(1 <= self.min_size <= capacity, "data.min_replay_size", self.min_size, limit)
-        check_choice("data.replay_device", self.device, REPLAY_DEVICES)
+        check(1 <= self.min_size <= capacity, "data.replay.min_size", self.min_size, limit)
+        check_choice("data.replay.device", self.device, REPLAY_DEVICES)
         check_return_rules(self.n_step, self.gamma, self.life_loss, self.reward_clip)
 
 
@@ -113,12 +113,12 @@ class ReplayBuffer:
         slack: int = 0,
         directory: Path | None = None,
     ) -> None:
-        check(capacity >= 1, "data.replay_capacity", capacity, "must be a positive number of transitions")
+        check(capacity >= 1, "data.replay.capacity", capacity, "must be a positive number of transitions")
         check(1 <= frame_stack <= 255, "data.frame_stack", frame_stack, "must lie between 1 and 255 screens")
         check_return_rules(n_step, gamma, life_loss, reward_clip)
         ring = capacity // num_envs
         limit = f"must be smaller than one environment's share of the replay, {ring} = {capacity} / {num_envs} slots"
-        check(n_step + frame_stack < ring, "data.n_step", n_step, limit)
+        check(n_step + frame_stack < ring, "data.replay.n_step", n_step, limit)
         self.capacity, self.num_envs, self.ring = capacity, num_envs, ring
         self.screen_shape, self.frame_stack = tuple(screen_shape), frame_stack
         self.n_step, self.gamma = n_step, gamma

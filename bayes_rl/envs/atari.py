@@ -154,7 +154,7 @@ class AtariKind(EnvKind):
             top, bottom, left, right = settings.crop
             inside = 0 <= top < bottom <= ATARI_ROWS and 0 <= left < right <= ATARI_COLUMNS
             message = f"must be [top, bottom, left, right] inside {ATARI_ROWS} x {ATARI_COLUMNS}"
-            check(inside, "data.crop", list(settings.crop), message)
+            check(inside, "data.rules.crop", list(settings.crop), message)
 
     def make(self, settings: EnvSettings, num_envs: int) -> AtariEnvs:
         """Return `num_envs` emulators of one game."""

@@ -50,6 +50,27 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True)
+class EpisodeRules:
+    """Rules of an episode that a user chooses. They are checked by the kind of environment.
+
+    Args:
+        frame_skip: environment frames per agent step; the last two are max-pooled on Atari.
+        sticky_actions: probability that the previous action is repeated, in [0, 1) (Machado et al. 2018: 0.25).
+        crop: [top, bottom, left, right] of the 210 x 160 Atari screen to keep, in pixels; null keeps all.
+        max_episode_frames: frames after which a game is truncated.
+        full_action_space: all 18 Atari actions instead of the game's own.
+        auto_fire: press FIRE at the start of a game and after each lost life (Atari games that have FIRE).
+    """
+
+    frame_skip: int = 4
+    sticky_actions: float = 0.25
+    crop: tuple[int, int, int, int] | None = None
+    max_episode_frames: int = 108_000
+    full_action_space: bool = False
+    auto_fire: bool = False
+
+
+@dataclass(frozen=True)
 class EnvSettings:
     """Rules of a game: with a seed and actions, they determine an episode.
 
@@ -114,7 +135,7 @@ class EnvKind(ABC):
             ConfigError: naming the setting that cannot work.
         """
         crop = settings.crop and list(settings.crop)
-        check(settings.crop is None, "data.crop", crop, "is for Atari games; drop it")
+        check(settings.crop is None, "data.rules.crop", crop, "is for Atari games; drop it")
 
     @abstractmethod
     def make(self, settings: EnvSettings, num_envs: int) -> VectorEnvs:

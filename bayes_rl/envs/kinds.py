@@ -52,9 +52,14 @@ def check_env(settings: EnvSettings) -> None:
         ConfigError: naming the setting that cannot work.
     """
     kind = find_kind(settings.env)
-    check(settings.frame_skip >= 1, "data.frame_skip", settings.frame_skip, "must be at least 1 frame")
-    check(0 <= settings.sticky_actions < 1, "data.sticky_actions", settings.sticky_actions, "must lie in [0, 1)")
-    check(settings.max_episode_frames >= 1, "data.max_episode_frames", settings.max_episode_frames, "must be positive")
+    check(settings.frame_skip >= 1, "data.rules.frame_skip", settings.frame_skip, "must be at least 1 frame")
+    check(0 <= settings.sticky_actions < 1, "data.rules.sticky_actions", settings.sticky_actions, "must lie in [0, 1)")
+    check(
+        settings.max_episode_frames >= 1,
+        "data.rules.max_episode_frames",
+        settings.max_episode_frames,
+        "must be positive",
+    )
     kind.check(settings)
 
 

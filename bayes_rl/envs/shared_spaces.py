@@ -36,7 +36,12 @@ def task_settings(settings: EnvSettings, tasks: Sequence[str]) -> list[EnvSettin
     check(not settings.env_kwargs, "data.env_kwargs", settings.env_kwargs, "is for a single environment; drop it")
     names = [task_name(env) for env in games]
     repeated = sorted({name for name in names if names.count(name) > 1})
-    check(not repeated, key, games, f"names {', '.join(repeated)} twice; to come back to a task use --data.cycles")
+    check(
+        not repeated,
+        key,
+        games,
+        f"names {', '.join(repeated)} twice; to come back to a task use --data.curriculum.cycles",
+    )
     separate = [replace(settings, env=env) for env in games]
     for game in separate:
         try:

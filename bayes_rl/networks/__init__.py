@@ -4,12 +4,14 @@ from bayes_rl.networks.actor_critic import TwinActorCritic, TwinOutput, TwinSett
 from bayes_rl.networks.encoders import ENCODERS, Encoder, PlainEncoder, build_encoder, register_encoder
 from bayes_rl.networks.layer_factory import BayesianModule, LayerFactory, apply
 from bayes_rl.networks.prior_functions import PriorFunction
+from bayes_rl.networks.settings import NetworkSettings
 
 __all__ = [
     "ENCODERS",
     "BayesianModule",
     "Encoder",
     "LayerFactory",
+    "NetworkSettings",
     "PlainEncoder",
     "PriorFunction",
     "TwinActorCritic",

@@ -82,10 +82,10 @@ class TwinSettings:
     pixel_scale: float = 255.0
 
     def __post_init__(self) -> None:
-        check(self.prior_scale >= 0, "model.prior_scale", self.prior_scale, "must be zero or positive")
+        check(self.prior_scale >= 0, "model.network.prior_function_scale", self.prior_scale, "must be zero or positive")
         indexed = self.layers.family.index_size > 0
-        rule = "needs draws that can make up for it: --model.posterior members or low_rank, with Bayesian layers"
-        check(indexed or not self.prior_scale, "model.prior_scale", self.prior_scale, rule)
+        rule = "needs draws that can make up for it: --model.posterior.family members or low_rank, with Bayesian layers"
+        check(indexed or not self.prior_scale, "model.network.prior_function_scale", self.prior_scale, rule)
 
 
 class TwinActorCritic(nn.Module):

@@ -43,14 +43,14 @@ class EncoderKind:
     mostly_products: bool
 
 
-ENCODERS: Registry[EncoderKind] = Registry("model.encoder")
-"""Encoders by the value of the option `model.encoder`."""
+ENCODERS: Registry[EncoderKind] = Registry("model.network.encoder")
+"""Encoders by the value of the option `model.network.encoder`."""
 
 
 def register_encoder(
     name: str, needs_images: bool = True, mostly_products: bool = False
 ) -> Callable[[Builder], Builder]:
-    """Return a decorator that makes a function (or class) a value of the option `model.encoder`.
+    """Return a decorator that makes a function (or class) a value of the option `model.network.encoder`.
 
     The function takes the observation shape (channels first), the hidden dimension and a `LayerFactory`, and returns
     an `Encoder`. Layers from the factory are Bayesian, or have gains for each task, as the user asks.
@@ -75,7 +75,7 @@ def _flat_size(layers: nn.Module, shape: tuple[int, ...], key: str) -> int:
         with torch.no_grad():
             return apply(layers, torch.zeros(1, *shape), "mean").flatten(1).shape[1]
     except RuntimeError:
-        raise ConfigError("model.encoder", key, f"does not fit observations of shape {list(shape)}") from None
+        raise ConfigError("model.network.encoder", key, f"does not fit observations of shape {list(shape)}") from None
 
 
 def _flatten(x: Tensor, weights: WeightMode) -> Tensor:
@@ -202,7 +202,7 @@ def build_encoder(encoder: str, observation_shape: tuple[int, ...], hidden_dim: 
         ConfigError: if there is no such encoder, or it does not fit the observations.
     """
     kind = ENCODERS[encoder]
-    check(hidden_dim > 0, "model.hidden_dim", hidden_dim, "must be a positive number of features")
+    check(hidden_dim > 0, "model.network.hidden_dim", hidden_dim, "must be a positive number of features")
     images = len(observation_shape) == 3
     flat = next(name for name, other in ENCODERS.items() if not other.needs_images)
     message = f"needs images, got shape {list(observation_shape)}; nearest: {flat!r}"

@@ -106,8 +106,8 @@ class LayerFactory:
     sequential: bool = False
 
     def __post_init__(self) -> None:
-        check_choice("model.bayesian", self.bayesian, BAYESIAN)
-        check_choice("model.activation", self.activation, ACTIVATIONS)
+        check_choice("model.network.bayesian", self.bayesian, BAYESIAN)
+        check_choice("model.network.activation", self.activation, ACTIVATIONS)
 
     @property
     def family(self) -> PosteriorFamily:

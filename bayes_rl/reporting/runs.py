@@ -17,6 +17,8 @@ from bayes_rl.envs.shared_spaces import task_name
 from bayes_rl.errors import did_you_mean
 from bayes_rl.reporting.figures import Floats
 from bayes_rl.types import AGENT_ARGUMENTS
+from bayes_rl.utils.settings import leaves
+from bayes_rl.utils.version_0_1 import in_present_groups
 
 
 class ReportError(ValueError):
@@ -97,6 +99,7 @@ def read_run(path: Path) -> Run:
         beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise ReportError(f"{path} is no directory{did_you_mean(path.name, beside)}")
     config = read_file(path / "config.yaml", lambda file: yaml.safe_load(file.read_bytes()))
+    config = in_present_groups(config)
     rows = read_file(path / "metrics.npy", lambda file: np.lib.format.open_memmap(file, mode="r"))  # no pickle
 
     def setting(key: str, kind: type, default: object = None) -> Any:
@@ -122,13 +125,17 @@ def read_run(path: Path) -> Run:
     tasks = [task_name(str(env)) for env in envs or [setting("data.env", str)]]
     if len(set(tasks)) < len(tasks):
         raise ReportError(f"{path / 'config.yaml'}: data.tasks {tasks} names a task twice")
-    method = setting("model.consolidation", str, "none")
+    method = setting("model.consolidation.method", str, "none")
     # All options that can make runs of one method differ, without those that follow from the tasks.
-    decided = {*AGENT_ARGUMENTS, "consolidation"}
-    chosen: dict[str, object] = {k: str(value) for k, value in setting("model", dict, {}).items() if k not in decided}
+    decided = {*AGENT_ARGUMENTS, "consolidation.method"}
+    options = leaves(setting("model", dict, {}))
+    chosen: dict[str, object] = {key: str(value) for key, value in options.items() if key not in decided}
     if method == "none":
         chosen = {key: value for key, value in chosen.items() if key not in METHOD_OPTIONS}
-    chosen |= {key: str(setting(f"data.{key}", object, "none")) for key in ("task_conditioning", "keep_replays")}
+    curriculum = {
+        key: setting(f"data.curriculum.{key}", object, "none") for key in ("task_conditioning", "keep_replays")
+    }
+    chosen |= {key: str(value) for key, value in curriculum.items()}
     frames, visit = column("frames"), column("visit") if several else np.zeros(len(rows))
     if not ((np.diff(frames) > 0).all() and np.isfinite(visit).all()):
         raise ReportError(f"{path / 'metrics.npy'}: frames must increase, and visit be a number")
@@ -136,8 +143,8 @@ def read_run(path: Path) -> Run:
         path=path,
         seed=setting("seed_everything", object, "unknown"),
         tasks=tasks,
-        cycles=setting("data.cycles", int) if several else 0,
-        frames_per_task=setting("data.frames_per_task", int) if several else 0,
+        cycles=setting("data.curriculum.cycles", int) if several else 0,
+        frames_per_task=setting("data.curriculum.frames_per_task", int) if several else 0,
         epoch_frames=setting("data.frames_per_epoch", int) * setting("trainer.check_val_every_n_epoch", int, 1),
         method=method,
         settings=chosen,

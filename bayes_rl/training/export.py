@@ -7,6 +7,7 @@ import types
 import typing
 import warnings
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from importlib import metadata as packages
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -20,6 +21,7 @@ from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.errors import ConfigError
 from bayes_rl.utils.files import write_atomic
+from bayes_rl.utils.version_0_1 import in_groups
 
 SUFFIX = ".safetensors"
 
@@ -31,10 +33,15 @@ SETTINGS = {"hyper_parameters": VariationalActorCritic, "datamodule_hyper_parame
 """Entries of the header, in JSON, and the classes whose arguments they hold."""
 
 
+SECTIONS = {"model": VariationalActorCritic, "data": ReplayDataModule}
+"""Sections of the options, and the classes whose arguments they hold."""
+
+
 PLAYED = {
-    *("env", "env_kwargs", "tasks", "task_conditioning", "frame_stack", "frame_skip", "sticky_actions", "crop"),
-    *("max_episode_frames", "full_action_space", "auto_fire", "life_loss", "reward_clip", "gamma", "seed"),
-    *("eval_games", "eval_idle_frames"),
+    *("env", "env_kwargs", "tasks", "frame_stack", "seed", "curriculum.task_conditioning"),
+    *("rules.frame_skip", "rules.sticky_actions", "rules.crop", "rules.max_episode_frames"),
+    *("rules.full_action_space", "rules.auto_fire", "replay.life_loss", "replay.reward_clip", "replay.gamma"),
+    *("evaluation.games", "evaluation.idle_frames"),
 }
 """Data options that decide how an agent is played; the others describe its training, for readers."""
 
@@ -45,7 +52,7 @@ PRIORS = (".prior_mean", ".prior_precision")  # of vcl: only learning needs them
 LARGEST = 2**31 - 1  # limit of all other whole numbers
 
 
-MOST = {"eval_games": 10**6, "frame_stack": 1024, "seed": 2**32 - 1}
+MOST = {"games": 10**6, "frame_stack": 1024, "seed": 2**32 - 1}
 
 
 class ExportError(ConfigError):
@@ -134,14 +141,26 @@ def _understand(header: Mapping[str, str], state: dict[str, Tensor]) -> dict[str
 
 
 def _read_settings(text: str, of: type) -> dict[str, Any]:
-    values, hints = json.loads(text), typing.get_type_hints(of.__init__)  # type: ignore[misc]
+    values = json.loads(text)
     if not isinstance(values, dict):
         raise ValueError(f"the settings of {of.__name__} are no mapping")
+    section = next(name for name, cls in SECTIONS.items() if cls is of)
+    return _typed_settings(in_groups(section, values), of)
+
+
+def _typed_settings(values: dict[str, Any], of: type) -> dict[str, Any]:
+    """Return the arguments of a class converted to their types; those of a group by the class of the group."""
+    hints = typing.get_type_hints(of.__init__)  # type: ignore[misc]
     for key, value in values.items():
         if key not in hints:
             raise ValueError(f"{of.__name__} knows no setting {key!r}")
         try:
-            values[key] = _typed(value, hints[key], MOST.get(key, LARGEST))
+            if is_dataclass(hints[key]):
+                if not isinstance(value, dict):
+                    raise ValueError("is no mapping")
+                values[key] = _typed_settings(value, hints[key])
+            else:
+                values[key] = _typed(value, hints[key], MOST.get(key, LARGEST))
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from None
     return values
@@ -212,7 +231,7 @@ def export_agent(
     Args:
         checkpoint: of this program.
         output: the file to write, named `*.safetensors`; it is written atomically.
-        average: export the moving average of the weights (`--model.target ema`) instead of the newest weights.
+        average: export the moving average of the weights (`--model.objective.target ema`), not the newest weights.
             Intervals of returns, which were fitted to the newest weights, are left out.
         overwrite: replace `output` if it exists.
 

@@ -62,7 +62,7 @@ def _size(tensors: Iterable[Tensor]) -> int:
 def _rings(data: ReplayDataModule) -> tuple[int, int, tuple[int, ...], np.dtype[Any]]:
     """Return number of rings, slots of a ring, and shape and type of a screen of one replay."""
     channels, *rest = data.observation_shape
-    slots = data.hparams.replay_capacity // data.num_envs + data.slack
+    slots = data.replay_settings.capacity // data.num_envs + data.slack
     return data.num_envs, slots, (channels // data.frame_stack, *rest), data.screen_dtype
 
 
@@ -73,7 +73,7 @@ def replay_bytes(data: ReplayDataModule) -> int:
 
 def copied_bytes(data: ReplayDataModule) -> int:
     """Return the bytes of the replays' copies in a GPU's memory."""
-    return data.replays * copy_bytes(*_rings(data)) if data.hparams.replay_device == "cuda" else 0
+    return data.replays * copy_bytes(*_rings(data)) if data.replay_settings.device == "cuda" else 0
 
 
 def checkpoint_bytes(agent: VariationalActorCritic, data: ReplayDataModule) -> int:
@@ -147,7 +147,7 @@ def check_networks(options: dict[str, Any]) -> None:
 
 def _check_networks(agent: VariationalActorCritic, need: int, free: int, where: str) -> None:
     problem = f"makes networks that need {_mib(need)} of {where}, {_mib(free)} are available"
-    check(need < free, "model.hidden_dim", agent.hparams.hidden_dim, problem)
+    check(need < free, "model.network.hidden_dim", agent.hparams.network["hidden_dim"], problem)
 
 
 def check_room(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayDataModule) -> None:
@@ -158,15 +158,15 @@ def check_room(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayD
         _check_networks(agent, sum(parts.values()), torch.cuda.mem_get_info(device)[0], "the GPU's memory")
         need = 0
     _check_networks(agent, need, free, "memory to learn in")
-    capacity, replays = data.hparams.replay_capacity, data.replays * replay_bytes(data)
+    capacity, replays = data.replay_settings.capacity, data.replays * replay_bytes(data)
     if copied := copied_bytes(data):
         problem = f"is where nothing learns: this run's device is {device.type}; use cpu, or a machine with a GPU"
-        check(device.type == "cuda", "data.replay_device", data.hparams.replay_device, problem)
+        check(device.type == "cuda", "data.replay.device", data.replay_settings.device, problem)
         need_there, there = sum(parts.values()) + copied, torch.cuda.mem_get_info(device)[0]
         problem = f"needs {_mib(need_there)} of the GPU's memory, networks included, {_mib(there)} are available"
-        check(need_there < there, "data.replay_capacity", capacity, problem)
+        check(need_there < there, "data.replay.capacity", capacity, problem)
     if data.directory is not None:
-        check_disk(data.directory, replays, "data.replay_capacity", capacity)
+        check_disk(data.directory, replays, "data.replay.capacity", capacity)
         return
     # The system allocates a page of memory at the first write to it.
     updates = updates_of(trainer, data)
@@ -175,7 +175,7 @@ def check_room(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayD
     )
     need += int(replays * share)
     problem = f"needs {_mib(need)} of memory, networks included, {_mib(free)} are available"
-    check(need < free, "data.replay_capacity", capacity, problem)
+    check(need < free, "data.replay.capacity", capacity, problem)
 
 
 def product_seconds(dtype: torch.dtype, device: torch.device, side: int = 512, times: int = 7) -> float:
@@ -240,7 +240,7 @@ def describe(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayDat
         frames, begun = frames_of(updates, trainer, data), data.stream.frames
         done = f", {begun:,} frames of them done" if begun else ""
         lines.append(f"length {frames:,} frames, {updates:,} updates{done}")
-    if hint := precision_hint(str(trainer.precision), device, agent.hparams.encoder):
+    if hint := precision_hint(str(trainer.precision), device, agent.hparams.network["encoder"]):
         lines.append(f"hint   {hint}")
     return "\n".join(lines)
 

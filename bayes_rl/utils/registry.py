@@ -14,7 +14,7 @@ class Registry(Generic[T]):
     """Implementations of an option by the name that selects them, in the order of registration.
 
     ```python
-    ENCODERS: Registry[Encoder] = Registry("model.encoder")
+    ENCODERS: Registry[Encoder] = Registry("model.network.encoder")
 
 
     @ENCODERS.register("mlp")
@@ -25,7 +25,7 @@ class Registry(Generic[T]):
     ```
 
     Args:
-        key: option that takes the name, as errors call it, for example `model.encoder`.
+        key: option that takes the name, as errors call it, for example `model.network.encoder`.
     """
 
     def __init__(self, key: str) -> None:

@@ -35,7 +35,7 @@ RENAMED: dict[str, dict[str, str]] = {
         "replay_device": "replay.device",
         "min_replay_size": "replay.min_size",
         **{key: f"replay.{key}" for key in ("batch_size", "n_step", "gamma", "life_loss", "reward_clip")},
-        **{key: f"exploration.{key}" for key in ("epsilon_start", "epsilon_end", "epsilon_decay_frames")},
+        **{f"epsilon_{key}": f"epsilon.{key}" for key in ("start", "end", "decay_frames")},
         "eval_games": "evaluation.games",
         "eval_idle_frames": "evaluation.idle_frames",
         **{key: f"evaluation.{key}" for key in ("render", "fps")},
@@ -68,6 +68,19 @@ def grouped(section: str, options: Mapping[str, Any]) -> dict[str, Any]:
         group, _, name = renamed.get(key, key).rpartition(".")
         (result.setdefault(group, {}) if group else result)[name] = value
     return result
+
+
+def in_groups(section: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a section in today's groups, whatever version wrote them."""
+    return grouped(section, options) if is_flat(section, options) else dict(options)
+
+
+def in_present_groups(config: Any) -> Any:
+    """Return a whole configuration in today's groups; anything that is no mapping stays as it is."""
+    if not isinstance(config, Mapping):
+        return config
+    sections = {name: config[name] for name in RENAMED if isinstance(config.get(name), Mapping)}
+    return {**config, **{name: in_groups(name, options) for name, options in sections.items()}}
 
 
 def present_name(option: str) -> str | None:

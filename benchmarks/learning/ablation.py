@@ -35,10 +35,10 @@ def measure(cell: Cell, options: Options) -> Row:
         config = yaml.safe_load((ROOT / "configs" / "minatar.yaml").read_text())
         config["data"]["env"] = f"MinAtar/{game}-v1"
     if arm == "plain":
-        config["model"]["bayesian"] = "none"
+        config["model"].setdefault("network", {})["bayesian"] = "none"
     if arm == "unscaled":
         losses.negative_elbo = lambda nll, kl, num_data, temperature: nll + kl  # the original system's objective
-    config["data"]["eval_games"] = options.test_games
+    config["data"]["evaluation"]["games"] = options.test_games
     # One validation after the last epoch suffices: it fits the noise of returns.
     data, module, trainer = prepare_run(config, seed, max_epochs=epochs, check_val_every_n_epoch=epochs)
     trainer.fit(module, datamodule=data)

@@ -2,7 +2,8 @@
 
     python -m benchmarks continual [--arms fine_tuning ewc online_ewc vcl single] [--seeds 1 2 3] [--jobs 2]
 
-Arms: `fine_tuning` protects nothing; `ewc`, `online_ewc` and `vcl` are `--model.consolidation`; `single` learns each
+Arms: `fine_tuning` protects nothing; `ewc`, `online_ewc` and `vcl` are values of
+`--model.consolidation.method`; `single` learns each
 game alone, as reference. All other settings are those of `configs/continual.yaml`; unknown options are passed on to
 `cli.py`. Each run is one `cli.py fit`. A stopped run continues from its last checkpoint, and a finished one leaves
 `config.yaml` and `metrics.npy` in `docs/results/continual/runs/`. The last step is the report of all finished runs:
@@ -31,10 +32,10 @@ from benchmarks.runner import ROOT, Benchmark, Cell, Options, Results, Row, mark
 CONFIG = ROOT / "configs" / "continual.yaml"
 RANDOM_GAMES = 200
 ARMS: dict[str, list[str]] = {
-    "fine_tuning": ["--model.consolidation=none", "--model.ewc_lambda=null"],
-    "ewc": ["--model.consolidation=ewc"],
-    "online_ewc": ["--model.consolidation=online_ewc"],
-    "vcl": ["--model.consolidation=vcl", "--model.bayesian=all"],
+    "fine_tuning": ["--model.consolidation.method=none", "--model.consolidation.ewc_lambda=null"],
+    "ewc": ["--model.consolidation.method=ewc"],
+    "online_ewc": ["--model.consolidation.method=online_ewc"],
+    "vcl": ["--model.consolidation.method=vcl", "--model.network.bayesian=all"],
 }
 
 
@@ -48,8 +49,8 @@ def options_of(arm: str) -> list[str]:
     if not arm.startswith("single:"):
         return ARMS[arm]
     config = yaml.safe_load(CONFIG.read_text())["data"]
-    epochs = config["frames_per_task"] // config["frames_per_epoch"]
-    env = ["--data.tasks=null", f"--data.env={arm.partition(':')[2]}", "--data.task_conditioning=none"]
+    epochs = config["curriculum"]["frames_per_task"] // config["frames_per_epoch"]
+    env = ["--data.tasks=null", f"--data.env={arm.partition(':')[2]}", "--data.curriculum.task_conditioning=none"]
     return [*env, f"--trainer.max_epochs={epochs}", *ARMS["fine_tuning"]]
 
 

@@ -24,8 +24,12 @@ SIZES = list(range(10, 51, 2))
 SOLVED_BELOW = 0.9
 # The same networks without members and prior functions, with random actions instead.
 EPSILON = {
-    "model": {"posterior": "mean_field", "prior_scale": 0.0, "exploration": "epsilon"},
-    "data": {"epsilon_start": 1.0, "epsilon_end": 0.1, "epsilon_decay_frames": 20_000},
+    "model": {
+        "network": {"prior_function_scale": 0.0},
+        "posterior": {"family": "mean_field"},
+        "exploration": "epsilon",
+    },
+    "data": {"epsilon": {"start": 1.0, "end": 0.1, "decay_frames": 20_000}},
 }
 
 
@@ -73,9 +77,11 @@ def run(size: int, agent: str, seed: int, limit: int) -> Row:
     config = yaml.safe_load((ROOT / "configs" / "deep_sea.yaml").read_text())
     changes: dict[str, Any] = EPSILON if agent == "epsilon" else {"model": {}, "data": {}}
     env_kwargs = config["data"]["env_kwargs"] | {"size": size}
-    config["model"] |= changes["model"]
+    for section, options in changes.items():
+        for key, value in options.items():
+            config[section][key] = config[section].get(key, {}) | value if isinstance(value, dict) else value
     # The run is one epoch, without evaluations in between.
-    config["data"] |= changes["data"] | {"env_kwargs": env_kwargs, "frames_per_epoch": size * limit}
+    config["data"] |= {"env_kwargs": env_kwargs, "frames_per_epoch": size * limit}
     episodes = Episodes(limit, f"{agent} {size}")
     data, module, trainer = prepare_run(config, seed, max_epochs=1, limit_val_batches=0, callbacks=[episodes])
     trainer.fit(module, datamodule=data)

@@ -137,8 +137,8 @@ def measure(case: Cell, options_of_study: Options) -> Row:
     config = yaml.safe_load((ROOT / case["config"]).read_text())
     options: dict[str, dict[str, Any]] = {"data": config["data"], "model": config["model"], "trainer": {}}
     for key, value in case["options"].items():
-        section, name = key.split(".")
-        options[section][name] = value
+        section, *group, name = key.split(".")
+        (options[section].setdefault(group[0], {}) if group else options[section])[name] = value
     precision = options["trainer"].get("precision", config["trainer"].get("precision"))
     pl.seed_everything(1, verbose=False)
     data = ReplayDataModule(**options["data"] | {"seed": 1})
@@ -322,7 +322,7 @@ def on_cpu(options: Options) -> bool:
 def forced_options(options: Options) -> dict[str, Any]:
     """Return the options of every run and measurement."""
     forced = {key: yaml.safe_load(value) for key, value in (word.split("=", 1) for word in options.set)}
-    return forced | ({"data.replay_device": "cpu", "model.compile": "none"} if on_cpu(options) else {})
+    return forced | ({"data.replay.device": "cpu", "model.compile": "none"} if on_cpu(options) else {})
 
 
 def seconds_left(options: Options) -> float:

@@ -106,9 +106,11 @@ def ours(options: Options) -> Row:
         sys.exit(f"{options.run} is no finished fit of breakout with games played in training and validation")
     began = files[0].FirstEventTimestamp()
     curve = [(round((x.wall_time - began) / 60, 3), round(x.step), round(x.value, 3)) for x in found[TRAIN]]
-    scores = {tag.removeprefix("val/return_"): found[tag][-1].value for tag in TAGS} | {"games": data["eval_games"]}
+    scores = {tag.removeprefix("val/return_"): found[tag][-1].value for tag in TAGS} | {
+        "games": data["evaluation"]["games"]
+    }
     what = {"arm": "bayes_rl", "steps_per_update": round(1 / data["updates_per_step"])}
-    what |= {"seed": config["seed_everything"], "epsilon_frames": data["epsilon_decay_frames"]}
+    what |= {"seed": config["seed_everything"], "epsilon_frames": data["epsilon"]["decay_frames"]}
     thinned = curve[:: -max(1, len(curve) // 100)][::-1]  # keeps the last point
     return what | {"commit": options.commit, "minutes": curve[-1][0], "curve": thinned, "test": scores}
 

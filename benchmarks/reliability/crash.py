@@ -41,11 +41,11 @@ OPTIONS = [
     "--trainer.log_every_n_steps=5",
     "--data.num_envs=4",
     "--data.frames_per_epoch=80",
-    "--data.min_replay_size=80",
-    "--data.replay_capacity=600",
-    "--data.batch_size=16",
-    "--data.eval_games=1",
-    "--model.hidden_dim=16",
+    "--data.replay.min_size=80",
+    "--data.replay.capacity=600",
+    "--data.replay.batch_size=16",
+    "--data.evaluation.games=1",
+    "--model.network.hidden_dim=16",
 ]
 CHANGING = ("history", "dirpath", "best_model_path", "last_model_path", "kth_best_model_path", "best_k_models")
 """Keys of a checkpoint that name files and directories of its run, and so differ between runs."""

@@ -32,69 +32,90 @@ from benchmarks.runner import ROOT, Benchmark, Cell, Options, Row, markdown
 RENAMED_OPTIONS: dict[str, str] = {}
 """Present names of options by their names in version 0.1.0, without leading dashes."""
 
-COMMON = {"trainer.enable_progress_bar": False, "data.eval_games": 2, "trainer.log_every_n_steps": 20}
-SMALL_REPLAY = {"data.min_replay_size": 100, "data.replay_capacity": 2000}
+COMMON = {"trainer.enable_progress_bar": False, "data.evaluation.games": 2, "trainer.log_every_n_steps": 20}
+SMALL_REPLAY = {"data.replay.min_size": 100, "data.replay.capacity": 2000}
 SHORT = {"trainer.max_epochs": 1, "data.frames_per_epoch": 800, **SMALL_REPLAY}
 TASKS = {
-    **{"data.frames_per_task": 400, "data.frames_per_epoch": 400, **SMALL_REPLAY},
-    **{"model.fisher_samples": 100, "model.hidden_dim": 32},
+    **{"data.curriculum.frames_per_task": 400, "data.frames_per_epoch": 400, **SMALL_REPLAY},
+    **{"model.consolidation.fisher_samples": 100, "model.network.hidden_dim": 32},
 }
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "cartpole": ("cartpole", SHORT),
     "minatar": ("minatar", SHORT),
-    "deep_sea": ("deep_sea", {**SHORT, "data.batch_size": 64}),
+    "deep_sea": ("deep_sea", {**SHORT, "data.replay.batch_size": 64}),
     "continual": ("continual", TASKS),
     "seed": (
         "seed",
         {
-            **{"trainer.max_epochs": 1, "data.frames_per_epoch": 800, "data.min_replay_size": 290},
-            **{"data.replay_capacity": 300, "data.batch_size": 2, "data.eval_games": 1},
-            **{"data.max_episode_frames": 1000, "model.hidden_dim": 32, "model.fisher_samples": 2},
+            **{"trainer.max_epochs": 1, "data.frames_per_epoch": 800, "data.replay.min_size": 290},
+            **{"data.replay.capacity": 300, "data.replay.batch_size": 2, "data.evaluation.games": 1},
+            **{
+                "data.rules.max_episode_frames": 1000,
+                "model.network.hidden_dim": 32,
+                "model.consolidation.fisher_samples": 2,
+            },
         },
     ),
     "low_rank": (
         "minatar",
         {
             **SHORT,
-            **{"model.posterior": "low_rank", "model.index_dim": 4, "model.draws": 3, "model.prior_scale": 1},
-            **{"model.exploration": "both", "model.bayesian": "all", "model.likelihood": "hl_gauss"},
-            "model.weight_decay": 0.01,
+            **{
+                "model.posterior.family": "low_rank",
+                "model.posterior.size": 4,
+                "model.posterior.num_draws": 3,
+                "model.network.prior_function_scale": 1,
+            },
+            **{"model.exploration": "both", "model.network.bayesian": "all", "model.likelihood.family": "hl_gauss"},
+            "model.optimizer.weight_decay": 0.01,
         },
     ),
     "vcl": (
         "continual",
         {
             **TASKS,
-            **{"model.consolidation": "vcl", "model.bayesian": "all", "model.exploration": "thompson"},
-            "data.task_conditioning": "heads",
+            **{"model.consolidation.method": "vcl", "model.network.bayesian": "all", "model.exploration": "thompson"},
+            "data.curriculum.task_conditioning": "heads",
         },
     ),
     "gains": (
         "continual",
         {
             **TASKS,
-            **{"model.consolidation": "ewc", "model.fisher": "empirical", "model.likelihood": "learned_gaussian"},
-            **{"model.update_pairs": "random", "model.actor_loss": "dpg", "model.target": "other"},
-            **{"model.bayesian": "none", "model.entropy_weight": 0.01},
-            **{"data.task_conditioning": "gains", "data.keep_replays": True},
+            **{
+                "model.consolidation.method": "ewc",
+                "model.consolidation.fisher": "empirical",
+                "model.likelihood.family": "learned_gaussian",
+            },
+            **{
+                "model.objective.update_pairs": "random",
+                "model.objective.actor_loss": "dpg",
+                "model.objective.target": "other",
+            },
+            **{"model.network.bayesian": "none", "model.objective.entropy_weight": 0.01},
+            **{"data.curriculum.task_conditioning": "gains", "data.curriculum.keep_replays": True},
         },
     ),
     "members_atari": (
         "quickstart",
         {
             **{"trainer.max_epochs": 1, "data.frames_per_epoch": 1600, **SMALL_REPLAY},
-            **{"data.updates_per_step": 0.25, "data.batch_size": 4, "data.eval_games": 1},
-            **{"data.max_episode_frames": 1000, "model.posterior": "members", "model.index_dim": 3},
-            **{"model.prior_scale": 1, "model.exploration": "both", "model.hidden_dim": 32},
-            **{"model.likelihood": "two_hot", "model.shared_trunk": False},
+            **{"data.updates_per_step": 0.25, "data.replay.batch_size": 4, "data.evaluation.games": 1},
+            **{"data.rules.max_episode_frames": 1000, "model.posterior.family": "members", "model.posterior.size": 3},
+            **{"model.network.prior_function_scale": 1, "model.exploration": "both", "model.network.hidden_dim": 32},
+            **{"model.likelihood.family": "two_hot", "model.network.shared_trunk": False},
         },
     ),
     "log_uniform": (
         "cartpole",
         {
             **SHORT,
-            **{"model.prior": "log_uniform", "model.bayesian": "trunk", "model.shared_trunk": False},
-            "model.bootstrap": "greedy",
+            **{
+                "model.posterior.prior": "log_uniform",
+                "model.network.bayesian": "trunk",
+                "model.network.shared_trunk": False,
+            },
+            "model.objective.bootstrap": "greedy",
         },
     ),
 }

@@ -63,8 +63,8 @@ class BareLearner:
     """
 
     def __init__(self, agent: VariationalActorCritic, encoder: str, dtype: torch.dtype) -> None:
-        self.settings, self.dtype = agent.hparams, dtype
-        self.bayesian = self.settings.bayesian == "heads"
+        self.options, self.dtype = agent.hparams, dtype
+        self.bayesian = self.options.network["bayesian"] == "heads"
         self.tensors = _tensors(agent, self.bayesian)
         self.averages = [tensor.clone() for tensor in self.tensors]
         for tensor in self.tensors:
@@ -74,7 +74,11 @@ class BareLearner:
         self.trunk = Trunk(encoder, self.tensors[:-count])
         self.average_trunk = Trunk(encoder, self.averages[:-count])
         self.optimizer = torch.optim.AdamW(
-            self.tensors, lr=self.settings.critic_lr, eps=self.settings.adam_eps, weight_decay=0, fused=True
+            self.tensors,
+            lr=self.options.optimizer["critic_lr"],
+            eps=self.options.optimizer["adam_eps"],
+            weight_decay=0,
+            fused=True,
         )
 
     def update(self, batch: Batch) -> Tensor:
@@ -84,22 +88,23 @@ class BareLearner:
         loss.backward()
         self.optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(self.averages, self.tensors, self.settings.tau)
+            torch._foreach_lerp_(self.averages, self.tensors, self.options.objective["tau"])
         return loss
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the negative ELBO of the critics plus the cross-entropy of the actors."""
-        s, transition = self.settings, batch.transition
+        transition, noise_std = batch.transition, self.options.likelihood["noise_std"]
+        policy_temperature = self.options.objective["policy_temperature"]
         target = self._target(batch)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             features = self.trunk(self._prepared(transition.observation))
         logits, q_values = (y.unflatten(1, (2, -1)) for y in self._sampled_heads(features.float()))  # [B, 2, A]
         q = q_values.gather(2, transition.action[:, None, None].expand(-1, 2, 1))[..., 0]
-        error = (target[:, None] - q) / s.noise_std
-        nll = (0.5 * error.square() + math.log(s.noise_std) + 0.5 * math.log(2 * math.pi)).mean(0).sum()
-        policy = (q_values.detach().mean(1, keepdim=True) / s.policy_temperature).softmax(-1)
+        error = (target[:, None] - q) / noise_std
+        nll = (0.5 * error.square() + math.log(noise_std) + 0.5 * math.log(2 * math.pi)).mean(0).sum()
+        policy = (q_values.detach().mean(1, keepdim=True) / policy_temperature).softmax(-1)
         actor_loss = -(policy * logits.log_softmax(-1)).sum(-1).mean(0).sum()
-        return nll + s.temperature / batch.num_data * self._kl() + actor_loss
+        return nll + self.options.objective["kl_temperature"] / batch.num_data * self._kl() + actor_loss
 
     @torch.no_grad()
     def _target(self, batch: Batch) -> Tensor:
@@ -115,7 +120,7 @@ class BareLearner:
         if observation.dtype != torch.uint8:
             return observation
         x = torch.stack(observation.unbind(1), -1).permute(0, 3, 1, 2)  # channels last, as bytes
-        return x.to(self.dtype).mul_(1 / self.settings.pixel_scale)
+        return x.to(self.dtype).mul_(1 / self.options.pixel_scale)
 
     def _sampled_heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return outputs of the actors, whose gradient ends at the features, and of the critics: `[B, 2 A]` each."""
@@ -129,13 +134,13 @@ class BareLearner:
         return actors, critics
 
     def _log_var(self, which: int) -> Tensor:
-        limit = self.settings.log_var_limit
+        limit = self.options.posterior["log_var_limit"]
         return self.heads[4 + which].clamp(-limit, limit)
 
     def _kl(self) -> Tensor:
         if not self.bayesian:
             return torch.zeros(())
-        k, total = self.settings.prior_precision, torch.zeros(())
+        k, total = self.options.posterior["prior_precision"], torch.zeros(())
         for i in range(2):
             log_var = self._log_var(i)
             total = total + (k * (self.heads[2 * i].square() + log_var.exp()) - 1 - log_var - math.log(k)).sum()

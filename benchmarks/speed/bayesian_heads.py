@@ -18,6 +18,7 @@ from unittest.mock import MagicMock
 import torch
 
 from bayes_rl.agent.module import VariationalActorCritic
+from bayes_rl.networks import NetworkSettings
 from bayes_rl.types import Batch, Transition
 from benchmarks.runner import Benchmark, Cell, Options, Row
 
@@ -36,11 +37,12 @@ def minibatch(shape: tuple[int, ...]) -> Batch:
     return Batch(Transition(before, *numbers, after), 10_000, 0)
 
 
-def make_agent(encoder: str, **settings: Any) -> VariationalActorCritic:
+def make_agent(encoder: str, bayesian: str = "heads", **settings: Any) -> VariationalActorCritic:
     """Return an agent outside of Lightning's loop."""
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_dim": HIDDEN[encoder], "num_actions": ACTIONS}
-    agent = VariationalActorCritic(encoder=encoder, observation_shape=SHAPES[encoder], **sizes, **settings)
+    network = NetworkSettings(encoder, HIDDEN[encoder], bayesian=bayesian)
+    shapes: dict[str, Any] = {"observation_shape": SHAPES[encoder], "num_actions": ACTIONS}
+    agent = VariationalActorCritic(network, **shapes, **settings)
     agent._trainer = MagicMock(log_every_n_steps=0, gradient_clip_val=None, global_step=1)
     return agent
 

@@ -29,7 +29,9 @@ def cells(options: Options, rows: list[Row]) -> list[Cell]:
 def measure(cell: Cell, options: Options) -> Row:
     """Register a task with each number of threads, then compare updates with and without the penalty."""
     torch.set_num_threads(1)
-    agents = {name: make_agent("nature", consolidation=name, num_tasks=2) for name in ("online_ewc", "none")}
+    agents = {
+        name: make_agent("nature", consolidation={"method": name}, num_tasks=2) for name in ("online_ewc", "none")
+    }
     keeper, twin = agents["online_ewc"].consolidator, agents["online_ewc"].twin
     assert isinstance(keeper, EWC)
     observation = torch.randint(0, 255, (SAMPLES, *SHAPES["nature"]), dtype=torch.uint8)

@@ -329,19 +329,19 @@ def run_bayes_rl(
         "trainer.callbacks+": json.dumps({"class_path": watch}),
         "data.env": GAME,
         "data.num_envs": setting.num_envs,
-        "data.sticky_actions": STICKY,
-        "data.auto_fire": "true",
-        "data.replay_capacity": CAPACITY,
-        "data.min_replay_size": PREFILL,
-        "data.batch_size": BATCH,
-        "data.n_step": 1,
+        "data.rules.sticky_actions": STICKY,
+        "data.rules.auto_fire": "true",
+        "data.replay.capacity": CAPACITY,
+        "data.replay.min_size": PREFILL,
+        "data.replay.batch_size": BATCH,
+        "data.replay.n_step": 1,
         "data.updates_per_step": 1 / setting.steps_per_update,
-        "data.epsilon_start": EPSILON,
-        "data.epsilon_end": EPSILON,
-        "model.hidden_dim": HIDDEN,
+        "data.epsilon.start": EPSILON,
+        "data.epsilon.end": EPSILON,
+        "model.network.hidden_dim": HIDDEN,
     }
     if setting.arm == "bayes_rl_plain":
-        settings |= {"model.bayesian": "none", "model.update_pairs": "random"}
+        settings |= {"model.network.bayesian": "none", "model.objective.update_pairs": "random"}
     settings |= setting.options
     words = [f"--{key}={value}" for key, value in settings.items()]
     sys.argv = ["cli.py", "fit", "--config", str(ROOT / "configs/breakout.yaml"), *words]

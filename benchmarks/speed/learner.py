@@ -35,6 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.data.datamodule import ReplayDataModule
+from bayes_rl.networks import NetworkSettings
 from bayes_rl.training.callbacks.checkpoints import KeptCheckpoint
 from bayes_rl.training.callbacks.graceful_stop import GracefulStop
 from bayes_rl.training.callbacks.progress import FrameProgress
@@ -154,11 +155,11 @@ def autocast(precision: str) -> contextlib.AbstractContextManager[Any]:
 
 
 # ------------------------------------------------------------------ measurements
-def make_agent(encoder: str, **settings: Any) -> VariationalActorCritic:
+def make_agent(encoder: str, bayesian: str = "heads") -> VariationalActorCritic:
     """Return an agent of the sizes of the benchmark `bayesian_heads`."""
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_dim": HIDDEN[encoder], "observation_shape": SHAPES[encoder]}
-    return VariationalActorCritic(encoder=encoder, num_actions=ACTIONS, **sizes, **settings)
+    network = NetworkSettings(encoder, HIDDEN[encoder], bayesian=bayesian)
+    return VariationalActorCritic(network, observation_shape=SHAPES[encoder], num_actions=ACTIONS)
 
 
 def product(dtype: torch.dtype) -> Update:
@@ -212,7 +213,7 @@ def measure_original(cell: Cell, options: Options) -> Row:
     updates.
     """
     seed = yaml.safe_load((ROOT / "configs" / "seed.yaml").read_text())["model"]
-    best = {"encoder": seed["encoder"], "hidden_dim": seed["hidden_dim"], "shared_trunk": True}
+    best = {"network": seed["network"] | {"shared_trunk": True}}
     of_seed = cell["settings"] == "seed.yaml"
     settings, turns, steps = (seed, 1, 8) if of_seed else (best, options.original, 1)
     torch.manual_seed(0)

@@ -2,7 +2,7 @@
 
 Kirkpatrick et al. (2017, arXiv:1612.00796) compare EWC with it. Use it by
 
-    agent = VariationalActorCritic(consolidation="l2_anchor", ewc_lambda=0.1, ...)
+    agent = VariationalActorCritic(consolidation={"method": "l2_anchor", "ewc_lambda": 0.1}, ...)
 """
 
 from __future__ import annotations

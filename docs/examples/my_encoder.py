@@ -1,6 +1,6 @@
 """An encoder of one's own, in one file.
 
-python docs/examples/my_encoder.py fit --config configs/cartpole.yaml --model.encoder two_layers
+python docs/examples/my_encoder.py fit --config configs/cartpole.yaml --model.network.encoder two_layers
 """
 
 from __future__ import annotations

@@ -74,8 +74,8 @@ class CatchKind(EnvKind):
     def check(self, settings: EnvSettings) -> None:
         """Refuse rules that Catch does not have."""
         super().check(settings)
-        check(settings.frame_skip == 1, "data.frame_skip", settings.frame_skip, "must be 1 in Catch")
-        check(settings.sticky_actions == 0, "data.sticky_actions", settings.sticky_actions, "must be 0 in Catch")
+        check(settings.frame_skip == 1, "data.rules.frame_skip", settings.frame_skip, "must be 1 in Catch")
+        check(settings.sticky_actions == 0, "data.rules.sticky_actions", settings.sticky_actions, "must be 0 in Catch")
 
     def make(self, settings: EnvSettings, num_envs: int) -> CatchEnvs:
         """Return `num_envs` games."""

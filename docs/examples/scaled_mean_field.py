@@ -3,7 +3,7 @@
 w = mu + a s eps, with s for each weight and a for each layer. The scale lets a layer become certain, or uncertain,
 as a whole, with far fewer updates than its weights need one by one. Import this file, then name the family:
 
-    python docs/examples/scaled_mean_field.py fit --config configs/cartpole.yaml --model.posterior scaled_mean_field
+    python docs/examples/scaled_mean_field.py fit --config cartpole --model.posterior.family scaled_mean_field
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from bayes_rl.metrics.calibration import ReturnFit, fit_returns
 from bayes_rl.metrics.uncertainty import LEVELS
 from bayes_rl.networks.layer_factory import OneHotLinear
 from bayes_rl.types import Batch, Transition
+from tests.helpers.flat import agent_of
 from tests.helpers.replay_oracle import Rules
 from tests.helpers.scripted_envs import IDLE_FRAMES, SCRIPTED, ScriptedGames, returns_of, told
 
@@ -39,7 +40,7 @@ GAMMA = 0.9
 def make_module(**settings: Any) -> VariationalActorCritic:
     """A small agent of a wide posterior, so that draws differ."""
     defaults = {"encoder": "mlp", "hidden_dim": 8, "observation_shape": (FEATURES,), "num_actions": ACTIONS}
-    return VariationalActorCritic(**{**defaults, "init_log_var": -2.0, **settings})
+    return agent_of(**{**defaults, "init_log_var": -2.0, **settings})
 
 
 # ------------------------------------------------------------------ by the mean weights

@@ -213,7 +213,7 @@ def test_the_loss_is_the_sum_of_its_named_parts(actor_loss: str) -> None:
     if actor_loss == "dpg":
         actor = -sum(LOGITS[i].softmax(-1) @ mean_q for i in range(2))
     else:
-        goal = (mean_q / module.hparams.policy_temperature).softmax(-1)
+        goal = (mean_q / module.objective.policy_temperature).softmax(-1)
         actor = -sum(goal @ LOGITS[i].log_softmax(-1) for i in range(2))
     entropy = sum(torch.distributions.Categorical(logits=LOGITS[i]).entropy() for i in range(2))
     expected = nll + kl_divergence(module.twin).detach() / batch.num_data + actor - 0.3 * entropy

@@ -14,6 +14,7 @@ from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.networks.encoders import ENCODERS, build_encoder
 from bayes_rl.networks.layer_factory import LayerFactory
 from bayes_rl.types import Batch, Transition
+from tests.helpers.flat import agent_of
 
 FEATURES, ACTIONS = 5, 3
 
@@ -27,7 +28,7 @@ def batch_of(task: int) -> Batch:
 
 def agent(conditioning: str, **settings: Any) -> VariationalActorCritic:
     torch.manual_seed(2)
-    module = VariationalActorCritic(
+    module = agent_of(
         encoder="mlp",
         hidden_dim=8,
         observation_shape=(FEATURES,),

@@ -26,8 +26,8 @@ ROOT = Path(cli.__file__).parents[2]
 TINY = [
     *("fit", "--config", str(ROOT / "configs/cartpole.yaml"), "--trainer.max_epochs=2"),
     *("--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
-    *("--data.frames_per_epoch=240", "--data.min_replay_size=100", "--data.replay_capacity=2000"),
-    *("--data.eval_games=1", "--model.hidden_dim=16"),
+    *("--data.frames_per_epoch=240", "--data.replay.min_size=100", "--data.replay.capacity=2000"),
+    *("--data.evaluation.games=1", "--model.network.hidden_dim=16"),
 ]  # two epochs of 60 updates
 
 
@@ -172,7 +172,7 @@ def test_skipped_updates_are_logged_and_counted_across_a_resumption(monkeypatch:
 def test_five_in_a_row_stop_the_run_by_name_and_leave_the_checkpoint(
     likelihood: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    option = f"--model.likelihood={likelihood}"
+    option = f"--model.likelihood.family={likelihood}"
     fit(monkeypatch, option, "--trainer.max_epochs=1")
     saved = Path("runs/cartpole/version_0/checkpoints/last.ckpt")
     content = saved.read_bytes()

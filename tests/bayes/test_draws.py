@@ -93,7 +93,7 @@ def test_a_misspelt_word_is_answered_with_the_nearest(key: str, word: str, neare
 def test_log_uniform_has_no_closed_form_for_low_rank() -> None:
     with pytest.raises(ConfigError, match="mean_field or members") as raised:
         PosteriorSettings("low_rank", prior="log_uniform")
-    assert raised.value.key == "model.prior"
+    assert raised.value.key == "model.posterior.prior"
     assert "\n" not in str(raised.value)
     for posterior in ("mean_field", "members"):
         PosteriorSettings(posterior, prior="log_uniform")

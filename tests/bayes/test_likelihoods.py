@@ -412,16 +412,16 @@ def test_likelihoods_by_name(name: str, kind: type[Likelihood]) -> None:
 @pytest.mark.parametrize(
     ("key", "settings"),
     [
-        ("model.likelihood", ("hl_gaus", 1.0, (0.0, 1.0), 5)),
-        ("model.noise_std", ("gaussian", 0.0, (0.0, 1.0), 5)),
-        ("model.noise_std", ("gaussian", math.nan, (0.0, 1.0), 5)),
-        ("model.noise_std", ("learned_gaussian", -1.0, (0.0, 1.0), 5)),
-        ("model.noise_std", ("learned_gaussian", 1e-4, (0.0, 1.0), 5)),
-        ("model.value_range", ("hl_gauss", 1.0, (1.0, 1.0), 5)),
-        ("model.value_range", ("two_hot", 1.0, (2.0, 1.0), 5)),
-        ("model.value_range", ("two_hot", 1.0, (0.0, math.inf), 5)),
-        ("model.num_bins", ("hl_gauss", 1.0, (0.0, 1.0), 1)),
-        ("model.num_bins", ("two_hot", 1.0, (0.0, 1.0), 1)),
+        ("model.likelihood.family", ("hl_gaus", 1.0, (0.0, 1.0), 5)),
+        ("model.likelihood.noise_std", ("gaussian", 0.0, (0.0, 1.0), 5)),
+        ("model.likelihood.noise_std", ("gaussian", math.nan, (0.0, 1.0), 5)),
+        ("model.likelihood.noise_std", ("learned_gaussian", -1.0, (0.0, 1.0), 5)),
+        ("model.likelihood.noise_std", ("learned_gaussian", 1e-4, (0.0, 1.0), 5)),
+        ("model.likelihood.value_range", ("hl_gauss", 1.0, (1.0, 1.0), 5)),
+        ("model.likelihood.value_range", ("two_hot", 1.0, (2.0, 1.0), 5)),
+        ("model.likelihood.value_range", ("two_hot", 1.0, (0.0, math.inf), 5)),
+        ("model.likelihood.num_bins", ("hl_gauss", 1.0, (0.0, 1.0), 1)),
+        ("model.likelihood.num_bins", ("two_hot", 1.0, (0.0, 1.0), 1)),
     ],
 )
 def test_settings_that_cannot_work_are_refused(key: str, settings: tuple[Any, ...]) -> None:

@@ -16,7 +16,12 @@ from bayes_rl.cli import app as cli
 
 ROOT = Path(cli.__file__).parents[2]
 TINY = {
-    **{"data.min_replay_size": 100, "data.eval_games": 1, "data.replay_capacity": 2000, "model.hidden_dim": 16},
+    **{
+        "data.replay.min_size": 100,
+        "data.evaluation.games": 1,
+        "data.replay.capacity": 2000,
+        "model.network.hidden_dim": 16,
+    },
     "data.frames_per_epoch": 800,
 }
 
@@ -69,7 +74,7 @@ def test_a_sitting_that_ends_is_gone_on_with(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_finished_study_has_scores_and_rates_and_is_not_done_again(tmp_path: Path) -> None:
     rates = {"config": "configs/cartpole.yaml", "num_envs": [2], "updates_per_step": [None, 1], "compile": ["none"]}
-    rates |= {"seconds": 0.5, "options": {"data.min_replay_size": 100, "data.replay_capacity": 2000}}
+    rates |= {"seconds": 0.5, "options": {"data.replay.min_size": 100, "data.replay.capacity": 2000}}
     write_study(tmp_path, throughput=[rates], runs=[entry(frames=1500)])
     found, left = sitting(tmp_path, "--minutes=5", "--grace=20")
     assert left == "nothing is left"

@@ -27,7 +27,12 @@ from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.types import AGENT_ARGUMENTS
 
 NAN, INF, HUGE = float("nan"), float("inf"), 10**30
-SMALL = ["--data.env=CartPole-v1", "--data.frame_stack=1", "--model.encoder=mlp", "--model.hidden_dim=8"]
+SMALL = [
+    "--data.env=CartPole-v1",
+    "--data.frame_stack=1",
+    "--model.network.encoder=mlp",
+    "--model.network.hidden_dim=8",
+]
 """Behind `fit`, quick to build; what is typed later wins."""
 
 
@@ -132,45 +137,62 @@ def wrong_types() -> st.SearchStrategy[Bad]:
         for value in STRAYS[kinds[0]]:
             if value == "\udcff":
                 cases.append(st.just(Bad([f"--{key}={value}"], key)))
-            elif not ((optional and value in (None, "")) or (key == "data.render" and value is None)):
+            elif not ((optional and value in (None, "")) or (key == "data.evaluation.render" and value is None)):
                 cases.append(typed(key, value))
     return st.sampled_from(cases).flatmap(lambda case: case)
 
 
 COUNTS = [
-    *("data.num_envs", "data.frame_stack", "data.frame_skip", "data.max_episode_frames", "data.replay_capacity"),
-    *("data.min_replay_size", "data.batch_size", "data.n_step", "data.frames_per_epoch", "data.eval_games", "data.fps"),
-    *("model.hidden_dim", "model.draws", "model.fisher_samples"),
+    *(
+        "data.num_envs",
+        "data.frame_stack",
+        "data.rules.frame_skip",
+        "data.rules.max_episode_frames",
+        "data.replay.capacity",
+    ),
+    *(
+        "data.replay.min_size",
+        "data.replay.batch_size",
+        "data.replay.n_step",
+        "data.frames_per_epoch",
+        "data.evaluation.games",
+        "data.evaluation.fps",
+    ),
+    *("model.network.hidden_dim", "model.posterior.num_draws", "model.consolidation.fisher_samples"),
 ]
-NOT_NEGATIVE = ["data.eval_idle_frames", "data.epsilon_decay_frames", "model.consolidate_every"]
+NOT_NEGATIVE = [
+    "data.evaluation.idle_frames",
+    "data.epsilon.decay_frames",
+    "model.consolidation.consolidate_every",
+]
 RANGES: dict[str, list[Any]] = {
     **{key: [0, -1, -7, -(2**31), -HUGE, HUGE, 10**12, INF, NAN] for key in COUNTS},
     **{key: [-1, -(2**31), -HUGE, HUGE, INF, NAN] for key in NOT_NEGATIVE},
     **{f"data.epsilon_{end}": [-0.1, 1.5, INF, NAN, 1e30, HUGE, -INF] for end in ("start", "end")},
-    "data.gamma": [-0.1, 1.0001, INF, NAN, 1e30, HUGE],
-    "data.sticky_actions": [-0.1, 1, INF, NAN, 1e30],
-    "data.reward_clip": [0, -1, NAN, INF, -INF],
+    "data.replay.gamma": [-0.1, 1.0001, INF, NAN, 1e30, HUGE],
+    "data.rules.sticky_actions": [-0.1, 1, INF, NAN, 1e30],
+    "data.replay.reward_clip": [0, -1, NAN, INF, -INF],
     "data.updates_per_step": [0, -1, NAN, INF, 1e30],
-    "data.cycles": [0, -1, HUGE, 2],
-    "data.frames_per_task": [HUGE, 0, -5],
-    "model.prior_precision": [0, -1, NAN, INF, -INF, "0"],
-    "model.init_log_var": [-30, 30, NAN, INF, 1e30, HUGE],
-    "model.log_var_limit": [0, -1, NAN, INF, 61, 1e30],
-    "model.init_scale": [0, -1, NAN, INF],
-    "model.prior_scale": [-1, NAN, INF, 3],
-    "model.temperature": [-1, NAN, INF, -INF],
-    "model.noise_std": [0, -1, NAN, INF],
-    "model.num_bins": [HUGE, 10**12],
-    "model.index_dim": [0, -1, HUGE],
-    "model.tau": [0, -1, 1.5, NAN, INF, 1e30],
-    "model.policy_temperature": [0, -1, NAN, INF],
-    "model.entropy_weight": [-1, NAN, INF],
-    "model.ewc_lambda": [-1, NAN, INF, 3],
-    "model.online_decay": [-0.1, 1.5, NAN, INF],
-    "model.actor_lr": [0, -1, NAN, INF],
-    "model.critic_lr": [0, -1, NAN, INF],
-    "model.adam_eps": [-1, NAN, INF],
-    "model.weight_decay": [-1, NAN, INF],
+    "data.curriculum.cycles": [0, -1, HUGE, 2],
+    "data.curriculum.frames_per_task": [HUGE, 0, -5],
+    "model.posterior.prior_precision": [0, -1, NAN, INF, -INF, "0"],
+    "model.posterior.init_log_var": [-30, 30, NAN, INF, 1e30, HUGE],
+    "model.posterior.log_var_limit": [0, -1, NAN, INF, 61, 1e30],
+    "model.posterior.init_scale": [0, -1, NAN, INF],
+    "model.network.prior_function_scale": [-1, NAN, INF, 3],
+    "model.objective.kl_temperature": [-1, NAN, INF, -INF],
+    "model.likelihood.noise_std": [0, -1, NAN, INF],
+    "model.likelihood.num_bins": [HUGE, 10**12],
+    "model.posterior.size": [0, -1, HUGE],
+    "model.objective.tau": [0, -1, 1.5, NAN, INF, 1e30],
+    "model.objective.policy_temperature": [0, -1, NAN, INF],
+    "model.objective.entropy_weight": [-1, NAN, INF],
+    "model.consolidation.ewc_lambda": [-1, NAN, INF, 3],
+    "model.consolidation.online_decay": [-0.1, 1.5, NAN, INF],
+    "model.optimizer.actor_lr": [0, -1, NAN, INF],
+    "model.optimizer.critic_lr": [0, -1, NAN, INF],
+    "model.optimizer.adam_eps": [-1, NAN, INF],
+    "model.optimizer.weight_decay": [-1, NAN, INF],
     "seed_everything": [-1, 2**32, HUGE, 1.5, INF, NAN, True, False, None, "abc", [1], {"a": 1}, ""],
     "trainer.max_epochs": [-2, -HUGE, 1.5, INF],
     "trainer.max_steps": [-2, INF, None],
@@ -188,19 +210,44 @@ RANGES: dict[str, list[Any]] = {
     "trainer.overfit_batches": [-1, 1.5, NAN],
 }
 SHAPES = {
-    "data.crop": [[0, 300, 0, 160], [5, 5, 0, 160], [-1, 100, 0, 160], [0, 84, 0, 84]],  # CartPole has no screen
+    "data.rules.crop": [[0, 300, 0, 160], [5, 5, 0, 160], [-1, 100, 0, 160], [0, 84, 0, 84]],  # CartPole has no screen
     "data.tasks": [[], ["breakout"], ["breakout", "tenis"], ["tennis", "tennis"], ["breakout", "CartPole-v1"]],
     "data.env_kwargs": [{"sise": 3}, {"": 1}],
-    "data.render": ["humans", "rgb_array"],
-    "model.value_range": [[NAN, 1], [0, INF], [-INF, INF]],
+    "data.evaluation.render": ["humans", "rgb_array"],
+    "model.likelihood.value_range": [[NAN, 1], [0, INF], [-INF, INF]],
 }
 CHOICES = [
-    *("data.env", "data.task_conditioning", "data.epsilon_at_switch", "data.life_loss", "model.encoder"),
-    *("model.bayesian", "model.posterior", "model.prior", "model.likelihood", "model.exploration", "model.bootstrap"),
-    *("model.target", "model.actor_loss", "model.update_pairs", "model.consolidation", "model.optimizer_at_switch"),
-    *("model.critic_at_switch", "trainer.accelerator", "trainer.strategy", "trainer.precision", "trainer.profiler"),
+    *(
+        "data.env",
+        "data.curriculum.task_conditioning",
+        "data.curriculum.epsilon_at_switch",
+        "data.replay.life_loss",
+        "model.network.encoder",
+    ),
+    *(
+        "model.network.bayesian",
+        "model.posterior.family",
+        "model.posterior.prior",
+        "model.likelihood.family",
+        "model.exploration",
+        "model.objective.bootstrap",
+    ),
+    *(
+        "model.objective.target",
+        "model.objective.actor_loss",
+        "model.objective.update_pairs",
+        "model.consolidation.method",
+        "model.consolidation.optimizer_at_switch",
+    ),
+    *(
+        "model.consolidation.critic_at_switch",
+        "trainer.accelerator",
+        "trainer.strategy",
+        "trainer.precision",
+        "trainer.profiler",
+    ),
     *("trainer.gradient_clip_algorithm", "trainer.logger", "trainer.callbacks", "trainer.plugins"),
-    *("trainer.deterministic", "data.render", "trainer.model_registry")[:2],
+    *("trainer.deterministic", "data.evaluation.render", "trainer.model_registry")[:2],
 ]
 
 
@@ -249,7 +296,7 @@ CONFIGS: dict[str, tuple[bytes, str]] = {
     "name outside": (b"name: ../../x\n", "name"),
     "class that is none": (b"trainer:\n  callbacks:\n    class_path: no.such.Class\n", "trainer.callbacks"),
     "class without arguments": (b"trainer:\n  logger:\n    init_args: {a: 1}\n", "trainer.logger"),
-    "nothing as a section's option": (b"data:\n  n_step:\n", "data.n_step"),
+    "nothing as a section's option": (b"data:\n  n_step:\n", "data.replay.n_step"),
     "checkpoint that is a list": (b"ckpt_path: [1]\n", "ckpt_path"),
 }
 
@@ -294,30 +341,40 @@ def paths(draw: st.DrawFn) -> Bad:
 
 
 COMBINATIONS: list[tuple[str, dict[str, Any]]] = [
-    ("model.exploration", {"model.exploration": "thompson", "model.bayesian": "none"}),
-    ("model.prior_scale", {"model.prior_scale": 3, "model.posterior": "mean_field"}),
-    ("model.prior", {"model.posterior": "low_rank", "model.prior": "log_uniform"}),
-    ("model.consolidation", {"model.posterior": "members", "model.consolidation": "ewc", "model.consolidate_every": 5}),
-    ("model.consolidation", {"model.consolidation": "vcl", "model.bayesian": "none"}),
-    ("model.consolidation", {"model.consolidation": "online_ewc"}),
-    ("model.consolidate_every", {"model.consolidate_every": 5}),
-    ("model.ewc_lambda", {"model.ewc_lambda": 3}),
-    ("model.index_dim", {"model.posterior": "members", "model.index_dim": 0}),
-    ("model.num_bins", {"model.likelihood": "two_hot", "model.num_bins": 1}),
-    ("model.value_range", {"model.likelihood": "hl_gauss", "model.value_range": [3, 3]}),
-    ("model.noise_std", {"model.likelihood": "learned_gaussian", "model.noise_std": 1e30}),
-    ("model.encoder", {"data.env": "CartPole-v1", "model.encoder": "minatar"}),
-    ("data.batch_size", {"data.batch_size": 200_000}),
-    ("data.min_replay_size", {"data.min_replay_size": 3_000, "data.replay_capacity": 2_000}),
-    ("data.n_step", {"data.n_step": 90_000}),
-    ("data.n_step", {"data.num_envs": 500, "data.replay_capacity": 2_000, "data.min_replay_size": 100}),
-    ("data.frames_per_epoch", {"data.frames_per_epoch": 4, "data.frame_skip": 4, "data.updates_per_step": 0.25}),
+    ("model.exploration", {"model.exploration": "thompson", "model.network.bayesian": "none"}),
+    (
+        "model.network.prior_function_scale",
+        {"model.network.prior_function_scale": 3, "model.posterior.family": "mean_field"},
+    ),
+    ("model.posterior.prior", {"model.posterior.family": "low_rank", "model.posterior.prior": "log_uniform"}),
+    (
+        "model.consolidation.method",
+        {
+            "model.posterior.family": "members",
+            "model.consolidation.method": "ewc",
+            "model.consolidation.consolidate_every": 5,
+        },
+    ),
+    ("model.consolidation.method", {"model.consolidation.method": "vcl", "model.network.bayesian": "none"}),
+    ("model.consolidation.method", {"model.consolidation.method": "online_ewc"}),
+    ("model.consolidation.consolidate_every", {"model.consolidation.consolidate_every": 5}),
+    ("model.consolidation.ewc_lambda", {"model.consolidation.ewc_lambda": 3}),
+    ("model.posterior.size", {"model.posterior.family": "members", "model.posterior.size": 0}),
+    ("model.likelihood.num_bins", {"model.likelihood.family": "two_hot", "model.likelihood.num_bins": 1}),
+    ("model.likelihood.value_range", {"model.likelihood.family": "hl_gauss", "model.likelihood.value_range": [3, 3]}),
+    ("model.likelihood.noise_std", {"model.likelihood.family": "learned_gaussian", "model.likelihood.noise_std": 1e30}),
+    ("model.network.encoder", {"data.env": "CartPole-v1", "model.network.encoder": "minatar"}),
+    ("data.replay.batch_size", {"data.replay.batch_size": 200_000}),
+    ("data.replay.min_size", {"data.replay.min_size": 3_000, "data.replay.capacity": 2_000}),
+    ("data.replay.n_step", {"data.replay.n_step": 90_000}),
+    ("data.replay.n_step", {"data.num_envs": 500, "data.replay.capacity": 2_000, "data.replay.min_size": 100}),
+    ("data.frames_per_epoch", {"data.frames_per_epoch": 4, "data.rules.frame_skip": 4, "data.updates_per_step": 0.25}),
     ("data.env", {"data.tasks": ["tennis", "pong"], "data.env": "pong"}),
     ("data.tasks", {"data.tasks": ["breakout", "MinAtar/Breakout-v1"]}),
-    ("data.task_conditioning", {"data.task_conditioning": "heads"}),
-    ("data.keep_replays", {"data.keep_replays": True}),
-    ("data.cycles", {"data.cycles": 3}),
-    ("data.crop", {"data.crop": [0, 84, 0, 84]}),
+    ("data.curriculum.task_conditioning", {"data.curriculum.task_conditioning": "heads"}),
+    ("data.curriculum.keep_replays", {"data.curriculum.keep_replays": True}),
+    ("data.curriculum.cycles", {"data.curriculum.cycles": 3}),
+    ("data.rules.crop", {"data.rules.crop": [0, 84, 0, 84]}),
     ("data.env_kwargs", {"data.env_kwargs": {"sise": 3}}),
     ("data.env", {"data.env": "Pendulum-v1"}),
     ("model.num_actions", {"model.num_actions": 7}),
@@ -349,14 +406,14 @@ def combinations(draw: st.DrawFn) -> Bad:
 def strays(draw: st.DrawFn) -> Bad:
     """Words in no option's place, and options without a value."""
     option = draw(st.sampled_from(sorted([*OPTIONS, *TRAINER])))
-    word = draw(st.sampled_from(["breakout", "fit", "3", "自然", "data.n_step=3", "configs/quickstart.yaml"]))
+    word = draw(st.sampled_from(["breakout", "fit", "3", "自然", "data.replay.n_step=3", "configs/quickstart.yaml"]))
     return draw(
         st.sampled_from(
             [
                 Bad([word], word),
-                Bad(["--data.gamma=0.9", word], word),
+                Bad(["--data.replay.gamma=0.9", word], word),
                 Bad([f"--{option}"], option),
-                Bad([f"--{option}", "--data.gamma=0.9"], option),
+                Bad([f"--{option}", "--data.replay.gamma=0.9"], option),
                 Bad(["-x"], "-x"),
                 Bad([f"-{option}=3"], option),
                 Bad(["--=3"], "--=3"),

@@ -84,5 +84,5 @@ def test_a_named_configuration_runs_in_any_folder(beside: bool, monkeypatch: pyt
     if beside:  # its own file of that name counts only if it is named as a file
         Path("configs").mkdir()
         Path("configs/cartpole.yaml").write_text("data: {env: Acrobot-v1}\n")
-    quick = ["--trainer.fast_dev_run=true", "--trainer.enable_progress_bar=false", "--data.min_replay_size=64"]
+    quick = ["--trainer.fast_dev_run=true", "--trainer.enable_progress_bar=false", "--data.replay.min_size=64"]
     assert run(monkeypatch, "fit", "--config", "cartpole", *quick).datamodule.settings.env == "CartPole-v1"

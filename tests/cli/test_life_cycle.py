@@ -38,7 +38,7 @@ def test_fit_writes_everything_it_names(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_every_logged_tag_is_documented_and_every_documented_tag_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    run(monkeypatch, "fit", *TINY, "--model.consolidation=ewc", "--model.consolidate_every=20")
+    run(monkeypatch, "fit", *TINY, "--model.consolidation.method=ewc", "--model.consolidation.consolidate_every=20")
     tags = set(curves(Path("runs/cartpole/version_0")))
     layers = {tag for tag in tags if tag.startswith("kl/")}
     assert layers == {f"kl/{head}.{pair}" for head in ("actors", "critics") for pair in (0, 1)}
@@ -92,12 +92,12 @@ def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
     assert all(torch.equal(a[k], b[k]) for k in b)
 
 
-EVERY = "--model.consolidate_every=9999"
+EVERY = "--model.consolidation.consolidate_every=9999"
 CONTRADICTIONS = {
-    "model.hidden_dim": ("32", "16"),
-    "model.ewc_lambda": ("0", "0.5"),
+    "model.network.hidden_dim": ("32", "16"),
+    "model.consolidation.ewc_lambda": ("0", "0.5"),
     "data.num_envs": ("4", "8"),
-    "data.replay_capacity": ("3000", "2000"),
+    "data.replay.capacity": ("3000", "2000"),
     "data.updates_per_step": ("1", "0.25"),
     "seed_everything": ("7", "1"),
 }
@@ -109,7 +109,7 @@ def test_options_that_contradict_the_checkpoint_stop_and_harm_nothing(
     configuration = (ROOT / "configs/cartpole.yaml").read_text()
     Path("mine.yaml").write_text(re.sub(r"\n  consolidation:.*", "", configuration))
     tiny = ["--config", "mine.yaml", *TINY[2:]]
-    run(monkeypatch, "fit", *tiny, "--model.consolidation=ewc", "--model.ewc_lambda=0.5", EVERY)
+    run(monkeypatch, "fit", *tiny, "--model.consolidation.method=ewc", "--model.consolidation.ewc_lambda=0.5", EVERY)
     capsys.readouterr()
     for key, (asked, saved) in CONTRADICTIONS.items():
         line = error_of(monkeypatch, capsys, "fit", *tiny, "--ckpt_path=last", f"--{key}={asked}")
@@ -142,10 +142,23 @@ def test_a_large_seed_and_no_logger_leave_nothing_outside_the_run(monkeypatch: p
 
 
 def test_ewc_of_pixels_under_mixed_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ["--config", str(ROOT / "configs/quickstart.yaml"), "--trainer.max_steps=9", "--model.consolidation=ewc"]
-    options += ["--model.consolidate_every=4", "--model.fisher_samples=8", "--data.batch_size=4"]
-    options += ["--data.min_replay_size=64", "--data.replay_capacity=2000", "--data.eval_games=1"]
-    options += ["--data.max_episode_frames=100", "--trainer.enable_progress_bar=false", "--data.frames_per_epoch=1000"]
+    options = [
+        "--config",
+        str(ROOT / "configs/quickstart.yaml"),
+        "--trainer.max_steps=9",
+        "--model.consolidation.method=ewc",
+    ]
+    options += [
+        "--model.consolidation.consolidate_every=4",
+        "--model.consolidation.fisher_samples=8",
+        "--data.replay.batch_size=4",
+    ]
+    options += ["--data.replay.min_size=64", "--data.replay.capacity=2000", "--data.evaluation.games=1"]
+    options += [
+        "--data.rules.max_episode_frames=100",
+        "--trainer.enable_progress_bar=false",
+        "--data.frames_per_epoch=1000",
+    ]
     module = run(monkeypatch, "fit", *options).model
     assert module.consolidator is not None
     assert int(module.consolidator.ewc.consolidations) == 2
@@ -194,11 +207,13 @@ def test_a_window_without_a_display_is_refused(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("matplotlib.get_backend", lambda: "agg")
-    monkeypatch.setattr(sys, "argv", ["cli.py", "predict", *TINY, f"--ckpt_path={trained}", "--data.render=human"])
+    monkeypatch.setattr(
+        sys, "argv", ["cli.py", "predict", *TINY, f"--ckpt_path={trained}", "--data.evaluation.render=human"]
+    )
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 2
-    assert "data.render" in capsys.readouterr().err
+    assert "data.evaluation.render" in capsys.readouterr().err
 
 
 def test_a_checkpoint_loads_alone_and_holds_no_code(trained: Path) -> None:
@@ -209,8 +224,13 @@ def test_a_checkpoint_loads_alone_and_holds_no_code(trained: Path) -> None:
 
 def test_deterministic_algorithms_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # Lightning sets it, for good
-    small = ["--config", str(ROOT / "configs/minatar.yaml"), "--trainer.fast_dev_run=true", "--data.batch_size=4"]
-    small += ["--data.min_replay_size=64", "--data.replay_capacity=2000", "--trainer.enable_progress_bar=false"]
+    small = [
+        "--config",
+        str(ROOT / "configs/minatar.yaml"),
+        "--trainer.fast_dev_run=true",
+        "--data.replay.batch_size=4",
+    ]
+    small += ["--data.replay.min_size=64", "--data.replay.capacity=2000", "--trainer.enable_progress_bar=false"]
     try:
         run(monkeypatch, "fit", *small, "--trainer.deterministic", "true")
         assert torch.are_deterministic_algorithms_enabled()
@@ -221,9 +241,9 @@ def test_deterministic_algorithms_are_enough(monkeypatch: pytest.MonkeyPatch) ->
 # ------------------------------------------------------------------------------------------------------- configs
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
 def test_every_configuration_runs(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = ["--trainer.fast_dev_run=true", "--trainer.enable_progress_bar=false", "--data.min_replay_size=64"]
-    small += ["--data.batch_size=4", "--data.replay_capacity=2000", "--data.max_episode_frames=200"]
-    own = {"seed": ["--model.hidden_dim=16"], "fast_gpu": ["--data.num_envs=8", "--data.replay_device=cpu"]}
+    small = ["--trainer.fast_dev_run=true", "--trainer.enable_progress_bar=false", "--data.replay.min_size=64"]
+    small += ["--data.replay.batch_size=4", "--data.replay.capacity=2000", "--data.rules.max_episode_frames=200"]
+    own = {"seed": ["--model.network.hidden_dim=16"], "fast_gpu": ["--data.num_envs=8", "--data.replay.device=cpu"]}
     run(monkeypatch, "fit", "--config", str(config), *small, *own.get(config.stem, []))
 
 
@@ -251,27 +271,27 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "unknown game": (["--data.env=brekout"], ["data.env", "brekout", "'breakout'"]),
     "unknown id": (["--data.env=ALE/Brekout-v5"], ["data.env", "'ALE/Breakout-v5'"]),
     "continuous actions": (["--data.env=Pendulum-v1"], ["data.env", "Pendulum-v1", "discrete"]),
-    "negative capacity": (["--data.replay_capacity=-5"], ["data.replay_capacity", "-5"]),
-    "n-step beyond the ring": (["--data.n_step=90000"], ["data.n_step", "90000"]),
-    "batch beyond the replay": (["--data.batch_size=200000"], ["data.batch_size", "200000", "100000"]),
-    "wrong option": (["--data.n_steps=4"], ["data.n_steps", "'data.n_step'"]),
+    "negative capacity": (["--data.replay.capacity=-5"], ["data.replay.capacity", "-5"]),
+    "n-step beyond the ring": (["--data.replay.n_step=90000"], ["data.replay.n_step", "90000"]),
+    "batch beyond the replay": (["--data.replay.batch_size=200000"], ["data.replay.batch_size", "200000", "100000"]),
+    "wrong option": (["--data.n_steps=4"], ["data.n_steps", "'data.replay.n_step'"]),
     "shortened option": (["--trainer.max_epoch=3"], ["trainer.max_epoch", "'trainer.max_epochs'"]),
     "missing checkpoint": (["--ckpt_path=nothing.ckpt"], ["ckpt_path", "nothing.ckpt"]),
     "no last checkpoint": (["--ckpt_path=last"], ["ckpt_path", "last"]),
     "checkpoint that is none": ([f"--ckpt_path={ROOT / 'LICENSE'}"], ["ckpt_path", "LICENSE"]),
     "configuration that is not YAML": ([f"--config={ROOT / 'LICENSE'}"], ["--config", "LICENSE"]),
     "missing configuration": ([f"--config={ROOT / 'configs/quikstart.yaml'}"], ["--config", "quickstart.yaml"]),
-    "not a number": (["--data.gamma=high"], ["data.gamma", "high"]),
-    "gamma above one": (["--data.gamma=1.5"], ["data.gamma", "1.5"]),
-    "unknown encoder": (["--model.encoder=natur"], ["model.encoder", "natur", "'nature'"]),
-    "encoder that does not fit": (["--data.env=CartPole-v1"], ["model.encoder", "nature", "'mlp'"]),
-    "unknown life loss": (["--data.life_loss=penalti"], ["data.life_loss", "penalti", "'penalty'"]),
-    "negative precision": (["--model.prior_precision=-1"], ["model.prior_precision", "-1"]),
-    "epsilon above one": (["--data.epsilon_start=2"], ["data.epsilon_start", "2"]),
-    "crop outside": (["--data.crop=[0,300,0,160]"], ["data.crop", "300"]),
-    "negative learning rate": (["--model.critic_lr=-1"], ["model.critic_lr", "-1"]),
+    "not a number": (["--data.replay.gamma=high"], ["data.replay.gamma", "high"]),
+    "gamma above one": (["--data.replay.gamma=1.5"], ["data.replay.gamma", "1.5"]),
+    "unknown encoder": (["--model.network.encoder=natur"], ["model.network.encoder", "natur", "'nature'"]),
+    "encoder that does not fit": (["--data.env=CartPole-v1"], ["model.network.encoder", "nature", "'mlp'"]),
+    "unknown life loss": (["--data.replay.life_loss=penalti"], ["data.replay.life_loss", "penalti", "'penalty'"]),
+    "negative precision": (["--model.posterior.prior_precision=-1"], ["model.posterior.prior_precision", "-1"]),
+    "epsilon above one": (["--data.epsilon.start=2"], ["data.epsilon.start", "2"]),
+    "crop outside": (["--data.rules.crop=[0,300,0,160]"], ["data.rules.crop", "300"]),
+    "negative learning rate": (["--model.optimizer.critic_lr=-1"], ["model.optimizer.critic_lr", "-1"]),
     "no environments": (["--data.num_envs=0"], ["data.num_envs", "0"]),
-    "no frame skip": (["--data.frame_skip=0"], ["data.frame_skip", "0"]),
+    "no frame skip": (["--data.rules.frame_skip=0"], ["data.rules.frame_skip", "0"]),
     "negative seed": (["--seed_everything=-1"], ["seed_everything", "-1"]),
     "no seed": (["--seed_everything=false"], ["seed_everything", "False"]),
     "environment of a missing package": (["--data.env=Ant-v5"], ["data.env", "Ant-v5"]),
@@ -283,65 +303,92 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     ),
     "precision that cannot work": (["--trainer.precision=bf16-true"], ["trainer.precision", "bf16-mixed"]),
     "two processes": (["--trainer.devices=2", "--trainer.accelerator=cpu"], ["trainer.devices", "2"]),
-    "unknown likelihood": (["--model.likelihood=gausian"], ["model.likelihood", "gausian", "'gaussian'"]),
-    "unknown posterior": (["--model.posterior=member"], ["model.posterior", "member", "'members'"]),
-    "unknown prior": (["--model.prior=laplace"], ["model.prior", "laplace", "gaussian"]),
-    "unknown part of the network": (["--model.bayesian=head"], ["model.bayesian", "head", "'heads'"]),
+    "unknown likelihood": (["--model.likelihood.family=gausian"], ["model.likelihood.family", "gausian", "'gaussian'"]),
+    "unknown posterior": (["--model.posterior.family=member"], ["model.posterior.family", "member", "'members'"]),
+    "unknown prior": (["--model.posterior.prior=laplace"], ["model.posterior.prior", "laplace", "gaussian"]),
+    "unknown part of the network": (["--model.network.bayesian=head"], ["model.network.bayesian", "head", "'heads'"]),
     "unknown exploration": (["--model.exploration=tompson"], ["model.exploration", "tompson", "'thompson'"]),
     "thompson without a distribution": (
-        ["--model.exploration=thompson", "--model.bayesian=none"],
-        ["model.exploration", "thompson", "--model.bayesian heads"],
+        ["--model.exploration=thompson", "--model.network.bayesian=none"],
+        ["model.exploration", "thompson", "--model.network.bayesian heads"],
     ),
-    "prior function without an index": (["--model.prior_scale=3"], ["model.prior_scale", "3", "members"]),
-    "no members": (["--model.posterior=members", "--model.index_dim=0"], ["model.index_dim", "0"]),
+    "prior function without an index": (
+        ["--model.network.prior_function_scale=3"],
+        ["model.network.prior_function_scale", "3", "members"],
+    ),
+    "no members": (["--model.posterior.family=members", "--model.posterior.size=0"], ["model.posterior.size", "0"]),
     "log-uniform low rank": (
-        ["--model.posterior=low_rank", "--model.prior=log_uniform"],
-        ["model.prior", "log_uniform", "gaussian"],
+        ["--model.posterior.family=low_rank", "--model.posterior.prior=log_uniform"],
+        ["model.posterior.prior", "log_uniform", "gaussian"],
     ),
-    "variance beyond its limit": (["--model.init_log_var=-30"], ["model.init_log_var", "-30"]),
+    "variance beyond its limit": (["--model.posterior.init_log_var=-30"], ["model.posterior.init_log_var", "-30"]),
     "empty range of values": (
-        ["--model.likelihood=hl_gauss", "--model.value_range=[3,3]"],
-        ["model.value_range", "3"],
+        ["--model.likelihood.family=hl_gauss", "--model.likelihood.value_range=[3,3]"],
+        ["model.likelihood.value_range", "3"],
     ),
-    "one bin": (["--model.likelihood=two_hot", "--model.num_bins=1"], ["model.num_bins", "1"]),
-    "no noise": (["--model.noise_std=0"], ["model.noise_std", "0"]),
+    "one bin": (
+        ["--model.likelihood.family=two_hot", "--model.likelihood.num_bins=1"],
+        ["model.likelihood.num_bins", "1"],
+    ),
+    "no noise": (["--model.likelihood.noise_std=0"], ["model.likelihood.noise_std", "0"]),
     "EWC of a mixture": (
-        ["--model.posterior=members", "--model.consolidation=ewc", "--model.consolidate_every=5"],
-        ["model.consolidation", "--model.posterior mean_field"],
+        [
+            "--model.posterior.family=members",
+            "--model.consolidation.method=ewc",
+            "--model.consolidation.consolidate_every=5",
+        ],
+        ["model.consolidation.method", "--model.posterior.family mean_field"],
     ),
-    "penalty of nothing": (["--model.ewc_lambda=3"], ["model.ewc_lambda", "3.0", "--model.consolidation online_ewc"]),
+    "penalty of nothing": (
+        ["--model.consolidation.ewc_lambda=3"],
+        ["model.consolidation.ewc_lambda", "3.0", "--model.consolidation.method online_ewc"],
+    ),
     "games that share no network": (
         ["--data.tasks=[breakout, CartPole-v1]"],
         ["data.tasks", "breakout is an Atari game", "CartPole-v1 is not"],
     ),
     "unknown task": (["--data.tasks=[breakout, tenis]"], ["data.tasks", "'tenis'", "nearest: 'tennis'"]),
-    "a task twice": (["--data.tasks=[tennis, tennis]"], ["data.tasks", "--data.cycles"]),
-    "nothing to act at": (["--model.consolidation=ewc"], ["model.consolidation", "--data.tasks"]),
+    "a task twice": (["--data.tasks=[tennis, tennis]"], ["data.tasks", "--data.curriculum.cycles"]),
+    "nothing to act at": (["--model.consolidation.method=ewc"], ["model.consolidation.method", "--data.tasks"]),
     "one task": (["--data.tasks=[tennis]"], ["data.tasks", "--data.env tennis"]),
     "a game beside tasks": (["--data.tasks=[tennis, pong]", "--data.env=pong"], ["data.env", "--data.tasks"]),
-    "setting of all tasks": (["--data.tasks=[tennis, pong]", "--data.sticky_actions=2"], ["data.sticky_actions", "2"]),
+    "setting of all tasks": (
+        ["--data.tasks=[tennis, pong]", "--data.rules.sticky_actions=2"],
+        ["data.rules.sticky_actions", "2"],
+    ),
     "no frames": (["--data.tasks=[tennis, pong]", "--data.frames_per_epoch=0"], ["data.frames_per_epoch", "0"]),
     "no task": (["--data.tasks=[]"], ["data.tasks", "names no game"]),
     "part of an epoch": (
-        ["--data.tasks=[breakout, tennis]", "--data.frames_per_task=70_000", "--data.frames_per_epoch=20_000"],
-        ["data.frames_per_task", "70000", "nearest: 80000"],
+        [
+            "--data.tasks=[breakout, tennis]",
+            "--data.curriculum.frames_per_task=70_000",
+            "--data.frames_per_epoch=20_000",
+        ],
+        ["data.curriculum.frames_per_task", "70000", "nearest: 80000"],
     ),
     "more epochs than tasks": (
         [
-            *("--data.tasks=[breakout, tennis]", "--data.frames_per_task=20_000", "--data.frames_per_epoch=20_000"),
+            *(
+                "--data.tasks=[breakout, tennis]",
+                "--data.curriculum.frames_per_task=20_000",
+                "--data.frames_per_epoch=20_000",
+            ),
             "--trainer.max_epochs=3",
         ],
         ["trainer.max_epochs", "3", "2 epochs"],
     ),
-    "gains of one task": (["--data.task_conditioning=gains"], ["data.task_conditioning", "gains", "--data.tasks"]),
-    "cycles of one task": (["--data.cycles=2"], ["data.cycles", "2", "--data.tasks"]),
+    "gains of one task": (
+        ["--data.curriculum.task_conditioning=gains"],
+        ["data.curriculum.task_conditioning", "gains", "--data.tasks"],
+    ),
+    "cycles of one task": (["--data.curriculum.cycles=2"], ["data.curriculum.cycles", "2", "--data.tasks"]),
     "conditioning by another name": (
-        ["--data.task_conditioning=gain"],
-        ["data.task_conditioning", "nearest: 'gains'"],
+        ["--data.curriculum.task_conditioning=gain"],
+        ["data.curriculum.task_conditioning", "nearest: 'gains'"],
     ),
     "argument of no environment": (["--data.env_kwargs={sise: 3}"], ["data.env_kwargs", "sise"]),
     "argument that cannot be": (
-        ["--data.env=bayes_rl/DeepSea-v0", "--data.env_kwargs={size: 1}", "--model.encoder=mlp"],
+        ["--data.env=bayes_rl/DeepSea-v0", "--data.env_kwargs={size: 1}", "--model.network.encoder=mlp"],
         ["data.env_kwargs", "1"],
     ),
     "unknown accelerator": (["--trainer.accelerator=gppu"], ["trainer.accelerator", "gppu"]),
@@ -361,7 +408,7 @@ def test_an_unknown_key_in_a_configuration_is_one_line(
     Path("mine.yaml").write_text("data:\n  n_stepp: 3\n")
     line = error_of(monkeypatch, capsys, "fit", "--config=mine.yaml")
     assert "data.n_stepp" in line
-    assert "'data.n_step'" in line
+    assert "'data.replay.n_step'" in line
 
 
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])

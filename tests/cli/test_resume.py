@@ -17,8 +17,8 @@ from bayes_rl.cli.app import BayesCLI
 from tests.helpers.command_line import ROOT, curves, error_of, run
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.log_every_n_steps=5"]
-SMALL = ["--data.replay_capacity=2000", "--data.min_replay_size=100", "--data.batch_size=8", "--data.num_envs=4"]
-SMALL += ["--model.hidden_dim=16", "--data.eval_games=2", "--data.max_episode_frames=400"]
+SMALL = ["--data.replay.capacity=2000", "--data.replay.min_size=100", "--data.replay.batch_size=8", "--data.num_envs=4"]
+SMALL += ["--model.network.hidden_dim=16", "--data.evaluation.games=2", "--data.rules.max_episode_frames=400"]
 OFTEN = ["--data.updates_per_step=0.25"]
 GAMES = {
     "breakout": ["--config", str(ROOT / "configs/quickstart.yaml"), "--data.frames_per_epoch=800", *OFTEN],
@@ -139,31 +139,31 @@ def test_what_differs_from_the_checkpoint_is_named_and_has_to_be_meant(
         monkeypatch,
         capsys,
         *more,
-        "--data.n_step=3",
-        "--model.tau=0.5",
+        "--data.replay.n_step=3",
+        "--model.objective.tau=0.5",
         "--data={gamma: 0.5}",
-        "--model.value_range=[-10.0,10.0]",
+        "--model.likelihood.value_range=[-10.0,10.0]",
     )
     assert "value_range" not in line  # a list is what a checkpoint makes of a tuple
     for word in (
-        "data.n_step: 5 in the checkpoint, 3 typed",
-        "model.tau: 0.01",
-        "data.gamma: 0.99",
+        "data.replay.n_step: 5 in the checkpoint, 3 typed",
+        "model.objective.tau: 0.01",
+        "data.replay.gamma: 0.99",
         "--allow_overrides",
     ):
         assert word in line
-    for option in ("--model.hidden_dim=8", "--data.num_envs=2", "--seed_everything=7", "--data.env=Acrobot-v1"):
-        line = error_of(monkeypatch, capsys, *more, "--allow_overrides", "--data.n_step=3", option)
+    for option in ("--model.network.hidden_dim=8", "--data.num_envs=2", "--seed_everything=7", "--data.env=Acrobot-v1"):
+        line = error_of(monkeypatch, capsys, *more, "--allow_overrides", "--data.replay.n_step=3", option)
         assert option[2:].split("=")[0] in line
         assert "new run" in line
     before = torch.load(small / "runs/game/version_0/checkpoints/last.ckpt", weights_only=True)
     small.rename(tmp_path / "there")  # as on another machine: no path of the old one is used
     monkeypatch.chdir(tmp_path / "there")
-    typed = ["--data.n_step=3", "--allow_overrides", "--trainer.gradient_clip_val=5"]
+    typed = ["--data.replay.n_step=3", "--allow_overrides", "--trainer.gradient_clip_val=5"]
     resumed = run_in(tmp_path / "there", monkeypatch, *more, *typed)
     assert (resumed.datamodule.hparams.n_step, resumed.trainer.gradient_clip_val) == (3, 5)
     printed = capsys.readouterr().out
-    assert "data.n_step: 5 in the checkpoint, 3 typed\n" in printed
+    assert "data.replay.n_step: 5 in the checkpoint, 3 typed\n" in printed
     assert "trainer.gradient_clip_val: 10 in the run's config.yaml, 5" in printed
     assert sorted(tmp_path.iterdir()) == [tmp_path / "there"]
     best = resumed.trainer.checkpoint_callback  # it has not forgotten the score to beat
@@ -171,7 +171,7 @@ def test_what_differs_from_the_checkpoint_is_named_and_has_to_be_meant(
         s["best_model_score"] for s in before["callbacks"].values() if s.get("monitor")
     )
     assert Path(best.best_model_path) == tmp_path / "there/runs/game/version_0/checkpoints/best.ckpt"
-    played = run_in(tmp_path / "there", monkeypatch, "validate", "--ckpt_path=last", "--data.eval_games=3")
+    played = run_in(tmp_path / "there", monkeypatch, "validate", "--ckpt_path=last", "--data.evaluation.games=3")
     assert (played.datamodule.hparams.eval_games, played.datamodule.hparams.n_step) == (3, 3)
     assert "  games                   3.00" in capsys.readouterr().out
 

@@ -12,9 +12,14 @@ from tests.helpers.command_line import ROOT, curves, error_of, run, weights
 
 TWO = [
     *("--config", str(ROOT / "configs/continual.yaml"), "--data.tasks=[MinAtar/Breakout-v1, MinAtar/Freeway-v1]"),
-    *("--data.frames_per_epoch=400", "--data.frames_per_task=800", "--data.min_replay_size=100"),
-    *("--data.replay_capacity=2000", "--data.eval_games=2", "--data.max_episode_frames=50", "--data.batch_size=8"),
-    *("--model.hidden_dim=8", "--model.fisher_samples=20", "--trainer.log_every_n_steps=10"),
+    *("--data.frames_per_epoch=400", "--data.curriculum.frames_per_task=800", "--data.replay.min_size=100"),
+    *(
+        "--data.replay.capacity=2000",
+        "--data.evaluation.games=2",
+        "--data.rules.max_episode_frames=50",
+        "--data.replay.batch_size=8",
+    ),
+    *("--model.network.hidden_dim=8", "--model.consolidation.fisher_samples=20", "--trainer.log_every_n_steps=10"),
     *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
 ]
 
@@ -46,15 +51,27 @@ def test_a_sequence_plays_all_tasks_and_keeps_an_agent_of_each_end(
 @pytest.mark.parametrize(
     "options",
     [
-        ["--model.consolidation=online_ewc", "--data.task_conditioning=heads"],
+        ["--model.consolidation.method=online_ewc", "--data.curriculum.task_conditioning=heads"],
         pytest.param(
-            ["--model.consolidation=vcl", "--model.bayesian=all", "--data.task_conditioning=gains"],
+            [
+                "--model.consolidation.method=vcl",
+                "--model.network.bayesian=all",
+                "--data.curriculum.task_conditioning=gains",
+            ],
             marks=pytest.mark.slow,
         ),
         pytest.param(
             [
-                *("--model.consolidation=ewc", "--model.fisher=empirical", "--model.protect=actor"),
-                *("--data.keep_replays=true", "--model.critic_at_switch=reset", "--data.epsilon_at_switch=continue"),
+                *(
+                    "--model.consolidation.method=ewc",
+                    "--model.consolidation.fisher=empirical",
+                    "--model.consolidation.protected_networks=actor",
+                ),
+                *(
+                    "--data.curriculum.keep_replays=true",
+                    "--model.consolidation.critic_at_switch=reset",
+                    "--data.curriculum.epsilon_at_switch=continue",
+                ),
             ],
             marks=pytest.mark.slow,
         ),
@@ -64,7 +81,7 @@ def test_a_sequence_plays_all_tasks_and_keeps_an_agent_of_each_end(
 def test_a_run_resumed_before_or_after_a_switch_equals_the_uninterrupted_one(
     options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cycles = [*TWO, *options, "--data.frames_per_task=400", "--data.cycles=2"]
+    cycles = [*TWO, *options, "--data.curriculum.frames_per_task=400", "--data.curriculum.cycles=2"]
     run(monkeypatch, "fit", *cycles, "--name=straight")
     for epochs in (1, 3, 4):  # at a task's end, in the second cycle, and to the end
         again = ["--ckpt_path=last"] if epochs > 1 else []
@@ -83,12 +100,12 @@ def test_a_run_resumed_before_or_after_a_switch_equals_the_uninterrupted_one(
 
 def test_a_strength_of_0_is_bitwise_fine_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {
-        "none": ["--model.ewc_lambda=null"],
-        "ewc": ["--model.ewc_lambda=0"],
-        "online_ewc": ["--model.ewc_lambda=0"],
+        "none": ["--model.consolidation.ewc_lambda=null"],
+        "ewc": ["--model.consolidation.ewc_lambda=0"],
+        "online_ewc": ["--model.consolidation.ewc_lambda=0"],
     }
     for name, more in names.items():
-        run(monkeypatch, "fit", *TWO, f"--model.consolidation={name}", f"--name={name}", *more)
+        run(monkeypatch, "fit", *TWO, f"--model.consolidation.method={name}", f"--name={name}", *more)
     results = [weights(Path(f"runs/{name}/version_0/checkpoints/last.ckpt")) for name in names]
     for other in results[1:]:
         assert all(torch.equal(value, other[key]) for key, value in results[0].items())
@@ -97,10 +114,10 @@ def test_a_strength_of_0_is_bitwise_fine_tuning(monkeypatch: pytest.MonkeyPatch)
 def test_the_posterior_of_a_task_is_the_prior_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     vcl = [
         *TWO,
-        "--data.task_conditioning=heads",
-        "--model.consolidation=vcl",
-        "--model.bayesian=all",
-        "--model.ewc_lambda=null",
+        "--data.curriculum.task_conditioning=heads",
+        "--model.consolidation.method=vcl",
+        "--model.network.bayesian=all",
+        "--model.consolidation.ewc_lambda=null",
     ]
     run(monkeypatch, "fit", *vcl, "--trainer.max_epochs=2")
     state = weights(Path("runs/continual/version_0/checkpoints/last.ckpt"))
@@ -132,6 +149,6 @@ def test_a_checkpoint_of_other_tasks_is_refused_and_nothing_is_lost(
         line = error_of(monkeypatch, capsys, command, *TWO, "--ckpt_path=last", other)
         assert "data.tasks" in line
         assert "MinAtar/Breakout-v1" in line
-    line = error_of(monkeypatch, capsys, "fit", *TWO, "--ckpt_path=last", "--data.frames_per_task=400")
-    assert "data.frames_per_task" in line
+    line = error_of(monkeypatch, capsys, "fit", *TWO, "--ckpt_path=last", "--data.curriculum.frames_per_task=400")
+    assert "data.curriculum.frames_per_task" in line
     run(monkeypatch, "fit", *TWO, "--ckpt_path=last", "--trainer.max_epochs=2")

@@ -8,13 +8,14 @@ import pytest
 
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.errors import ConfigError
+from tests.helpers.flat import agent_of
 
 NAN = float("nan")
 
 
 def make_module(**settings: Any) -> VariationalActorCritic:
     defaults = {"encoder": "mlp", "hidden_dim": 8, "observation_shape": (4,), "num_actions": 3}
-    return VariationalActorCritic(**{**defaults, **settings})
+    return agent_of(**{**defaults, **settings})
 
 
 def error_of(**settings: Any) -> ConfigError:
@@ -100,21 +101,25 @@ def test_a_bad_setting_gives_a_config_error_that_names_it(key: str, value: Any) 
 # What each alone could do, but not together; the last word names a way out.
 TOGETHER = [
     ("init_log_var", {"init_log_var": -9.0, "log_var_limit": 5.0}, "within +-5"),
-    ("exploration", {"exploration": "thompson", "bayesian": "none"}, "--model.bayesian heads"),
-    ("exploration", {"exploration": "both", "bayesian": "none", "posterior": "members"}, "--model.bayesian heads"),
+    ("exploration", {"exploration": "thompson", "bayesian": "none"}, "--model.network.bayesian heads"),
+    (
+        "exploration",
+        {"exploration": "both", "bayesian": "none", "posterior": "members"},
+        "--model.network.bayesian heads",
+    ),
     ("consolidation", {"consolidation": "ewc", "posterior": "members", "num_tasks": 2}, "mean_field or low_rank"),
     (
         "consolidation",
         {"consolidation": "vcl", "posterior": "low_rank", "num_tasks": 2},
         "mean_field with prior gaussian",
     ),
-    ("consolidation", {"consolidation": "vcl", "bayesian": "none", "num_tasks": 2}, "--model.bayesian all"),
+    ("consolidation", {"consolidation": "vcl", "bayesian": "none", "num_tasks": 2}, "--model.network.bayesian all"),
     ("consolidation", {"consolidation": "ewc"}, "--data.tasks"),
     ("consolidate_every", {"consolidation": "vcl", "consolidate_every": 9}, "drop it"),
     (
         "critic_at_switch",
         {"critic_at_switch": "reset", "consolidation": "ewc", "num_tasks": 2},
-        "--model.protect actor",
+        "--model.consolidation.protected_networks actor",
     ),
     ("prior_scale", {"prior_scale": 1.0}, "members or low_rank"),
     ("prior_scale", {"prior_scale": 1.0, "posterior": "low_rank", "bayesian": "none"}, "with Bayesian layers"),

@@ -94,6 +94,8 @@ def test_an_unknown_method_lists_all_and_names_the_nearest() -> None:
 
 @pytest.mark.parametrize("method", ["vcl"])
 def test_a_method_that_cannot_register_a_task_twice_says_so(method: str) -> None:
-    with pytest.raises(ConfigError, match=r"--model.consolidate_every: 5 would count the same data again") as error:
+    with pytest.raises(
+        ConfigError, match=r"--model.consolidation.consolidate_every: 5 would count the same data again"
+    ) as error:
         ConsolidationSettings(method, consolidate_every=5)
-    assert error.value.key == "model.consolidate_every"
+    assert error.value.key == "model.consolidation.consolidate_every"

@@ -69,7 +69,7 @@ def test_a_penalty_that_drowns_the_loss_is_reported_once() -> None:
     assert consolidator.out_of_scale(1000.0, -1.0, 1) is None
     message = consolidator.out_of_scale(1100.0, -1.0, 2)
     assert message is not None
-    assert "model.ewc_lambda 2.5" in message
+    assert "model.consolidation.ewc_lambda 2.5" in message
     assert "lower" in message
     assert consolidator.out_of_scale(1e9, 1.0, 3) is None
     assert make_active().out_of_scale(1.0, 0.0, 3) is not None

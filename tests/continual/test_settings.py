@@ -10,17 +10,17 @@ from bayes_rl.continual.settings import ConsolidationSettings
 from bayes_rl.errors import ConfigError
 
 BAD = [
-    ("method", "ewcc", "model.consolidation", "'ewc'"),
-    ("ewc_lambda", -1.0, "model.ewc_lambda", "-1.0"),
-    ("ewc_lambda", float("nan"), "model.ewc_lambda", "nan"),
-    ("ewc_lambda", float("inf"), "model.ewc_lambda", "inf"),
-    ("protected_networks", "critics", "model.protect", "'critic'"),
-    ("fisher", "True", "model.fisher", "'true'"),
-    ("fisher_samples", 0, "model.fisher_samples", "0"),
-    ("fisher_norm", "max", "model.fisher_norm", "mean"),
-    ("online_decay", -0.1, "model.online_decay", "-0.1"),
-    ("online_decay", 1.1, "model.online_decay", "1.1"),
-    ("online_decay", float("nan"), "model.online_decay", "nan"),
+    ("method", "ewcc", "model.consolidation.method", "'ewc'"),
+    ("ewc_lambda", -1.0, "model.consolidation.ewc_lambda", "-1.0"),
+    ("ewc_lambda", float("nan"), "model.consolidation.ewc_lambda", "nan"),
+    ("ewc_lambda", float("inf"), "model.consolidation.ewc_lambda", "inf"),
+    ("protected_networks", "critics", "model.consolidation.protected_networks", "'critic'"),
+    ("fisher", "True", "model.consolidation.fisher", "'true'"),
+    ("fisher_samples", 0, "model.consolidation.fisher_samples", "0"),
+    ("fisher_norm", "max", "model.consolidation.fisher_norm", "mean"),
+    ("online_decay", -0.1, "model.consolidation.online_decay", "-0.1"),
+    ("online_decay", 1.1, "model.consolidation.online_decay", "1.1"),
+    ("online_decay", float("nan"), "model.consolidation.online_decay", "nan"),
 ]
 
 

@@ -42,9 +42,9 @@ def test_a_single_game_is_a_visit_without_an_end() -> None:
 @pytest.mark.parametrize(
     ("key", "arguments"),
     [
-        ("data.frames_per_task", (150, 100, 1)),
-        ("data.frames_per_task", (0, 100, 1)),
-        ("data.cycles", (200, 100, 0)),
+        ("data.curriculum.frames_per_task", (150, 100, 1)),
+        ("data.curriculum.frames_per_task", (0, 100, 1)),
+        ("data.curriculum.cycles", (200, 100, 0)),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused(key: str, arguments: tuple[int, int, int]) -> None:

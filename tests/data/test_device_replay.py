@@ -20,6 +20,7 @@ from bayes_rl.data.replay import ReplayBuffer
 from bayes_rl.errors import ConfigError
 from bayes_rl.training import preflight as forecast
 from bayes_rl.types import Transition
+from tests.helpers.flat import agent_of, data_of
 
 CPU = torch.device("cpu")
 ROOT = Path(cli.__file__).parents[2]
@@ -173,8 +174,13 @@ def fit(monkeypatch: pytest.MonkeyPatch, folder: Path, *words: str) -> cli.Bayes
 
 TINY = [
     *("--config", str(ROOT / "configs/minatar.yaml"), "--name=game", "--data.frames_per_epoch=200"),
-    *("--data.replay_capacity=500", "--data.min_replay_size=100", "--data.batch_size=8", "--data.num_envs=4"),
-    *("--model.hidden_dim=16", "--data.eval_games=1", "--data.max_episode_frames=200", "--trainer.precision=32-true"),
+    *("--data.replay.capacity=500", "--data.replay.min_size=100", "--data.replay.batch_size=8", "--data.num_envs=4"),
+    *(
+        "--model.network.hidden_dim=16",
+        "--data.evaluation.games=1",
+        "--data.rules.max_episode_frames=200",
+        "--trainer.precision=32-true",
+    ),
     *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
 ]
 
@@ -202,8 +208,8 @@ def test_without_a_gpu_the_option_is_one_clear_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for option, words in (
-        ("--data.replay_device=cuda", ("data.replay_device", "'cuda'", "device is cpu", "use cpu")),
-        ("--data.replay_device=gpu", ("data.replay_device", "'gpu'", "cpu, cuda")),
+        ("--data.replay.device=cuda", ("data.replay.device", "'cuda'", "device is cpu", "use cpu")),
+        ("--data.replay.device=gpu", ("data.replay.device", "'gpu'", "cpu, cuda")),
     ):
         monkeypatch.setattr(sys, "argv", ["cli.py", "fit", *TINY, "--trainer.accelerator=cpu", option])
         with pytest.raises(SystemExit) as stop:
@@ -224,7 +230,7 @@ def test_an_agent_that_learned_on_a_gpu_plays_and_goes_on_without_one(
     config.write_text(text.replace("replay_device: cpu", "replay_device: cuda"))
     monkeypatch.setattr(sys, "argv", ["cli.py", "validate", "--ckpt_path=last", "--trainer.accelerator=cpu"])
     cli.run()
-    fit(monkeypatch, tmp_path, "--ckpt_path=last", "--trainer.max_epochs=2", "--data.replay_device=cpu")
+    fit(monkeypatch, tmp_path, "--ckpt_path=last", "--trainer.max_epochs=2", "--data.replay.device=cpu")
 
 
 def test_the_forecast_counts_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,8 +249,8 @@ def test_the_forecast_counts_the_copy(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_copy_that_does_not_fit_into_the_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = ReplayDataModule(env="CartPole-v1", replay_capacity=50_000, replay_device="cuda")
-    agent: Any = cli.VariationalActorCritic(encoder="mlp", observation_shape=(16,), num_actions=2, hidden_dim=8)
+    data = data_of(env="CartPole-v1", replay_capacity=50_000, replay_device="cuda")
+    agent: Any = agent_of(encoder="mlp", observation_shape=(16,), num_actions=2, hidden_dim=8)
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 0)), max_epochs=1)
     trainer.max_steps, trainer.limit_train_batches = -1, 1.0
     copied = forecast.copied_bytes(data)

@@ -11,11 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bayes_rl.agent.module import VariationalActorCritic
-from bayes_rl.data.datamodule import ReplayDataModule
-from bayes_rl.data.exploration import BLOCK, EpsilonSchedule, ExplorationNoise, ExplorationSettings, draw_seed
+from bayes_rl.data.exploration import BLOCK, EpsilonSchedule, ExplorationNoise, draw_seed
 from bayes_rl.envs.base import episode_seed
 from bayes_rl.errors import ConfigError
+from tests.helpers.flat import agent_of, data_of
 
 
 # ------------------------------------------------------------------ epsilon
@@ -122,8 +121,8 @@ ENVS, EPSILON = 3, 0.25
 def steps_of(exploration: str) -> list[tuple[str, list[int], list[int]]]:
     """The steps of a short run with a constant epsilon, after those that filled the replay."""
     torch.manual_seed(0)
-    module = VariationalActorCritic("mlp", 4, observation_shape=(4,), num_actions=2, exploration=exploration)
-    data = ReplayDataModule(
+    module = agent_of(encoder="mlp", hidden_dim=4, observation_shape=(4,), num_actions=2, exploration=exploration)
+    data = data_of(
         env="CartPole-v1",
         num_envs=ENVS,
         frame_stack=1,
@@ -172,9 +171,7 @@ def test_both_replaces_actions_of_draws_as_epsilon_replaces_those_of_the_mean(ex
     assert abs(replaced - expected) < 4 * math.sqrt(expected * (1 - expected) / (ENVS * len(asked)))
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("epsilon_start", 1.1), ("epsilon_end", -0.1), ("epsilon_decay_frames", -1)]
-)
-def test_exploration_settings_that_cannot_work_are_named(name: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=f"^--data.{name}: {value}"):
-        ExplorationSettings(**{name: value})
+@pytest.mark.parametrize(("name", "value"), [("start", 1.1), ("end", -0.1), ("decay_frames", -1)])
+def test_settings_of_epsilon_that_cannot_work_are_named(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"^--data.epsilon.{name}: {value}"):
+        EpsilonSchedule(**{name: value})

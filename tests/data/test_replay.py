@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from bayes_rl.data.curriculum import CurriculumSettings
-from bayes_rl.data.datamodule import ReplayDataModule
-from bayes_rl.data.exploration import ExplorationSettings
+from bayes_rl.data.exploration import EpsilonSchedule
 from bayes_rl.data.replay import ReplayBuffer, ReplaySettings
 from bayes_rl.errors import ConfigError
 from bayes_rl.types import Transition
+from tests.helpers.flat import data_of
 from tests.helpers.replay_oracle import Recorder, Rules
 from tests.helpers.replays import (
     SHAPE,
@@ -195,7 +195,7 @@ def test_each_screen_is_stored_once() -> None:
 
 def test_a_million_frames_take_at_most_7_3_gib() -> None:
     """A hundredth of it: 10,000 transitions and the slack of an epoch of 2,500 frames (250,000 in the large)."""
-    data = ReplayDataModule(env="breakout", num_envs=8, replay_capacity=10_000, frames_per_epoch=2_500)
+    data = data_of(env="breakout", num_envs=8, replay_capacity=10_000, frames_per_epoch=2_500)
     from bayes_rl.envs.kinds import make_envs
 
     envs = make_envs(data.settings, 8)
@@ -212,19 +212,19 @@ def test_a_million_frames_take_at_most_7_3_gib() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"capacity": -1}, ["--data.replay_capacity", "-1", "positive"]),
-        ({"capacity": 0}, ["--data.replay_capacity", "0"]),
-        ({"n_step": 0}, ["--data.n_step", "0", "at least 1"]),
-        ({"n_step": 200}, ["--data.n_step", "200", "50"]),
+        ({"capacity": -1}, ["--data.replay.capacity", "-1", "positive"]),
+        ({"capacity": 0}, ["--data.replay.capacity", "0"]),
+        ({"n_step": 0}, ["--data.replay.n_step", "0", "at least 1"]),
+        ({"n_step": 200}, ["--data.replay.n_step", "200", "50"]),
         ({"frame_stack": 0}, ["--data.frame_stack", "0"]),
         ({"frame_stack": 256}, ["--data.frame_stack", "256"]),
-        ({"gamma": 1.01}, ["--data.gamma", "1.01", "[0, 1]"]),
-        ({"gamma": -0.1}, ["--data.gamma", "-0.1"]),
-        ({"gamma": float("nan")}, ["--data.gamma", "nan"]),
-        ({"life_loss": "discoun"}, ["--data.life_loss", "'discoun'", "nearest: 'discount'"]),
-        ({"life_loss": "penality"}, ["--data.life_loss", "nearest: 'penalty'"]),
-        ({"reward_clip": 0.0}, ["--data.reward_clip", "0.0"]),
-        ({"reward_clip": -1.0}, ["--data.reward_clip", "-1.0"]),
+        ({"gamma": 1.01}, ["--data.replay.gamma", "1.01", "[0, 1]"]),
+        ({"gamma": -0.1}, ["--data.replay.gamma", "-0.1"]),
+        ({"gamma": float("nan")}, ["--data.replay.gamma", "nan"]),
+        ({"life_loss": "discoun"}, ["--data.replay.life_loss", "'discoun'", "nearest: 'discount'"]),
+        ({"life_loss": "penality"}, ["--data.replay.life_loss", "nearest: 'penalty'"]),
+        ({"reward_clip": 0.0}, ["--data.replay.reward_clip", "0.0"]),
+        ({"reward_clip": -1.0}, ["--data.replay.reward_clip", "-1.0"]),
     ],
 )
 def test_a_setting_that_cannot_work_is_named(change: dict[str, Any], words: list[str]) -> None:
@@ -260,7 +260,7 @@ def test_replay_settings_that_cannot_work_are_named(change: dict[str, Any], key:
 
 def test_the_settings_of_the_data_module_are_those_of_its_groups() -> None:
     """Defaults stand in two places until options are grouped."""
-    data = ReplayDataModule(env="CartPole-v1")
+    data = data_of(env="CartPole-v1")
     assert data.replay_settings == ReplaySettings()
     assert data.curriculum_settings == CurriculumSettings()
-    assert data.epsilon == ExplorationSettings().schedule
+    assert data.epsilon == EpsilonSchedule()

@@ -14,7 +14,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.data.exploration import EpsilonSchedule, ExplorationNoise, draw_seed
 from bayes_rl.data.stream import ReplayStream
 from bayes_rl.envs.base import EnvSettings, episode_seed
@@ -22,6 +21,7 @@ from bayes_rl.envs.kinds import make_envs
 from bayes_rl.envs.observation_stack import ObservationStack
 from bayes_rl.errors import ConfigError
 from bayes_rl.types import Batch, DrawPolicy
+from tests.helpers.flat import agent_of
 from tests.helpers.scripted_envs import (
     RANDOM,
     UINT8,
@@ -512,7 +512,9 @@ def test_a_resumed_agent_explores_by_the_same_draws(tmp_path: Path, family: dict
 
     def build() -> ReplayStream:
         torch.manual_seed(5)
-        module = VariationalActorCritic("mlp", 8, observation_shape=(8,), num_actions=2, init_log_var=-2.0, **family)
+        module = agent_of(
+            encoder="mlp", hidden_dim=8, observation_shape=(8,), num_actions=2, init_log_var=-2.0, **family
+        )
         envs = make_envs(CARTPOLE, 3)
         replay = ring(envs, capacity=900, slack=150, directory=tmp_path)
         return stream_of(envs, replay, module.act, draw_policy=module.act_by_draw, frame_skip=1, batches_per_epoch=100)

@@ -29,7 +29,7 @@ class TestAtariKind(KindCase):
     kind = AtariKind
     settings = EnvSettings("breakout", sticky_actions=0.25, max_episode_frames=100)
     joined = ("breakout", "tennis")
-    refused = (({"env_kwargs": {"x": 1}}, "data.env_kwargs"), ({"crop": (0, 300, 0, 84)}, "data.crop"))
+    refused = (({"env_kwargs": {"x": 1}}, "data.env_kwargs"), ({"crop": (0, 300, 0, 84)}, "data.rules.crop"))
 
 
 class Emulator:

@@ -88,7 +88,7 @@ class TestGymnasiumKind(KindCase):
     kind = GymnasiumKind
     settings = EnvSettings("CartPole-v1", frame_skip=1, sticky_actions=0.25)
     joined = ("CartPole-v1", "Acrobot-v1")
-    refused = (({"crop": (0, 84, 0, 84)}, "data.crop"),)
+    refused = (({"crop": (0, 84, 0, 84)}, "data.rules.crop"),)
 
 
 def test_continuous_actions_are_refused() -> None:

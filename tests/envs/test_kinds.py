@@ -27,8 +27,8 @@ EXAMPLE = ROOT / "docs/examples/my_environment.py"
 CATCH = [
     *("--config", str(ROOT / "configs/cartpole.yaml"), "--data.env=catch", "--data.num_envs=3", "--name=catch"),
     *("--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
-    *("--data.frames_per_epoch=240", "--data.min_replay_size=100", "--data.replay_capacity=2000"),
-    *("--data.eval_games=2", "--model.hidden_dim=16"),
+    *("--data.frames_per_epoch=240", "--data.replay.min_size=100", "--data.replay.capacity=2000"),
+    *("--data.evaluation.games=2", "--model.network.hidden_dim=16"),
 ]  # an epoch of 60 updates
 
 
@@ -51,9 +51,9 @@ class TestExample(KindCase):
 
     settings = EnvSettings("catch", frame_skip=1, sticky_actions=0.0)
     refused = (
-        ({"frame_skip": 4}, "data.frame_skip"),
-        ({"sticky_actions": 0.25}, "data.sticky_actions"),
-        ({"crop": (0, 84, 0, 84)}, "data.crop"),
+        ({"frame_skip": 4}, "data.rules.frame_skip"),
+        ({"sticky_actions": 0.25}, "data.rules.sticky_actions"),
+        ({"crop": (0, 84, 0, 84)}, "data.rules.crop"),
     )
 
     @pytest.fixture(autouse=True)

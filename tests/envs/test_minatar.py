@@ -17,7 +17,7 @@ class TestMinAtarKind(KindCase):
     kind = MinAtarKind
     settings = EnvSettings("MinAtar/Breakout-v1", frame_skip=1, sticky_actions=0.25)
     joined = ("MinAtar/Breakout-v1", "MinAtar/Freeway-v1")
-    refused = (({"env": "MinAtar/Tetris-v1"}, "data.env"), ({"crop": (0, 84, 0, 84)}, "data.crop"))
+    refused = (({"env": "MinAtar/Tetris-v1"}, "data.env"), ({"crop": (0, 84, 0, 84)}, "data.rules.crop"))
 
 
 def test_minatar_planes_come_channels_first() -> None:

@@ -79,7 +79,7 @@ def test_vectors_are_padded_and_missing_actions_are_the_first() -> None:
         (["FrozenLake-v1", "FrozenLake8x8-v1"], ["FrozenLake-v1 has 16 states, FrozenLake8x8-v1 has 64 states"]),
         (["breakout"], ["names one game", "--data.env breakout"]),
         (["breakout", "tenis"], ["'tenis'", "nearest: 'tennis'"]),
-        (["tennis", "ALE/Tennis-v5"], ["names tennis twice", "--data.cycles"]),
+        (["tennis", "ALE/Tennis-v5"], ["names tennis twice", "--data.curriculum.cycles"]),
         (["breakout", "skiing"], ["'skiing'", "knows 9 actions"]),
         (["CartPole-v1", "Pendulum-v1"], ["Pendulum-v1", "discrete"]),
     ],

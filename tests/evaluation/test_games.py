@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.envs.base import EnvSettings
 from bayes_rl.envs.kinds import make_envs
 from bayes_rl.evaluation.games import Game, GameLoader, Games
 from bayes_rl.metrics.calibration import realised_returns
 from bayes_rl.types import ValueEstimate
+from tests.helpers.flat import data_of
 from tests.helpers.replay_oracle import Rules
 from tests.helpers.scripted_envs import IDLE_FRAMES, SCRIPTED, ScriptedGames, returns_of, told
 
@@ -254,9 +254,7 @@ def test_a_loader_hands_out_one_set_of_games() -> None:
 def test_stages_and_runs_never_share_a_game() -> None:
     seeds: list[int] = []
     for seed in (0, 1, 2):
-        data = ReplayDataModule(
-            env="CartPole-v1", frame_skip=1, num_envs=1, seed=seed, replay_capacity=100, min_replay_size=10
-        )
+        data = data_of(env="CartPole-v1", frame_skip=1, num_envs=1, seed=seed, replay_capacity=100, min_replay_size=10)
         for stage in ("validate", "test", "predict"):
             seeds += data.games(stage).seeds
     assert len(set(seeds)) == len(seeds) == 3 * 3 * 20

@@ -41,6 +41,7 @@ from bayes_rl.evaluation.video import (
 )
 from bayes_rl.training.callbacks.video_writer import VideoWriter
 from bayes_rl.types import Policy, ValueEstimate
+from tests.helpers.flat import data_of
 
 Picture = NDArray[np.uint8]
 
@@ -510,7 +511,7 @@ class Player(pl.LightningModule):
 def predict(folder: Path, **options: Any) -> tuple[Player, ReplayDataModule]:
     """Two games of each of two tasks that end soon, as `predict` plays them; videos go to `folder`/videos."""
     pytest.importorskip("minatar")
-    data = ReplayDataModule(
+    data = data_of(
         tasks=TASKS,
         frame_skip=1,
         frame_stack=1,
@@ -568,7 +569,7 @@ def test_a_window_is_refused_before_any_game_where_there_is_no_display(
     monkeypatch.setattr("matplotlib.get_backend", lambda: backend)
     with pytest.raises(ConfigError, match=r"--data\.render: 'human' needs a display") as refusal:
         predict(tmp_path / "run", render="human")
-    assert refusal.value.key == "data.render"
+    assert refusal.value.key == "data.evaluation.render"
     assert not (tmp_path / "run").exists()
 
 

@@ -19,6 +19,7 @@ from bayes_rl.data.n_step import LIFE_LOSS
 from bayes_rl.data.replay import ReplayBuffer
 from bayes_rl.types import Batch, Transition
 from bayes_rl.utils.device import to_device_async
+from tests.helpers.flat import agent_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -76,7 +77,7 @@ def train(
     stream: Stream, precision: str = "32-true", *callbacks: pl.Callback, **settings: Any
 ) -> VariationalActorCritic:
     torch.manual_seed(1)
-    module = VariationalActorCritic(hidden_dim=64, **settings)
+    module = agent_of(hidden_dim=64, **settings)
     trainer = pl.Trainer(
         accelerator="gpu",
         devices=1,
@@ -215,7 +216,7 @@ def test_a_gradient_scaler_leaves_out_what_overflows() -> None:
 def test_actions_are_those_of_the_cpu(posterior: str) -> None:
     """Greedy, and by one draw for each of 64 environments, some of which begin a new episode."""
     torch.manual_seed(0)
-    module = VariationalActorCritic(hidden_dim=64, posterior=posterior, exploration="thompson", num_actions=6)
+    module = agent_of(hidden_dim=64, posterior=posterior, exploration="thompson", num_actions=6)
     for p in (p for actor in module.twin.actors for p in actor.parameters()):
         torch.nn.init.normal_(p, std=0.3) if p.ndim > 1 else None
     observations = torch.randint(0, 256, (64, 4, 84, 84), dtype=torch.uint8)

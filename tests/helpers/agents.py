@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.types import Batch, Transition
+from tests.helpers.flat import agent_of
 
 ACTIONS = 3
 FEATURES = 4
@@ -103,7 +104,7 @@ def fit(
 
 def make_module(**settings: Any) -> VariationalActorCritic:
     defaults = {"encoder": "mlp", "hidden_dim": 8, "observation_shape": (FEATURES,), "num_actions": ACTIONS}
-    return VariationalActorCritic(**{**defaults, **settings})
+    return agent_of(**{**defaults, **settings})
 
 
 def make_batch(size: int = 6, discount: float = 0.9, num_data: int = 1000, **fields: Tensor) -> Batch:

@@ -18,7 +18,12 @@ QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=
 TINY = [
     *("--config", str(ROOT / "configs/cartpole.yaml"), *QUIET),
     *("--trainer.max_epochs=2", "--trainer.log_every_n_steps=10", "--data.frames_per_epoch=800"),
-    *("--data.min_replay_size=100", "--data.replay_capacity=2000", "--data.eval_games=3", "--model.hidden_dim=16"),
+    *(
+        "--data.replay.min_size=100",
+        "--data.replay.capacity=2000",
+        "--data.evaluation.games=3",
+        "--model.network.hidden_dim=16",
+    ),
 ]
 """Options of a run of a few seconds."""
 

@@ -36,6 +36,13 @@ def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
 
 def test_it_learns_by_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run(monkeypatch, "fit", *TINY, "--model.encoder=two_layers", "--model.bayesian=all", "--trainer.max_epochs=1")
+    run(
+        monkeypatch,
+        "fit",
+        *TINY,
+        "--model.network.encoder=two_layers",
+        "--model.network.bayesian=all",
+        "--trainer.max_epochs=1",
+    )
     state = weights(next(tmp_path.rglob("last.ckpt")))
     assert state["twin.trunks.0.layers.1.weight_mu"].shape == (8, 4)

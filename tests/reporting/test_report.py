@@ -380,15 +380,27 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "frames fall": (lambda run: rewrite(run, with_value("frames", 2, 10)), "frames must increase"),
     "no number": (lambda run: rewrite(run, with_value("visit", 2, NAN)), "visit be a number"),
-    "no cycles": (lambda run: edit(run, "data.cycles", ...), "data.cycles must be a positive int, got None"),
-    "zero cycles": (lambda run: edit(run, "data.cycles", 0), "data.cycles must be a positive int, got 0"),
-    "no visit length": (lambda run: edit(run, "data.frames_per_task", "x"), "data.frames_per_task must be a positive"),
+    "no cycles": (
+        lambda run: edit(run, "data.curriculum.cycles", ...),
+        "data.curriculum.cycles must be a positive int, got None",
+    ),
+    "zero cycles": (
+        lambda run: edit(run, "data.curriculum.cycles", 0),
+        "data.curriculum.cycles must be a positive int, got 0",
+    ),
+    "no visit length": (
+        lambda run: edit(run, "data.curriculum.frames_per_task", "x"),
+        "data.curriculum.frames_per_task must be a positive",
+    ),
     "no epoch": (lambda run: edit(run, "data.frames_per_epoch", ...), "data.frames_per_epoch must be a positive int"),
     "no list": (lambda run: edit(run, "data.tasks", "pong"), "data.tasks must be a list, got 'pong'"),
     "twice": (lambda run: edit(run, "data.tasks", ["pong", "ALE/Pong-v5"]), "names a task twice"),
-    "no method": (lambda run: edit(run, "model.consolidation", 3), "model.consolidation must be a str, got 3"),
+    "no method": (
+        lambda run: edit(run, "model.consolidation.method", 3),
+        "model.consolidation.method must be a str, got 3",
+    ),
     "no section": (lambda run: edit(run, "data", ...), "data.env must be a str"),
-    "longer": (lambda run: edit(run, "data.frames_per_task", 1000), "1 of 2 visits are finished"),
+    "longer": (lambda run: edit(run, "data.curriculum.frames_per_task", 1000), "1 of 2 visits are finished"),
 }
 
 
@@ -411,11 +423,11 @@ def test_runs_that_do_not_compare(tmp_path: Path, capsys: pytest.CaptureFixture[
     expected = f"{other}: data.tasks ['pong', 'breakout'] differs from ['breakout', 'pong'] of {run}"
     assert expected in refused(capsys, run, other, *given)
     edit(other, "data.tasks", ["breakout", "pong"])
-    edit(other, "data.cycles", 2)
-    assert f"{other}: data.cycles 2 differs from 1 of {run}" in refused(capsys, run, other, *given)
-    edit(other, "data.cycles", 1)
-    edit(other, "data.frames_per_task", 90)
-    assert "data.frames_per_task 90 differs from 100" in refused(capsys, run, other, *given)
+    edit(other, "data.curriculum.cycles", 2)
+    assert f"{other}: data.curriculum.cycles 2 differs from 1 of {run}" in refused(capsys, run, other, *given)
+    edit(other, "data.curriculum.cycles", 1)
+    edit(other, "data.curriculum.frames_per_task", 90)
+    assert "data.curriculum.frames_per_task 90 differs from 100" in refused(capsys, run, other, *given)
     foreign = single(tmp_path / "c", "ALE/Breakout-v5", (0, 5, 10))
     edit(foreign, "data.env", "breakout2")
     assert "data.env 'breakout2' is none of the tasks breakout, pong; nearest: 'breakout'" in refused(

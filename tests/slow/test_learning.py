@@ -33,10 +33,14 @@ def test_minatar_breakout_is_learned(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 FAMILIES = [
-    ["--model.consolidation=online_ewc", "--model.consolidate_every=50", "--model.fisher_samples=64"],
-    ["--model.posterior=low_rank", "--model.prior_scale=0.5", "--model.exploration=thompson"],
-    ["--model.posterior=members", "--model.likelihood=hl_gauss", "--model.exploration=both"],
-    ["--model.posterior=low_rank", "--model.bayesian=all", "--model.likelihood=learned_gaussian"],
+    [
+        "--model.consolidation.method=online_ewc",
+        "--model.consolidation.consolidate_every=50",
+        "--model.consolidation.fisher_samples=64",
+    ],
+    ["--model.posterior.family=low_rank", "--model.network.prior_function_scale=0.5", "--model.exploration=thompson"],
+    ["--model.posterior.family=members", "--model.likelihood.family=hl_gauss", "--model.exploration=both"],
+    ["--model.posterior.family=low_rank", "--model.network.bayesian=all", "--model.likelihood.family=learned_gaussian"],
 ]
 
 
@@ -44,8 +48,8 @@ FAMILIES = [
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("family", FAMILIES, ids=" ".join)
 def test_breakout_runs_on_a_gpu_in_bf16(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family: list[str]) -> None:
-    options = ["--trainer.max_epochs=1", "--data.frames_per_epoch=4000", "--data.eval_games=2"]
-    options += ["--data.min_replay_size=500", "--trainer.accelerator=gpu", "--data.max_episode_frames=1000"]
-    options += ["--model.bootstrap=greedy", "--data.updates_per_step=0.25"]
+    options = ["--trainer.max_epochs=1", "--data.frames_per_epoch=4000", "--data.evaluation.games=2"]
+    options += ["--data.replay.min_size=500", "--trainer.accelerator=gpu", "--data.rules.max_episode_frames=1000"]
+    options += ["--model.objective.bootstrap=greedy", "--data.updates_per_step=0.25"]
     score = best_score(monkeypatch, tmp_path, f"--config={ROOT / 'configs/quickstart.yaml'}", *options, *family)
     assert score >= 0

@@ -49,10 +49,10 @@ TINY = [
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
     "--data.frames_per_epoch=160",
-    "--data.min_replay_size=100",
-    "--data.replay_capacity=2000",
-    "--data.eval_games=1",
-    "--model.hidden_dim=16",
+    "--data.replay.min_size=100",
+    "--data.replay.capacity=2000",
+    "--data.evaluation.games=1",
+    "--model.network.hidden_dim=16",
 ]
 RUN = Path("runs/cartpole/version_0")
 LAST = RUN / "checkpoints/last.ckpt"

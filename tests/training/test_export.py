@@ -21,25 +21,30 @@ from bayes_rl.cli import app as cli
 from bayes_rl.cli import commands
 from bayes_rl.training.export import ExportError, export_agent, load_agent, load_weights, read_export
 from tests.helpers.command_line import ROOT, error_of, run
+from tests.helpers.flat import agent_of
 
 SMALL = [
     "--trainer.max_epochs=2",
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
     "--data.frames_per_epoch=400",
-    "--data.min_replay_size=100",
-    "--data.replay_capacity=2000",
-    "--data.eval_games=3",
-    "--data.batch_size=8",
-    "--model.hidden_dim=8",
+    "--data.replay.min_size=100",
+    "--data.replay.capacity=2000",
+    "--data.evaluation.games=3",
+    "--data.replay.batch_size=8",
+    "--model.network.hidden_dim=8",
 ]
 AGENTS = {
     "cartpole": ["--config", str(ROOT / "configs/cartpole.yaml"), *SMALL],
-    "minatar": ["--config", str(ROOT / "configs/minatar.yaml"), *SMALL, "--data.max_episode_frames=60"],
+    "minatar": ["--config", str(ROOT / "configs/minatar.yaml"), *SMALL, "--data.rules.max_episode_frames=60"],
     "tasks": [
-        *("--config", str(ROOT / "configs/continual.yaml"), *SMALL, "--data.max_episode_frames=60"),
-        *("--data.frames_per_task=400", "--data.tasks=[MinAtar/Breakout-v1, MinAtar/Freeway-v1]"),
-        *("--data.task_conditioning=heads", "--model.consolidation=vcl", "--model.fisher_samples=8"),
+        *("--config", str(ROOT / "configs/continual.yaml"), *SMALL, "--data.rules.max_episode_frames=60"),
+        *("--data.curriculum.frames_per_task=400", "--data.tasks=[MinAtar/Breakout-v1, MinAtar/Freeway-v1]"),
+        *(
+            "--data.curriculum.task_conditioning=heads",
+            "--model.consolidation.method=vcl",
+            "--model.consolidation.fisher_samples=8",
+        ),
     ],
 }
 State = dict[str, Tensor]
@@ -75,7 +80,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("agent") / "agent.ckpt"
     settings = {"encoder": "mlp", "observation_shape": [4], "num_actions": 2, "hidden_dim": 8, "game": "CartPole-v1"}
     more = {"pixel_scale": 1.0, "num_categories": 0, "num_tasks": 1, "task_conditioning": "none"}
-    agent = VariationalActorCritic(**settings, **more)  # type: ignore[arg-type]
+    agent = agent_of(**settings, **more)  # type: ignore[arg-type]
     data = {"env": "CartPole-v1", "frame_stack": 1, "frame_skip": 1, "sticky_actions": 0.0, "eval_games": 2}
     saved = {
         "state_dict": agent.state_dict(),
@@ -205,7 +210,10 @@ def test_a_contradicting_option_is_refused_as_with_a_checkpoint(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     export_agent(checkpoint, "agent.safetensors")
-    for option, word in (("--model.hidden_dim=16", "model.hidden_dim"), ("--data.env=Acrobot-v1", "data.env")):
+    for option, word in (
+        ("--model.network.hidden_dim=16", "model.network.hidden_dim"),
+        ("--data.env=Acrobot-v1", "data.env"),
+    ):
         assert word in error_of(monkeypatch, capsys, "validate", "--ckpt_path=agent.safetensors", option)
 
 
@@ -371,7 +379,7 @@ HOSTILE: dict[str, tuple[Callable[[State, Header], Any], str]] = {
     "games without end": (data(eval_games=10**12), "eval_games: 1000000000000 is out of range"),
     "no seed": (data(seed=-1), "seed: -1 is out of range"),
     "stack of screens": (data(frame_stack=10**7), "frame_stack"),
-    "probability of two": (data(sticky_actions=2), "data.sticky_actions"),
+    "probability of two": (data(sticky_actions=2), "data.rules.sticky_actions"),
     "numbers for an environment": (data(env=5), "env: '5' is not str"),
 }
 
@@ -403,7 +411,7 @@ def test_weights_of_another_agent_are_refused(sound: tuple[State, Header]) -> No
     save_file(sound[0], "agent.safetensors", sound[1])
     settings = read_export("agent.safetensors")["hyper_parameters"]
     for other, words in (({"hidden_dim": 4}, "has shape"), ({"num_tasks": 2}, "scores.1.return_fit is missing")):
-        agent = VariationalActorCritic(**(settings | other))
+        agent = agent_of(**(settings | other))
         with pytest.raises(ExportError, match=words):
             load_weights(agent, read_export("agent.safetensors"), "agent.safetensors")
 

@@ -15,15 +15,16 @@ from bayes_rl.cli import app as cli
 from bayes_rl.errors import ConfigError
 from bayes_rl.training import preflight as forecast
 from tests.helpers.command_line import error_of, run
+from tests.helpers.flat import agent_of
 
 ROOT = Path(cli.__file__).parents[2]
 SMALL = [
     *("--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
     *(
         "--data.frames_per_epoch=240",
-        "--data.min_replay_size=100",
-        "--data.replay_capacity=2000",
-        "--data.eval_games=1",
+        "--data.replay.min_size=100",
+        "--data.replay.capacity=2000",
+        "--data.evaluation.games=1",
     ),
 ]
 
@@ -45,7 +46,7 @@ def refusal(
 def test_a_forecast_comes_true(
     config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = fit(monkeypatch, config, "--model.consolidation=ewc", "--model.consolidate_every=50")
+    done = fit(monkeypatch, config, "--model.consolidation.method=ewc", "--model.consolidation.consolidate_every=50")
     printed = capsys.readouterr().out
     agent, data, trainer = done.model, done.datamodule, done.trainer
     run = Path(f"runs/{config}/version_0")
@@ -76,13 +77,13 @@ def test_a_forecast_comes_true(
 
 
 REFUSED: dict[str, tuple[list[str], list[int], list[str]]] = {
-    "disk": (["--data.replay_capacity=2000000000"], [], ["data.replay_capacity", "2000000000", "of disk"]),
-    "networks": (["--model.hidden_dim=60000"], [10**9], ["model.hidden_dim", "60000", "of memory"]),
-    "learning": ([], [10**9, 200_000], ["model.hidden_dim", "128", "memory to learn in"]),
+    "disk": (["--data.replay.capacity=2000000000"], [], ["data.replay.capacity", "2000000000", "of disk"]),
+    "networks": (["--model.network.hidden_dim=60000"], [10**9], ["model.network.hidden_dim", "60000", "of memory"]),
+    "learning": ([], [10**9, 200_000], ["model.network.hidden_dim", "128", "memory to learn in"]),
     "replay": (
-        ["--trainer.fast_dev_run=true", "--data.replay_capacity=100000", "--data.min_replay_size=90000"],
+        ["--trainer.fast_dev_run=true", "--data.replay.capacity=100000", "--data.replay.min_size=90000"],
         [1_000_000, 1_000_000],
-        ["data.replay_capacity", "100000", "of memory", "1.0 MiB are available"],
+        ["data.replay.capacity", "100000", "of memory", "1.0 MiB are available"],
     ),
 }
 
@@ -103,13 +104,13 @@ def test_a_replay_in_files_needs_no_memory_and_one_that_is_hardly_filled_little(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(forecast, "available_memory", lambda: 1_000_000)
-    fit(monkeypatch, "cartpole", "--data.replay_capacity=100000")  # 2.4 MB
-    fit(monkeypatch, "cartpole", "--data.replay_capacity=100000", "--trainer.fast_dev_run=true")
+    fit(monkeypatch, "cartpole", "--data.replay.capacity=100000")  # 2.4 MB
+    fit(monkeypatch, "cartpole", "--data.replay.capacity=100000", "--trainer.fast_dev_run=true")
 
 
 def test_memory_of_a_gpu_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 10**9))
-    agent: Any = cli.VariationalActorCritic(encoder="mlp", observation_shape=(4,), hidden_dim=16)
+    agent: Any = agent_of(encoder="mlp", observation_shape=(4,), hidden_dim=16)
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 0)))
     with pytest.raises(ConfigError, match="GPU's memory"):
         forecast.check_room(trainer, agent, SimpleNamespace())  # type: ignore[arg-type]

@@ -61,7 +61,7 @@ class PosteriorFamily(ABC):
         mean_parameters: names of a layer's parameters that the mean prediction depends on. EWC anchors these alone.
         extra_parameters: names of a layer's parameters that `weights` or `kl_terms` need besides mean, bias and
             log-variance, each `[..., *shape]`.
-        priors: values of `model.prior` for which `kl_terms` has a closed form.
+        priors: values of `model.posterior.prior` for which `kl_terms` has a closed form.
         anchoring_obstacle: why EWC cannot protect the family, put behind the name of the method; empty if it can.
         cuda_graph_obstacle: why an update cannot be recorded as a CUDA graph; empty if it can.
     """
@@ -82,7 +82,7 @@ class PosteriorFamily(ABC):
         """Raise `ConfigError` unless the family can have these settings."""
         able = [name for name in POSTERIORS if settings.prior in POSTERIORS[name].priors]
         rule = f"has a closed form for single weights only: choose posterior {' or '.join(able)}, or prior gaussian"
-        check(settings.prior in cls.priors, "model.prior", settings.prior, rule)
+        check(settings.prior in cls.priors, "model.posterior.prior", settings.prior, rule)
 
     # ------------------------------------------------------------------ parameters
     @abstractmethod
@@ -124,7 +124,7 @@ class PosteriorFamily(ABC):
         Raises:
             ConfigError: if the family does not implement it.
         """
-        raise ConfigError("model.consolidation", "vcl", VCL_NEEDS)
+        raise ConfigError("model.consolidation.method", "vcl", VCL_NEEDS)
 
     # ------------------------------------------------------------------ draws
     def draw_index(self, generator: torch.Generator) -> Tensor:
@@ -216,11 +216,11 @@ class PosteriorFamily(ABC):
 
 VCL_NEEDS = "is learned from task to task: only posterior mean_field with prior gaussian can become a prior"
 
-POSTERIORS: Registry[type[PosteriorFamily]] = Registry("model.posterior")
-"""Posterior families by the value of the option `model.posterior`."""
+POSTERIORS: Registry[type[PosteriorFamily]] = Registry("model.posterior.family")
+"""Posterior families by the value of the option `model.posterior.family`."""
 
 register_posterior = POSTERIORS.register
-"""Decorator of a `PosteriorFamily` that makes it a value of the option `model.posterior`."""
+"""Decorator of a `PosteriorFamily` that makes it a value of the option `model.posterior.family`."""
 
 
 def make_family(settings: PosteriorSettings, sequential: bool = False) -> PosteriorFamily:
@@ -235,7 +235,7 @@ def make_family(settings: PosteriorSettings, sequential: bool = False) -> Poster
     """
     kind = POSTERIORS[settings.family]
     able = kind.become_prior is not PosteriorFamily.become_prior and settings.prior == "gaussian"
-    check(able or not sequential, "model.consolidation", "vcl", VCL_NEEDS)
+    check(able or not sequential, "model.consolidation.method", "vcl", VCL_NEEDS)
     return kind(settings, sequential)
 
 

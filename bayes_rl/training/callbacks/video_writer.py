@@ -17,7 +17,10 @@ from bayes_rl.training.run_directory import run_directory
 
 
 class VideoWriter(Callback):
-    """Writer of predicted games as GIFs (mp4 with the `video` extra); `--data.render human` shows them too."""
+    """Writer of predicted games as GIFs (mp4 with the `video` extra).
+
+    `--data.evaluation.render human` shows them too.
+    """
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Raise `ConfigError` before the first game if a window is asked for and there is no display."""
@@ -25,8 +28,10 @@ class VideoWriter(Callback):
 
         windowless = matplotlib.get_backend().lower() in ("agg", "pdf", "svg", "ps")
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if data.render == "human" and windowless:
-            raise ConfigError("data.render", "human", "needs a display; leave it out and open the video instead")
+        if data.evaluation.render == "human" and windowless:
+            raise ConfigError(
+                "data.evaluation.render", "human", "needs a display; leave it out and open the video instead"
+            )
 
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
@@ -36,10 +41,10 @@ class VideoWriter(Callback):
         assert isinstance(data, ReplayDataModule)
         directory = run_directory(trainer) / "videos"
         for game in outputs:
-            path = write_video(batch.settings, game, directory, data.fps)
+            path = write_video(batch.settings, game, directory, data.evaluation.fps)
             print(f"seed {game.seed}: score {game.score:g} in {game.frames:,} frames, {path}", flush=True)
-            if data.render == "human":
-                play_in_window(batch.settings, game, data.fps)
+            if data.evaluation.render == "human":
+                play_in_window(batch.settings, game, data.evaluation.fps)
 
 
 def record_game(data: ReplayDataModule, agent: VariationalActorCritic, task: int, run: Path) -> str:
@@ -47,6 +52,6 @@ def record_game(data: ReplayDataModule, agent: VariationalActorCritic, task: int
     games = data.games("predict", 1, task)
     game = games.play(partial(agent.act, task=task))[0]
     try:
-        return str(write_video(games.settings, game, run / "videos", data.fps))
+        return str(write_video(games.settings, game, run / "videos", data.evaluation.fps))
     except ConfigError as error:  # the package that draws this environment is not installed
         return f"none ({error})"

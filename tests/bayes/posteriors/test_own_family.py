@@ -17,7 +17,7 @@ from tests.helpers.command_line import TINY, run, weights
 from tests.helpers.examples import example
 
 NAME = "scaled_mean_field"
-FAMILY = [f"--model.posterior={NAME}", "--data.num_envs=2"]
+FAMILY = [f"--model.posterior.family={NAME}", "--data.num_envs=2"]
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,11 @@ def test_it_trains_resumes_and_is_exported(tmp_path: Path, monkeypatch: pytest.M
 
 def test_ewc_protects_its_means_and_leaves_its_scales_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    options = ["--model.consolidation=ewc", "--model.consolidate_every=20", "--model.ewc_lambda=0.1"]
+    options = [
+        "--model.consolidation.method=ewc",
+        "--model.consolidation.consolidate_every=20",
+        "--model.consolidation.ewc_lambda=0.1",
+    ]
     agent = run(monkeypatch, "fit", *TINY, *FAMILY, *options, "--trainer.max_epochs=1").model
     names = agent.consolidator.ewc.names
     assert any(name.endswith("weight_mu") for name in names)
