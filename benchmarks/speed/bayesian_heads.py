@@ -70,6 +70,11 @@ def seconds(update: Callable[[], None], steps: int) -> float:
     return time.perf_counter() - start
 
 
+def exclusive_quartiles(ratios: list[float]) -> list[float]:
+    """Return the quartiles of ratios, which are all equal for a single round."""
+    return [round_to(q) for q in (statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3)]
+
+
 def compare(agents: dict[str, Callable[[], None]], rounds: int, steps: int) -> dict[str, Any]:
     """Measure two agents in turns of `steps` updates: milliseconds of an update, and the ratio of first to second."""
     for update in agents.values():
@@ -82,7 +87,7 @@ def compare(agents: dict[str, Callable[[], None]], rounds: int, steps: int) -> d
     return {
         **{f"{name}_ms": round_to(statistics.median(values)) for name, values in times.items()},
         "ratio_median": round_to(statistics.median(ratios)),
-        "ratio_quartiles": [round_to(q) for q in statistics.quantiles(ratios, n=4)],
+        "ratio_quartiles": exclusive_quartiles(ratios),
     }
 
 

@@ -22,7 +22,7 @@ import torch
 from bayes_rl.data.replay import ReplayBuffer
 from bayes_rl.training.checkpoint_io import AtomicCheckpointIO
 from benchmarks.runner import Benchmark, Cell, Options, Row
-from benchmarks.speed.bayesian_heads import make_agent, round_to, updater
+from benchmarks.speed.bayesian_heads import exclusive_quartiles, make_agent, round_to, updater
 
 SCREENS = {"minatar": (4, 10, 10), "atari": (1, 84, 84)}
 ENCODERS = {"minatar": "minatar", "atari": "nature"}
@@ -80,7 +80,7 @@ def compare(screens: str, capacities: list[int], steps: int, rounds: int, direct
         **{f"{capacity}_replay_mib": round_to(replays[capacity].nbytes / 2**20) for capacity in capacities},
         "new_mib": round_to(steps * ENVS * int(np.prod(shape)) / 2**20),
         "ratio_median": round_to(statistics.median(ratios)),
-        "ratio_quartiles": [round_to(q) for q in statistics.quantiles(ratios, n=4)],
+        "ratio_quartiles": exclusive_quartiles(ratios),
         "ratio_of_medians": round_to(statistics.median(seconds[large]) / statistics.median(seconds[small])),
     }
 
