@@ -46,7 +46,7 @@ class PosteriorSettings:
         check(self.num_draws >= 1, "model.posterior.num_draws", self.num_draws, "must be at least 1")
         positive = {"prior_precision": self.prior_precision, "log_var_limit": self.log_var_limit}
         for key, value in (positive | {"init_scale": self.init_scale}).items():
-            check(0 < value < math.inf, f"model.posterior.family.{key}", value, "must be positive and finite")
+            check(0 < value < math.inf, f"model.posterior.{key}", value, "must be positive and finite")
         message = "must be at most 60, as sums of exponentials overflow beyond"
         check(self.log_var_limit <= 60, "model.posterior.log_var_limit", self.log_var_limit, message)
         message = f"must lie within +-{self.log_var_limit:g} (a natural logarithm of a variance)"

@@ -47,6 +47,9 @@ def format_parser_error(error: Exception, known: list[str]) -> str:
         kinds = re.findall(r"<class '(\w+)'>", subtypes.replace("NoneType", "null"))
         if len(kinds) == 1 + subtypes.count(", "):
             return f"--{key}: {value!r} is no {' or '.join(kinds)}"
+    if group := re.search(r'Parser key "(\w+\.\w+)": Unable to load config .(.+?). - ', text):
+        inside = [name for name in known if name.startswith(f"{group[1]}.")]
+        return f"--{group[1]}: {group[2]!r} is no mapping of options; nearest: '{(inside or known)[0]}'"
     unknown = re.search(r"unrecognized arguments: (?:--)?(\S+)", text) or re.search(r"not accept option '(\S+?)'", text)
     if not unknown:
         return text

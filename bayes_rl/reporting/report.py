@@ -20,6 +20,14 @@ from bayes_rl.reporting.figures import draw_curves, draw_matrices, score_table, 
 from bayes_rl.reporting.runs import ReportError, Run, read_file, read_run
 
 
+COMPARED = {
+    "tasks": "data.tasks",
+    "cycles": "data.curriculum.cycles",
+    "frames_per_task": "data.curriculum.frames_per_task",
+}
+"""Attributes of a run that must be equal in all runs of a report, and their options."""
+
+
 def check_runs(runs: Sequence[Run], singles: Sequence[Run], allow_incomplete: bool) -> list[str]:
     """Return warnings about runs that are not finished.
 
@@ -30,10 +38,10 @@ def check_runs(runs: Sequence[Run], singles: Sequence[Run], allow_incomplete: bo
         raise ReportError("none of the runs has data.tasks: there is no sequence of tasks to report")
     first, warnings = runs[0], []
     for run in runs:
-        for name in ("tasks", "cycles", "frames_per_task"):
+        for name, option in COMPARED.items():
             ours, theirs = getattr(run, name), getattr(first, name)
             if ours != theirs:
-                raise ReportError(f"{run.path}: data.{name} {ours} differs from {theirs} of {first.path}")
+                raise ReportError(f"{run.path}: {option} {ours} differs from {theirs} of {first.path}")
         finished = [row is not None for row in run.ends()[1:]]
         if not all(finished):
             warnings.append(f"{run.path}: {sum(finished)} of {len(finished)} visits are finished")

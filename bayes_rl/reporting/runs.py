@@ -132,10 +132,8 @@ def read_run(path: Path) -> Run:
     chosen: dict[str, object] = {key: str(value) for key, value in options.items() if key not in decided}
     if method == "none":
         chosen = {key: value for key, value in chosen.items() if key not in METHOD_OPTIONS}
-    curriculum = {
-        key: setting(f"data.curriculum.{key}", object, "none") for key in ("task_conditioning", "keep_replays")
-    }
-    chosen |= {key: str(value) for key, value in curriculum.items()}
+    shared = ("curriculum.task_conditioning", "curriculum.keep_replays")
+    chosen |= {key: str(setting(f"data.{key}", object, "none")) for key in shared}
     frames, visit = column("frames"), column("visit") if several else np.zeros(len(rows))
     if not ((np.diff(frames) > 0).all() and np.isfinite(visit).all()):
         raise ReportError(f"{path / 'metrics.npy'}: frames must increase, and visit be a number")

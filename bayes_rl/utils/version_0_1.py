@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bayes_rl.utils.settings import GROUPS
+
 RENAMED: dict[str, dict[str, str]] = {
     "model": {
         **{key: f"network.{key}" for key in ("encoder", "hidden_dim", "shared_trunk", "activation", "bayesian")},
@@ -60,13 +62,18 @@ def grouped(section: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         section: `model` or `data`.
-        options: option of version 0.1.0 to value; options that are not listed in `RENAMED` stay as they are.
+        options: option of version 0.1.0 to value. Options that are not listed in `RENAMED` stay as they are, and so do
+            groups of today, which get the old options that belong to them.
     """
     renamed = RENAMED[section]
-    result: dict[str, Any] = {}
+    groups = {
+        key: dict(value) for key, value in options.items() if key in GROUPS[section] and isinstance(value, Mapping)
+    }
+    result: dict[str, Any] = dict(groups)
     for key, value in options.items():
-        group, _, name = renamed.get(key, key).rpartition(".")
-        (result.setdefault(group, {}) if group else result)[name] = value
+        if key not in groups:
+            group, _, name = renamed.get(key, key).rpartition(".")
+            (result.setdefault(group, {}) if group else result)[name] = value
     return result
 
 

@@ -8,8 +8,8 @@ Tiny configurations are trained on one thread. Compared are hashes of the weight
 random numbers' state, of the stream with its replay, and of all logged values but times. The exit status is 1 if
 anything differs. Hashes of different processors or versions of torch cannot be compared.
 
-`CASES` has the options of version 0.1.0. `RENAMED_OPTIONS` translates them for a checkout with other names; name the
-sides that still have the old names with `--old_options`.
+`CASES` has the present options. `OLD_NAMES` translates them for a checkout of version 0.1.0; name the sides that
+have the old names with `--old_options`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from bayes_rl.utils.version_0_1 import RENAMED
 from benchmarks.runner import ROOT, Benchmark, Cell, Options, Row, markdown
 
-RENAMED_OPTIONS: dict[str, str] = {}
-"""Present names of options by their names in version 0.1.0, without leading dashes."""
+OLD_NAMES = {f"{section}.{new}": f"{section}.{old}" for section, names in RENAMED.items() for old, new in names.items()}
+"""Names of options in version 0.1.0 by their present names, without leading dashes."""
 
 COMMON = {"trainer.enable_progress_bar": False, "data.evaluation.games": 2, "trainer.log_every_n_steps": 20}
 SMALL_REPLAY = {"data.replay.min_size": 100, "data.replay.capacity": 2000}
@@ -176,7 +177,7 @@ def command_of(case: str, folder: Path, old_names: bool) -> list[str]:
     words = ["fit", "--config", f"configs/{config}.yaml", "--name", case, "--trainer.default_root_dir", str(folder)]
     for name, value in {**COMMON, **options}.items():
         text = str(value).lower() if isinstance(value, bool) else str(value)
-        words += [f"--{name if old_names else RENAMED_OPTIONS.get(name, name)}", text]
+        words += [f"--{OLD_NAMES.get(name, name) if old_names else name}", text]
     return words
 
 

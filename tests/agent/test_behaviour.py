@@ -24,7 +24,7 @@ from bayes_rl.metrics.calibration import ReturnFit, fit_returns
 from bayes_rl.metrics.uncertainty import LEVELS
 from bayes_rl.networks.layer_factory import OneHotLinear
 from bayes_rl.types import Batch, Transition
-from tests.helpers.flat import agent_of
+from tests.helpers.flat import agent_of, flat_options
 from tests.helpers.replay_oracle import Rules
 from tests.helpers.scripted_envs import IDLE_FRAMES, SCRIPTED, ScriptedGames, returns_of, told
 
@@ -119,7 +119,7 @@ class DrawnNetwork:
 
     def __init__(self, module: VariationalActorCritic, index: Tensor, noise: dict[str, Tensor]) -> None:
         self.twin = copy.deepcopy(module.twin)
-        self.prior, self.index, self.actions = self.twin.prior, index, module.hparams.num_actions
+        self.prior, self.index, self.actions = self.twin.prior, index, flat_options(module).num_actions
         for name, layer in bayesian_layers(module.twin).items():
             weight, bias = layer.weight_mu, layer.bias
             if layer.settings.family == "members":
@@ -156,10 +156,10 @@ def drawn_by_seed(module: VariationalActorCritic, seed: int) -> DrawnNetwork:
 
 def judging_networks(module: VariationalActorCritic) -> list[DrawnNetwork]:
     """What an opinion comes from: all members by their means, the 16 draws of seeds 0 to 15, or the network itself."""
-    if module.hparams.bayesian == "none":
+    if flat_options(module).bayesian == "none":
         return [DrawnNetwork(module, torch.zeros(0), {})]
-    if module.hparams.posterior == "members":
-        return [DrawnNetwork(module, row, {}) for row in torch.eye(module.hparams.index_dim)]
+    if flat_options(module).posterior == "members":
+        return [DrawnNetwork(module, row, {}) for row in torch.eye(flat_options(module).index_dim)]
     return [drawn_by_seed(module, seed) for seed in range(VALUE_DRAWS)]
 
 
@@ -179,8 +179,8 @@ DRAWN: dict[str, dict[str, Any]] = {
 
 
 def observations_of(module: VariationalActorCritic, count: int) -> Tensor:
-    shape = tuple(module.hparams.observation_shape)
-    if module.hparams.num_categories:
+    shape = tuple(flat_options(module).observation_shape)
+    if flat_options(module).num_categories:
         return torch.randint(9, (count, *shape), dtype=torch.int32)
     return torch.randint(2, (count, *shape), dtype=torch.uint8) if len(shape) == 3 else torch.randn(count, *shape)
 

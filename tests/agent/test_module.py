@@ -47,6 +47,7 @@ from tests.helpers.agents import (
     of_critics,
     step,
 )
+from tests.helpers.flat import flat_options
 
 # Lightning 2.6.6 asks torch's pytree in a way that torch 2.13 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
@@ -318,7 +319,7 @@ def kl_by_distributions(heads: list[Any], prior_precision: float) -> Tensor:
 
 def brute_force_loss(module: VariationalActorCritic, batch: Batch, seed: int) -> Tensor:
     """The objective in a loop over draws and pairs, from the same random numbers in the same order."""
-    h, t, twin = module.hparams, batch.transition, module.twin
+    h, t, twin = flat_options(module), batch.transition, module.twin
     torch.manual_seed(seed)
     indices: Any = {
         "mean_field": lambda: [None],
@@ -539,7 +540,7 @@ def test_the_moving_average_is_a_lerp_towards_the_newest_parameters(tau: float, 
 
     fit(module, [make_batch() for _ in range(4)], EachUpdate(follow))
     assert len(checks) == 4 * len(expected)
-    assert module.hparams.target == "ema"
+    assert flat_options(module).target == "ema"
 
 
 def test_the_moving_average_starts_as_a_copy_and_other_has_none() -> None:

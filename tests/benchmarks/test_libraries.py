@@ -102,7 +102,7 @@ def test_our_encoder_is_the_one_that_is_compared() -> None:
     agent = agent_of(**config["model"])
     assert len(agent.twin.trunks) == 1
     assert contenders.encoder_size(agent.twin.trunks[0]) == ENCODER
-    assert config["data"]["frame_skip"] == contenders.SKIP
+    assert config["data"]["rules"]["frame_skip"] == contenders.SKIP
     assert config["data"]["frame_stack"] == contenders.STACK
 
 

@@ -53,15 +53,18 @@ def test_a_hash_does_not_depend_on_the_order_of_keys_or_on_strides() -> None:
     assert snapshot.short_hash(CONTENT) == snapshot.short_hash(turned)
 
 
-def test_options_are_renamed_but_for_a_checkout_with_old_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot, "RENAMED_OPTIONS", {"data.replay.batch_size": "data.replay.batch_size"})
+def test_options_are_renamed_for_a_checkout_with_old_names() -> None:
     old, new = (snapshot.command_of("deep_sea", Path("folder"), old_names) for old_names in (True, False))
-    assert old[old.index("--data.replay.batch_size") + 1] == new[new.index("--data.replay.batch_size") + 1] == "64"
-    assert [word for word in old if "batch_size" not in word] == [word for word in new if "batch_size" not in word]
+    assert old[old.index("--data.batch_size") + 1] == new[new.index("--data.replay.batch_size") + 1] == "64"
+    assert old[1::2] == new[1::2] or [word for word in old if not word.startswith("--data")] == [
+        word for word in new if not word.startswith("--data")
+    ]
+    assert "--data.replay.capacity" in new
+    assert "--data.replay_capacity" in old
 
 
 def test_options_of_a_case_come_before_those_of_all_cases() -> None:
-    words = snapshot.command_of("seed", Path("folder"), True)
+    words = snapshot.command_of("seed", Path("folder"), False)
     assert words[words.index("--data.evaluation.games") + 1] == "1"
     assert words.count("--data.evaluation.games") == 1
     assert words[words.index("--trainer.enable_progress_bar") + 1] == "false"

@@ -23,7 +23,7 @@ def run_benchmark(*words: object) -> int:
 def finished_fit(directory: Path, env: str = "breakout", points: int = 300) -> Path:
     """A run's directory: a training curve by the second in two files, two validations and the test of the best."""
     directory.mkdir()
-    data = {"updates_per_step": 0.0625, "epsilon_decay_frames": 3000, "env": env, "eval_games": 7}
+    data = {"updates_per_step": 0.0625, "epsilon": {"decay_frames": 3000}, "env": env, "evaluation": {"games": 7}}
     (directory / "config.yaml").write_text(yaml.safe_dump({"seed_everything": 5, "data": data}))
     began = time.time()
     for part in range(2):  # as after a resumption

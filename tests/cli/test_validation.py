@@ -8,7 +8,7 @@ import pytest
 
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.errors import ConfigError
-from tests.helpers.flat import agent_of
+from tests.helpers.flat import agent_of, option
 
 NAN = float("nan")
 
@@ -94,8 +94,8 @@ BAD = [
 @pytest.mark.parametrize(("key", "value"), BAD, ids=[f"{key}={value}" for key, value in BAD])
 def test_a_bad_setting_gives_a_config_error_that_names_it(key: str, value: Any) -> None:
     error = error_of(**{key: value})
-    assert error.key == f"model.{key}"
-    assert str(error).startswith(f"--model.{key}: {value!r} ")
+    assert error.key == option("model", key)
+    assert str(error).startswith(f"--{option('model', key)}: {value!r} ")
 
 
 # What each alone could do, but not together; the last word names a way out.
@@ -138,8 +138,8 @@ def test_settings_that_exclude_each_other_name_one_and_a_way_out(
     key: str, settings: dict[str, Any], way_out: str
 ) -> None:
     error = error_of(**settings)
-    assert error.key == f"model.{key}"
-    assert str(error).startswith(f"--model.{key}: {settings[key]!r} ")
+    assert error.key == option("model", key)
+    assert str(error).startswith(f"--{option('model', key)}: {settings[key]!r} ")
     assert way_out in str(error)
 
 
@@ -198,4 +198,4 @@ WORKING: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("settings", WORKING, ids=lambda s: " ".join(s) or "defaults")
 def test_settings_at_the_edge_work(settings: dict[str, Any]) -> None:
-    assert make_module(**settings).hparams.actor_lr > 0
+    assert make_module(**settings).optimizer_settings.actor_lr > 0

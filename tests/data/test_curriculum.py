@@ -150,5 +150,5 @@ def test_kept_replays_are_rehearsed_in_equal_shares_and_counted_as_data() -> Non
 def test_curriculum_settings_that_cannot_work_are_named(name: str, value: object, words: str) -> None:
     with pytest.raises(ConfigError) as error:
         CurriculumSettings(**{name: value})  # type: ignore[arg-type]
-    assert error.value.key == f"data.{name}"
+    assert error.value.key == f"data.curriculum.{name}"
     assert words in str(error.value)

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 
 from bayes_rl.cli.resume_rules import NETWORKS
+from bayes_rl.utils.settings import leaves
 from tests.helpers.flat import agent_of, data_of
 
 MINATAR = ["MinAtar/Breakout-v1", "MinAtar/Freeway-v1", "MinAtar/SpaceInvaders-v1"]
@@ -74,4 +75,4 @@ def test_the_data_module_says_what_the_networks_have_to_know() -> None:
     seeds = [tuple(games.seeds) for games in data.val_dataloader()]
     assert len(set(seeds)) == 3
     assert data.curriculum.epochs == 2
-    assert set(data.hparams) >= NETWORKS
+    assert set(leaves(dict(data.hparams))) >= NETWORKS

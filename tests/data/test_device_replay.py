@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -226,8 +227,8 @@ def test_an_agent_that_learned_on_a_gpu_plays_and_goes_on_without_one(
     fit(monkeypatch, tmp_path, *TINY, "--trainer.max_epochs=1")
     config = tmp_path / "runs/game/version_0/config.yaml"
     text = config.read_text()
-    assert "replay_device: cpu" in text
-    config.write_text(text.replace("replay_device: cpu", "replay_device: cuda"))
+    assert "    device: cpu" in text
+    config.write_text(text.replace("    device: cpu", "    device: cuda"))
     monkeypatch.setattr(sys, "argv", ["cli.py", "validate", "--ckpt_path=last", "--trainer.accelerator=cpu"])
     cli.run()
     fit(monkeypatch, tmp_path, "--ckpt_path=last", "--trainer.max_epochs=2", "--data.replay.device=cpu")
@@ -243,7 +244,7 @@ def test_the_forecast_counts_the_copy(tmp_path: Path, monkeypatch: pytest.Monkey
     copied = DeviceReplay(500, *shape[:1], *shape[2:], slack=replay.slots - replay.ring, device=CPU)
     play([copied], 1, 0)
     taken = copied._screens_there.nbytes + copied._numbers_there.nbytes
-    data.hparams.replay_device = "cuda"
+    data.replay_settings = replace(data.replay_settings, device="cuda")
     assert forecast.copied_bytes(data) == taken == copy_bytes(*shape)
     assert f"{forecast._mib(taken)} for replay" in forecast.describe(done.trainer, done.model, data)
 
@@ -256,5 +257,5 @@ def test_a_copy_that_does_not_fit_into_the_gpu_is_refused(monkeypatch: pytest.Mo
     copied = forecast.copied_bytes(data)
     for free, fits in ((copied // 2, False), (2 * copied, True)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 10**12))
-        with nullcontext() if fits else pytest.raises(ConfigError, match=r"replay_capacity.* of the GPU's memory"):
+        with nullcontext() if fits else pytest.raises(ConfigError, match=r"replay.capacity.* of the GPU's memory"):
             forecast.check_room(trainer, agent, data)

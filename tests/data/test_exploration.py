@@ -37,10 +37,10 @@ def test_epsilon_is_linear_and_then_constant(start: float, end: float, decay: in
 
 @pytest.mark.parametrize(
     ("values", "word"),
-    [((1.1, 0.1, 1), "epsilon_start"), ((1.0, -0.1, 1), "epsilon_end"), ((1.0, 0.1, -1), "epsilon_decay_frames")],
+    [((1.1, 0.1, 1), "start"), ((1.0, -0.1, 1), "end"), ((1.0, 0.1, -1), "decay_frames")],
 )
 def test_an_impossible_schedule_is_named(values: tuple[float, float, int], word: str) -> None:
-    with pytest.raises(ConfigError, match=f"--data.{word}: "):
+    with pytest.raises(ConfigError, match=f"--data.epsilon.{word}: "):
         EpsilonSchedule(*values)
 
 

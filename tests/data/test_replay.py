@@ -238,12 +238,12 @@ def test_a_setting_that_cannot_work_is_named(change: dict[str, Any], words: list
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        ({"capacity": 0}, "replay_capacity"),
+        ({"capacity": 0}, "capacity"),
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": 200}, "batch_size"),
-        ({"min_size": 0}, "min_replay_size"),
-        ({"min_size": 101}, "min_replay_size"),
-        ({"device": "gpu"}, "replay_device"),
+        ({"min_size": 0}, "min_size"),
+        ({"min_size": 101}, "min_size"),
+        ({"device": "gpu"}, "device"),
         ({"n_step": 0}, "n_step"),
         ({"gamma": 1.5}, "gamma"),
         ({"life_loss": "discoun"}, "life_loss"),
@@ -253,9 +253,9 @@ def test_a_setting_that_cannot_work_is_named(change: dict[str, Any], words: list
 def test_replay_settings_that_cannot_work_are_named(change: dict[str, Any], key: str) -> None:
     working: dict[str, Any] = {"capacity": 100, "min_size": 100, "batch_size": 100}
     assert ReplaySettings(**working).life_loss == "discount"
-    with pytest.raises(ConfigError, match=f"^--data.{key}: ") as error:
+    with pytest.raises(ConfigError, match=f"^--data.replay.{key}: ") as error:
         ReplaySettings(**working | change)
-    assert error.value.key == f"data.{key}"
+    assert error.value.key == f"data.replay.{key}"
 
 
 def test_the_settings_of_the_data_module_are_those_of_its_groups() -> None:

@@ -13,6 +13,7 @@ from bayes_rl.evaluation.games import Game
 from bayes_rl.evaluation.settings import GameSettings
 from bayes_rl.metrics.calibration import fit_returns
 from bayes_rl.types import ValueEstimate
+from tests.helpers.flat import option
 
 
 def make_game(seed: int, steps: int = 6, every: int = 2) -> Game:
@@ -100,4 +101,4 @@ def test_settings_that_cannot_work_are_named(key: str, value: object) -> None:
     GameSettings(eval_games=1, eval_idle_frames=0, render="human", fps=1)
     with pytest.raises(ConfigError) as error:
         GameSettings(**{key: value})  # type: ignore[arg-type]
-    assert error.value.key == f"data.{key}"
+    assert error.value.key == option("data", key)

@@ -567,7 +567,7 @@ def test_a_window_is_refused_before_any_game_where_there_is_no_display(
     backend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("matplotlib.get_backend", lambda: backend)
-    with pytest.raises(ConfigError, match=r"--data\.render: 'human' needs a display") as refusal:
+    with pytest.raises(ConfigError, match=r"--data\.evaluation\.render: 'human' needs a display") as refusal:
         predict(tmp_path / "run", render="human")
     assert refusal.value.key == "data.evaluation.render"
     assert not (tmp_path / "run").exists()

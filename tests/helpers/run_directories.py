@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from bayes_rl.utils.version_0_1 import in_present_groups
+
 Rows = Mapping[int, Sequence[tuple[float, ...]]]
 EPOCH, VISIT = 50, 100
 NAN = float("nan")
@@ -51,7 +53,7 @@ def sequence(
         "data": {**settings, "frames_per_epoch": EPOCH, "task_conditioning": "none", **data},
         "model": {"consolidation": method, "ewc_lambda": 0.0 if method == "none" else 400.0},
     }
-    return save(path, config, columns)
+    return save(path, in_present_groups(config), columns)
 
 
 def single(path: Path, env: str, scores: Sequence[float], first: int = 0, seed: int = 1) -> Path:

@@ -354,13 +354,13 @@ def test_a_copy_and_a_loaded_network_have_the_same_prior_function() -> None:
     [("mean_field", "heads"), ("low_rank", "none"), ("members", "none"), ("mean_field", "all")],
 )
 def test_a_prior_function_without_draws_to_make_up_for_it_is_refused(posterior: str, bayesian: str) -> None:
-    with pytest.raises(ConfigError, match=r"model\.prior_scale: 1\.0 .*members or low_rank"):
+    with pytest.raises(ConfigError, match=r"model\.network\.prior_function_scale: 1\.0 .*members or low_rank"):
         make_twin(bayesian=bayesian, posterior=posterior, prior_scale=1.0)
     assert make_twin(bayesian=bayesian, posterior=posterior, prior_scale=0.0).prior is None
 
 
 def test_a_negative_prior_scale_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model\.prior_scale: -1\.0"):
+    with pytest.raises(ConfigError, match=r"model\.network\.prior_function_scale: -1\.0"):
         make_twin(posterior="low_rank", prior_scale=-1.0)
 
 

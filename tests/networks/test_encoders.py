@@ -229,7 +229,7 @@ def test_draws_of_whole_networks_are_not_rectified_in_place() -> None:
 @pytest.mark.parametrize("bayesian", ["heads", "all"])
 @pytest.mark.parametrize("name", ["pseudo_resnet", "nature", "minatar"])
 def test_an_observation_too_small_for_the_encoder_gives_a_config_error(name: str, bayesian: str) -> None:
-    with pytest.raises(ConfigError, match=r"model\.encoder.*\[4, 2, 2\]") as raised:
+    with pytest.raises(ConfigError, match=r"model\.network\.encoder.*\[4, 2, 2\]") as raised:
         make_encoder(name, bayesian, shape=(4, 2, 2))
     assert name in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -251,7 +251,7 @@ def test_an_unknown_encoder_names_the_nearest(typed: str, meant: str) -> None:
 
 
 def test_an_unknown_choice_of_bayesian_layers_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"model\.bayesian: 'head'.*nearest: 'heads'"):
+    with pytest.raises(ConfigError, match=r"model\.network\.bayesian: 'head'.*nearest: 'heads'"):
         LayerFactory(PosteriorSettings(), "head")
 
 
@@ -380,5 +380,5 @@ def test_the_activation_is_that_of_every_layer_and_changes_no_parameter(name: st
 
 
 def test_an_unknown_activation_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model\.activation: 'rely'.*nearest: 'relu'"):
+    with pytest.raises(ConfigError, match=r"model\.network\.activation: 'rely'.*nearest: 'relu'"):
         LayerFactory(PosteriorSettings(), activation="rely")

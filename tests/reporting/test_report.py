@@ -230,7 +230,7 @@ def test_labels_tell_what_differs(tmp_path: Path) -> None:
         for number, (method, data, strength) in enumerate(made):
             path = sequence(tmp_path / f"{len(os.listdir(tmp_path))}-{number}", method=method, **data)
             config = yaml.safe_load((path / "config.yaml").read_text())
-            config["model"]["ewc_lambda"] = strength
+            config["model"]["consolidation"]["ewc_lambda"] = strength
             (path / "config.yaml").write_text(yaml.safe_dump(config))
             runs.append(read_run(path))
         return list(label_runs(runs))
@@ -241,16 +241,16 @@ def test_labels_tell_what_differs(tmp_path: Path) -> None:
         "vcl",
     ]
     assert labels(("ewc", {}, 4.0), ("online_ewc", {}, 5.0), ("ewc", {}, 40.0)) == [
-        "ewc, ewc_lambda 4.0",
+        "ewc, consolidation.ewc_lambda 4.0",
         "online_ewc",
-        "ewc, ewc_lambda 40.0",
+        "ewc, consolidation.ewc_lambda 40.0",
     ]
     film: dict[str, Any] = {"task_conditioning": "film"}
     assert labels(("vcl", film, 1.0), ("vcl", {}, 1.0), ("none", film, 0.0), ("vcl", film, 2.0)) == [
-        "vcl, ewc_lambda 1.0, task_conditioning film",
-        "vcl, ewc_lambda 1.0, task_conditioning none",
+        "vcl, consolidation.ewc_lambda 1.0, curriculum.task_conditioning film",
+        "vcl, consolidation.ewc_lambda 1.0, curriculum.task_conditioning none",
         "fine-tuning",
-        "vcl, ewc_lambda 2.0, task_conditioning film",
+        "vcl, consolidation.ewc_lambda 2.0, curriculum.task_conditioning film",
     ]
 
 
