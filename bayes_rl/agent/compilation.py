@@ -1,4 +1,4 @@
-"""Capture of what an update computes: one graph by `torch.compile`, which a GPU replays as a whole."""
+"""Compilation of an update into one graph by `torch.compile`. A GPU can replay the graph as a whole."""
 
 from __future__ import annotations
 
@@ -13,24 +13,29 @@ from torch.utils import _pytree as pytree
 from bayes_rl.errors import check
 
 MODES = ("none", "default", "reduce-overhead", "cudagraphs")
+"""Values of the option `model.compile`."""
 
 
 REPLAYED = ("reduce-overhead", "cudagraphs")
-"""Modes that record CUDA graphs: of compiled code, or of torch's own kernels, which needs no compiler."""
+"""Modes that record CUDA graphs.
+
+`reduce-overhead` records compiled code. `cudagraphs` records torch's own kernels and needs no C or C++ compiler.
+"""
 
 
-BACKEND = "inductor"  # what compiles; the tests also take torch's debugging ones
+BACKEND = "inductor"  # a module constant, so that the tests can select torch's debugging backends
 
 
 def compile_update(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
-    """`function` of tensors and constants, whole, with the random numbers that it has without capture.
+    """Compile a function of tensors and constants into one graph, with unchanged random numbers.
 
     Args:
-        function: without side effects on tensors, and without questions to the device.
+        function: has no side effects on tensors and never waits for a value from the device.
         mode: one of `MODES`.
 
     Returns:
-        The function itself for `none`. What a recorded graph returns is copied: its next replay writes there again.
+        The function itself for `none`, otherwise the compiled function. Tensors from a recorded graph are copies,
+        because the next replay of the graph overwrites its outputs.
     """
     if mode == "none":
         return function
@@ -48,18 +53,22 @@ def compile_update(function: Callable[..., Any], mode: str) -> Callable[..., Any
 
 
 def check_capture(mode: str, device: torch.device, accumulated: int) -> None:
-    """Raise `ConfigError` unless a run on this machine can capture its updates so.
+    """Check that a run on this machine can compile its updates by `mode`.
 
     Args:
         mode: one of `MODES`.
-        device: of the learner.
-        accumulated: minibatches whose gradients are added up.
+        device: device of the learner.
+        accumulated: number of minibatches whose gradients are added up before one optimizer step.
+
+    Raises:
+        ConfigError: if the mode records CUDA graphs and the device is not a GPU or gradients are accumulated, or if
+            the mode needs a compiler of C or C++ that is not installed.
     """
     name, cuda, recorded = "model.compile", device.type == "cuda", mode in REPLAYED
     check(cuda or not recorded, name, mode, f"records CUDA graphs, but the device is {device.type}; use default")
-    rule = "has room for one minibatch's gradients; drop --trainer.accumulate_grad_batches, or use default"
-    check(accumulated == 1 or not recorded, name, mode, rule)
+    problem = "has room for one minibatch's gradients; drop --trainer.accumulate_grad_batches, or use default"
+    check(accumulated == 1 or not recorded, name, mode, problem)
     compilers = [os.environ.get("CC" if cuda else "CXX"), *(("cc", "gcc", "clang") if cuda else ("g++", "clang++"))]
-    found = mode in ("none", "cudagraphs") or any(one and shutil.which(one) for one in compilers)
-    rule = f"needs a compiler of C or C++, and there is none; use {'cudagraphs' if cuda else 'none'}"
-    check(found, name, mode, rule)
+    available = mode in ("none", "cudagraphs") or any(command and shutil.which(command) for command in compilers)
+    problem = f"needs a compiler of C or C++, and there is none; use {'cudagraphs' if cuda else 'none'}"
+    check(available, name, mode, problem)

@@ -1,4 +1,4 @@
-"""The one optimizer of all networks, and the moving average of what it learns."""
+"""Optimizer of all networks, and pairs of parameters for the moving average of the networks."""
 
 from __future__ import annotations
 
@@ -14,50 +14,60 @@ from bayes_rl.networks.actor_critic import TwinActorCritic
 def make_optimizer(
     twin: TwinActorCritic, rates: dict[str, float], weight_decay: float, eps: float, fused: bool
 ) -> torch.optim.AdamW:
-    """Adam with decoupled weight decay.
+    """Build Adam with decoupled weight decay (AdamW) for all trained parameters.
 
     Args:
-        twin: whose parameters it trains.
-        rates: step sizes of `actor` and `critic`.
-        weight_decay: of deterministic matrices and kernels.
-        eps: offset of the denominator.
-        fused: one pass over memory for all parameters of a group.
+        twin: networks to train.
+        rates: learning rates, keys `actor` and `critic`.
+        weight_decay: decay of deterministic matrices and kernels per step, as a multiple of the learning rate.
+        eps: number that Adam adds to the denominator, >= 0.
+        fused: whether one pass over memory updates all parameters of a group.
+
+    Returns:
+        The optimizer, with the groups of `parameter_groups`.
     """
     return torch.optim.AdamW(parameter_groups(twin, rates, weight_decay), eps=eps, fused=fused)
 
 
 def can_fuse(precision: str, clipped: bool, penalised: bool) -> bool:
-    """Whether Lightning can do with a fused optimizer.
+    """Return whether Lightning supports a fused optimizer with these settings.
 
-    Under mixed precision it refuses to clip the gradients of one; and with 16-mixed it leaves them scaled until within
-    the optimizer's step, where nothing could be added to them.
+    Under mixed precision, Lightning refuses to clip the gradients of a fused optimizer. With 16-mixed, the gradients
+    of a fused optimizer remain scaled until its step begins, so that the penalty's gradient cannot be added to them.
 
     Args:
-        precision: of the trainer.
+        precision: the trainer's precision, for example `32-true` or `16-mixed`.
         clipped: whether gradients are clipped.
         penalised: whether the EWC penalty's gradient is added before the step.
+
+    Returns:
+        True if the optimizer can be fused.
     """
     return not (clipped and "mixed" in precision) and not (penalised and precision == "16-mixed")
 
 
 def parameter_groups(twin: TwinActorCritic, rates: dict[str, float], weight_decay: float) -> list[dict[str, Any]]:
-    """Optimizer groups, called `actor` or `critic` and decayed or not; every trained parameter is in exactly one.
+    """Return groups of parameters by owner and weight decay. Every trained parameter is in exactly one group.
 
     Args:
-        twin: whose parameters; a shared trunk belongs to the critics.
-        rates: step sizes of `actor` and `critic`.
-        weight_decay: of deterministic matrices and kernels; Bayesian weights have their prior.
+        twin: networks to train. A shared trunk belongs to the critics.
+        rates: learning rates, keys `actor` and `critic`.
+        weight_decay: decay of deterministic matrices and kernels. Bayesian weights have a prior instead.
+
+    Returns:
+        Dictionaries with `params`, `lr`, `weight_decay` and `name` (`actor` or `critic`). No group is empty.
     """
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     bayesian = {id(p) for layer in bayesian_layers(twin).values() for p in layer.parameters()}
     for name, parameter in twin.named_parameters():
         if not parameter.requires_grad:
-            continue  # a prior function stays what it is
-        own_actor_trunk = name.startswith(("trunks.0", "trunks.1")) and not twin.shared_trunk
-        owner = "actor" if name.startswith("actors") or own_actor_trunk else "critic"
-        spared = id(parameter) in bayesian or name.endswith("bias") or ".gain." in name or ".shift." in name
-        decayed = parameter.ndim > 1 and not spared
-        groups.setdefault((owner, decayed and weight_decay > 0), []).append(parameter)  # each group is a call
+            continue  # a prior function is fixed
+        in_actor_trunk = name.startswith(("trunks.0", "trunks.1")) and not twin.shared_trunk
+        owner = "actor" if name.startswith("actors") or in_actor_trunk else "critic"
+        exempt = id(parameter) in bayesian or name.endswith("bias") or ".gain." in name or ".shift." in name
+        decayed = parameter.ndim > 1 and not exempt
+        # Without weight decay, the key ignores `decayed`: fewer groups mean fewer calls in a step.
+        groups.setdefault((owner, decayed and weight_decay > 0), []).append(parameter)
     return [
         {"params": parameters, "lr": rates[owner], "weight_decay": weight_decay * decayed, "name": owner}
         for (owner, decayed), parameters in groups.items()
@@ -65,7 +75,20 @@ def parameter_groups(twin: TwinActorCritic, rates: dict[str, float], weight_deca
 
 
 def moving_average_pairs(average: TwinActorCritic, newest: TwinActorCritic) -> tuple[list[Tensor], list[Tensor]]:
-    """Parameters of a moving average and of what it follows, pair by pair; a prior function stays what it is."""
+    """Return the trained parameters of a moving average and those of the networks that it averages.
+
+    Parameters of prior functions are fixed and left out.
+
+    Args:
+        average: networks whose parameters are the moving average.
+        newest: networks that the optimizer trains, of the structure of `average`.
+
+    Returns:
+        Two lists of equal length: parameters of `average`, and the corresponding parameters of `newest`.
+
+    Raises:
+        ValueError: if the networks have different numbers of parameters.
+    """
     pairs = zip(average.parameters(), newest.parameters(), strict=True)
     trained = [(old, new) for old, new in pairs if new.requires_grad]
     return [old for old, _ in trained], [new for _, new in trained]

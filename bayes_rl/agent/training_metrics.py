@@ -1,4 +1,4 @@
-"""What is logged of one update; `docs/reference/metrics.md` lists every tag with its equation."""
+"""Values to log for one update. `docs/reference/metrics.md` lists every tag with its equation."""
 
 from __future__ import annotations
 
@@ -20,21 +20,25 @@ def training_values(
     temperature: float,
     parts: dict[str, Tensor],
 ) -> dict[str, Tensor | float]:
-    """Tags and values of one update.
+    """Return tags and values to log for one update.
 
     Args:
-        twin: the networks, for a summary of their posterior.
-        batch: the minibatch.
-        output: what the twin said of it, by sampled weights.
-        targets: TD targets, `[2, (D,) B]`.
-        temperature: T of the ELBO.
-        parts: `nll`, `kl`, `ewc_penalty` and `actor_loss`, scalars.
+        twin: networks, whose posterior is summarised.
+        batch: minibatch of B transitions.
+        output: the twin's output for the minibatch's observations, by sampled weights (D draws).
+        targets: TD targets, `[2, (D,) B]`, in (clipped) return units.
+        temperature: T, the weight of the KL divergence in the ELBO.
+        parts: `nll` (nats, batch mean), `kl` (nats), `ewc_penalty` and `actor_loss`, scalars.
+
+    Returns:
+        Tag to scalar: `train/*` for the update, `kl/*` for each Bayesian layer in nats, and `posterior/*` if there is
+        a Bayesian layer.
     """
     nll, kl = parts["nll"], parts["kl"]
     q_values = output.mean_q_values()
     actions = batch.transition.action
     q = q_values.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
-    every_q = output.q_values.gather(-1, actions.expand(targets.shape).unsqueeze(-1)).squeeze(-1)
+    sampled_q = output.q_values.gather(-1, actions.expand(targets.shape).unsqueeze(-1)).squeeze(-1)
     agree = output.mean_action_probs().argmax(-1) == q_values.argmax(-1)
     values: dict[str, Tensor | float] = {
         **{f"train/{name}": value for name, value in parts.items()},
@@ -45,7 +49,7 @@ def training_values(
         "train/ewc_to_nll": parts["ewc_penalty"] / nll.abs(),
         "train/q": q.mean(),
         "train/q_max": q_values.max(-1).values.mean(),
-        "train/td_error": (targets - every_q).abs().mean(),
+        "train/td_error": (targets - sampled_q).abs().mean(),
         "train/twin_gap": (output.q_values[0] - output.q_values[1]).abs().mean(),
         "train/actor_agrees": agree.float().mean(),
         "train/policy_entropy": losses.entropy(output.action_logits),

@@ -12,29 +12,35 @@ from torch import Tensor, nn
 from bayes_rl.errors import RunError
 
 SKIPS_IN_A_ROW = 5
-"""Updates left out one after the other at which a run stops: it would not get out of that by itself."""
+"""Number of consecutive skipped updates at which a run stops: such a run would not recover by itself."""
 
 
 class UpdateGuard:
-    """Leaves out updates whose loss or gradient is not finite, and counts them.
+    """Guard that skips updates whose loss or gradient is not finite, and counts the skipped updates.
 
-    A fused optimizer on a GPU is told by its `found_inf`: weights, averages and step counters stay as they are, and
-    nothing waits. Of another one the gradients are taken away. Under a gradient scaler, which leaves out updates
-    itself and finds its scale by it, only losses are counted.
+    A fused optimizer on a GPU skips an update by its `found_inf`: weights, averages and step counters do not change,
+    and the CPU does not wait for the device. For any other optimizer, the guard removes the gradients. A gradient
+    scaler skips updates itself and adapts its scale to them, so that under a scaler only losses are tested.
 
     Attributes:
-        skipped: updates left out in all.
-        in_a_row: the newest ones of them, without any between.
+        skipped: number of all skipped updates.
+        in_a_row: number of consecutive skipped updates up to the latest update.
     """
 
     def __init__(self) -> None:
         self.skipped = self.in_a_row = 0
         self._losses: list[Tensor] = []
         self._parts: dict[str, Tensor] = {}
-        self._verdict: tuple[Tensor, Any] | None = None  # of the update before, under way from the device
+        # Test result of the previous update and the event that ends its copy from the device.
+        self._pending: tuple[Tensor, Any] | None = None
 
     def record_loss(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
-        """Remember a minibatch's loss, and the parts to name if it is not finite, for the optimizer's step."""
+        """Record a minibatch's loss for the test before the optimizer's next step.
+
+        Args:
+            loss: scalar.
+            parts: names and values of the loss's terms, scalars. An error names the terms that are not finite.
+        """
         self._losses.append(loss.detach())
         self._parts = {name: part.detach() for name, part in parts.items()}
 
@@ -45,16 +51,17 @@ class UpdateGuard:
         scaled: bool = False,
         more: Callable[[], dict[str, Tensor]] = dict,
     ) -> None:
-        """Before a step of the optimizer: have it left out unless all is finite.
+        """Skip the optimizer's next step unless the recorded losses and the gradients are finite.
 
         Args:
-            optimizer: about to take a step along gradients that are there already.
-            network: whose parameters it trains, for their names.
-            scaled: whether a gradient scaler stands between.
-            more: finds further parts of the loss, to be named in the error.
+            optimizer: optimizer whose gradients are computed and whose step follows.
+            network: network that the optimizer trains; an error names its parameters.
+            scaled: whether a gradient scaler runs the optimizer's step.
+            more: computes further terms of the loss, scalars by name, for the error's text.
 
         Raises:
-            RunError: for the `SKIPS_IN_A_ROW`th update left out in a row, naming what is not finite.
+            RunError: if `SKIPS_IN_A_ROW` consecutive updates were skipped; the text names the values that are not
+                finite.
         """
         self.synchronize()
         fused = bool(optimizer.defaults.get("fused"))
@@ -63,47 +70,52 @@ class UpdateGuard:
         self._losses = []
         if not values:
             return
-        found = torch.zeros((), device=values[0].device)
-        # The gradient scaler's own test: everything in one pass, times 1.
-        torch._amp_foreach_non_finite_check_and_unscale_(values, found, torch.ones_like(found))
-        told = fused and found.is_cuda and not scaled
-        if told:
-            optimizer.found_inf = found  # type: ignore[attr-defined]
-        if (told or scaled) and found.is_cuda and not self.in_a_row:
-            self._ask_later(found)  # all was well: it is enough to hear of it at the next update
+        non_finite = torch.zeros((), device=values[0].device)
+        # The gradient scaler's test reads all tensors in one pass. The scale of 1 leaves the values unchanged.
+        torch._amp_foreach_non_finite_check_and_unscale_(values, non_finite, torch.ones_like(non_finite))
+        optimizer_skips = fused and non_finite.is_cuda and not scaled
+        if optimizer_skips:
+            optimizer.found_inf = non_finite  # type: ignore[attr-defined]
+        if (optimizer_skips or scaled) and non_finite.is_cuda and not self.in_a_row:
+            # The previous update was finite, so that no error is due now and the result can be read one update later.
+            self._read_later(non_finite)
             return
-        bad = bool(found)
-        self._count(bad, network, more)
-        if bad and not (told or scaled):
+        skip = bool(non_finite)
+        self._count(skip, network, more)
+        if skip and not (optimizer_skips or scaled):
             for parameter in parameters:
                 parameter.grad = None
 
-    def _ask_later(self, found: Tensor) -> None:
+    def _read_later(self, non_finite: Tensor) -> None:
+        """Start the copy of a test result to the CPU without waiting for the device."""
         host = torch.empty((), pin_memory=True)
-        host.copy_(found, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record()
-        self._verdict = host, arrived
+        host.copy_(non_finite, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        self._pending = host, copied
 
     def synchronize(self) -> None:
-        """Count the update before, if that was put off; for it the device is waited for."""
-        if self._verdict is not None:
-            (host, arrived), self._verdict = self._verdict, None
-            arrived.synchronize()
+        """Wait for the pending test result of the previous update, if any, and count that update."""
+        if self._pending is not None:
+            (host, copied), self._pending = self._pending, None
+            copied.synchronize()
             self._count(bool(host))
 
-    def _count(self, bad: bool, network: nn.Module | None = None, more: Callable[[], dict[str, Tensor]] = dict) -> None:
-        self.in_a_row = self.in_a_row + 1 if bad else 0
-        self.skipped += bad
+    def _count(
+        self, skip: bool, network: nn.Module | None = None, more: Callable[[], dict[str, Tensor]] = dict
+    ) -> None:
+        """Count an update. Given its network, raise `RunError` after too many consecutive skipped updates."""
+        self.in_a_row = self.in_a_row + 1 if skip else 0
+        self.skipped += skip
         if network is not None and self.in_a_row >= SKIPS_IN_A_ROW:
-            raise RunError(f"{self.in_a_row} updates in a row were left out: {self._cause(network, more())}")
+            raise RunError(f"{self.in_a_row} updates in a row were left out: {self._describe_cause(network, more())}")
 
-    def _cause(self, network: nn.Module, more: dict[str, Tensor]) -> str:
-        """What is not finite: parts of the loss, else the first parameter whose gradient is not."""
+    def _describe_cause(self, network: nn.Module, more: dict[str, Tensor]) -> str:
+        """Return the loss's terms that are not finite, or else the first parameter with a gradient that is not."""
         parts = {name: float(value) for name, value in (self._parts | more).items()}
-        if named := [f"{name} is {value:g}" for name, value in parts.items() if not np.isfinite(value)]:
-            return ", ".join(named)
+        if terms := [f"{name} is {value:g}" for name, value in parts.items() if not np.isfinite(value)]:
+            return ", ".join(terms)
         gradients = ((name, p.grad) for name, p in network.named_parameters())
-        bad = (name for name, grad in gradients if grad is not None and not grad.isfinite().all())
-        name = next(bad, None)
+        names = (name for name, grad in gradients if grad is not None and not grad.isfinite().all())
+        name = next(names, None)
         return "the loss is not finite" if name is None else f"the gradient of {name} is not finite, the loss is"

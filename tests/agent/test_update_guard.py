@@ -181,7 +181,7 @@ def test_five_in_a_row_stop_the_run_by_name_and_leave_the_checkpoint(
         line = failure(patch, capsys, option, "--ckpt_path=last")
     assert "5 updates in a row were left out: nll is nan" in line
     assert "kl" not in line.replace("cartpole", "")
-    assert f"{saved} is from before" in line
+    assert f"{saved} was saved before the error" in line
     assert saved.read_bytes() == content
     assert "RunError" in log()
     agent = VariationalActorCritic.load_from_checkpoint(saved, weights_only=True)
@@ -341,7 +341,7 @@ def test_a_failing_environment_is_named_with_its_seed_and_its_actions(
     assert f"environment 4 of BayesRLTests/Fragile-v0 (seed {broken.seed}, 7 actions since) {words}" in line
     assert "error.log" in line
     saved = "runs/cartpole/version_0/checkpoints/error.ckpt"
-    assert f"go on with new games by --ckpt_path {saved} --data.refill_replay true" in line
+    assert f"continue with new games by --ckpt_path {saved} --data.refill_replay true" in line
     assert "Traceback" in log()
     assert trace in log()
     state = torch.load(saved, weights_only=True)
@@ -385,7 +385,7 @@ def test_a_game_that_fails_in_a_validation_ends_the_run_with_the_last_checkpoint
     assert "1 actions since) raised ValueError: gone" in line
     saved = torch.load("runs/cartpole/version_0/checkpoints/last.ckpt", weights_only=True)
     assert saved["global_step"] == 60
-    assert "last.ckpt is from before" in line
+    assert "last.ckpt was saved before the error" in line
 
 
 def test_which_atari_game_failed_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,28 +15,36 @@ from bayes_rl.errors import RunError
 class ErrorLog(Callback):
     """Writer of `error.log`, the stack trace of the error that ended a run.
 
-    The error's line names `error.log` and the latest checkpoint. If an environment fails in training, the agent is
-    saved to `checkpoints/error.ckpt`. The run can be resumed from there with new games: the old ones would fail again.
+    The error's line names `error.log` and the latest checkpoint. If an environment fails in training, the callback
+    saves the agent to `checkpoints/error.ckpt`. The run can be resumed from this checkpoint with new games. The old
+    games would fail again.
 
     Args:
-        directory: of the run.
+        directory: directory of the run.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Write the stack trace of a `RunError`, and add the files to its line."""
+        """Write the stack trace of a `RunError`, and append the names of the files to the error's line.
+
+        Args:
+            trainer: trainer of the run; saves the agent if an environment has failed.
+            pl_module: the agent, unused.
+            exception: error that ended the run. An error that is no `RunError` is ignored.
+        """
         if not isinstance(exception, RunError):
             return
         path = self.directory / "error.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(traceback.format_exception(exception)), encoding="utf-8")
-        exception.remark = f"; {self._state(trainer, exception)}, the stack trace is in {path}"
+        exception.remark = f"; {self._name_checkpoint(trainer, exception)}, the stack trace is in {path}"
 
-    def _state(self, trainer: pl.Trainer, exception: RunError) -> str:
+    def _name_checkpoint(self, trainer: pl.Trainer, exception: RunError) -> str:
+        """Return a clause that names the checkpoint to resume from. Save the agent if an environment has failed."""
         last, saved = (self.directory / "checkpoints" / f"{name}.ckpt" for name in ("last", "error"))
         if isinstance(exception, FailedEnvError) and trainer.training and trainer.global_step:
             trainer.save_checkpoint(saved)
-            return f"go on with new games by --ckpt_path {saved} --data.refill_replay true"
-        return f"{last} is from before" if last.is_file() else "no checkpoint was saved yet"
+            return f"continue with new games by --ckpt_path {saved} --data.refill_replay true"
+        return f"{last} was saved before the error" if last.is_file() else "no checkpoint was saved yet"
