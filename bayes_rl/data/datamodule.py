@@ -272,7 +272,7 @@ class ReplayDataModule(pl.LightningDataModule):
 
         Args:
             stage: `validate`, `test` or `predict`.
-            count: number of games over all ranks; None means `eval_games`.
+            count: number of games over all ranks; None means `evaluation.games`.
             task: number of the task.
         """
         count = count or self.evaluation.games

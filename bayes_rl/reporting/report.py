@@ -19,7 +19,6 @@ from bayes_rl.metrics.atari_scores import RANDOM_AND_HUMAN
 from bayes_rl.reporting.figures import draw_curves, draw_matrices, score_table, summary_table
 from bayes_rl.reporting.runs import ReportError, Run, read_file, read_run
 
-
 COMPARED = {
     "tasks": "data.tasks",
     "cycles": "data.curriculum.cycles",

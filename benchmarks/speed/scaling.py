@@ -27,10 +27,10 @@ from benchmarks.speed.contenders import SKIP, WARM_UP, Clock, Setting, Watch, ru
 
 AXES = {
     "num_envs": (1, 2, 4, 8, 16, 32, 64),
-    "batch_size": (8, 16, 32, 64, 128, 256),
-    "replay_capacity": (10_000, 30_000, 100_000, 300_000, 1_000_000),
+    "replay.batch_size": (8, 16, 32, 64, 128, 256),
+    "replay.capacity": (10_000, 30_000, 100_000, 300_000, 1_000_000),
 }
-FROM = {"num_envs": 8, "batch_size": 32, "replay_capacity": 100_000}
+FROM = {"num_envs": 8, "replay.batch_size": 32, "replay.capacity": 100_000}
 
 
 class Filled(Watch):

@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 from unittest import mock
@@ -57,8 +58,10 @@ def yaml_of(value: Any) -> str:
 
 def typed(key: str, value: Any) -> st.SearchStrategy[Bad]:
     """An option as `--key=value`, as `--key value`, or in a configuration."""
-    section, _, name = key.rpartition(".")
-    file = yaml.safe_dump({section: {name: value}} if section else {name: value}, allow_unicode=True).encode()
+    content: Any = value
+    for name in reversed(key.split(".")):
+        content = {name: content}
+    file = yaml.safe_dump(content, allow_unicode=True).encode()
     words = [[f"--{key}={written(value)}"], [f"--{key}", written(value)]]
     return st.sampled_from([*(Bad(w, key) for w in words), Bad(["--config=bad.yaml"], key, {"bad.yaml": file})])
 
@@ -66,7 +69,13 @@ def typed(key: str, value: Any) -> st.SearchStrategy[Bad]:
 def options_of(cls: type, section: str) -> dict[str, Any]:
     hints = get_type_hints(cls.__init__)  # type: ignore[misc]
     names = [name for name in inspect.signature(cls).parameters if name not in AGENT_ARGUMENTS and name != "seed"]
-    return {f"{section}.{name}": hints[name] for name in [*names, "task_conditioning"][: len(names)]}
+    flat: dict[str, Any] = {}
+    for name in names:
+        if is_dataclass(hints[name]):
+            flat |= {f"{section}.{name}.{key}": hint for key, hint in get_type_hints(hints[name]).items()}
+        else:
+            flat[f"{section}.{name}"] = hints[name]
+    return flat
 
 
 OPTIONS = options_of(ReplayDataModule, "data") | options_of(VariationalActorCritic, "model")
@@ -168,7 +177,7 @@ NOT_NEGATIVE = [
 RANGES: dict[str, list[Any]] = {
     **{key: [0, -1, -7, -(2**31), -HUGE, HUGE, 10**12, INF, NAN] for key in COUNTS},
     **{key: [-1, -(2**31), -HUGE, HUGE, INF, NAN] for key in NOT_NEGATIVE},
-    **{f"data.epsilon_{end}": [-0.1, 1.5, INF, NAN, 1e30, HUGE, -INF] for end in ("start", "end")},
+    **{f"data.epsilon.{end}": [-0.1, 1.5, INF, NAN, 1e30, HUGE, -INF] for end in ("start", "end")},
     "data.replay.gamma": [-0.1, 1.0001, INF, NAN, 1e30, HUGE],
     "data.rules.sticky_actions": [-0.1, 1, INF, NAN, 1e30],
     "data.replay.reward_clip": [0, -1, NAN, INF, -INF],
@@ -296,7 +305,7 @@ CONFIGS: dict[str, tuple[bytes, str]] = {
     "name outside": (b"name: ../../x\n", "name"),
     "class that is none": (b"trainer:\n  callbacks:\n    class_path: no.such.Class\n", "trainer.callbacks"),
     "class without arguments": (b"trainer:\n  logger:\n    init_args: {a: 1}\n", "trainer.logger"),
-    "nothing as a section's option": (b"data:\n  n_step:\n", "data.replay.n_step"),
+    "nothing as a section's option": (b"data:\n  replay:\n    n_step:\n", "data.replay.n_step"),
     "checkpoint that is a list": (b"ckpt_path: [1]\n", "ckpt_path"),
 }
 
@@ -307,7 +316,7 @@ def configurations(draw: st.DrawFn) -> Bad:
     text, key = CONFIGS[draw(st.sampled_from(sorted(CONFIGS)))]
     how = draw(st.sampled_from([["--config=bad.yaml"], ["--config", "bad.yaml"], ["-c", "bad.yaml"]]))
     before = draw(st.sampled_from([[], ["--config=good.yaml"]]))
-    return Bad([*before, *how], key, {"bad.yaml": text, "good.yaml": b"data:\n  n_step: 3\n"})
+    return Bad([*before, *how], key, {"bad.yaml": text, "good.yaml": b"data:\n  replay: {n_step: 3}\n"})
 
 
 FILES = {

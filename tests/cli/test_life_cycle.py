@@ -107,7 +107,7 @@ def test_options_that_contradict_the_checkpoint_stop_and_harm_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     configuration = (ROOT / "configs/cartpole.yaml").read_text()
-    Path("mine.yaml").write_text(re.sub(r"\n  consolidation:.*", "", configuration))
+    Path("mine.yaml").write_text(re.sub(r"\n  consolidation:\n    method:.*", "", configuration))
     tiny = ["--config", "mine.yaml", *TINY[2:]]
     run(monkeypatch, "fit", *tiny, "--model.consolidation.method=ewc", "--model.consolidation.ewc_lambda=0.5", EVERY)
     capsys.readouterr()
@@ -250,7 +250,7 @@ def test_every_configuration_runs(config: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
 def test_every_line_of_a_configuration_says_why(config: Path) -> None:
     for line in config.read_text().splitlines():
-        assert re.fullmatch(r"#.*|\w+:|seed_everything: \d+|  \w+: \S.* # .+", line), line
+        assert re.fullmatch(r"#.*|(?:  )?\w+:|seed_everything: \d+|(?:  ){1,2}\w+: \S.* # .+", line), line
 
 
 def test_every_option_has_a_sentence() -> None:

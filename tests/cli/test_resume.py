@@ -141,7 +141,7 @@ def test_what_differs_from_the_checkpoint_is_named_and_has_to_be_meant(
         *more,
         "--data.replay.n_step=3",
         "--model.objective.tau=0.5",
-        "--data={gamma: 0.5}",
+        "--data={replay: {gamma: 0.5}}",
         "--model.likelihood.value_range=[-10.0,10.0]",
     )
     assert "value_range" not in line  # a list is what a checkpoint makes of a tuple
@@ -161,7 +161,7 @@ def test_what_differs_from_the_checkpoint_is_named_and_has_to_be_meant(
     monkeypatch.chdir(tmp_path / "there")
     typed = ["--data.replay.n_step=3", "--allow_overrides", "--trainer.gradient_clip_val=5"]
     resumed = run_in(tmp_path / "there", monkeypatch, *more, *typed)
-    assert (resumed.datamodule.hparams.n_step, resumed.trainer.gradient_clip_val) == (3, 5)
+    assert (resumed.datamodule.hparams.replay["n_step"], resumed.trainer.gradient_clip_val) == (3, 5)
     printed = capsys.readouterr().out
     assert "data.replay.n_step: 5 in the checkpoint, 3 typed\n" in printed
     assert "trainer.gradient_clip_val: 10 in the run's config.yaml, 5" in printed
@@ -172,7 +172,7 @@ def test_what_differs_from_the_checkpoint_is_named_and_has_to_be_meant(
     )
     assert Path(best.best_model_path) == tmp_path / "there/runs/game/version_0/checkpoints/best.ckpt"
     played = run_in(tmp_path / "there", monkeypatch, "validate", "--ckpt_path=last", "--data.evaluation.games=3")
-    assert (played.datamodule.hparams.eval_games, played.datamodule.hparams.n_step) == (3, 3)
+    assert (played.datamodule.evaluation.games, played.datamodule.replay_settings.n_step) == (3, 3)
     assert "  games                   3.00" in capsys.readouterr().out
 
 

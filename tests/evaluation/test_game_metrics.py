@@ -13,7 +13,6 @@ from bayes_rl.evaluation.games import Game
 from bayes_rl.evaluation.settings import GameSettings
 from bayes_rl.metrics.calibration import fit_returns
 from bayes_rl.types import ValueEstimate
-from tests.helpers.flat import option
 
 
 def make_game(seed: int, steps: int = 6, every: int = 2) -> Game:
@@ -95,10 +94,10 @@ def test_every_row_of_the_table_is_a_metric_of_games_or_of_the_draws() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("eval_games", 0), ("eval_idle_frames", -1), ("render", "robot"), ("fps", 0)],
+    [("games", 0), ("idle_frames", -1), ("render", "robot"), ("fps", 0)],
 )
 def test_settings_that_cannot_work_are_named(key: str, value: object) -> None:
-    GameSettings(eval_games=1, eval_idle_frames=0, render="human", fps=1)
+    GameSettings(games=1, idle_frames=0, render="human", fps=1)
     with pytest.raises(ConfigError) as error:
         GameSettings(**{key: value})  # type: ignore[arg-type]
-    assert error.value.key == option("data", key)
+    assert error.value.key == f"data.evaluation.{key}"

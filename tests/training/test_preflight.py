@@ -129,7 +129,9 @@ def test_the_least_of_machine_and_control_group_is_available(monkeypatch: pytest
 
 def test_nothing_is_drawn_and_nothing_taken_to_measure_networks() -> None:
     state = torch.get_rng_state()
-    forecast.check_networks({"encoder": "mlp", "observation_shape": (4,), "posterior": "members", "prior_scale": 3.0})
+    network = {"encoder": "mlp", "prior_function_scale": 3.0}
+    posterior = {"family": "members"}
+    forecast.check_networks({"network": network, "observation_shape": (4,), "posterior": posterior})
     assert torch.equal(torch.get_rng_state(), state)
 
 
