@@ -21,6 +21,7 @@ from bayes_rl.envs.gymnasium_envs import GymnasiumEnvs
 from bayes_rl.envs.kinds import check_env, find_kind, game_name, make_envs, register_kind
 from bayes_rl.errors import ConfigError
 from tests.envs.kind_case import KindCase
+from tests.helpers.flat import option
 
 ROOT = Path(cli.__file__).parents[2]
 EXAMPLE = ROOT / "docs/examples/my_environment.py"
@@ -184,7 +185,7 @@ def test_an_unknown_id_names_the_nearest(env: str, nearest: str) -> None:
 )
 def test_an_impossible_setting_is_named(change: dict[str, Any], key: str) -> None:
     arguments: dict[str, Any] = {"env": "breakout"} | change
-    with pytest.raises(ConfigError, match=f"--data.rules.{key}: "):
+    with pytest.raises(ConfigError, match=f"--{option('data', key)}: "):
         check_env(EnvSettings(**arguments))
 
 
