@@ -401,12 +401,12 @@ class VariationalActorCritic(LowOverheadModule):
 
     @property
     def explores_by_draw(self) -> bool:
-        """Whether episodes are played by posterior draws."""
+        """True if episodes are played by posterior draws."""
         return self.hparams.exploration != "epsilon"
 
     @property
     def explores_at_random(self) -> bool:
-        """Whether actions are replaced by random ones."""
+        """True if epsilon-greedy exploration replaces actions by random ones."""
         return self.hparams.exploration != "thompson"
 
     def _forward_context(self) -> AbstractContextManager[Any]:

@@ -79,13 +79,13 @@ class ConsolidationMethod(nn.Module, ABC):
 
     @property
     def needs_targets(self) -> bool:
-        """Whether `end_task` needs the TD targets of its samples."""
+        """True if `end_task` needs the TD targets of its samples."""
         return False
 
     @property
     @abstractmethod
     def active(self) -> bool:
-        """Whether there is a penalty yet."""
+        """True once there is a penalty."""
 
     @abstractmethod
     def end_task(self, twin: TwinActorCritic, samples: TaskSamples) -> None:
@@ -144,7 +144,7 @@ class NoConsolidation(ConsolidationMethod):
 
     @property
     def active(self) -> bool:
-        """Whether there is a penalty: never."""
+        """False: there is never a penalty."""
         return False
 
     def end_task(self, twin: TwinActorCritic, samples: TaskSamples) -> None:

@@ -115,7 +115,7 @@ class ElasticWeightConsolidation(nn.Module):
 
     @property
     def active(self) -> bool:
-        """Whether there is a penalty yet."""
+        """True once there is a penalty."""
         return self._consolidated and bool(self.names)
 
     def anchor(self, name: str) -> Tensor:
@@ -229,12 +229,12 @@ class EWC(ConsolidationMethod):
 
     @property
     def needs_targets(self) -> bool:
-        """Whether `end_task` needs the TD targets of its samples."""
+        """True if `end_task` needs the TD targets of its samples."""
         return self.settings.fisher == "empirical"
 
     @property
     def active(self) -> bool:
-        """Whether there is a penalty yet."""
+        """True once there is a penalty."""
         return self.ewc.active
 
     def end_task(self, twin: TwinActorCritic, samples: TaskSamples) -> None:

@@ -9,7 +9,7 @@ from bayes_rl.errors import check
 
 @dataclass(frozen=True)
 class GameSettings:
-    """How many games are played for evaluation, and how they are shown.
+    """Settings of evaluation: number of games, their limit and their display.
 
     Args:
         games: whole games per validation, test and predict.
