@@ -26,6 +26,8 @@ TINY = [
     ),
 ]
 """Options of a run of a few seconds."""
+SHORT = ["fit", *TINY, "--trainer.log_every_n_steps=1", "--data.frames_per_epoch=240", "--data.evaluation.games=1"]
+"""Words of a run of two epochs of 60 updates each."""
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> app.BayesCLI:
@@ -49,6 +51,19 @@ def error_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     assert "Traceback" not in lines[0]
     assert _files() == before
     return lines[0]
+
+
+def failure_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Return the single line that a failed run prints; assert exit code 1 and that the screen shows no stack trace."""
+    monkeypatch.setattr(sys, "argv", ["bayes-rl", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+    (line,) = printed.err.strip().splitlines()
+    assert line.startswith("bayes-rl: error: ")
+    return line
 
 
 def _files() -> dict[Path, int]:
