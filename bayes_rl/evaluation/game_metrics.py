@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from bayes_rl.evaluation.games import Game
 from bayes_rl.metrics.atari_scores import human_normalised_score
-from bayes_rl.metrics.calibration import ReturnFit, fit_returns, realised_returns
+from bayes_rl.metrics.calibration import ReturnCalibration, ReturnFit, fit_returns, realised_returns
 from bayes_rl.metrics.returns import EpisodeReturns
-from bayes_rl.metrics.uncertainty import PolicyUncertainty, ReturnCalibration
+from bayes_rl.metrics.uncertainty import PolicyUncertainty
 
 SCORES: list[tuple[str, str]] = [
     ("games", "games"),

@@ -2,6 +2,7 @@
 
 from bayes_rl.metrics.atari_scores import human_normalised_score
 from bayes_rl.metrics.calibration import (
+    ReturnCalibration,
     ReturnFit,
     conformal_scale,
     fit_return_noise,
@@ -28,7 +29,7 @@ from bayes_rl.metrics.continual import (
     zero_shot_transfer,
 )
 from bayes_rl.metrics.returns import EpisodeReturns, interquartile_mean
-from bayes_rl.metrics.uncertainty import PolicyUncertainty, ReturnCalibration
+from bayes_rl.metrics.uncertainty import PolicyUncertainty
 
 __all__ = [
     "AveragePerformance",

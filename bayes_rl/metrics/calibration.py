@@ -1,4 +1,4 @@
-"""Predicted and realised returns: comparison, and intervals with calibrated coverage."""
+"""Calibration of predicted returns: intervals, fits of their bias and width, and the metric `ReturnCalibration`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+LEVELS = tuple(k / 20 for k in range(1, 20))
+"""0.05 to 0.95: the levels that `calibration_error` averages over."""
 
 
 def check_vectors(**tensors: Tensor) -> None:
@@ -261,3 +266,96 @@ def fit_returns(mean: Tensor, epistemic_std: Tensor, realised: Tensor, game: Ten
     half_width = conformal_scale(mean - bias, std, realised, FITTED_LEVEL)
     scale = half_width / torch.special.ndtri(torch.tensor((1 + FITTED_LEVEL) / 2, dtype=torch.float64)).item()
     return ReturnFit(bias, noise, scale if math.isfinite(scale) else 1.0)
+
+
+class ReturnCalibration(Metric):
+    """Calibration of predicted returns, N(mean - bias, scale^2 (epistemic_std^2 + noise_std^2)).
+
+    `compute` returns, over all ranks and in return units unless stated otherwise:
+
+    * `coverage_50`, `coverage_90`: share of realised returns inside the central 50 and 90 % interval, 0 to 1;
+    * `calibration_error`: mean of |coverage - level| over the levels 0.05, 0.10 to 0.95, 0 to 1. Kuleshov et al. (2018,
+      arXiv:1807.00263) weight and sum (p_j - share of outcomes below the p_j-quantile)^2; this metric takes absolute
+      differences, and central intervals. With n independent returns, perfect predictions have an error of about
+      0.3 / sqrt(n);
+    * `return_rmse`, `return_bias`: root mean square and mean of the errors, mean - realised, without the fitted bias.
+      If `return_bias` is above 0, the agent predicts too much;
+    * `return_correlation`: Pearson's correlation of mean and realised, in [-1, 1]; 0 if either is constant;
+    * `epistemic_std_mean`, `interval_width_90`: mean of `epistemic_std`, and mean width of the central 90 % interval.
+      Of two calibrated agents, the agent with the narrower intervals predicts better.
+
+    With ids of games, every average gives each game the weight 1; without ids, each step. Without data, or with a
+    number that is not finite, all values are NaN.
+    """
+
+    full_state_update = False
+    rows: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        # One flat float32 vector for each update, so that a rank without data adds an empty vector.
+        self.add_state("rows", [], dist_reduce_fx="cat")
+
+    def update(
+        self,
+        mean: Tensor,
+        epistemic_std: Tensor,
+        noise_std: Tensor,
+        realised: Tensor,
+        game: Tensor | None = None,
+        bias: float = 0.0,
+        scale: float = 1.0,
+    ) -> None:
+        """Add predicted and realised returns.
+
+        Args:
+            mean: predicted returns, `[M]`.
+            epistemic_std: posterior std of the prediction, `[M]`.
+            noise_std: std of returns about their mean, `[M]`.
+            realised: realised returns, `[M]`.
+            game: id of the game of each step, from 0 to 2^24, unique over updates and ranks, `[M]`; all steps without
+                an id count as one game.
+            bias: fitted on other games (`fit_returns`), in return units.
+            scale: fitted on other games, without a unit.
+
+        Raises:
+            ValueError: if shapes do not agree, or a std is negative.
+        """
+        ids = torch.full_like(mean, -1) if game is None else game
+        vectors = {"mean": mean, "epistemic_std": epistemic_std, "noise_std": noise_std, "realised": realised}
+        check_vectors(**vectors, game=ids)
+        fitted = {"bias": torch.full_like(mean, bias), "scale": torch.full_like(mean, scale)}
+        check_not_negative(epistemic_std=epistemic_std, noise_std=noise_std, scale=fitted["scale"])
+        columns = [*vectors.values(), *fitted.values(), ids]
+        self.rows.append(torch.stack([column.detach().float() for column in columns], 1).flatten())
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the statistics by name."""
+        flat = dim_zero_cat(self.rows) if len(self.rows) else torch.empty(0, device=self.device)
+        rows = float64(flat)[0].view(-1, 7)
+        valid = len(rows) > 0 and bool(rows.isfinite().all())
+        mean, epistemic, noise, realised, bias, scale, game = (rows if valid else rows.new_zeros(1, 7)).unbind(1)
+        weight, std = game_weights(game), scale * (epistemic.square() + noise.square()).sqrt()
+        coverage = interval_coverage(mean - bias, std, realised, LEVELS, weight)
+        lower, upper = gaussian_intervals(mean - bias, std, [0.9])
+        error = mean - realised
+        values = {
+            "coverage_50": coverage[LEVELS.index(0.5)],
+            "coverage_90": coverage[LEVELS.index(0.9)],
+            "calibration_error": (coverage - torch.tensor(LEVELS, dtype=torch.float64)).abs().mean(),
+            "return_rmse": (weight @ error.square()).sqrt(),
+            "return_bias": weight @ error,
+            "return_correlation": _correlation(mean, realised, weight),
+            "epistemic_std_mean": weight @ epistemic,
+            "interval_width_90": weight @ (upper - lower)[0],
+        }
+        return {key: value.to(flat) if valid else flat.new_tensor(math.nan) for key, value in values.items()}
+
+
+def _correlation(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """Return the weighted correlation of two vectors; 0 if a vector is constant."""
+    # Exact, unlike a test of the variance: the computed variance of equal numbers is rounding noise, not 0.
+    if x.min() == x.max() or y.min() == y.max():
+        return x.new_zeros(())
+    x, y = x - weight @ x, y - weight @ y
+    return (weight @ (x * y) / (weight @ x.square() * (weight @ y.square())).sqrt()).clamp(-1, 1)

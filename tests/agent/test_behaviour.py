@@ -20,8 +20,7 @@ from bayes_rl.bayes.draws import draws_by_seed
 from bayes_rl.bayes.kl import bayesian_layers
 from bayes_rl.bayes.layers import BayesConv2d
 from bayes_rl.evaluation.games import Game, GameLoader, Games
-from bayes_rl.metrics.calibration import ReturnFit, fit_returns
-from bayes_rl.metrics.uncertainty import LEVELS
+from bayes_rl.metrics.calibration import LEVELS, ReturnFit, fit_returns
 from bayes_rl.networks.layer_factory import OneHotLinear
 from bayes_rl.types import Batch, Transition
 from tests.helpers.flat import agent_of, flat_options
