@@ -291,7 +291,7 @@ class VariationalActorCritic(LowOverheadModule):
         """Return values of the penalty to log, and warn once of a strength that is out of scale."""
         if self.consolidator is None or not self.consolidator.active:
             return {"train/frozen_share": 0.0}
-        message = self.consolidator.out_of_scale(penalty.item(), loss.item(), self.global_step)
+        message = self.consolidator.strength_warning(penalty.item(), loss.item(), self.global_step)
         if message is not None:
             warnings.warn(message, stacklevel=2)
         return {"train/frozen_share": self.consolidator.frozen_share(self.twin, self.trainer.optimizers[0])}

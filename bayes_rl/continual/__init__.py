@@ -1,7 +1,7 @@
-"""Continual learning: methods that protect earlier tasks while a later one is learned."""
+"""Continual learning: methods that protect earlier tasks while a later task is learned."""
 
 from bayes_rl.continual.base import METHODS, ConsolidationMethod, NoConsolidation, TaskSamples, make_consolidation
-from bayes_rl.continual.ewc import EWC, ElasticWeightConsolidation, OnlineEWC
+from bayes_rl.continual.ewc import EWC, OnlineEWC, QuadraticPenalties
 from bayes_rl.continual.fisher import fisher_diagonal
 from bayes_rl.continual.settings import ConsolidationSettings
 from bayes_rl.continual.vcl import VariationalContinualLearning
@@ -11,9 +11,9 @@ __all__ = [
     "METHODS",
     "ConsolidationMethod",
     "ConsolidationSettings",
-    "ElasticWeightConsolidation",
     "NoConsolidation",
     "OnlineEWC",
+    "QuadraticPenalties",
     "TaskSamples",
     "VariationalContinualLearning",
     "fisher_diagonal",

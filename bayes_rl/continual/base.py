@@ -1,4 +1,4 @@
-"""Interface and registry of consolidation methods, which protect earlier tasks while a later one is learned."""
+"""Interface and registry of consolidation methods, which protect earlier tasks while a later task is learned."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 
 class TaskSamples(NamedTuple):
-    """Sample of M transitions of a task that ends.
+    """Sample of M transitions of a task, drawn at its end.
 
     Attributes:
         observation: `[M, *observation_shape]`, as stored, on any device.
-        action: as executed, `[M]` int64.
+        action: executed actions, `[M]` int64.
         targets: TD targets of both pairs, `[2, M]`, without the prior function's part; None unless the method's
             `needs_targets` is set.
-        generator: of the CPU. A method draws all its random numbers from it, and none from the global generator.
+        generator: generator of the CPU. A method draws all its random numbers from this generator, so that a resumed
+            run draws the same numbers.
         task: number of the task.
     """
 
@@ -36,27 +37,28 @@ class TaskSamples(NamedTuple):
 
 
 class ConsolidationMethod(nn.Module, ABC):
-    """Protection of earlier tasks while a later one is learned.
+    """Protection of earlier tasks while a later task is learned.
 
-    A method of one's own is a subclass that is registered by name:
+    A user adds a method by registering a subclass:
 
     ```python
     @METHODS.register("my_method")
     class MyMethod(ConsolidationMethod): ...
     ```
 
-    `--model.consolidation.method my_method` selects it. State that a checkpoint must hold goes into buffers.
+    `--model.consolidation.method my_method` selects the method. State that a checkpoint must hold goes into buffers.
     `tests/continual/method_case.py` is a base class of tests that every method should pass.
 
     Args:
-        twin: the networks; only names and shapes are taken from it.
-        settings: of consolidation.
+        twin: the networks; the constructor reads the names and shapes of their parameters only.
+        settings: settings of consolidation.
 
     Attributes:
         default_strength: value of `ewc_lambda` where the user gives none.
-        posterior_becomes_prior: whether each Bayesian weight needs a prior of its own, which its posterior can become.
-        repetition_obstacle: why a task cannot be registered repeatedly while it is learned, put behind the value of
-            `consolidate_every`; empty if it can.
+        posterior_becomes_prior: whether the posterior of each Bayesian weight becomes the prior of that weight. Each
+            weight then has buffers for its prior.
+        repetition_obstacle: reason why `consolidate_every` must be 0, for the error message; empty if the method allows
+            that `end_task` is called again and again within a task.
     """
 
     default_strength: float = 0.001
@@ -68,13 +70,13 @@ class ConsolidationMethod(nn.Module, ABC):
         self.settings = settings
 
     @classmethod
-    def check_posterior(cls, method: str, posterior: PosteriorSettings, bayesian: str) -> None:
+    def check_posterior(cls, method: str, posterior: PosteriorSettings, bayesian_part: str) -> None:
         """Raise `ConfigError` unless the method can protect networks of this posterior.
 
         Args:
             method: name of the method, for the message.
             posterior: settings of the Bayesian layers.
-            bayesian: which layers are Bayesian, `none` if no layer is.
+            bayesian_part: part of the networks whose layers are Bayesian: `heads`, `trunk`, `all` or `none`.
         """
 
     @property
@@ -89,7 +91,7 @@ class ConsolidationMethod(nn.Module, ABC):
 
     @abstractmethod
     def end_task(self, twin: TwinActorCritic, samples: TaskSamples) -> None:
-        """Register a task with the present weights. No parameter of the networks may change.
+        """Protect what was learned of a task, given the present weights. No parameter of the networks may change.
 
         Args:
             twin: the networks at the end of the task.
@@ -113,22 +115,24 @@ class ConsolidationMethod(nn.Module, ABC):
         """Return one line for the user: the method, its strength, what it protects, and in how much memory."""
 
     def frozen_share(self, twin: TwinActorCritic, optimizer: torch.optim.Optimizer) -> float:
-        """Return the share of the protected weights, in [0, 1], that the penalty holds in place; 0 if unknown."""
+        """Return the share of the protected weights, in [0, 1], that the penalty keeps from changing; 0 if unknown."""
         return 0.0
 
-    def out_of_scale(self, penalty: float, loss: float, update: int) -> str | None:
-        """Return a message if the strength does not fit the loss, once in the life of this object.
+    def strength_warning(self, penalty: float, loss: float, update: int) -> str | None:
+        """Return a warning if the strength does not fit the loss, at most once in the life of this object.
+
+        The agent calls this whenever it logs the penalty.
 
         Args:
-            penalty: of this update, in nats.
-            loss: of this update without the penalty.
-            update: number of this update. Not every update has to be asked about.
+            penalty: penalty of this update, in nats.
+            loss: loss of this update without the penalty, in nats.
+            update: number of this update.
         """
         return None
 
     @property
     def memory_bytes(self) -> int:
-        """Memory of all buffers."""
+        """Memory of all buffers, in bytes."""
         return sum(buffer.nbytes for buffer in self.buffers())
 
 
@@ -138,7 +142,7 @@ METHODS: Registry[type[ConsolidationMethod]] = Registry("model.consolidation.met
 
 @METHODS.register("none")
 class NoConsolidation(ConsolidationMethod):
-    """Plain fine-tuning: nothing is protected."""
+    """Plain fine-tuning, without protection of earlier tasks."""
 
     default_strength = 0.0
 
@@ -163,10 +167,10 @@ class NoConsolidation(ConsolidationMethod):
 
 
 def make_consolidation(twin: TwinActorCritic, settings: ConsolidationSettings) -> ConsolidationMethod | None:
-    """Return the configured method, or None where nothing is protected.
+    """Return the configured method, or None if the method is `none`.
 
     Args:
         twin: the networks to protect.
-        settings: of consolidation.
+        settings: settings of consolidation.
     """
     return None if settings.method == "none" else METHODS[settings.method](twin, settings)

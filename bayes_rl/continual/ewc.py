@@ -1,4 +1,10 @@
-"""Elastic Weight Consolidation, with an anchor for each task or with one decayed anchor."""
+"""Elastic Weight Consolidation (EWC): quadratic penalties that hold weights near their values at the end of a task.
+
+The penalty of a task is (lambda / 2) sum_i F_i (w_i - a_i)^2. The anchor a is the value of the weights at the end of
+the task, and F is the diagonal of the Fisher information at these weights. The sum of the penalties of several tasks is
+again one quadratic of each weight and a constant (`sum_of_quadratics`). Any number of tasks therefore takes the memory
+of one task: one anchor and one Fisher entry for each weight.
+"""
 
 from __future__ import annotations
 
@@ -19,46 +25,49 @@ from bayes_rl.errors import check, check_same_shape
 from bayes_rl.losses import quadratic_penalty
 from bayes_rl.networks.actor_critic import TwinActorCritic
 
-PIECE = 2**16
-"""Numbers in a piece of a tensor, of which several fit into the cache of a processor core."""
+PIECE_SIZE = 2**16
+"""Numbers in a piece of a tensor. Several pieces fit into the cache of a processor core."""
 
 
 @torch.no_grad()
 def add_penalty_gradients(
-    parameters: Sequence[Tensor], anchors: Sequence[Tensor], fishers: Sequence[Tensor], scale: float
+    parameters: Sequence[Tensor], anchors: Sequence[Tensor], fishers: Sequence[Tensor], strength: float
 ) -> None:
-    """Add scale * F (w - w*), the gradient of `scale` times each `quadratic_penalty`, to every `.grad` that is set.
+    """Add the gradient strength * F (w - a) of the penalties (strength / 2) F (w - a)^2 to every `.grad` that is set.
 
-    After the backward pass this reads and writes less memory than autograd, which would write a gradient of its own
-    first and add it then.
+    Autograd would write the gradient to a new tensor first and then add the new tensor. This function reads and writes
+    less memory.
 
     Args:
         parameters: w, tensors of any shapes.
-        anchors: w*, shaped as the parameters.
+        anchors: a, shaped as the parameters.
         fishers: F >= 0, shaped as the parameters.
-        scale: factor of all penalties.
+        strength: lambda, factor of all penalties.
 
     Raises:
         ValueError: if shapes do not agree.
     """
-    for w, a, f in zip(parameters, anchors, fishers, strict=True):
-        check_same_shape(parameter=w, anchor=a, fisher=f)
-        if w.grad is not None:
-            for piece, anchor, fisher, gradient in _pieces(w.detach(), a, f, w.grad):
-                gradient.addcmul_(piece - anchor, fisher, value=scale)
+    for parameter, anchor, fisher in zip(parameters, anchors, fishers, strict=True):
+        check_same_shape(parameter=parameter, anchor=anchor, fisher=fisher)
+        if parameter.grad is not None:
+            for pieces in _pieces(parameter.detach(), anchor, fisher, parameter.grad):
+                parameter_piece, anchor_piece, fisher_piece, gradient_piece = pieces
+                gradient_piece.addcmul_(parameter_piece - anchor_piece, fisher_piece, value=strength)
 
 
 def _pieces(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """Return views of tensors of one shape, small enough that temporary tensors stay in a core's cache."""
-    if tensors[0].numel() <= PIECE or not all(x.is_cpu and x.is_contiguous() for x in tensors):
+    """Return views of tensors of one shape, so small that temporary tensors stay in the cache of a processor core."""
+    if tensors[0].numel() <= PIECE_SIZE or not all(x.is_cpu and x.is_contiguous() for x in tensors):
         return [tensors]
-    return zip(*(x.view(-1).split(PIECE) for x in tensors), strict=True)
+    return zip(*(x.view(-1).split(PIECE_SIZE) for x in tensors), strict=True)
 
 
 def sum_of_quadratics(
     fisher: Tensor, anchor: Tensor, new_fisher: Tensor, new_anchor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Write sum_i F_i (w_i - a_i)^2 + F'_i (w_i - a'_i)^2 as one such sum and a constant, by completing the square.
+    """Return one sum of quadratics, and a constant, that equal the two sums F (w - a)^2 and F' (w - a')^2 for all w.
+
+    The method is completing the square, for each weight w_i alone.
 
     Args:
         fisher: F >= 0.
@@ -67,7 +76,7 @@ def sum_of_quadratics(
         new_anchor: a'.
 
     Returns:
-        F + F'; the common anchor a + s (a' - a) with s = F' / (F + F'), exactly a' where F is 0; and the constant
+        Fisher entries F + F'; anchors a + s (a' - a) with s = F' / (F + F'), exactly a' where F is 0; and the constant
         sum_i F_i s_i (a_i - a'_i)^2, a scalar >= 0.
 
     Raises:
@@ -80,17 +89,22 @@ def sum_of_quadratics(
     return total, torch.lerp(anchor, new_anchor, share), constant
 
 
-class ElasticWeightConsolidation(nn.Module):
-    """Anchor and Fisher diagonal of the protected parameters, in buffers keyed by parameter name.
+class QuadraticPenalties(nn.Module):
+    """Quadratic penalty (lambda / 2) F (w - a)^2 of each protected parameter, for all tasks together.
 
-    The quadratics of any number of tasks are one quadratic and a constant: two tensors for each parameter.
+    Each parameter has two buffers, whatever the number of tasks: the anchor a and the Fisher diagonal F. A further
+    buffer holds a constant. Without a decay, the penalty is exactly the sum of the penalties of all tasks. With a
+    decay, as in online EWC, a is the latest anchor, F = decay * F + F of the new task, and the constant is 0.
 
     Args:
         parameters: the parameters to protect, by name. Log-variances of Bayesian layers do not belong here:
             the penalty anchors means.
         strength: lambda, factor of the penalty, >= 0.
-        decay: None to add up the quadratics of all tasks; a number in [0, 1] to keep one anchor, the latest, and to
-            multiply the Fisher diagonal of earlier tasks by it at every consolidation.
+        decay: None for the exact sum over tasks, or the factor of the Fisher diagonal of earlier tasks, in [0, 1].
+
+    Attributes:
+        consolidations: number of tasks that `consolidate` added.
+        constant: part of 2 / lambda times the penalty that does not depend on the weights.
     """
 
     consolidations: Tensor
@@ -101,13 +115,13 @@ class ElasticWeightConsolidation(nn.Module):
         self.strength, self.decay = strength, decay
         self.names = list(parameters)
         self._keys = [[_key(kind, name) for name in self.names] for kind in ("anchor", "fisher")]
-        for name, p in parameters.items():
-            self.register_buffer(_key("anchor", name), torch.zeros_like(p))
-            self.register_buffer(_key("fisher", name), torch.zeros_like(p))
-        like = next(iter(parameters.values()), torch.zeros(()))
-        self.register_buffer("constant", like.detach().new_zeros(()))
+        for name, parameter in parameters.items():
+            self.register_buffer(_key("anchor", name), torch.zeros_like(parameter))
+            self.register_buffer(_key("fisher", name), torch.zeros_like(parameter))
+        first = next(iter(parameters.values()), torch.zeros(()))  # decides dtype and device of the constant
+        self.register_buffer("constant", first.detach().new_zeros(()))
         self.register_buffer("consolidations", torch.zeros((), dtype=torch.int64))
-        self._consolidated = False  # `consolidations` > 0, without a synchronization with the device
+        self._consolidated = False  # whether `consolidations` > 0, known without waiting for the device
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -119,38 +133,39 @@ class ElasticWeightConsolidation(nn.Module):
         return self._consolidated and bool(self.names)
 
     def anchor(self, name: str) -> Tensor:
-        """Return w* of one parameter."""
+        """Return the anchor a of one parameter."""
         return self.get_buffer(_key("anchor", name))
 
     def fisher(self, name: str) -> Tensor:
-        """Return F of one parameter, summed over the tasks."""
+        """Return F of one parameter: the sum of the tasks' Fisher diagonals, in which a decay scales earlier tasks."""
         return self.get_buffer(_key("fisher", name))
 
     @torch.no_grad()
     def consolidate(self, parameters: Mapping[str, Tensor], fisher: Mapping[str, Tensor]) -> None:
-        """Add a task.
+        """Add the penalty of a task.
 
         Args:
             parameters: name to parameter at the end of the task, for every protected name.
-            fisher: name to Fisher diagonal there, for every protected name.
+            fisher: name to Fisher diagonal of these parameters, for every protected name.
         """
         for name in self.names:
-            old, anchor, new = self.fisher(name), self.anchor(name), fisher[name]
+            fisher_buffer, anchor_buffer = self.fisher(name), self.anchor(name)
+            new_fisher, new_anchor = fisher[name], parameters[name]
             if self.decay is None:
-                merged = sum_of_quadratics(old, anchor, new, parameters[name])
+                total, anchor, constant = sum_of_quadratics(fisher_buffer, anchor_buffer, new_fisher, new_anchor)
+                self.constant += constant
             else:
-                merged = self.decay * old + new, parameters[name], torch.zeros_like(self.constant)
-            old.copy_(merged[0])
-            anchor.copy_(merged[1])
-            self.constant += merged[2]
+                total, anchor = self.decay * fisher_buffer + new_fisher, new_anchor
+            fisher_buffer.copy_(total)
+            anchor_buffer.copy_(anchor)
         self.consolidations += 1
         self._consolidated = True
 
     def penalty(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Return (lambda / 2) sum_tasks sum_i F_i (w_i - w*_i)^2 over all protected tensors: a scalar >= 0, in nats.
+        """Return (lambda / 2) (sum_i F_i (w_i - a_i)^2 + constant) over all protected weights: a scalar >= 0, in nats.
 
-        With a decay there is one F and one w*. Before the first consolidation the penalty is a constant 0, of which no
-        parameter has a gradient.
+        Without a decay, this is the sum of the penalties of all tasks. Before the first task the penalty is a constant
+        0, of which no parameter has a gradient.
         """
         if not self.active:
             return torch.zeros_like(self.constant)
@@ -163,69 +178,77 @@ class ElasticWeightConsolidation(nn.Module):
             add_penalty_gradients(*self._tensors(parameters), self.strength)
 
     def _tensors(self, parameters: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Any], list[Any]]:
-        """Return protected tensors, their anchors and Fisher diagonals."""
-        # From the dictionary of buffers: `get_buffer` takes long.
+        """Return the protected parameters, their anchors and their Fisher diagonals."""
+        # Reading the dictionary is faster than `get_buffer`, and this runs at every update.
         buffers: dict[str, Any] = self._buffers
         anchors, fishers = ([buffers[key] for key in keys] for keys in self._keys)
         return [parameters[name] for name in self.names], anchors, fishers
 
 
 def _key(kind: str, name: str) -> str:
-    return f"{kind}_{name.replace('.', '__')}"  # a buffer's name has no dots
+    """Return the name of the buffer of a parameter."""
+    return f"{kind}_{name.replace('.', '__')}"  # the name of a buffer must not contain a dot
 
 
 @METHODS.register("ewc")
 class EWC(ConsolidationMethod):
-    """Elastic Weight Consolidation: an anchor and a Fisher diagonal for each task (arXiv:1612.00796).
+    """Elastic Weight Consolidation: the exact sum of a quadratic penalty for each task (arXiv:1612.00796).
 
     Args:
         twin: the networks.
-        settings: of consolidation.
+        settings: settings of consolidation.
 
     Attributes:
-        ewc: anchors and Fisher diagonals, and the penalty of them.
-        protects_means: whether means of Bayesian weights have anchors. Their log-variances, and factors of `low_rank`,
-            never have: nothing depends on them at mean weights, so that their Fisher would be 0.
-        protected_kind: name of the protected parameters, for the user.
+        ewc: penalties with their anchors and Fisher diagonals. Keys of checkpoints contain this name.
+        protects_means: whether means of Bayesian weights have anchors. Log-variances, and the factors of `low_rank`,
+            never have anchors: the outputs by mean weights do not depend on them, so that their Fisher would be 0.
+        protected_kind: words for the protected parameters, in the line that the user reads.
     """
 
     protects_means = True
     protected_kind = "weights"
-    _twin: TwinActorCritic | None  # whose parameters are in `_named`
+    _twin: TwinActorCritic | None  # the networks whose parameters `_named` holds
 
     def __init__(self, twin: TwinActorCritic, settings: ConsolidationSettings) -> None:
         super().__init__(twin, settings)
-        self.ewc = ElasticWeightConsolidation(self.protected(twin), settings.strength, self._decay())
+        self.ewc = QuadraticPenalties(self.protected(twin), settings.strength, self._decay())
         self.monitor = PenaltyMonitor(settings.strength)
-        object.__setattr__(self, "_twin", None)  # `nn.Module` would make it a submodule
+        object.__setattr__(self, "_twin", None)  # `nn.Module.__setattr__` would make the networks a submodule
         self._named: dict[str, Tensor] = {}
 
     @classmethod
-    def check_posterior(cls, method: str, posterior: PosteriorSettings, bayesian: str) -> None:
+    def check_posterior(cls, method: str, posterior: PosteriorSettings, bayesian_part: str) -> None:
         """Raise `ConfigError` if there are Bayesian layers of a family that EWC cannot protect."""
         obstacle = POSTERIORS[posterior.family].anchoring_obstacle
-        able = [name for name in POSTERIORS if not POSTERIORS[name].anchoring_obstacle]
-        message = f"{obstacle}; choose --model.posterior.family {' or '.join(able)}"
-        check(bayesian == "none" or not obstacle, "model.consolidation.method", method, message)
+        protectable = [name for name in POSTERIORS if not POSTERIORS[name].anchoring_obstacle]
+        message = f"{obstacle}; choose --model.posterior.family {' or '.join(protectable)}"
+        check(bayesian_part == "none" or not obstacle, "model.consolidation.method", method, message)
 
     def _decay(self) -> float | None:
+        """Return the decay of `QuadraticPenalties`."""
         return None
 
     def protected(self, twin: TwinActorCritic) -> Parameters:
-        """Return the anchored parameters by name in the twin: means of Bayesian weights, and deterministic parameters.
+        """Return the protected parameters by name in the twin: means of Bayesian weights, and deterministic parameters.
 
-        Nothing is anchored if the penalty has no strength.
+        No parameter is protected if the strength is 0.
         """
         if not self.settings.strength:
             return {}
-        tasks = range(len(twin.actors) // 2)  # more than one where each has heads of its own
+        tasks = range(len(twin.actors) // 2)  # more than one task where each task has heads
         networks = self.settings.networks()
-        names = tuple(prefix for network in networks for task in tasks for prefix in prefixes(twin, network, task))
+        network_prefixes = tuple(
+            prefix for network in networks for task in tasks for prefix in prefixes(twin, network, task)
+        )
         layers = bayesian_layers(twin)
-        free = {f"{key}.{name}" for key, layer in layers.items() for name in layer.spread_parameters()}
+        unprotected = {f"{prefix}.{name}" for prefix, layer in layers.items() for name in layer.spread_parameters()}
         if not self.protects_means:
-            free |= {f"{key}.weight_mu" for key in layers}
-        return {n: p for n, p in twin.named_parameters() if n.startswith(names) and n not in free}
+            unprotected |= {f"{prefix}.weight_mu" for prefix in layers}
+        return {
+            name: parameter
+            for name, parameter in twin.named_parameters()
+            if name.startswith(network_prefixes) and name not in unprotected
+        }
 
     @property
     def needs_targets(self) -> bool:
@@ -238,25 +261,25 @@ class EWC(ConsolidationMethod):
         return self.ewc.active
 
     def end_task(self, twin: TwinActorCritic, samples: TaskSamples) -> None:
-        """Register the Fisher diagonal on the samples, and anchor the present weights.
+        """Add the penalty of a task, with the present weights as anchor and the Fisher diagonal of the samples.
 
         Args:
             twin: the networks at the end of the task.
             samples: transitions of the task.
 
         Raises:
-            ValueError: those of `twin_fisher`.
+            ValueError: see `twin_fisher`.
         """
-        s, fisher = self.settings, {}
+        settings, fisher = self.settings, {}
         parameters = self.protected(twin)
         if parameters:
-            fisher = twin_fisher(twin, s.networks(), parameters, s.fisher, *samples)
-            fisher = normalised(fisher) if s.fisher_norm == "mean" else fisher
+            fisher = twin_fisher(twin, settings.networks(), parameters, settings.fisher, *samples)
+            fisher = normalised(fisher) if settings.fisher_norm == "mean" else fisher
         self.ewc.consolidate(parameters, fisher)
         self.monitor.restart()
 
     def penalty(self, twin: TwinActorCritic) -> Tensor:
-        """Return (lambda / 2) sum_i F_i (w_i - w*_i)^2, a scalar in nats; see `ElasticWeightConsolidation.penalty`."""
+        """Return the penalty of the present weights, a scalar in nats; see `QuadraticPenalties.penalty`."""
         return self.ewc.penalty(self._by_name(twin))
 
     def add_gradients(self, twin: TwinActorCritic) -> None:
@@ -264,7 +287,8 @@ class EWC(ConsolidationMethod):
         self.ewc.add_gradients(self._by_name(twin))
 
     def _by_name(self, twin: TwinActorCritic) -> dict[str, Tensor]:
-        if self._twin is not twin:  # walking the tree of modules at every update takes long
+        """Return the parameters of the networks by name."""
+        if self._twin is not twin:  # `named_parameters` is too slow for every update
             object.__setattr__(self, "_twin", twin)
             self._named = dict(twin.named_parameters())
         return self._named
@@ -274,44 +298,47 @@ class EWC(ConsolidationMethod):
 
         Args:
             twin: the networks.
-            optimizer: Adam or AdamW of them.
+            optimizer: Adam or AdamW of the networks.
         """
         named = self._by_name(twin)
         fisher = {name: self.ewc.fisher(name) for name in self.ewc.names}
         return frozen_share({name: named[name] for name in fisher}, fisher, self.ewc.strength, optimizer)
 
-    def out_of_scale(self, penalty: float, loss: float, update: int, patience: int = 1000) -> str | None:
-        """Return a message if lambda does not fit, once in the life of this object; see `PenaltyMonitor`.
+    def strength_warning(self, penalty: float, loss: float, update: int, min_updates: int = 1000) -> str | None:
+        """Return a warning if the strength does not fit the loss, at most once; see `PenaltyMonitor`.
 
         Args:
-            penalty: of this update, in nats.
-            loss: of this update without the penalty.
+            penalty: penalty of this update, in nats.
+            loss: loss of this update without the penalty, in nats.
             update: number of this update.
-            patience: updates from the first call after a consolidation.
+            min_updates: see `PenaltyMonitor.strength_warning`.
         """
         if not self.active:
             return None
-        movable = penalty - 0.5 * self.ewc.strength * float(self.ewc.constant)  # the part that weights can change
-        return self.monitor.out_of_scale(movable, loss, update, patience)
+        changeable = penalty - 0.5 * self.ewc.strength * float(self.ewc.constant)  # the part that weights can change
+        return self.monitor.strength_warning(changeable, loss, update, min_updates)
 
     def describe(self) -> str:
         """Return one line for the user."""
-        s, weights = self.settings, sum(self.ewc.anchor(name).numel() for name in self.ewc.names)
-        if not weights:
-            return f"consolidation: {s.method}, no penalty"
-        owners = "actors and critics" if s.protected_networks == "both" else f"the {s.protected_networks}s"
-        strength, size = f"lambda {s.strength:g}", f"{self.memory_bytes / 2**20:.1f} MiB"
-        return f"consolidation: {s.method}, {strength}, protects {weights:,} {self.protected_kind} of {owners}, {size}"
+        settings, count = self.settings, sum(self.ewc.anchor(name).numel() for name in self.ewc.names)
+        if not count:
+            return f"consolidation: {settings.method}, no penalty"
+        networks = settings.protected_networks
+        networks = "actors and critics" if networks == "both" else f"the {networks}s"
+        strength, size = f"lambda {settings.strength:g}", f"{self.memory_bytes / 2**20:.1f} MiB"
+        protected = f"protects {count:,} {self.protected_kind} of {networks}"
+        return f"consolidation: {settings.method}, {strength}, {protected}, {size}"
 
 
 @METHODS.register("online_ewc")
 class OnlineEWC(EWC):
-    """Elastic Weight Consolidation with one anchor and a decayed Fisher diagonal (arXiv:1805.06370).
+    """Online EWC: the latest anchor, and a Fisher diagonal in which earlier tasks decay (arXiv:1805.06370).
 
     Args:
         twin: the networks.
-        settings: of consolidation.
+        settings: settings of consolidation; `online_decay` is the decay.
     """
 
     def _decay(self) -> float | None:
+        """Return the decay of `QuadraticPenalties`."""
         return self.settings.online_decay

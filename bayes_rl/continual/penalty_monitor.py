@@ -1,4 +1,4 @@
-"""Monitor of the consolidation penalty: the share of weights that it freezes, and whether its strength fits."""
+"""Monitor of the consolidation penalty: the share of frozen weights, and warnings of a strength that does not fit."""
 
 from __future__ import annotations
 
@@ -7,45 +7,45 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-FROZEN = 0.01
-"""Fraction of its tensor's root mean square: a weight that cannot get further from its anchor counts as frozen."""
+FROZEN_DISTANCE = 0.01
+"""Distance from the anchor, relative to the rms weight of the tensor, that a frozen weight cannot exceed."""
 
 
-SCALES = (1e-6, 1e3)
-"""Ratios of penalty and |loss| below and above which one of the two has no effect."""
+MIN_RATIO, MAX_RATIO = 1e-6, 1e3
+"""Bounds of penalty / |loss|. Below the bounds the penalty has no effect, above them the loss has none."""
 
 
 @torch.no_grad()
 def frozen_share(
     parameters: Mapping[str, Tensor], fisher: Mapping[str, Tensor], strength: float, optimizer: torch.optim.Optimizer
 ) -> float:
-    """Return the share of the protected weights, in [0, 1], that the penalty holds in place.
+    """Return the share of the protected weights, in [0, 1], that the penalty keeps from changing.
 
-    A weight's reach is d_i = rms gradient_i / (lambda F_i), the distance from the anchor at which the penalty pulls as
-    strongly as gradients usually do. A weight is frozen where d_i is below `FROZEN` rms weight of its tensor.
+    At the distance d_i = rms gradient_i / (lambda F_i) from the anchor, the gradient of the penalty is as large as the
+    usual gradient. A weight is frozen if d_i is below `FROZEN_DISTANCE` times the rms weight of its tensor.
 
     Args:
         parameters: name to protected parameter.
         fisher: name to Fisher diagonal, shaped as the parameter.
         strength: lambda.
         optimizer: Adam or AdamW of the parameters. The rms gradient is the root of its `exp_avg_sq`, bias-corrected;
-            it includes the penalty's own part. A weight whose rms gradient is 0 counts as free: nothing pulls at it.
+            it includes the gradient of the penalty. A weight whose rms gradient is 0 is not counted as frozen.
     """
     frozen, weights = 0.0, 0
-    decay = {id(p): group["betas"][1] for group in optimizer.param_groups for p in group["params"]}
+    beta_2 = {id(p): group["betas"][1] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in parameters.items():
         weights += parameter.numel()
         state = optimizer.state.get(parameter)
         if state:
-            correction = 1 - decay[id(parameter)] ** float(state["step"])
-            pull = strength * fisher[name] * FROZEN * parameter.square().mean().sqrt()
-            rms = (state["exp_avg_sq"] / correction).sqrt()
-            frozen += float(((rms > 0) & (rms < pull)).sum())
+            correction = 1 - beta_2[id(parameter)] ** float(state["step"])
+            largest = strength * fisher[name] * FROZEN_DISTANCE * parameter.square().mean().sqrt()
+            rms_gradient = (state["exp_avg_sq"] / correction).sqrt()
+            frozen += float(((rms_gradient > 0) & (rms_gradient < largest)).sum())
     return frozen / max(1, weights)
 
 
 class PenaltyMonitor:
-    """Check of the penalty's strength against the loss, which reports at most once.
+    """Comparison of penalty and loss, which warns at most once of a strength that does not fit.
 
     Args:
         strength: lambda, for the message.
@@ -53,33 +53,33 @@ class PenaltyMonitor:
 
     def __init__(self, strength: float) -> None:
         self.strength = strength
-        self._first_update: int | None = None  # of the checks since the last consolidation
+        self._first_update: int | None = None  # of the calls since the last task
         self._largest_ratio, self._warned = 0.0, False
 
     def restart(self) -> None:
-        """Begin anew, at a consolidation."""
+        """Forget earlier calls, because a task was added to the penalty."""
         self._first_update, self._largest_ratio = None, 0.0
 
-    def out_of_scale(self, penalty: float, loss: float, update: int, patience: int = 1000) -> str | None:
-        """Return a message if lambda does not fit, once in the life of this object.
+    def strength_warning(self, penalty: float, loss: float, update: int, min_updates: int = 1000) -> str | None:
+        """Return a warning if lambda does not fit the loss, at most once in the life of this object.
 
-        Lambda does not fit if the penalty exceeds `SCALES[1]` |loss|, or if it was below `SCALES[0]` |loss| at every
-        call since a consolidation, over `patience` updates.
+        Lambda is too large if the penalty exceeds `MAX_RATIO` |loss|. Lambda is too small if the penalty was below
+        `MIN_RATIO` |loss| at every call since the last task, and these calls span at least `min_updates` updates.
 
         Args:
-            penalty: part of the penalty that weights can change, of this update, in nats.
-            loss: of this update without the penalty.
-            update: number of this update. Not every update has to be asked about.
-            patience: updates from the first call after a consolidation.
+            penalty: part of the penalty that weights can change, in this update, in nats.
+            loss: loss of this update without the penalty, in nats.
+            update: number of this update.
+            min_updates: updates between the first call after a task and a warning that lambda is too small.
         """
         if self._warned:
             return None
         self._first_update = update if self._first_update is None else self._first_update
         ratio = penalty / max(abs(loss), 1e-12)
         self._largest_ratio = max(self._largest_ratio, ratio)
-        weak = self._largest_ratio < SCALES[0] and update - self._first_update >= patience
-        self._warned = weak or ratio > SCALES[1]
+        too_small = self._largest_ratio < MIN_RATIO and update - self._first_update >= min_updates
+        self._warned = too_small or ratio > MAX_RATIO
         if not self._warned:
             return None
-        advice = "nothing is protected, raise it" if weak else "nothing else is learned, lower it"
+        advice = "nothing is protected, raise it" if too_small else "nothing else is learned, lower it"
         return f"--model.consolidation.ewc_lambda {self.strength:g}: the penalty is {ratio:.1g} of the loss: {advice}"

@@ -21,22 +21,23 @@ class ConsolidationSettings:
     """Settings of what happens at the end of a task and at a task switch.
 
     Args:
-        method: `none`; `ewc`, an anchor and a Fisher diagonal for each task (Kirkpatrick et al. 2017,
-            arXiv:1612.00796); `online_ewc`, one anchor and a decayed Fisher diagonal (Schwarz et al. 2018,
-            arXiv:1805.06370); `vcl`, the posterior of Bayesian weights becomes their prior (Nguyen et al. 2018,
-            arXiv:1710.10628), and only deterministic parameters are anchored, as by `ewc`. Or a method registered by
-            the user.
-        ewc_lambda: strength of the penalty, >= 0, in nats per squared unit of weight and unit of Fisher; 0 for no
-            penalty, null for the method's default: 0.001, with `vcl` 0.
+        method: `none`; `ewc`, the exact sum of a quadratic penalty for each task, in the memory of one (Kirkpatrick et
+            al. 2017, arXiv:1612.00796); `online_ewc`, one penalty with the latest anchor and a Fisher diagonal in which
+            earlier tasks decay (Schwarz et al. 2018, arXiv:1805.06370); `vcl`, the posterior of Bayesian weights
+            becomes their prior, and `ewc` protects deterministic parameters only (Nguyen et al. 2018,
+            arXiv:1710.10628). Or a method registered by the user.
+        ewc_lambda: lambda, the strength of the penalty, >= 0, in nats per squared unit of weight and unit of Fisher; 0
+            for no penalty, null for the method's default: 0.001, with `vcl` 0. The property `strength` has the number
+            in use.
         protected_networks: networks whose weights are protected: the `actor`s, the `critic`s or `both`.
         fisher: expectation over the networks' own outputs (`true`), or at the actions and targets of the sample
             (`empirical`).
-        fisher_samples: transitions of a task that its Fisher is averaged over, >= 1.
-        fisher_norm: `none`, or `mean`: a task's Fisher is divided by its mean over all protected weights, so that
-            `ewc_lambda` has one scale for all tasks.
-        online_decay: factor of the Fisher of earlier tasks at the end of a task, in [0, 1], for `online_ewc`.
-        consolidate_every: updates between two registrations within a task (the original), >= 0; 0 registers a task at
-            its end only.
+        fisher_samples: transitions of a task that the Fisher diagonal of the task is averaged over, >= 1.
+        fisher_norm: `none`, or `mean`: the Fisher diagonal of a task is divided by its mean over all protected weights,
+            so that `ewc_lambda` has one scale for all tasks.
+        online_decay: factor of the Fisher diagonal of earlier tasks at the end of a task, in [0, 1], for `online_ewc`.
+        consolidate_every: updates after which the present task is added to the penalty again and again, as in the
+            original system, >= 0; 0 adds each task at its end only.
         optimizer_at_switch: `reset` Adam's averages at a task switch, or `keep` them.
         critic_at_switch: `keep` the critics' output layers at a task switch, or `reset` them.
 
@@ -94,10 +95,10 @@ class ConsolidationSettings:
 
     @property
     def strength(self) -> float:
-        """`ewc_lambda`, or the method's default."""
+        """Lambda: `ewc_lambda`, or the method's default if that is null."""
         return self.method_class.default_strength if self.ewc_lambda is None else self.ewc_lambda
 
     def networks(self) -> list[Network]:
-        """Return the protected networks."""
+        """Return kind and pair of the protected networks."""
         kinds = [kind for kind in ("actor", "critic") if self.protected_networks in (kind, "both")]
         return [(kind, pair) for kind in kinds for pair in range(2)]

@@ -11,29 +11,31 @@ from bayes_rl.networks.actor_critic import TwinActorCritic
 
 @METHODS.register("vcl")
 class VariationalContinualLearning(EWC):
-    """Variational continual learning of the Bayesian weights, and EWC of the deterministic ones if it has a strength.
+    """Variational continual learning: the posterior becomes the prior, and EWC protects deterministic weights.
+
+    EWC protects them only if `ewc_lambda` is above 0.
 
     Args:
         twin: the networks.
-        settings: of consolidation.
+        settings: settings of consolidation.
     """
 
     default_strength = 0.0
     posterior_becomes_prior = True
     repetition_obstacle = "would count the same data again and again with vcl; drop it"
     protected_kind = "deterministic weights"
-    protects_means = False  # the prior protects them
+    protects_means = False  # the prior protects the means
 
     @classmethod
-    def check_posterior(cls, method: str, posterior: PosteriorSettings, bayesian: str) -> None:
+    def check_posterior(cls, method: str, posterior: PosteriorSettings, bayesian_part: str) -> None:
         """Raise `ConfigError` unless there are Bayesian layers.
 
-        The posterior family itself refuses where it cannot become a prior.
+        A posterior that cannot become a prior is refused when its layers are made (`make_family`).
         """
         message = "needs Bayesian layers, whose posterior becomes their prior; nearest: --model.network.bayesian all"
-        check(bayesian != "none", "model.consolidation.method", method, message)
+        check(bayesian_part != "none", "model.consolidation.method", method, message)
 
     def end_task(self, twin: TwinActorCritic, samples: TaskSamples) -> None:
-        """Register the deterministic weights as EWC does, then make the posterior of the task the prior."""
+        """Add the EWC penalty of the deterministic weights, then make the posterior the prior of the next task."""
         super().end_task(twin, samples)
         twin.become_prior(samples.task)

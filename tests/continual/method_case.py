@@ -117,5 +117,5 @@ class MethodCase:
         assert "\n" not in method.describe()
         optimizer = torch.optim.AdamW(twin.parameters())
         assert 0 <= method.frozen_share(twin, optimizer) <= 1
-        message = method.out_of_scale(1.0, 1.0, 1)
+        message = method.strength_warning(1.0, 1.0, 1)
         assert message is None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bayes_rl import losses
 from bayes_rl.bayes.kl import bayesian_layers
 from bayes_rl.continual.base import TaskSamples
-from bayes_rl.continual.ewc import EWC, ElasticWeightConsolidation, add_penalty_gradients, sum_of_quadratics
+from bayes_rl.continual.ewc import EWC, QuadraticPenalties, add_penalty_gradients, sum_of_quadratics
 from bayes_rl.continual.fisher import Parameters
 from bayes_rl.networks.actor_critic import TwinActorCritic
 from tests.helpers.twins import (
@@ -98,11 +98,11 @@ class EveryTask:
         return self.ewc_lambda * torch.stack(parts).sum()
 
 
-def make_ewc(ewc_lambda: float = 3.0) -> tuple[ElasticWeightConsolidation, Parameters, Parameters]:
+def make_ewc(ewc_lambda: float = 3.0) -> tuple[QuadraticPenalties, Parameters, Parameters]:
     """A penalty with one task, its anchor and its Fisher, float64."""
     anchor = {"a.weight": torch.randn(3, 2, dtype=torch.float64), "b": torch.randn(4, dtype=torch.float64)}
     fisher = {name: torch.rand_like(p) for name, p in anchor.items()}
-    ewc = ElasticWeightConsolidation(anchor, ewc_lambda)
+    ewc = QuadraticPenalties(anchor, ewc_lambda)
     ewc.consolidate(anchor, fisher)
     return ewc, anchor, fisher
 
@@ -127,7 +127,7 @@ def test_penalty_is_zero_with_zero_gradient_at_the_anchor() -> None:
 
 def test_before_the_first_consolidation_the_penalty_is_zero_and_touches_no_gradient() -> None:
     parameters = {"w": torch.randn(3, requires_grad=True)}
-    ewc = ElasticWeightConsolidation(parameters, 10.0)
+    ewc = QuadraticPenalties(parameters, 10.0)
     penalty = ewc.penalty(parameters)
     assert penalty.item() == 0.0
     assert penalty.shape == ()
@@ -149,7 +149,7 @@ def test_penalty_by_hand_and_exactly_quadratic() -> None:
 
 def test_lambda_scales_the_penalty() -> None:
     ewc, anchor, fisher = make_ewc(ewc_lambda=1.0)
-    strong = ElasticWeightConsolidation(anchor, 250.0)
+    strong = QuadraticPenalties(anchor, 250.0)
     strong.consolidate(anchor, fisher)
     for penalty in (ewc, strong):
         penalty.consolidate(moved(anchor, fisher, 1.0), fisher)
@@ -162,7 +162,7 @@ def test_the_penalty_is_the_sum_over_all_tasks(tasks: int) -> None:
     """In value and gradient, though two tensors hold all of them; some weights matter to no task, or to one."""
     shapes = {"trunk": (50, 7), "head.0": (9,), "head.1": (9,)}
     parameters = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
-    ewc = ElasticWeightConsolidation(parameters, 0.7)
+    ewc = QuadraticPenalties(parameters, 0.7)
     memory = sum(b.nbytes for b in ewc.buffers())
     slow = EveryTask(0.7)
     for task in range(tasks):
@@ -187,7 +187,7 @@ def test_the_penalty_is_the_sum_over_all_tasks(tasks: int) -> None:
 def test_online_ewc_decays_the_fisher_and_keeps_the_latest_anchor() -> None:
     """F* = gamma F* + F, by hand: 0.5 (0.5 * 8 + 2) + 1 = 4; the penalty is (3 / 2) * 4 * (w - w_3)^2."""
     start = {"w": torch.zeros(1, dtype=torch.float64)}
-    ewc = ElasticWeightConsolidation(start, 3.0, decay=0.5)
+    ewc = QuadraticPenalties(start, 3.0, decay=0.5)
     for fisher, anchor in ((8.0, 1.0), (2.0, -2.0), (1.0, 5.0)):
         here = {"w": torch.full((1,), anchor, dtype=torch.float64)}
         ewc.consolidate(here, {"w": torch.full((1,), fisher, dtype=torch.float64)})
@@ -202,7 +202,7 @@ def test_online_ewc_decays_the_fisher_and_keeps_the_latest_anchor() -> None:
 
 @pytest.mark.parametrize(("decay", "fisher"), [(0.0, 2.0), (1.0, 10.0)])
 def test_the_ends_of_the_decay_forget_all_or_nothing(decay: float, fisher: float) -> None:
-    ewc = ElasticWeightConsolidation({"w": torch.zeros(1)}, 1.0, decay)
+    ewc = QuadraticPenalties({"w": torch.zeros(1)}, 1.0, decay)
     for value in (8.0, 2.0):
         ewc.consolidate({"w": torch.ones(1)}, {"w": torch.full((1,), value)})
     assert ewc.fisher("w").item() == fisher
@@ -210,7 +210,7 @@ def test_the_ends_of_the_decay_forget_all_or_nothing(decay: float, fisher: float
 
 def test_the_anchor_is_a_copy_of_the_parameters() -> None:
     parameters = {"w": torch.ones(3)}
-    ewc = ElasticWeightConsolidation(parameters, 2.0)
+    ewc = QuadraticPenalties(parameters, 2.0)
     ewc.consolidate(parameters, {"w": torch.ones(3)})
     parameters["w"] += 1.0  # in place, as an optimizer does
     assert ewc.penalty(parameters).item() == 3.0  # (2 / 2) * 3 * 1^2
@@ -221,7 +221,7 @@ def test_state_dict_round_trip_keeps_everything() -> None:
     ewc.consolidate(moved(anchor, fisher, 1.0), fisher)
     state = {key: value.clone() for key, value in ewc.state_dict().items()}
     zeros = {name: torch.zeros_like(p) for name, p in anchor.items()}
-    loaded = ElasticWeightConsolidation(zeros, 3.0)
+    loaded = QuadraticPenalties(zeros, 3.0)
     loaded.penalty(anchor)  # asked before it is loaded
     loaded.load_state_dict(state)
     parameters = moved(anchor, fisher, 1.5)
@@ -230,7 +230,7 @@ def test_state_dict_round_trip_keeps_everything() -> None:
     assert loaded.consolidations.item() == 2
     assert loaded.constant.item() > 0
     assert not list(ewc.parameters())  # buffers: no optimizer may train them
-    fresh = ElasticWeightConsolidation(zeros, 3.0)
+    fresh = QuadraticPenalties(zeros, 3.0)
     loaded.load_state_dict(fresh.state_dict())
     assert not loaded.active
 
@@ -425,7 +425,7 @@ def test_memory_and_description() -> None:
     assert "vcl, lambda 0.5" in vcl
     assert "deterministic weights of actors and critics" in vcl
     assert make_consolidator(twin, 0.0).describe() == "consolidation: ewc, no penalty"
-    large = ElasticWeightConsolidation({"w": torch.zeros(2**18)}, 1.0)
+    large = QuadraticPenalties({"w": torch.zeros(2**18)}, 1.0)
     consolidator.ewc = large
     assert "protects 262,144 weights" in consolidator.describe()
     assert "2.0 MiB" in consolidator.describe()

@@ -59,36 +59,36 @@ def test_frozen_share_of_an_optimizer_that_stepped() -> None:
 def make_active(ewc_lambda: float = 2.0) -> Any:
     twin = make_twin()
     consolidator = make_consolidator(twin, ewc_lambda)
-    assert consolidator.out_of_scale(1e9, 1.0, 0) is None  # nothing is protected yet
+    assert consolidator.strength_warning(1e9, 1.0, 0) is None  # nothing is protected yet
     consolidator.end_task(twin, TaskSamples(*make_samples(twin), seeded()))
     return consolidator
 
 
 def test_a_penalty_that_drowns_the_loss_is_reported_once() -> None:
     consolidator = make_active(2.5)
-    assert consolidator.out_of_scale(1000.0, -1.0, 1) is None
-    message = consolidator.out_of_scale(1100.0, -1.0, 2)
+    assert consolidator.strength_warning(1000.0, -1.0, 1) is None
+    message = consolidator.strength_warning(1100.0, -1.0, 2)
     assert message is not None
     assert "model.consolidation.ewc_lambda 2.5" in message
     assert "lower" in message
-    assert consolidator.out_of_scale(1e9, 1.0, 3) is None
-    assert make_active().out_of_scale(1.0, 0.0, 3) is not None
+    assert consolidator.strength_warning(1e9, 1.0, 3) is None
+    assert make_active().strength_warning(1.0, 0.0, 3) is not None
 
 
 def test_a_penalty_without_effect_is_reported_after_some_updates() -> None:
     consolidator = make_active()
     for update in (50, 70, 149):
-        assert consolidator.out_of_scale(1e-7, 1.0, update, patience=100) is None
-    message = consolidator.out_of_scale(1e-7, 1.0, 150, patience=100)
+        assert consolidator.strength_warning(1e-7, 1.0, update, min_updates=100) is None
+    message = consolidator.strength_warning(1e-7, 1.0, 150, min_updates=100)
     assert message is not None
     assert "raise" in message
-    assert consolidator.out_of_scale(0.0, 1.0, 151, patience=100) is None
+    assert consolidator.strength_warning(0.0, 1.0, 151, min_updates=100) is None
 
 
 def test_a_penalty_that_counted_once_is_not_reported_until_the_next_task() -> None:
     consolidator, twin = make_active(), make_twin()
-    consolidator.out_of_scale(1e-3, 1.0, 1, patience=10)
-    assert consolidator.out_of_scale(0.0, 1.0, 100, patience=10) is None
+    consolidator.strength_warning(1e-3, 1.0, 1, min_updates=10)
+    assert consolidator.strength_warning(0.0, 1.0, 100, min_updates=10) is None
     consolidator.end_task(twin, TaskSamples(*make_samples(twin), seeded()))
-    assert consolidator.out_of_scale(0.0, 1.0, 101, patience=10) is None
-    assert consolidator.out_of_scale(0.0, 1.0, 111, patience=10) is not None
+    assert consolidator.strength_warning(0.0, 1.0, 101, min_updates=10) is None
+    assert consolidator.strength_warning(0.0, 1.0, 111, min_updates=10) is not None
