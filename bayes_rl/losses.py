@@ -1,4 +1,6 @@
-"""Objective as pure functions of tensors: read this file first.
+"""Formulas of the objective as pure functions of tensors: read this file first.
+
+`total_loss` in `agent/objective.py` adds the terms up; `agent/module.py` adds the gradient of the EWC penalty.
 
 The other formulas: KL divergences from the prior are in `bayes/priors.py` (and families in `bayes/posteriors/`),
 likelihoods in `bayes/likelihoods.py`, n-step returns in `data/n_step.py`, EWC in `continual/ewc.py`.

@@ -18,11 +18,10 @@ import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from bayes_rl import losses
 from bayes_rl.agent.behaviour import Behaviour
 from bayes_rl.agent.compilation import compile_update
 from bayes_rl.agent.low_overhead import LowOverheadModule, flushed_denormals
-from bayes_rl.agent.objective import ObjectiveTerms, objective_terms, td_targets
+from bayes_rl.agent.objective import ObjectiveTerms, objective_terms, td_targets, total_loss
 from bayes_rl.agent.optimizer import can_fuse, make_optimizer, moving_average_pairs
 from bayes_rl.agent.settings import ObjectiveSettings, OptimizerSettings, check_agent
 from bayes_rl.agent.task_switching import consolidation_is_due, reset_for_task, targets_of_sample
@@ -137,16 +136,7 @@ class VariationalActorCritic(LowOverheadModule):
             network.activation,
             self.consolidation.method_class.posterior_becomes_prior,
         )
-        twin = TwinSettings(
-            network.encoder,
-            tuple(observation_shape),
-            num_actions,
-            network.hidden_dim,
-            network.shared_trunk,
-            layers,
-            network.prior_function_scale,
-            pixel_scale,
-        )
+        twin = TwinSettings(network, tuple(observation_shape), num_actions, layers, pixel_scale)
         # The metrics come first, and the networks before the consolidator: the order of the state dict.
         self.scores = nn.ModuleList(GameMetrics() for _ in range(num_tasks))
         self.twin = TwinActorCritic(twin, make_likelihood(likelihood))
@@ -209,21 +199,22 @@ class VariationalActorCritic(LowOverheadModule):
             batch: the minibatch, with the number of data and of frames so far.
             batch_idx: number of the minibatch in this epoch.
         """
-        weights = self.twin.posterior.training_mode(self.device)  # draws before pairs: the order of seeds
+        # The draws of weights come before the choice of pairs: this order fixes the random numbers of a seed.
+        weight_mode = self.twin.posterior.training_mode(self.device)
         pairs = (0, 1) if self.objective.update_pairs == "both" else (int(torch.randint(2, ())),)
         self._trained.update((pair, batch.task) for pair in pairs)
-        terms = self._terms(self.twin, self.target_twin, batch.transition, weights, pairs, batch.task, self.objective)
-        nll, kl = terms.nll, terms.kl
-        loss = losses.negative_elbo(nll, kl, batch.num_data, self.objective.kl_temperature) + terms.actor_loss
+        networks = self.twin, self.target_twin
+        terms = self._terms(*networks, batch.transition, weight_mode, pairs, batch.task, self.objective)
+        loss = total_loss(terms, batch.num_data, self.objective)
         self.frames = batch.frames
-        parts = {"nll": nll, "kl": kl, "actor_loss": terms.actor_loss}
+        parts = {"nll": terms.nll, "kl": terms.kl, "actor_loss": terms.actor_loss}
         self._log_training(batch, terms, parts)
         self.guard.record_loss(loss, parts)
         return loss
 
     @functools.cached_property
     def _terms(self) -> Callable[..., ObjectiveTerms]:
-        """`objective_terms`, captured as one graph if so configured."""
+        """`objective_terms`, captured as one graph if `compile` asks for it."""
         return compile_update(objective_terms, self.hparams.compile)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

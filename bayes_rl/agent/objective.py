@@ -1,6 +1,16 @@
-"""The objective of one update, from the networks and a minibatch to the terms of the loss.
+"""The objective of one update, from the networks and a minibatch to the terms of the loss and their sum.
 
-Read it from top to bottom, after `bayes_rl/losses.py`, which holds the formulas. Every function here is pure.
+`objective_terms` computes the terms, `total_loss` adds them up. The formulas are in `bayes_rl/losses.py`. Every
+function here is pure.
+
+Words and shapes:
+
+* A pair is one actor and one critic. The twin holds two pairs, number 0 and number 1.
+* The prior function (`networks/prior_functions.py`) is a fixed random function that is added to the learned Q-values.
+  It is not the prior distribution of the weights, which is a term of the KL divergence.
+* `D` is the number of draws of all weights, `B` the size of the minibatch, `A` the number of actions and `n` the number
+  of parameters of the likelihood of one return. In `[2, (D,) B]` the axis of D exists only if the weight mode is
+  `Draws`. With `"mean"` and `"sample"` the shape is `[2, B]`.
 """
 
 from __future__ import annotations
@@ -20,14 +30,15 @@ from bayes_rl.types import Transition
 
 
 class ObjectiveTerms(NamedTuple):
-    """Terms of the loss of one update; `targets` and `output` are detached, for logging.
+    """Terms of the loss of one update, and the detached tensors that are logged beside them.
 
     Attributes:
         nll: -log likelihood of the targets in nats, summed over the trained pairs, mean over draws and batch; a scalar.
         kl: KL(q || prior) in nats, summed over all Bayesian weights of the trained pairs; a scalar.
         actor_loss: loss of the actors, summed over the trained pairs; a scalar.
-        targets: TD targets `[2, (D,) B]` in clipped return units, of both pairs.
-        output: outputs of the twin for the observations, by sampled weights, without the heads' posterior.
+        targets: TD targets of both pairs `[2, (D,) B]` in clipped return units, without gradient.
+        output: logits and Q-values of the twin for the observations, by sampled weights, without gradient and without
+            the parameters that `TwinOutput` carries for the KL divergence.
     """
 
     nll: Tensor
@@ -41,27 +52,43 @@ def objective_terms(
     twin: TwinActorCritic,
     target_twin: TwinActorCritic | None,
     transition: Transition,
-    weights: WeightMode,
+    weight_mode: WeightMode,
     pairs: Sequence[int],
     task: int,
     settings: ObjectiveSettings,
 ) -> ObjectiveTerms:
-    """Return all terms that have one graph at every update, so that `compile_update` can capture this function.
+    """Return the terms of the loss.
+
+    `compile_update` captures this function. `torch.compile` needs the same operations at every update, so everything
+    that changes from update to update enters as a tensor or stands outside: the number of data is in `total_loss`.
 
     Args:
         twin: the networks that learn.
         target_twin: moving average of `twin`, or None to take each pair's targets from the other pair.
         transition: the minibatch.
-        weights: treatment of the weight distributions, from `PosteriorFamily.training_mode`.
-        pairs: pairs that learn: (0, 1), (0,) or (1,).
+        weight_mode: how the networks treat the distributions over weights, from `PosteriorFamily.training_mode`.
+        pairs: numbers of the pairs that are trained: (0, 1), (0,) or (1,).
         task: number of the task that the minibatch comes from.
-        settings: of the objective.
+        settings: settings of the objective.
     """
-    targets = td_targets(twin, target_twin, transition, weights, task, settings)
-    output: TwinOutput = twin(_with_draw_axis(transition.observation, weights), weights, task)
+    targets = td_targets(twin, target_twin, transition, weight_mode, task, settings)
+    output: TwinOutput = twin(_with_draw_axis(transition.observation, weight_mode), weight_mode, task)
     nll = critic_nll(twin, output, transition, targets, pairs)
     kl = twin.kl_divergence(pairs, output, task)
     return ObjectiveTerms(nll, kl, actor_loss(output, pairs, settings), targets, _detached(output))
+
+
+def total_loss(terms: ObjectiveTerms, num_data: int, settings: ObjectiveSettings) -> Tensor:
+    """Return the loss of one update, without the EWC penalty: the critics' negative ELBO plus the actors' loss.
+
+    The gradient of the EWC penalty is added after the backward pass, in `VariationalActorCritic`.
+
+    Args:
+        terms: terms of the loss.
+        num_data: N of the ELBO, the number of transitions in the replay buffer.
+        settings: settings of the objective.
+    """
+    return losses.negative_elbo(terms.nll, terms.kl, num_data, settings.kl_temperature) + terms.actor_loss
 
 
 @torch.no_grad()
@@ -69,26 +96,26 @@ def td_targets(
     twin: TwinActorCritic,
     target_twin: TwinActorCritic | None,
     transition: Transition,
-    weights: WeightMode,
+    weight_mode: WeightMode,
     task: int,
     settings: ObjectiveSettings,
 ) -> Tensor:
     """Return TD targets `[2, (D,) B]` of both pairs, in clipped return units.
 
-    With `Draws` every draw has targets of its own, by the draw that its values come from; otherwise the targets come
-    from mean weights.
+    With `Draws`, the targets of a draw are computed by the index of the same draw, without the independent noise of
+    single weights. Otherwise the targets are computed by the mean weights.
 
     Args:
         twin: the networks that learn.
         target_twin: moving average of `twin`, or None to take each pair's targets from the other pair.
         transition: the minibatch.
-        weights: treatment of the weight distributions of the values.
+        weight_mode: how the update evaluates the values that learn from these targets.
         task: number of the task that the minibatch comes from.
-        settings: of the objective.
+        settings: settings of the objective.
     """
-    weights = replace(weights, noise={}) if isinstance(weights, Draws) else "mean"
+    target_mode: WeightMode = replace(weight_mode, noise={}) if isinstance(weight_mode, Draws) else "mean"
     source = twin if target_twin is None else target_twin
-    output: TwinOutput = source(_with_draw_axis(transition.next_observation, weights), weights, task)
+    output: TwinOutput = source(_with_draw_axis(transition.next_observation, target_mode), target_mode, task)
     probs, q_values = output.action_logits.softmax(-1), output.q_values
     if target_twin is None:
         probs, q_values = probs.flip(0), q_values.flip(0)  # pair 0 learns from pair 1, and pair 1 from pair 0
@@ -106,16 +133,17 @@ def critic_nll(
     """Return -log likelihood of the targets in nats: summed over the trained pairs, mean over draws and batch.
 
     Args:
-        twin: the networks, whose likelihood is taken.
+        twin: the networks, which hold the likelihood.
         output: outputs of the twin for the observations of `transition`.
         transition: the minibatch.
         targets: TD targets `[2, (D,) B]` in clipped return units.
-        pairs: pairs that learn.
+        pairs: numbers of the pairs that are trained.
     """
     action = transition.action.expand(targets.shape)[..., None, None]
     raw = output.raw.gather(-2, action.expand(*action.shape[:-1], output.raw.shape[-1])).squeeze(-2)
-    if output.prior is not None:  # the learned part explains the target less the prior function's value
-        targets = targets - output.prior.expand_as(output.q_values).gather(-1, action[..., 0]).squeeze(-1)
+    if output.prior_values is not None:  # Q = learned value + prior function, and the likelihood is that of the former
+        targets = targets - output.prior_values.expand_as(output.q_values).gather(-1, action[..., 0]).squeeze(-1)
+    # The mean is over trained pairs, draws and batch. Times the number of pairs, it is a sum over the pairs.
     return len(pairs) * _of_pairs(pairs, twin.likelihood.nll(raw, targets)).mean()
 
 
@@ -124,8 +152,8 @@ def actor_loss(output: TwinOutput, pairs: Sequence[int], settings: ObjectiveSett
 
     Args:
         output: outputs of the twin for the observations of the minibatch.
-        pairs: pairs that learn.
-        settings: of the objective.
+        pairs: numbers of the pairs that are trained.
+        settings: settings of the objective.
     """
     logits = _of_pairs(pairs, output.action_logits)
     q_values = output.q_values.detach().mean(0).expand_as(logits)
@@ -136,18 +164,20 @@ def actor_loss(output: TwinOutput, pairs: Sequence[int], settings: ObjectiveSett
         mean = losses.cross_entropy_loss(*flat, settings.policy_temperature)
     if settings.entropy_weight:
         mean = mean - settings.entropy_weight * losses.entropy(logits)
-    return len(pairs) * mean
+    return len(pairs) * mean  # a sum over the trained pairs, as in `critic_nll`
 
 
 def _of_pairs(pairs: Sequence[int], values: Tensor) -> Tensor:
+    """Return the rows of `values` `[2, ...]` that belong to the given pairs."""
     return values if len(pairs) == 2 else values.narrow(0, pairs[0], 1)
 
 
-def _with_draw_axis(observation: Tensor, weights: WeightMode) -> Tensor:
-    return observation[None] if isinstance(weights, Draws) else observation
+def _with_draw_axis(observation: Tensor, weight_mode: WeightMode) -> Tensor:
+    """Return `[B, ...]` as `[1, B, ...]` if the mode is `Draws`, whose inputs have an axis of draws in front."""
+    return observation[None] if isinstance(weight_mode, Draws) else observation
 
 
 def _detached(output: TwinOutput) -> TwinOutput:
-    """Return the output without gradients and without the posterior."""
-    prior = None if output.prior is None else output.prior.detach()
-    return TwinOutput(output.action_logits.detach(), output.raw.detach(), output.q_values.detach(), prior)
+    """Return the output without gradients, and without the parameters that it carries for the KL divergence."""
+    prior_values = None if output.prior_values is None else output.prior_values.detach()
+    return TwinOutput(output.action_logits.detach(), output.raw.detach(), output.q_values.detach(), prior_values)

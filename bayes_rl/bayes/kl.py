@@ -23,31 +23,34 @@ def kl_divergence(module: nn.Module) -> Tensor:
 
 
 def joint_kl(layers: Iterable[BayesLayer], known: Iterable[tuple[BayesLayer, PosteriorParameters]] = ()) -> Tensor:
-    """Return KL(q || prior) of all `layers` jointly: a scalar in nats.
+    """Return KL(q || prior) of the joint distribution of all layers: a scalar in nats.
 
-    Layers that share their index (`low_rank`) have a determinant jointly: their divergence exceeds the sum of the
-    layers' own divergences by what the layers tell about each other.
+    The weights of different layers depend on each other if the posterior has an index that its layers share
+    (`low_rank`). The joint divergence then exceeds the sum of the layers' divergences by the mutual information between
+    the layers.
 
     Args:
-        layers: in any number and of any settings.
-        known: further layers, or groups of equal ones by their first, with their parameters.
+        layers: any number of layers, of any settings.
+        known: further layers with parameters that a forward pass has built already, and whose `kl` it may have
+            computed. Layers that were evaluated as one stand here once: their first layer with the joint parameters.
     """
     groups: dict[Any, list[BayesLayer]] = {}
-    for layer in layers:  # linear layers of equal inputs at once: many small operations take longer than few
-        alone = not isinstance(layer, BayesLinear)
-        key = (layer.settings, layer.family.sequential, layer.shape[-1], id(layer) if alone else 0)
+    # Linear layers with the same number of inputs form a group, because few large operations are faster than many.
+    for layer in layers:
+        group_of_one = id(layer) if not isinstance(layer, BayesLinear) else 0
+        key = (layer.settings, layer.family.sequential, layer.shape[-1], group_of_one)
         groups.setdefault(key, []).append(layer)
-    parts = [(layer.family, layer.kl_terms(parameters)) for layer, parameters in known]
-    parts += [(group[0].family, group[0].kl_terms(joint_parameters(group))) for group in groups.values()]
-    if not parts:
+    terms_by_layer = [(layer.family, layer.kl_terms(parameters)) for layer, parameters in known]
+    terms_by_layer += [(group[0].family, group[0].kl_terms(joint_parameters(group))) for group in groups.values()]
+    if not terms_by_layer:
         return torch.zeros(())
-    own = [terms.own for _, terms in parts]
-    total = torch.stack(own).sum() if len(own) > 1 else own[0]
+    additive = [terms.additive for _, terms in terms_by_layer]
+    total = torch.stack(additive).sum() if len(additive) > 1 else additive[0]
     shared: dict[type, list[Tensor]] = {}
-    families = {type(family): family for family, _ in parts}
-    for family, terms in parts:
+    families = {type(family): family for family, _ in terms_by_layer}
+    for family, terms in terms_by_layer:
         if terms.shared is not None:
             shared.setdefault(type(family), []).append(terms.shared)
-    for kind, contributions in shared.items():
-        total = total + families[kind].shared_kl(contributions)
+    for family_class, contributions in shared.items():
+        total = total + families[family_class].shared_kl(contributions)
     return total

@@ -20,28 +20,29 @@ from bayes_rl.bayes.settings import PosteriorSettings
 class BayesLayer(nn.Module, ABC):
     """Layer whose weights have a distribution; biases are deterministic (one for each component of a mixture).
 
-    `forward(x, weights)` has three modes:
+    `forward(x, weight_mode)` has three modes:
 
     * `"mean"` evaluates the layer by its mean weights;
     * `"sample"` draws every output afresh from its exact Gaussian, instead of drawing weights: the local
       reparameterisation of Kingma, Salimans and Welling (2015, arXiv:1506.02557);
-    * `Draws` evaluates the layer by D given draws. Then x is `[D, B, ...]`, or `[1, B, ...]` if all draws have the
-      same input, and the output is `[D, B, ...]`.
+    * `Draws` evaluates the layer by D given draws of the weights. Then x is `[D, B, ...]`, or `[1, B, ...]` if all
+      draws have the same input, and the output is `[D, B, ...]`.
 
     Without a mode the layer samples in training (`layer.train()`) and takes the mean in evaluation (`layer.eval()`).
 
     Args:
         shape: of the weights, outputs first.
-        settings: of the posterior.
-        sequential: keep a Gaussian prior for each weight, which the posterior can become.
+        settings: settings of the posterior.
+        sequential: whether each weight has its own Gaussian prior, for variational continual learning.
 
     Attributes:
-        family: of the posterior.
+        family: family of the posterior.
         key: name of the layer in `Draws.noise`.
-        prior_mean: mean of each weight's prior, `[*shape]`, of a `sequential` layer.
-        prior_precision: 1 / variance of each weight's prior, `[*shape]`, of a `sequential` layer.
-        found: list to which a forward pass appends the layer and its parameters if it has computed their divergence;
-            see `TwinActorCritic.forward`.
+        prior_mean: mean of each weight's prior, `[*shape]`; only a `sequential` layer has the attribute.
+        prior_precision: 1 / variance of each weight's prior, `[*shape]`; only a `sequential` layer has the attribute.
+        found: list that the network shares with all its layers, or None. A forward pass whose fused operation computes
+            the KL divergence beside the outputs appends the layer and its parameters, which hold that divergence. The
+            loss then need not read all weights a second time; see `TwinActorCritic.kl_divergence`.
     """
 
     prior_mean: Tensor
@@ -65,41 +66,41 @@ class BayesLayer(nn.Module, ABC):
         limit = self.settings.log_var_limit
         return clamp_with_inward_gradient(self.family.raw_log_var(self), -limit, limit)
 
-    def parameters_in(self, weights: WeightMode = "sample") -> PosteriorParameters:
-        """Return what a forward pass in this mode (with `sample`, the divergence too) needs."""
-        return self.family.parameters([self], weights)
+    def parameters_in(self, weight_mode: WeightMode = "sample") -> PosteriorParameters:
+        """Return the parameters that a forward pass in this mode needs; for `sample` also those of the divergence."""
+        return self.family.parameters([self], weight_mode)
 
     def spread_parameters(self) -> set[str]:
-        """Return names of parameters that the mean prediction does not depend on, such as log-variances."""
+        """Return names of the parameters that do not change the mean prediction, such as log-variances."""
         return {name for name, _ in self.named_parameters(recurse=False)} - {*self.family.mean_parameters}
 
-    def forward(self, x: Tensor, weights: WeightMode | None = None) -> Tensor:
+    def forward(self, x: Tensor, weight_mode: WeightMode | None = None) -> Tensor:
         """Evaluate the layer.
 
         Args:
             x: `[B, ...]`; with `Draws`, `[D or 1, B, ...]`.
-            weights: the mode; None samples in training and takes the mean in evaluation.
+            weight_mode: the mode; None samples in training and takes the mean in evaluation.
         """
-        if weights is None:
-            weights = "sample" if self.training else "mean"
-        parameters = self.parameters_in(weights)
-        y = self.evaluate(x, weights, parameters)
+        if weight_mode is None:
+            weight_mode = "sample" if self.training else "mean"
+        parameters = self.parameters_in(weight_mode)
+        y = self.evaluate(x, weight_mode, parameters)
         if self.found is not None and parameters.kl is not None:
             self.found.append((self, parameters))
         return y
 
-    def evaluate(self, x: Tensor, weights: WeightMode, parameters: PosteriorParameters) -> Tensor:
-        """Evaluate the layer by given parameters, for example those of several layers at once."""
-        if isinstance(weights, Draws):
-            weight, bias = self.family.weights(parameters, weights.index)
+    def evaluate(self, x: Tensor, weight_mode: WeightMode, parameters: PosteriorParameters) -> Tensor:
+        """Evaluate the layer by the given parameters, which may be the concatenated parameters of several layers."""
+        if isinstance(weight_mode, Draws):
+            weight, bias = self.family.weights(parameters, weight_mode.index)
             if parameters.noise is not None:
                 weight = weight + (0.5 * parameters.log_var).exp() * parameters.noise
             y = self.batched(x, weight, bias)
-            y = y.expand(weights.size, *y.shape[1:])
-            if weights.noise is not None:
+            y = y.expand(weight_mode.size, *y.shape[1:])
+            if weight_mode.noise is not None:
                 return y
             return add_noise(y, self.batched(square(x), parameters.variance[None], None))
-        if weights == "mean":
+        if weight_mode == "mean":
             return self.product(x, *self.family.mean(parameters))
         return self.family.sample_outputs(self, x, parameters)
 
@@ -112,7 +113,11 @@ class BayesLayer(nn.Module, ABC):
         """Apply weights `[D or 1, *shape]` and biases `[D or 1, out]` to `[D or 1, B, ...]`: `[D or 1, B, ...]`."""
 
     def kl_terms(self, parameters: PosteriorParameters) -> KLTerms:
-        """Return KL(q || prior) by given parameters, in float32 under autocast; see `PosteriorFamily.kl_terms`."""
+        """Return KL(q || prior) by given parameters, in float32 under autocast; see `PosteriorFamily.kl_terms`.
+
+        Args:
+            parameters: with `kl` set if a forward pass has computed the divergence already.
+        """
         if parameters.kl is not None:
             return KLTerms(parameters.kl)
         with torch.autocast(self.weight_mu.device.type, enabled=False):
@@ -125,13 +130,13 @@ class BayesLayer(nn.Module, ABC):
         prior precision until `become_prior`; for `members` averaged over them (the KL of member and weights jointly),
         for `low_rank` with the determinant of s^2 I + C C^T.
         """
-        own, shared = self.kl_terms(self.parameters_in())
-        return own if shared is None else own + self.family.shared_kl([shared])
+        additive, shared = self.kl_terms(self.parameters_in())
+        return additive if shared is None else additive + self.family.shared_kl([shared])
 
     def become_prior(self) -> None:
-        """Make the posterior the prior of the next data: variational continual learning of a `sequential` layer.
+        """Make the posterior the prior of the next task, as variational continual learning does.
 
-        Nguyen et al. (2018, arXiv:1710.10628).
+        The layer must be `sequential` (Nguyen et al. 2018, arXiv:1710.10628).
         """
         self.family.become_prior(self)
 
@@ -142,8 +147,8 @@ class BayesLinear(BayesLayer):
     Args:
         in_features: length of x.
         out_features: length of y.
-        settings: of the posterior.
-        sequential: keep a Gaussian prior for each weight, which the posterior can become.
+        settings: settings of the posterior.
+        sequential: whether each weight has its own Gaussian prior, for variational continual learning.
     """
 
     def __init__(
@@ -151,24 +156,26 @@ class BayesLinear(BayesLayer):
     ) -> None:
         super().__init__((out_features, in_features), settings or PosteriorSettings(), sequential)
 
-    def evaluate(self, x: Tensor, weights: WeightMode, parameters: PosteriorParameters, blocked: int = 0) -> Tensor:
+    def evaluate(
+        self, x: Tensor, weight_mode: WeightMode, parameters: PosteriorParameters, detached_outputs: int = 0
+    ) -> Tensor:
         """Evaluate the layer by given parameters.
 
         Args:
             x: `[B, in]`; with `Draws`, `[D or 1, B, in]`.
-            weights: the mode.
-            parameters: of this layer, or of several.
-            blocked: number of leading outputs that pass no gradient on to `x`.
+            weight_mode: the mode.
+            parameters: parameters of this layer, or the concatenated parameters of several layers.
+            detached_outputs: number of leading outputs whose gradient does not reach `x`.
         """
-        if weights == "sample" and x.is_floating_point() and x.ndim == 2:
-            y = self.family.sample_linear(x, parameters, blocked)
+        if weight_mode == "sample" and x.is_floating_point() and x.ndim == 2:
+            y = self.family.sample_linear(x, parameters, detached_outputs)
             if y is not None:
                 return y
-        if not blocked:
-            return super().evaluate(x, weights, parameters)
-        parts = parameters.split([blocked, parameters.bias.shape[-1] - blocked])
+        if not detached_outputs:
+            return super().evaluate(x, weight_mode, parameters)
+        parts = parameters.split([detached_outputs, parameters.bias.shape[-1] - detached_outputs])
         inputs = zip((x.detach(), x), parts, strict=True)
-        return torch.cat([super(BayesLinear, self).evaluate(part_of_x, weights, p) for part_of_x, p in inputs], -1)
+        return torch.cat([super(BayesLinear, self).evaluate(part_x, weight_mode, part) for part_x, part in inputs], -1)
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Apply one weight matrix to `[B, in]`."""
@@ -193,8 +200,8 @@ class BayesConv2d(BayesLayer):
         kernel_size: side of the square kernel.
         stride: as in `nn.Conv2d`.
         padding: zeros at each edge, as in `nn.Conv2d`.
-        settings: of the posterior.
-        sequential: keep a Gaussian prior for each weight, which the posterior can become.
+        settings: settings of the posterior.
+        sequential: whether each weight has its own Gaussian prior, for variational continual learning.
     """
 
     def __init__(
@@ -236,16 +243,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return column if bias is None else column + bias
 
 
-def joint_parameters(layers: Sequence[BayesLayer], weights: WeightMode = "sample") -> PosteriorParameters:
-    """Return the parameters of one layer with the outputs of all `layers`, of equal settings and inputs."""
-    return layers[0].family.parameters(layers, weights)
+def joint_parameters(layers: Sequence[BayesLayer], weight_mode: WeightMode = "sample") -> PosteriorParameters:
+    """Return the parameters of all `layers`, which have equal settings and inputs, concatenated along the outputs."""
+    return layers[0].family.parameters(layers, weight_mode)
 
 
-def joint_forward(layers: Sequence[BayesLinear], x: Tensor, weights: WeightMode) -> list[Tensor]:
+def joint_forward(layers: Sequence[BayesLinear], x: Tensor, weight_mode: WeightMode) -> list[Tensor]:
     """Evaluate several layers of equal settings on one input, by one matrix product.
 
     Returns:
         Output of each layer, `[..., B, out]`.
     """
     sizes = [layer.shape[0] for layer in layers]
-    return list(layers[0].evaluate(x, weights, joint_parameters(layers, weights)).split(sizes, -1))
+    return list(layers[0].evaluate(x, weight_mode, joint_parameters(layers, weight_mode)).split(sizes, -1))

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 VARIANCE_FLOOR = 1e-8
 
 
-SMALL = 100_000  # numbers up to which clamping is faster than a look at the extremes
+SMALL = 100_000  # a tensor with at most this many numbers is clamped faster than its extremes are found
 
 
 def sampled_linear(
@@ -25,7 +25,7 @@ def sampled_linear(
     biases: Sequence[Tensor],
     limit: float,
     precision: float,
-    blocked: int = 0,
+    detached_outputs: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Evaluate linear layers with weights N(mean, exp(log_var)) on one input as one layer, with their divergence.
 
@@ -34,49 +34,53 @@ def sampled_linear(
 
     Args:
         x: `[B, in]`.
-        means: of each layer, `[out, in]`.
-        log_vars: likewise, used clamped to +-limit; see `clamp_with_inward_gradient` for their gradient outside.
-        biases: `[out]` each.
-        limit: of log-variances.
-        precision: of the prior, > 0.
-        blocked: number of leading outputs that pass no gradient on to `x`.
+        means: means of each layer's weights, `[out, in]`.
+        log_vars: log-variances of each layer's weights, `[out, in]`, clamped to +-limit before use; see
+            `clamp_with_inward_gradient` for their gradient outside the limits.
+        biases: biases of each layer, `[out]`.
+        limit: largest absolute value of a log-variance.
+        precision: 1 / variance of the prior, > 0.
+        detached_outputs: number of leading outputs whose gradient does not reach `x`.
 
     Returns:
-        `[B, sum of out]`, of autocast's type where that is in force, and a scalar in nats, of the weights' type.
+        The outputs `[B, sum of out]`, in autocast's type if autocast is enabled; and the KL divergence, a scalar in
+        nats, in the weights' type.
     """
-    kind = x.device.type
-    reduced = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    with torch.autocast(kind, enabled=False) if reduced else contextlib.nullcontext():
-        y, kl = _SampledLinear.apply(x, limit, precision, blocked, reduced, *means, *log_vars, *biases)
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    with contextlib.nullcontext() if dtype is None else torch.autocast(device, enabled=False):
+        y, kl = _SampledLinear.apply(x, limit, precision, detached_outputs, dtype, *means, *log_vars, *biases)
     return y, kl
 
 
-def joined_linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], blocked: int = 0) -> Tensor:
+def joined_linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], detached_outputs: int = 0) -> Tensor:
     """Evaluate linear layers on one input as one layer: y = x weight^T + bias.
 
     Args:
         x: `[B, in]`.
-        weights: of each layer, `[out, in]`.
-        biases: `[out]` each.
-        blocked: number of leading outputs that pass no gradient on to `x`.
+        weights: weights of each layer, `[out, in]`.
+        biases: biases of each layer, `[out]`.
+        detached_outputs: number of leading outputs whose gradient does not reach `x`.
 
     Returns:
         `[B, sum of out]`.
     """
     if not torch.is_grad_enabled():
-        return F.linear(x, _joined(weights), _joined(biases))  # a Function takes longer than the product
-    return _JoinedLinear.apply(x, blocked, *weights, *biases)
+        return F.linear(
+            x, _joined(weights), _joined(biases)
+        )  # faster than `_JoinedLinear`, whose backward is not needed
+    return _JoinedLinear.apply(x, detached_outputs, *weights, *biases)
 
 
 def gaussian_kl(mean: Tensor, log_var: Tensor, precision: float, limit: float, copies: int = 1) -> Tensor:
     """Return KL(N(mean, exp(log_var)) || N(0, 1 / precision)) summed over weights, a scalar in nats.
 
     Args:
-        mean: `[*shape]`, or `[copies, *shape]` for as many Gaussians of one variance, whose divergence is averaged.
-        log_var: `[*shape]`, used clamped to +-limit.
-        precision: of the prior, > 0.
-        limit: of log-variances.
-        copies: number of Gaussians.
+        mean: means `[*shape]`, or `[copies, *shape]` of several Gaussians with the same variances.
+        log_var: log-variances `[*shape]`, clamped to +-limit before use.
+        precision: 1 / variance of the prior, > 0.
+        limit: largest absolute value of a log-variance.
+        copies: number of Gaussians, whose divergences are averaged.
     """
     return _GaussianKL.apply(mean, log_var, precision, limit, copies)
 
@@ -84,7 +88,7 @@ def gaussian_kl(mean: Tensor, log_var: Tensor, precision: float, limit: float, c
 def standard_normal(like: Tensor) -> Tensor:
     """Return standard normal numbers with the shape, type and device of `like`.
 
-    Not `randn_like`: which number goes where would depend on strides, and a compiler chooses others.
+    `randn_like` would place the numbers in the order of the strides, and a compiler may choose other strides.
     """
     return torch.randn(like.shape, dtype=like.dtype, device=like.device)
 
@@ -93,21 +97,26 @@ def add_noise(mean: Tensor, variance: Tensor) -> Tensor:
     """Return a fresh Gaussian draw of every entry.
 
     Args:
-        mean: any shape.
-        variance: of the same shape, >= 0. A floor keeps the gradient of its root finite.
+        mean: means of the Gaussians, any shape.
+        variance: variances, of the shape of `mean`, >= 0. `VARIANCE_FLOOR` is added, because the gradient of the
+            square root is infinite at 0.
     """
     return torch.addcmul(mean, (variance + VARIANCE_FLOOR).sqrt(), standard_normal(mean))
 
 
-def _kl(mean: Tensor, used: Tensor, variance: Tensor, precision: float, copies: int = 1) -> Tensor:
-    """Return the divergence, by clamped log-variances and their exponentials."""
+def _kl(mean: Tensor, log_var: Tensor, variance: Tensor, precision: float, copies: int = 1) -> Tensor:
+    """Return the divergence, from clamped log-variances and their exponentials."""
     flat = mean.flatten()
-    total = variance.sum().sub_(used.sum(), alpha=1 / precision).add_(flat.dot(flat), alpha=1 / copies)
-    return total.mul_(0.5 * precision).sub_(0.5 * used.numel() * (1.0 + math.log(precision)))
+    total = variance.sum().sub_(log_var.sum(), alpha=1 / precision).add_(flat.dot(flat), alpha=1 / copies)
+    return total.mul_(0.5 * precision).sub_(0.5 * log_var.numel() * (1.0 + math.log(precision)))
 
 
 def _clamped(log_var: Tensor, limit: float) -> Tensor:
-    """Clamp to the limits. On a CPU, which needs no waiting, a tensor within the limits is returned itself."""
+    """Clamp to +-limit.
+
+    On a CPU, a large tensor within the limits is returned itself, without a copy. On a GPU this test would wait for
+    the device.
+    """
     if log_var.device.type == "cpu" and log_var.numel() > SMALL:
         low, high = log_var.aminmax()
         if -limit <= low and high <= limit:
@@ -115,9 +124,9 @@ def _clamped(log_var: Tensor, limit: float) -> Tensor:
     return log_var.clamp(-limit, limit)
 
 
-def _inward(gradient: Tensor, log_var: Tensor, used: Tensor) -> Tensor:
-    """Clear gradients that lead further out of the limits: positive ones below, negative ones above."""
-    return gradient.masked_fill_((log_var - used).mul_(gradient) < 0, 0.0)
+def _inward(gradient: Tensor, log_var: Tensor, clamped: Tensor) -> Tensor:
+    """Clear gradients by which descent would lead further out of the limits: positive below, negative above."""
+    return gradient.masked_fill_((log_var - clamped).mul_(gradient) < 0, 0.0)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -125,82 +134,99 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 class _SampledLinear(torch.autograd.Function):
+    """Outputs and KL divergence of `sampled_linear`. `grad_z` is the gradient of the loss by z."""
+
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, limit: float, precision: float, blocked: int, reduced: torch.dtype | None, *parts: Tensor
+        ctx: Any,
+        x: Tensor,
+        limit: float,
+        precision: float,
+        detached_outputs: int,
+        autocast_dtype: torch.dtype | None,
+        *parts: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        # Joined here and not before: autograd's own splitting of gradients takes a fifth of a small update.
+        # The layers are concatenated here: autograd's own splitting of gradients takes a fifth of a small update.
         n = len(parts) // 3
         mean, log_var, bias = (_joined(parts[i : i + n]) for i in (0, n, 2 * n))
         ctx.sizes = [len(part) for part in parts[:n]]
-        dtype = reduced or x.dtype
-        ctx.dtype, x = x.dtype, x.to(dtype)
-        used, square = _clamped(log_var, limit), x.square()
-        variance = used.exp()
-        mean_used, variance_used = mean.to(dtype), variance.to(dtype)
-        std = (square @ variance_used.t()).add_(VARIANCE_FLOOR).sqrt_()
+        dtype = autocast_dtype or x.dtype
+        ctx.x_dtype, x = x.dtype, x.to(dtype)
+        clamped, x_squared = _clamped(log_var, limit), x.square()
+        variance = clamped.exp()
+        cast_mean, cast_variance = mean.to(dtype), variance.to(dtype)
+        std = (x_squared @ cast_variance.t()).add_(VARIANCE_FLOOR).sqrt_()
         noise = standard_normal(std)
-        ctx.same = used is log_var  # what is saved comes back as another object
-        ctx.save_for_backward(x, square, mean, log_var, used, variance, mean_used, variance_used, std, noise)
-        ctx.precision, ctx.blocked = precision, blocked
-        y = torch.addmm(bias.to(dtype), x, mean_used.t()).addcmul_(std, noise)
-        return y, _kl(mean, used, variance, precision)
+        ctx.within_limits = clamped is log_var  # `backward` cannot test it: saved tensors come back as other objects
+        ctx.save_for_backward(x, x_squared, mean, log_var, clamped, variance, cast_mean, cast_variance, std, noise)
+        ctx.precision, ctx.detached_outputs = precision, detached_outputs
+        y = torch.addmm(bias.to(dtype), x, cast_mean.t()).addcmul_(std, noise)
+        return y, _kl(mean, clamped, variance, precision)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, of_kl: Tensor) -> Any:
-        x, square, mean, log_var, used, variance, mean_used, variance_used, std, noise = ctx.saved_tensors
-        of_variance = (gradient * noise).div_(std)  # twice that
-        of_x = None
+    def backward(ctx: Any, grad_y: Tensor, grad_kl: Tensor) -> Any:
+        x, x_squared, mean, log_var, clamped, variance, cast_mean, cast_variance, std, noise = ctx.saved_tensors
+        twice_grad_output_variance = (grad_y * noise).div_(std)
+        grad_x = None
         if ctx.needs_input_grad[0]:
-            k = ctx.blocked
-            of_x = torch.addcmul(gradient[:, k:] @ mean_used[k:], x, of_variance[:, k:] @ variance_used[k:])
-            of_x = of_x.to(ctx.dtype)
-        of_moment = 0.5 * ctx.precision * of_kl
-        # In place, each pass over memory being as long as a product.
-        of_mean = (gradient.t() @ x).to(mean.dtype).addcmul_(mean, 2 * of_moment)
-        of_log_var = (of_variance.mul_(0.5).t() @ square).to(mean.dtype).add_(of_moment)
-        of_log_var = of_log_var.mul_(variance).sub_(0.5 * of_kl)
-        of_log_var = of_log_var if ctx.same else _inward(of_log_var, log_var, used)
-        of_parts = of_mean, of_log_var, gradient.sum(0).to(mean.dtype)
-        return of_x, None, None, None, None, *(part for whole in of_parts for part in whole.split(ctx.sizes))
+            k = ctx.detached_outputs
+            grad_x = torch.addcmul(
+                grad_y[:, k:] @ cast_mean[k:], x, twice_grad_output_variance[:, k:] @ cast_variance[k:]
+            )
+            grad_x = grad_x.to(ctx.x_dtype)
+        half_precision = 0.5 * ctx.precision * grad_kl
+        # The operations work in place, because a pass over memory takes as long as a product.
+        grad_mean = (grad_y.t() @ x).to(mean.dtype).addcmul_(mean, 2 * half_precision)
+        grad_output_variance = twice_grad_output_variance.mul_(0.5)
+        grad_log_var = (grad_output_variance.t() @ x_squared).to(mean.dtype).add_(half_precision)
+        grad_log_var = grad_log_var.mul_(variance).sub_(0.5 * grad_kl)
+        grad_log_var = grad_log_var if ctx.within_limits else _inward(grad_log_var, log_var, clamped)
+        gradients = grad_mean, grad_log_var, grad_y.sum(0).to(mean.dtype)
+        return grad_x, None, None, None, None, *(part for joined in gradients for part in joined.split(ctx.sizes))
 
 
 class _JoinedLinear(torch.autograd.Function):
+    """Outputs of `joined_linear`."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, blocked: int, *parts: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, detached_outputs: int, *parts: Tensor) -> Tensor:
         n = len(parts) // 2
         weight, bias = _joined(parts[:n]), _joined(parts[n:])
-        ctx.sizes, ctx.blocked = [len(part) for part in parts[:n]], blocked
+        ctx.sizes, ctx.detached_outputs = [len(part) for part in parts[:n]], detached_outputs
         ctx.save_for_backward(x, weight)
         return torch.addmm(bias, x, weight.t())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: Any, grad_y: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        of_x = gradient[:, ctx.blocked :] @ weight[ctx.blocked :] if ctx.needs_input_grad[0] else None
-        of_parts = gradient.t() @ x, gradient.sum(0)
-        return of_x, None, *(part for whole in of_parts for part in whole.split(ctx.sizes))
+        k = ctx.detached_outputs
+        grad_x = grad_y[:, k:] @ weight[k:] if ctx.needs_input_grad[0] else None
+        gradients = grad_y.t() @ x, grad_y.sum(0)
+        return grad_x, None, *(part for joined in gradients for part in joined.split(ctx.sizes))
 
 
 class _GaussianKL(torch.autograd.Function):
+    """KL divergence of `gaussian_kl`."""
+
     @staticmethod
     def forward(ctx: Any, mean: Tensor, log_var: Tensor, precision: float, limit: float, copies: int) -> Tensor:
-        used = _clamped(log_var, limit)
-        variance = used.exp()
-        ctx.same = used is log_var
-        ctx.save_for_backward(mean, log_var, used, variance)
+        clamped = _clamped(log_var, limit)
+        variance = clamped.exp()
+        ctx.within_limits = clamped is log_var
+        ctx.save_for_backward(mean, log_var, clamped, variance)
         ctx.precision, ctx.copies = precision, copies
-        return _kl(mean, used, variance, precision, copies)
+        return _kl(mean, clamped, variance, precision, copies)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        mean, log_var, used, variance = ctx.saved_tensors
-        of_mean = mean * (gradient * (ctx.precision / ctx.copies))
-        of_log_var = variance.mul(ctx.precision).sub_(1.0).mul_(0.5 * gradient)
-        return of_mean, of_log_var if ctx.same else _inward(of_log_var, log_var, used), None, None, None
+    def backward(ctx: Any, grad_kl: Tensor) -> Any:
+        mean, log_var, clamped, variance = ctx.saved_tensors
+        grad_mean = mean * (grad_kl * (ctx.precision / ctx.copies))
+        grad_log_var = variance.mul(ctx.precision).sub_(1.0).mul_(0.5 * grad_kl)
+        grad_log_var = grad_log_var if ctx.within_limits else _inward(grad_log_var, log_var, clamped)
+        return grad_mean, grad_log_var, None, None, None
 
 
 def clamp_with_inward_gradient(x: Tensor, low: float, high: float) -> Tensor:

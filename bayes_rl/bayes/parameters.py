@@ -27,25 +27,27 @@ class _cached:  # noqa: N801, a decorator
 
 @dataclass(eq=False)
 class PosteriorParameters:
-    """Parameters of a layer's posterior; several layers with the same inputs make one by concatenation.
+    """Parameters of the posterior of one layer, or of several layers with the same inputs, evaluated as one layer.
 
-    The concatenated tensors `mean`, `bias` and `raw` are computed on first use, because concatenation takes time.
+    The concatenated tensors `mean`, `bias` and `raw_log_var` are computed on first use, because concatenation takes
+    time. In shapes, K is the number of components of a mixture, D the number of draws.
 
     Attributes:
-        means: of each layer, `[*shape]`, or of all components of a mixture, `[K, *shape]`.
-        biases: of each layer, `[out]`, or `[K, out]`.
-        raws: log-variances of each layer before they are clamped, `[*shape]`; empty where only means are needed.
-        limit: log-variances are clamped to +- this.
-        prior: of the weights, or None where no divergence is computed.
-        extras: further parameters of the family by name, `[..., *shape]`, concatenated.
+        means: means of the weights of each layer, `[*shape]`, or `[K, *shape]` for a mixture.
+        biases: biases of each layer, `[out]`, or `[K, out]` for a mixture.
+        raw_log_vars: log-variances of each layer before they are clamped, `[*shape]`; empty if only means are needed.
+        log_var_limit: log-variances are clamped to +- this.
+        prior: prior of the weights, or None if no divergence is computed.
+        extras: further parameters of the family by name, `[..., *shape]`, concatenated over layers.
         noise: draw of the diagonal part by given `Draws`, `[D, *shape]` standard normal numbers, or None.
-        kl: divergence from the prior, a scalar in nats, if a forward pass has computed it already.
+        kl: KL divergence from the prior, a scalar in nats, or None. A forward pass stores it here if its fused
+            operation has computed it, so that the loss need not compute it again.
     """
 
     means: tuple[Tensor, ...]
     biases: tuple[Tensor, ...]
-    raws: tuple[Tensor, ...] = ()
-    limit: float = 0.0
+    raw_log_vars: tuple[Tensor, ...] = ()
+    log_var_limit: float = 0.0
     prior: Prior | None = None
     extras: dict[str, Tensor] = field(default_factory=dict)
     noise: Tensor | None = None
@@ -62,14 +64,14 @@ class PosteriorParameters:
         return join(self.biases, -1)
 
     @_cached
-    def raw(self) -> Tensor:
+    def raw_log_var(self) -> Tensor:
         """Log-variances of all layers before they are clamped, `[*shape]`."""
-        return join(self.raws)
+        return join(self.raw_log_vars)
 
     @_cached
     def log_var(self) -> Tensor:
         """Log-variances of all layers, clamped, `[*shape]`."""
-        return clamp_with_inward_gradient(self.raw, -self.limit, self.limit)
+        return clamp_with_inward_gradient(self.raw_log_var, -self.log_var_limit, self.log_var_limit)
 
     @_cached
     def variance(self) -> Tensor:
@@ -79,22 +81,22 @@ class PosteriorParameters:
     def split(self, sizes: list[int]) -> list[PosteriorParameters]:
         """Return parameters of linear layers with these numbers of outputs, as views and without their priors."""
 
-        def parts(x: Tensor | None, axis: int = -2) -> Sequence[Any]:
+        def split_outputs(x: Tensor | None, axis: int = -2) -> Sequence[Any]:
             return [None] * len(sizes) if x is None else x.split(sizes, axis)
 
-        raws = parts(self.raw if self.raws else None)
-        columns = [parts(self.mean), parts(self.bias, -1), raws, parts(self.noise)]
-        extras = {name: parts(x) for name, x in self.extras.items()}
+        raw_log_vars = split_outputs(self.raw_log_var if self.raw_log_vars else None)
+        columns = [split_outputs(self.mean), split_outputs(self.bias, -1), raw_log_vars, split_outputs(self.noise)]
+        extras = {name: split_outputs(x) for name, x in self.extras.items()}
         return [
             PosteriorParameters(
                 (mean,),
                 (bias,),
-                () if raw is None else (raw,),
-                self.limit,
+                () if raw_log_var is None else (raw_log_var,),
+                self.log_var_limit,
                 extras={name: values[i] for name, values in extras.items()},
                 noise=noise,
             )
-            for i, (mean, bias, raw, noise) in enumerate(zip(*columns, strict=True))
+            for i, (mean, bias, raw_log_var, noise) in enumerate(zip(*columns, strict=True))
         ]
 
 

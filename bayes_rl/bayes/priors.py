@@ -25,7 +25,7 @@ class Prior(ABC):
     """Prior distribution of all weights of a layer, independent between weights.
 
     Attributes:
-        precision: 1 / variance common to all weights, or None if there is no such number.
+        precision: 1 / variance, if all weights have the same Gaussian prior; otherwise None.
     """
 
     precision: float | None = None
@@ -35,8 +35,8 @@ class Prior(ABC):
         """Return KL(N(mean, exp(log_var)) || prior) summed over weights, a scalar in nats.
 
         Args:
-            parameters: with means `[*shape]`, or `[copies, *shape]`, and log-variances `[*shape]`.
-            copies: number of Gaussians that share the log-variances. Their divergences are averaged.
+            parameters: parameters with means `[*shape]`, or `[copies, *shape]`, and log-variances `[*shape]`.
+            copies: number of Gaussians with the same log-variances. Their divergences are averaged.
         """
 
 
@@ -49,7 +49,7 @@ class GaussianPrior(Prior):
     """Gaussian N(0, 1 / precision) for every weight.
 
     Args:
-        settings: with the `prior_precision`.
+        settings: settings of the posterior, with the `prior_precision`.
     """
 
     precision: float
@@ -59,7 +59,7 @@ class GaussianPrior(Prior):
 
     def kl_divergence(self, parameters: PosteriorParameters, copies: int = 1) -> Tensor:
         """Return the exact divergence from one Gaussian for all weights."""
-        return gaussian_kl(parameters.mean, parameters.raw, self.precision, parameters.limit, copies)
+        return gaussian_kl(parameters.mean, parameters.raw_log_var, self.precision, parameters.log_var_limit, copies)
 
 
 @PRIORS.register("log_uniform")

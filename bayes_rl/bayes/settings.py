@@ -12,14 +12,14 @@ from bayes_rl.errors import check, check_choice
 
 @dataclass(frozen=True)
 class PosteriorSettings:
-    """Distribution of each weight, before and after learning.
+    """Settings of the prior and the posterior over weights.
 
     Args:
-        family: of q. `mean_field`: N(mu, s^2) for each weight. `low_rank`: w = mu + C z + s eps with z of `size`
-            standard normal numbers shared by all layers. `members`: a mixture of `size` Gaussians of equal weight and
-            common s, whose component is shared by all layers. Or a family registered by the user.
+        family: family of the posterior q. `mean_field`: N(mu, s^2) for each weight. `low_rank`: w = mu + C z + s eps
+            with z of `size` standard normal numbers shared by all layers. `members`: a mixture of `size` Gaussians of
+            equal weight and common s, whose component is shared by all layers. Or a family registered by the user.
         size: d, the length of z, or the number of members, >= 1.
-        num_draws: draws of z in an update, >= 1; `members` all take part in every update.
+        num_draws: number of draws of z in an update, >= 1. `members` ignores it and trains all members.
         prior: `gaussian` N(0, 1 / prior_precision), or the improper `log_uniform` of variational dropout.
         prior_precision: 1 / variance of the Gaussian prior, > 0.
         init_log_var: mean of the initial log s^2 (natural logarithm), within +-log_var_limit.

@@ -1,4 +1,7 @@
-"""Twin of two actor-critic pairs on one of the encoders."""
+"""Twin of two actor-critic pairs on one of the encoders.
+
+A pair is one actor and one critic. A network consists of a trunk, which is an encoder, and a head, its output layer.
+"""
 
 from __future__ import annotations
 
@@ -20,31 +23,37 @@ from bayes_rl.errors import check
 from bayes_rl.networks.encoders import build_encoder
 from bayes_rl.networks.layer_factory import LayerFactory, TaskAffine, apply, channels_last
 from bayes_rl.networks.prior_functions import PriorFunction
+from bayes_rl.networks.settings import NetworkSettings
 
-GAIN = re.compile(r"\.(?:gain|shift)\.(\d+)$")  # of which task
+GAIN = re.compile(r"\.(?:gain|shift)\.(\d+)$")  # name of a gain or bias of `TaskAffine`; the group is the task's number
 
 
 class TwinOutput(NamedTuple):
-    """Outputs of both pairs for a batch of observations; pair first, then (given `Draws`) draw.
+    """Outputs of both pairs for a batch of observations.
+
+    The first axis is the pair. The axis of D draws exists only if the weight mode is `Draws`.
+
+    `heads` and `found` carry results of the forward pass to `TwinActorCritic.kl_divergence`. They save the loss from
+    concatenating the heads' parameters, and from reading all weights for the divergence, a second time.
 
     Attributes:
         action_logits: `[2, (D,) B, A]` float32.
         raw: parameters of the likelihood of a return, `[2, (D,) B, A, n]` float32, without the prior function.
-        q_values: `[2, (D,) B, A]` float32, in (clipped) return units, prior function included.
-        prior: value of the prior function, `[(D,) B, A]`, or None without one.
-        heads: the posterior of all heads together, if one product has evaluated them; else None.
-        found: layers whose divergence the forward pass has computed, with their parameters.
+        q_values: `[2, (D,) B, A]` float32, in (clipped) return units: the value of `raw` plus the prior function.
+        prior_values: values of the fixed prior function, `[(D,) B, A]`, or None without a prior function.
+        heads: joint posterior parameters of all heads, if they were evaluated as one Bayesian layer; otherwise None.
+        found: layers whose KL divergence the forward pass has computed, each with the parameters that hold it.
     """
 
     action_logits: Tensor
     raw: Tensor
     q_values: Tensor
-    prior: Tensor | None = None
+    prior_values: Tensor | None = None
     heads: PosteriorParameters | None = None
     found: Sequence[tuple[BayesLayer, PosteriorParameters]] = ()
 
     def mean_action_probs(self) -> Tensor:
-        """Return the acting policy: the mean of both actors (and of all draws), `[B, A]`, rows summing to 1."""
+        """Return the policy that acts, the mean of both actors (and of all draws): `[B, A]`, rows that sum to 1."""
         probs = self.action_logits.softmax(-1)
         return probs.flatten(0, -3).mean(0)
 
@@ -55,73 +64,73 @@ class TwinOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class TwinSettings:
-    """Settings that decide what the networks are.
+    """Everything that decides the structure of the networks: the user's settings and the properties of the data.
 
     Args:
-        encoder: name of the encoder.
-        observation_shape: of one observation, channels first for images.
+        network: settings of the user.
+        observation_shape: shape of one observation, channels first for images.
         num_actions: A.
-        hidden_dim: width of the encoder's projection.
-        shared_trunk: one encoder for all four networks, trained by the critics alone; otherwise each actor
-            and each critic has its own, as in the original.
-        layers: which layers are Bayesian, and how.
-        prior_scale: standard deviation of the prior function in return units, 0 for none.
-        pixel_scale: uint8 observations are divided by it (255 for screens, 1 for binary planes).
+        layers: factory of all layers, which decides those that are Bayesian.
+        pixel_scale: divisor of uint8 observations (255 for screens, 1 for binary planes).
 
     Raises:
-        ConfigError: a prior function without an index to depend on.
+        ConfigError: if there is a prior function, and draws have no index on which it could depend.
     """
 
-    encoder: str
+    network: NetworkSettings
     observation_shape: tuple[int, ...]
     num_actions: int
-    hidden_dim: int
-    shared_trunk: bool
     layers: LayerFactory
-    prior_scale: float = 0.0
     pixel_scale: float = 255.0
 
     def __post_init__(self) -> None:
-        check(self.prior_scale >= 0, "model.network.prior_function_scale", self.prior_scale, "must be zero or positive")
-        indexed = self.layers.family.index_size > 0
-        rule = "needs draws that can make up for it: --model.posterior.family members or low_rank, with Bayesian layers"
-        check(indexed or not self.prior_scale, "model.network.prior_function_scale", self.prior_scale, rule)
+        key, scale = "model.network.prior_function_scale", self.network.prior_function_scale
+        check(scale >= 0, key, scale, "must be zero or positive")
+        problem = "needs draws with an index: --model.posterior.family members or low_rank, with Bayesian layers"
+        check(self.layers.family.index_size > 0 or not scale, key, scale, problem)
 
 
 class TwinActorCritic(nn.Module):
-    """Two actor-critic pairs: action logits, and parameters of the likelihood of every action's return, from each.
+    """Two actor-critic pairs.
+
+    An actor outputs action logits. A critic outputs, for each action, the parameters of the likelihood of its return.
 
     Args:
-        settings: of the networks.
-        likelihood: of a return, whose parameters the critics output.
+        settings: settings of the networks.
+        likelihood: likelihood of a return.
+
+    Attributes:
+        prior: the fixed random prior function that is added to the Q-values, or None. It is not the prior distribution
+            of the weights.
     """
 
     def __init__(self, settings: TwinSettings, likelihood: Likelihood) -> None:
         super().__init__()
-        s = settings
-        self.settings, self.shared_trunk, self.likelihood = s, s.shared_trunk, likelihood
-        self.posterior = s.layers.family
-        # Order: actor 0, actor 1, critic 0, critic 1; or one for all.
-        self.trunks = nn.ModuleList(
-            build_encoder(s.encoder, s.observation_shape, s.hidden_dim, s.layers)
-            for _ in range(1 if s.shared_trunk else 4)
-        )
+        network, layers, num_actions = settings.network, settings.layers, settings.num_actions
+        self.settings, self.shared_trunk, self.likelihood = settings, network.shared_trunk, likelihood
+        self.posterior = layers.family
+        encoder_arguments = network.encoder, settings.observation_shape, network.hidden_dim
+        # The trunks of actor 0, actor 1, critic 0 and critic 1; or a single one that all four share.
+        num_trunks = 1 if self.shared_trunk else 4
+        self.trunks = nn.ModuleList(build_encoder(*encoder_arguments, layers) for _ in range(num_trunks))
         width: int = self.trunks[0].out_features  # type: ignore[assignment]
-        count = 2 * (s.layers.num_tasks if s.layers.conditioning == "heads" else 1)  # pairs of task 0, of task 1, ...
-        self.actors = nn.ModuleList(s.layers.output(width, s.num_actions) for _ in range(count))
-        outputs = s.num_actions * likelihood.outputs
-        self.critics = nn.ModuleList(s.layers.output(width, outputs) for _ in range(count))
-        self._found: list[tuple[BayesLayer, PosteriorParameters]] = []  # by the forward pass under way
+        # Each task can have its own heads: those of task 0 (pair 0, pair 1) come first, then those of task 1, ...
+        num_heads = 2 * (layers.num_tasks if layers.conditioning == "heads" else 1)
+        self.actors = nn.ModuleList(layers.output(width, num_actions) for _ in range(num_heads))
+        critic_outputs = num_actions * likelihood.outputs
+        self.critics = nn.ModuleList(layers.output(width, critic_outputs) for _ in range(num_heads))
+        # List to which layers append their KL divergence during a forward pass. `forward` empties it at its end.
+        self._found: list[tuple[BayesLayer, PosteriorParameters]] = []
         for name, layer in bayesian_layers(self).items():
             layer.key, layer.found = name, self._found
-        arguments = (s.encoder, s.observation_shape, s.num_actions, s.hidden_dim, s.prior_scale, s.layers)
-        self.prior = PriorFunction(*arguments) if s.prior_scale else None
+        scale = network.prior_function_scale
+        self.prior = PriorFunction(*encoder_arguments, num_actions, scale, layers) if scale else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._layers: dict[tuple[int, ...], list[BayesLayer]] = {}
+        self._layers_with_kl: dict[tuple[int, ...], list[BayesLayer]] = {}  # cache of `kl_divergence`
         self._parameters_without_loss: dict[frozenset[tuple[int, int]], list[nn.Parameter]] = {}
-        self._gained = [module for module in self.modules() if isinstance(module, TaskAffine)]
+        self._task_affine = [module for module in self.modules() if isinstance(module, TaskAffine)]
 
     def draw_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the key and the weight shape of every Bayesian layer."""
@@ -132,47 +141,62 @@ class TwinActorCritic(nn.Module):
         return self.actors[self._head(pair, task)], self.critics[self._head(pair, task)]
 
     def networks(self, pairs: Sequence[int], task: int = 0) -> nn.ModuleList:
-        """Return trunks and heads of the given pairs (0, 1)."""
-        trunks = [self.trunks[0]] if self.shared_trunk else [self.trunks[i + j] for i in pairs for j in (0, 2)]
-        return nn.ModuleList([*trunks, *(head for i in pairs for head in self.heads_of(i, task))])
+        """Return trunks and heads of the given pairs.
 
-    def parameters_without_loss(self, learning: Iterable[tuple[int, int]]) -> list[nn.Parameter]:
-        """Return parameters without a gradient from the losses of these (pair, task) combinations.
-
-        They are those of other pairs' networks and of other tasks' heads and gains.
+        Args:
+            pairs: numbers of the pairs: 0, 1 or both.
+            task: number of the task whose heads are returned.
         """
-        key = frozenset(learning)
+        trunks = [self.trunks[0]] if self.shared_trunk else [self.trunks[pair + j] for pair in pairs for j in (0, 2)]
+        return nn.ModuleList([*trunks, *(head for pair in pairs for head in self.heads_of(pair, task))])
+
+    def parameters_without_loss(self, trained: Iterable[tuple[int, int]]) -> list[nn.Parameter]:
+        """Return the parameters that the loss of the trained pairs does not depend on.
+
+        These are the parameters of the other pair's networks, and of other tasks' heads and gains.
+
+        Args:
+            trained: (pair, task) of each pair with a loss.
+        """
+        key = frozenset(trained)
         if key not in self._parameters_without_loss:
             tasks = {task for _, task in key}
-            named = [pair for p, task in key for pair in self.networks([p], task).named_parameters()]
-            own = {id(p) for name, p in named if not (match := GAIN.search(name)) or int(match[1]) in tasks}
-            own |= {id(p) for p in self.likelihood.parameters()}
-            self._parameters_without_loss[key] = [p for p in self.parameters() if id(p) not in own]
+            named = [item for pair, task in key for item in self.networks([pair], task).named_parameters()]
+            with_loss = {id(p) for name, p in named if not (match := GAIN.search(name)) or int(match[1]) in tasks}
+            with_loss |= {id(p) for p in self.likelihood.parameters()}
+            self._parameters_without_loss[key] = [p for p in self.parameters() if id(p) not in with_loss]
         return self._parameters_without_loss[key]
 
     def kl_divergence(self, pairs: Sequence[int] = (0, 1), output: TwinOutput | None = None, task: int = 0) -> Tensor:
         """Return KL(q || prior) of the given pairs' Bayesian layers, in nats.
 
         Args:
-            pairs: 0, 1 or both.
-            output: of a forward pass by the current weights, whose divergences need not be computed again.
-            task: number of the task whose heads count.
+            pairs: numbers of the pairs: 0, 1 or both.
+            output: output of a forward pass by the current weights, or None. The divergences and joint parameters that
+                it carries are used, instead of being computed a second time.
+            task: number of the task whose heads are counted.
         """
-        heads = None if output is None or len(pairs) < 2 else output.heads
+        heads = None if output is None or len(pairs) < 2 else output.heads  # `heads` are those of both pairs
         key = (*pairs, task, heads is not None)
-        kept = {} if torch.compiler.is_compiling() else self._layers  # capture, which walks the tree once, keeps none
-        if key not in kept:  # walking the tree takes as long as the sum itself
-            own = bayesian_layers(self.networks(pairs, task)).values()
-            kept[key] = [x for x in own if heads is None or not x.key.startswith(("actors", "critics"))]
-        found = {} if output is None else {layer.key: moments for layer, moments in output.found}
-        known = [(layer, found[layer.key]) for layer in kept[key] if layer.key in found]
-        known += [] if heads is None else [(cast(BayesLayer, self.actors[0]), heads)]
-        rest = [layer for layer in kept[key] if layer.key not in found]
+        # The search for layers takes as long as the sum itself, so its result is cached, except during compilation,
+        # which runs this code once and must not change the module.
+        cache = {} if torch.compiler.is_compiling() else self._layers_with_kl
+        if key not in cache:
+            layers = bayesian_layers(self.networks(pairs, task)).values()
+            cache[key] = [x for x in layers if heads is None or not x.key.startswith(("actors", "critics"))]
+        computed = {} if output is None else {layer.key: parameters for layer, parameters in output.found}
+        known = [(layer, computed[layer.key]) for layer in cache[key] if layer.key in computed]
+        if heads is not None:
+            known.append((cast(BayesLayer, self.actors[0]), heads))
+        remaining = [layer for layer in cache[key] if layer.key not in computed]
         device = self.device if output is None else output.raw.device
-        return joint_kl(rest, known) if rest or known else torch.zeros((), device=device)
+        return joint_kl(remaining, known) if remaining or known else torch.zeros((), device=device)
 
     def become_prior(self, task: int = 0) -> None:
-        """Make the posterior of the networks that a task has trained their prior; heads of later tasks keep theirs."""
+        """Make the posterior of the networks that a task has trained their prior.
+
+        The heads of tasks that come later keep their prior.
+        """
         for layer in bayesian_layers(self.networks((0, 1), task)).values():
             layer.become_prior()
 
@@ -193,81 +217,97 @@ class TwinActorCritic(nn.Module):
         return 2 * task + pair if len(self.actors) > 2 else pair
 
     def set_task(self, task: int) -> None:
-        """Use the gains and biases of this task from now on."""
-        for module in self._gained:
+        """Select the task whose gains and biases all layers with task conditioning use."""
+        for module in self._task_affine:
             module.task = task
 
     def critic(self, pair: int, prepared: Tensor, task: int = 0) -> Tensor:
-        """Return outputs of one critic by mean weights, from an observation out of `prepare`: `[B, A, n]` float32."""
+        """Return outputs of one critic by mean weights, from observations that `prepare` returned: `[B, A, n]` float32.
+
+        Args:
+            pair: number of the pair, 0 or 1.
+            prepared: result of `prepare`.
+            task: number of the task that the observations come from.
+        """
         self.set_task(task)
         trunk = self.trunks[0 if self.shared_trunk else 2 + pair]
         features = trunk(prepared, "mean")
         return apply(self.heads_of(pair, task)[1], features, "mean").unflatten(-1, (self.settings.num_actions, -1))
 
     def actor(self, pair: int, prepared: Tensor, task: int = 0) -> Tensor:
-        """Return logits of one actor by mean weights, from an observation out of `prepare`: `[B, A]`.
+        """Return logits of one actor by mean weights, from observations that `prepare` returned: `[B, A]`.
 
-        Unlike in `forward`, gradients reach a shared trunk.
+        Unlike in `forward`, the gradient of an actor reaches a shared trunk.
+
+        Args:
+            pair: number of the pair, 0 or 1.
+            prepared: result of `prepare`.
+            task: number of the task that the observations come from.
         """
         self.set_task(task)
         trunk = self.trunks[0 if self.shared_trunk else pair]
         return apply(self.heads_of(pair, task)[0], trunk(prepared, "mean"), "mean")
 
-    def prepare(self, observation: Tensor, weights: WeightMode = "mean") -> Tensor:
+    def prepare(self, observation: Tensor, weight_mode: WeightMode = "mean") -> Tensor:
         """Convert observations `[B, ...]` for the encoders: pixels scaled to [0, 1], channels last in memory.
 
-        Arrays become floating point, integers of a discrete observation stay integers.
+        Observations of other types are returned unchanged: vectors, and the integers of a discrete observation.
         """
-        images = observation.ndim == 4 + isinstance(weights, Draws)
-        if images and isinstance(weights, Draws):
+        images = observation.ndim == 4 + isinstance(weight_mode, Draws)
+        if images and isinstance(weight_mode, Draws):
             return self.prepare(observation.flatten(0, 1)).unflatten(0, observation.shape[:2])
         if observation.dtype == torch.uint8:
             device = observation.device.type
-            # Bytes are rearranged faster than floats. Under autocast they are converted to its type, exact for pixels.
+            # Bytes are rearranged before the conversion, because they are smaller. Under autocast they are converted
+            # to its type, which represents every pixel exactly.
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
             rearranged = channels_last(observation) if images else observation
             return rearranged.to(dtype).mul_(1.0 / self.settings.pixel_scale)
         return observation.contiguous(memory_format=torch.channels_last) if images else observation
 
-    def forward(self, observation: Tensor, weights: WeightMode = "mean", task: int = 0) -> TwinOutput:
-        """Evaluate both pairs; with a shared trunk the actors' gradient stops there.
+    def forward(self, observation: Tensor, weight_mode: WeightMode = "mean", task: int = 0) -> TwinOutput:
+        """Evaluate both pairs.
+
+        The gradient of the actors does not reach a shared trunk, which is trained by the critics alone.
 
         Args:
             observation: `[B, *observation_shape]`; with `Draws`, `[D or 1, B, *observation_shape]`.
-            weights: how to treat weight distributions. The `mean` of a mixture is that of its members' outputs, not of
-                their weights.
+            weight_mode: how to treat distributions over weights. For a mixture, `mean` averages the members' outputs,
+                not their weights.
             task: number of the task that the observations come from.
         """
         self.set_task(task)
-        if weights == "mean" and (draws := self.posterior.mean_draws(observation.device)) is not None:
+        if weight_mode == "mean" and (draws := self.posterior.mean_draws(observation.device)) is not None:
             output = self(observation[None], draws, task)
             probs = output.action_logits.softmax(-1).mean(1)
-            prior = None if output.prior is None else output.prior.mean(0)
-            return TwinOutput(probs.log(), output.raw.mean(1), output.q_values.mean(1), prior)
-        x = self.prepare(observation, weights)
+            prior_values = None if output.prior_values is None else output.prior_values.mean(0)
+            return TwinOutput(probs.log(), output.raw.mean(1), output.q_values.mean(1), prior_values)
+        x = self.prepare(observation, weight_mode)
         if self.shared_trunk:
-            features = [apply(self.trunks[0], x, weights)] * 4
+            features = [apply(self.trunks[0], x, weight_mode)] * 4
             features[:2] = [features[0].detach()] * 2
         else:
-            features = [apply(trunk, x, weights) for trunk in self.trunks]
-        prior = self.prior(x, weights.index) if self.prior is not None and isinstance(weights, Draws) else None
-        # Heads stay in float32: eight bits of mantissa are too few to tell neighbouring actions apart.
+            features = [apply(trunk, x, weight_mode) for trunk in self.trunks]
+        prior_values = None
+        if self.prior is not None and isinstance(weight_mode, Draws):
+            prior_values = self.prior(x, weight_mode.index)
+        # Heads are computed in float32: bfloat16, with eight bits of mantissa, could not distinguish similar Q-values.
         with torch.autocast(x.device.type, enabled=False):
-            logits, raw, heads = self._heads([f.float() for f in features], weights, task)
+            logits, raw, heads = self._heads([f.float() for f in features], weight_mode, task)
             raw = raw.unflatten(-1, (self.settings.num_actions, self.likelihood.outputs))
             q_values = self.likelihood.value(raw)
-        q_values = q_values if prior is None else q_values + prior
+        q_values = q_values if prior_values is None else q_values + prior_values
         found, self._found[:] = tuple(self._found), []
-        return TwinOutput(logits, raw, q_values, prior, heads, found)
+        return TwinOutput(logits, raw, q_values, prior_values, heads, found)
 
     def policy(self, observation: Tensor, task: int = 0) -> Tensor:
-        """Return the acting policy of mean weights, `[B, A]`, as `forward` does, but without evaluating critics.
+        """Return the policy that acts by mean weights, `[B, A]`, like `forward`, but without evaluating critics.
 
         Args:
             observation: `[B, *observation_shape]`.
             task: number of the task that the observations come from.
         """
-        if self.posterior.mean_draws(observation.device) is not None:  # the mean policy is that of draws
+        if self.posterior.mean_draws(observation.device) is not None:  # the mean policy is a mean over draws
             return self(observation, task=task).mean_action_probs()
         self.set_task(task)
         x = self.prepare(observation)
@@ -279,30 +319,37 @@ class TwinActorCritic(nn.Module):
             return torch.stack(logits).softmax(-1).mean(0)
 
     def _heads(
-        self, features: list[Tensor], weights: WeightMode, task: int
+        self, features: list[Tensor], weight_mode: WeightMode, task: int
     ) -> tuple[Tensor, Tensor, PosteriorParameters | None]:
-        """Return outputs of the actors and of the critics, pair first, and the heads' joint posterior or None.
+        """Return the outputs of the actors `[2, ...]` and of the critics `[2, ...]`, and `TwinOutput.heads`.
 
-        On the features of a shared trunk all heads are evaluated as one layer. It saves the time of many small
-        operations, a noticeable part of an update of a small network.
+        With a shared trunk all heads have the same inputs and are evaluated as one layer, because many small operations
+        take a large part of an update of a small network.
+
+        Args:
+            features: features for actor 0, actor 1, critic 0 and critic 1. With a shared trunk, the last ones are used
+                for all heads.
+            weight_mode: how to treat distributions over weights.
+            task: number of the task whose heads are used.
         """
         (actor, critic), (other_actor, other_critic) = (self.heads_of(pair, task) for pair in range(2))
         heads: list[Any] = [actor, other_actor, critic, other_critic]
         plain = isinstance(actor, nn.Linear)
-        if not self.shared_trunk or (plain and isinstance(weights, Draws)):
-            each = [apply(head, f, weights) for head, f in zip(heads, features, strict=True)]
-            outputs = [torch.stack(each[:2]), torch.stack(each[2:])]
-            if isinstance(weights, Draws):
-                outputs = [y.expand(2, weights.size, *y.shape[2:]) for y in outputs]
+        if not self.shared_trunk or (plain and isinstance(weight_mode, Draws)):
+            of_heads = [apply(head, x, weight_mode) for head, x in zip(heads, features, strict=True)]
+            outputs = [torch.stack(of_heads[:2]), torch.stack(of_heads[2:])]
+            if isinstance(weight_mode, Draws):
+                outputs = [y.expand(2, weight_mode.size, *y.shape[2:]) for y in outputs]
             return outputs[0], outputs[1], None
-        actors = 2 * self.settings.num_actions  # their gradient stops at the features, the critics' does not
-        blocked = actors if torch.is_grad_enabled() else 0
+        actor_outputs = 2 * self.settings.num_actions
+        # The gradient of the actors' outputs does not reach the features, the gradient of the critics' outputs does.
+        detached_outputs = actor_outputs if torch.is_grad_enabled() else 0
         if plain:
-            posterior = None
-            output = joined_linear(features[-1], [h.weight for h in heads], [h.bias for h in heads], blocked)
+            parameters = None
+            output = joined_linear(features[-1], [h.weight for h in heads], [h.bias for h in heads], detached_outputs)
         else:
-            posterior = joint_parameters(heads, weights)
-            output = heads[0].evaluate(features[-1], weights, posterior, blocked)
-        outputs = output.split([actors, output.shape[-1] - actors], -1)
+            parameters = joint_parameters(heads, weight_mode)
+            output = heads[0].evaluate(features[-1], weight_mode, parameters, detached_outputs)
+        outputs = output.split([actor_outputs, output.shape[-1] - actor_outputs], -1)
         logits, raw = (y.unflatten(-1, (2, -1)).movedim(-2, 0) for y in outputs)
-        return logits, raw, posterior
+        return logits, raw, parameters

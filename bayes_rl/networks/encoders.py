@@ -78,8 +78,8 @@ def _flat_size(layers: nn.Module, shape: tuple[int, ...], key: str) -> int:
         raise ConfigError("model.network.encoder", key, f"does not fit observations of shape {list(shape)}") from None
 
 
-def _flatten(x: Tensor, weights: WeightMode) -> Tensor:
-    return x.flatten(2 if isinstance(weights, Draws) else 1)
+def _flatten(x: Tensor, weight_mode: WeightMode) -> Tensor:
+    return x.flatten(2 if isinstance(weight_mode, Draws) else 1)
 
 
 class PlainEncoder(Encoder):
@@ -92,10 +92,10 @@ class PlainEncoder(Encoder):
         self.norm, self.rectifier = nn.LayerNorm(hidden_dim), layers.rectifier()
         self.out_features = hidden_dim
 
-    def forward(self, x: Tensor, weights: WeightMode = "mean") -> Tensor:
+    def forward(self, x: Tensor, weight_mode: WeightMode = "mean") -> Tensor:
         """Return the features."""
-        features = _flatten(apply(self.layers, x, weights), weights)
-        return self.rectifier(self.norm(apply(self.project, features, weights)))
+        features = _flatten(apply(self.layers, x, weight_mode), weight_mode)
+        return self.rectifier(self.norm(apply(self.project, features, weight_mode)))
 
 
 @register_encoder("pseudo_resnet", mostly_products=True)
@@ -124,11 +124,13 @@ class PseudoResNet(Encoder):
         self.deep = layers.linear(deep_size, hidden_dim, head=True)
         self.out_features = 2 * hidden_dim
 
-    def forward(self, x: Tensor, weights: WeightMode = "mean") -> Tensor:
+    def forward(self, x: Tensor, weight_mode: WeightMode = "mean") -> Tensor:
         """Return the features."""
-        early = apply(self.block2, apply(self.block1, x, weights), weights)
-        skip = apply(self.skip, _flatten(apply(self.pool, early, weights), weights), weights)
-        deep = torch.sigmoid(apply(self.deep, _flatten(apply(self.block3, early, weights), weights), weights))
+        early = apply(self.block2, apply(self.block1, x, weight_mode), weight_mode)
+        skip = apply(self.skip, _flatten(apply(self.pool, early, weight_mode), weight_mode), weight_mode)
+        deep = torch.sigmoid(
+            apply(self.deep, _flatten(apply(self.block3, early, weight_mode), weight_mode), weight_mode)
+        )
         return torch.cat([skip, deep], dim=-1)
 
 
@@ -155,10 +157,10 @@ class ResidualBlock(BayesianModule):
         self.first = layers.conv(channels, channels, 3, padding=1)
         self.second = layers.conv(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, weights: WeightMode = "mean") -> Tensor:
+    def forward(self, x: Tensor, weight_mode: WeightMode = "mean") -> Tensor:
         """Return the features."""
-        inner = apply(self.first, self.rectifier(x), weights)
-        return x + apply(self.second, apply(self.inner_rectifier, inner, weights), weights)
+        inner = apply(self.first, self.rectifier(x), weight_mode)
+        return x + apply(self.second, apply(self.inner_rectifier, inner, weight_mode), weight_mode)
 
 
 @register_encoder("impala", mostly_products=True)

@@ -30,15 +30,15 @@ class BayesianModule(nn.Module):
     """Module whose `forward(x, weights)` hands `weights` on to the Bayesian layers inside."""
 
 
-def apply(module: nn.Module, x: Tensor, weights: WeightMode) -> Tensor:
+def apply(module: nn.Module, x: Tensor, weight_mode: WeightMode) -> Tensor:
     """Pass `x` through any module; plain layers treat all draws as one batch."""
     if isinstance(module, nn.Sequential):
         for part in module:
-            x = apply(part, x, weights)
+            x = apply(part, x, weight_mode)
         return x
     if isinstance(module, BayesLayer | BayesianModule):
-        return module(x, weights)
-    if isinstance(weights, Draws):
+        return module(x, weight_mode)
+    if isinstance(weight_mode, Draws):
         return module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
     return module(x)
 
@@ -77,9 +77,9 @@ class TaskAffine(BayesianModule):
         self.gain = nn.ParameterList(torch.ones(shape) for _ in range(num_tasks))
         self.shift = nn.ParameterList(torch.zeros(shape) for _ in range(num_tasks))
 
-    def forward(self, x: Tensor, weights: WeightMode = "mean") -> Tensor:
+    def forward(self, x: Tensor, weight_mode: WeightMode = "mean") -> Tensor:
         """Return the layer's outputs with the gains and biases of the current task."""
-        return apply(self.layer, x, weights) * self.gain[self.task] + self.shift[self.task]
+        return apply(self.layer, x, weight_mode) * self.gain[self.task] + self.shift[self.task]
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,9 @@ class DrawnNetwork:
             self.twin.set_submodule(name, plain)
         settings = self.twin.settings
         self.twin.prior = None
-        self.twin.settings = replace(settings, layers=replace(settings.layers, bayesian="none"), prior_scale=0.0)
+        network = replace(settings.network, prior_function_scale=0.0)
+        layers = replace(settings.layers, bayesian="none")
+        self.twin.settings = replace(settings, network=network, layers=layers)
 
     @torch.no_grad()
     def __call__(self, observations: Tensor) -> tuple[Tensor, Tensor]:

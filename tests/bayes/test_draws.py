@@ -12,7 +12,7 @@ from torch import Tensor
 from bayes_rl.bayes import draws as module
 from bayes_rl.bayes.draws import Draws, EpisodeDraws, draws_by_seed, to_device
 from bayes_rl.bayes.layers import BayesLinear
-from bayes_rl.bayes.posteriors import POSTERIORS, PosteriorFamily, make_family
+from bayes_rl.bayes.posteriors import POSTERIORS, LowRank, MeanField, Mixture, PosteriorFamily, make_family
 from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.errors import ConfigError
 from tests.helpers.flat import option
@@ -89,6 +89,16 @@ def test_a_bad_setting_gives_one_line_that_names_it(bad: str, value: object) -> 
 def test_a_misspelt_word_is_answered_with_the_nearest(key: str, word: str, nearest: str) -> None:
     with pytest.raises(ConfigError, match=f"nearest: '{nearest}'"):
         PosteriorSettings(**{key: word})  # type: ignore[arg-type]
+
+
+def test_the_way_out_names_every_registered_family_that_has_the_prior_or_can_become_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(POSTERIORS, "_entries", {"low_rank": LowRank, "members": Mixture, "newcomer": MeanField})
+    with pytest.raises(ConfigError, match="posterior members or newcomer, or prior gaussian"):
+        PosteriorSettings("low_rank", prior="log_uniform")
+    with pytest.raises(ConfigError, match=r"'vcl' .*posterior newcomer with prior gaussian"):
+        make_family(PosteriorSettings("members"), sequential=True)
 
 
 def test_log_uniform_has_no_closed_form_for_low_rank() -> None:

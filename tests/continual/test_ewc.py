@@ -330,7 +330,7 @@ def test_without_strength_training_is_fine_tuning_to_the_bit(settings: dict[str,
 
 @pytest.mark.parametrize("fisher", ["true", "empirical"])
 def test_consolidation_leaves_networks_gradients_and_the_global_generator_alone(fisher: str) -> None:
-    twin = make_twin("minatar", bayesian="all", posterior="low_rank", prior_scale=1.0, likelihood="hl_gauss")
+    twin = make_twin("minatar", bayesian="all", posterior="low_rank", prior_function_scale=1.0, likelihood="hl_gauss")
     before = {name: value.clone() for name, value in twin.state_dict().items()}
     samples, state, generator = make_samples(twin), torch.get_rng_state(), seeded()
     consolidator = make_consolidator(twin, fisher=fisher)

@@ -16,6 +16,7 @@ from bayes_rl.continual.base import TaskSamples
 from bayes_rl.continual.fisher import Parameters, fisher_diagonal, network_score, normalised, prefixes, stratified
 from bayes_rl.networks.actor_critic import TwinActorCritic, TwinSettings
 from bayes_rl.networks.layer_factory import LayerFactory
+from bayes_rl.networks.settings import NetworkSettings
 from tests.helpers.twins import (
     ACTIONS,
     BINS,
@@ -173,7 +174,7 @@ CASES: list[dict[str, Any]] = [
     {"encoder": "minatar", "shared_trunk": False, "bayesian": "trunk"},
     {"encoder": "nature"},
     {"encoder": "mlp", "bayesian": "none"},
-    {"encoder": "mlp", "bayesian": "all", "posterior": "low_rank", "prior_scale": 2.0},
+    {"encoder": "mlp", "bayesian": "all", "posterior": "low_rank", "prior_function_scale": 2.0},
     {"encoder": "mlp", "bayesian": "all", "categories": 4},
     {"encoder": "mlp", "bayesian": "heads", "categories": 4, "likelihood": "learned_gaussian"},
 ]
@@ -391,7 +392,7 @@ def test_where_no_target_is_looked_at_none_is_needed(fisher: str, protect: str) 
 def test_only_a_leaky_unit_that_is_off_is_protected(activation: str) -> None:
     layers = LayerFactory(PosteriorSettings(), activation=activation)
     twin = TwinActorCritic(
-        TwinSettings("minatar", SHAPES["minatar"], ACTIONS, 6, True, layers),
+        TwinSettings(NetworkSettings("minatar", 6), SHAPES["minatar"], ACTIONS, layers),
         make_likelihood(LikelihoodSettings("gaussian", 1.0, (-2.0, 2.0), BINS)),
     )
     with torch.no_grad():

@@ -13,6 +13,7 @@ from bayes_rl.continual import METHODS, ConsolidationSettings, TaskSamples
 from bayes_rl.continual.fisher import Parameters
 from bayes_rl.networks.actor_critic import TwinActorCritic, TwinSettings
 from bayes_rl.networks.layer_factory import LayerFactory
+from bayes_rl.networks.settings import NetworkSettings
 
 ACTIONS, BINS = 3, 5
 SHAPES = {"mlp": (4,), "minatar": (4, 6, 6), "nature": (2, 36, 36)}
@@ -31,7 +32,7 @@ def make_twin(
     bayesian: str = "heads",
     posterior: str = "mean_field",
     likelihood: str = "gaussian",
-    prior_scale: float = 0.0,
+    prior_function_scale: float = 0.0,
     categories: int = 0,
     sequential: bool = False,
     activation: str = "relu",
@@ -39,7 +40,8 @@ def make_twin(
     family = PosteriorSettings(posterior, size=2, init_log_var=-4.0)
     layers = LayerFactory(family, bayesian, categories, activation=activation, sequential=sequential)
     shape = (1,) if categories else SHAPES[encoder]
-    settings = TwinSettings(encoder, shape, ACTIONS, 6, shared_trunk, layers, prior_scale)
+    network = NetworkSettings(encoder, 6, shared_trunk, prior_function_scale=prior_function_scale)
+    settings = TwinSettings(network, shape, ACTIONS, layers)
     return TwinActorCritic(settings, make_likelihood(LikelihoodSettings(likelihood, NOISE_STD, (-2.0, 2.0), BINS)))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -25,6 +24,7 @@ from bayes_rl.networks.actor_critic import TwinActorCritic, TwinOutput, TwinSett
 from bayes_rl.networks.encoders import ENCODERS
 from bayes_rl.networks.layer_factory import BAYESIAN, LayerFactory
 from bayes_rl.networks.prior_functions import PriorFunction
+from bayes_rl.networks.settings import NetworkSettings
 
 SHAPES = {
     "pseudo_resnet": (2, 38, 38),
@@ -50,12 +50,13 @@ def make_twin(
     likelihood: str = "gaussian",
     hidden_dim: int = 12,
     num_actions: int = ACTIONS,
-    **settings: Any,
+    prior_function_scale: float = 0.0,
+    pixel_scale: float = 255.0,
 ) -> TwinActorCritic:
     # A wide posterior: a draw that is lost would show. A dimension of its own: no axis passes for another.
     layers = LayerFactory(PosteriorSettings(posterior, size=2, init_log_var=-4.0), bayesian)
-    built = TwinSettings(name, SHAPES[name], num_actions, hidden_dim, shared_trunk, layers, **settings)
-    twin = TwinActorCritic(built, make(likelihood))
+    network = NetworkSettings(name, hidden_dim, shared_trunk, prior_function_scale=prior_function_scale)
+    twin = TwinActorCritic(TwinSettings(network, SHAPES[name], num_actions, layers, pixel_scale), make(likelihood))
     for layer in bayesian_layers(twin).values():
         nn.init.normal_(layer.bias)
     return twin
@@ -87,7 +88,8 @@ def every_mode(twin: TwinActorCritic, name: str) -> list[tuple[Tensor, WeightMod
 def plain_twin(twin: TwinActorCritic, index: Tensor, noise: dict[str, Tensor]) -> TwinActorCritic:
     """The oracle: plain layers whose weights are one draw `[d]`, `[*weight shape]`, written out."""
     layers = replace(twin.settings.layers, bayesian="none")
-    plain = TwinActorCritic(replace(twin.settings, layers=layers, prior_scale=0.0), twin.likelihood)
+    network = replace(twin.settings.network, prior_function_scale=0.0)
+    plain = TwinActorCritic(replace(twin.settings, network=network, layers=layers), twin.likelihood)
     state = {key: value for key, value in twin.state_dict().items() if key in plain.state_dict()}
     for key, layer in bayesian_layers(twin).items():
         weight: Tensor = layer.weight_mu
@@ -128,7 +130,7 @@ def test_shapes_in_every_mode(name: str, bayesian: str, posterior: str) -> None:
         draws = (weights.size,) if isinstance(weights, Draws) else ()
         assert output.action_logits.shape == output.q_values.shape == (2, *draws, BATCH, ACTIONS)
         assert output.raw.shape == (2, *draws, BATCH, ACTIONS, BINS)
-        assert output.prior is None
+        assert output.prior_values is None
         assert {output.action_logits.dtype, output.raw.dtype, output.q_values.dtype} == {torch.float32}
         assert ((output.q_values > LOW) & (output.q_values < HIGH)).all()
         torch.testing.assert_close(output.mean_action_probs().sum(-1), torch.ones(BATCH))
@@ -200,7 +202,7 @@ def test_the_mean_of_members_is_that_of_what_they_say(bayesian: str, likelihood:
 
 @pytest.mark.parametrize("name", ["nature", "minatar", "mlp"])
 def test_a_plain_trunk_is_evaluated_once_for_all_draws(name: str) -> None:
-    twin, rows = make_twin(name, posterior="low_rank", prior_scale=1.0), []
+    twin, rows = make_twin(name, posterior="low_rank", prior_function_scale=1.0), []
     assert twin.prior is not None
     for encoder in (twin.trunks[0], twin.prior.encoder):
         encoder.get_submodule("project").register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
@@ -248,7 +250,7 @@ def make_prior(
     name: str, posterior: str, scale: float, num_actions: int = ACTIONS, hidden_dim: int = 512
 ) -> PriorFunction:
     layers = LayerFactory(PosteriorSettings(posterior, size=4))
-    return PriorFunction(name, SHAPES[name], num_actions, hidden_dim, scale, layers)
+    return PriorFunction(name, SHAPES[name], hidden_dim, num_actions, scale, layers)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -285,7 +287,7 @@ def test_a_prior_function_is_linear_in_the_index(name: str) -> None:
 @pytest.mark.parametrize("posterior", ["low_rank", "members"])
 @pytest.mark.parametrize("likelihood", ["gaussian", "hl_gauss"])
 def test_values_are_what_is_learned_plus_the_prior_function(posterior: str, likelihood: str) -> None:
-    twin = make_twin("minatar", posterior=posterior, likelihood=likelihood, prior_scale=2.0)
+    twin = make_twin("minatar", posterior=posterior, likelihood=likelihood, prior_function_scale=2.0)
     without = copy.deepcopy(twin)
     without.prior = None
     for observation, weights in every_mode(twin, "minatar")[2:]:
@@ -295,29 +297,29 @@ def test_values_are_what_is_learned_plus_the_prior_function(posterior: str, like
         learned = without(observation, weights)
         assert torch.equal(output.raw, learned.raw)
         assert torch.equal(output.action_logits, learned.action_logits)
-        assert output.prior is not None
+        assert output.prior_values is not None
         assert isinstance(weights, Draws)
-        assert output.prior.shape == (weights.size, BATCH, ACTIONS)
-        torch.testing.assert_close(output.q_values, twin.likelihood.value(output.raw) + output.prior)
-        torch.testing.assert_close(output.q_values, learned.q_values + output.prior)
-        assert output.prior.abs().max() > 0.5
+        assert output.prior_values.shape == (weights.size, BATCH, ACTIONS)
+        torch.testing.assert_close(output.q_values, twin.likelihood.value(output.raw) + output.prior_values)
+        torch.testing.assert_close(output.q_values, learned.q_values + output.prior_values)
+        assert output.prior_values.abs().max() > 0.5
 
 
 def test_the_mean_has_the_prior_function_s_mean() -> None:
     """Zero over standard normal indices; over members that of their functions."""
     x = observations("mlp")
-    low_rank = make_twin(posterior="low_rank", prior_scale=2.0)
+    low_rank = make_twin(posterior="low_rank", prior_function_scale=2.0)
     output = low_rank(x)
     torch.testing.assert_close(output.q_values, low_rank.likelihood.value(output.raw))
-    members = make_twin(posterior="members", prior_scale=2.0)
+    members = make_twin(posterior="members", prior_function_scale=2.0)
     assert members.prior is not None
     output, mean = members(x), members.prior(x[None], torch.eye(2)).mean(0)
-    torch.testing.assert_close(output.prior, mean)
+    torch.testing.assert_close(output.prior_values, mean)
     torch.testing.assert_close(output.q_values, output.raw[..., 0] + mean, rtol=1e-4, atol=1e-5)
 
 
 def test_prior_functions_are_never_trained() -> None:
-    twin = make_twin("mlp", posterior="low_rank", prior_scale=2.0)
+    twin = make_twin("mlp", posterior="low_rank", prior_function_scale=2.0)
     assert twin.prior is not None
     fixed = {id(p) for p in twin.prior.parameters()}
     assert fixed
@@ -335,33 +337,33 @@ def test_prior_functions_are_never_trained() -> None:
 
 
 def test_a_copy_and_a_loaded_network_have_the_same_prior_function() -> None:
-    twin, stranger = (make_twin("mlp", posterior="low_rank", prior_scale=2.0) for _ in range(2))
+    twin, stranger = (make_twin("mlp", posterior="low_rank", prior_function_scale=2.0) for _ in range(2))
     target = copy.deepcopy(twin)
     move(twin)
     observation, draws = observations("mlp")[None], make_draws(twin)
-    prior = twin(observation, draws).prior
-    assert torch.equal(target(observation, draws).prior, prior)
-    assert not torch.allclose(stranger(observation, draws).prior, prior, atol=0.1)
+    prior = twin(observation, draws).prior_values
+    assert torch.equal(target(observation, draws).prior_values, prior)
+    assert not torch.allclose(stranger(observation, draws).prior_values, prior, atol=0.1)
     state = twin.state_dict()
     assert "prior.values.weight" in state
     assert {key for key in state if key.startswith("prior.encoder.")}
     stranger.load_state_dict(state)
-    assert torch.equal(stranger(observation, draws).prior, prior)
+    assert torch.equal(stranger(observation, draws).prior_values, prior)
 
 
 @pytest.mark.parametrize(
     ("posterior", "bayesian"),
     [("mean_field", "heads"), ("low_rank", "none"), ("members", "none"), ("mean_field", "all")],
 )
-def test_a_prior_function_without_draws_to_make_up_for_it_is_refused(posterior: str, bayesian: str) -> None:
+def test_a_prior_function_without_an_index_of_draws_is_refused(posterior: str, bayesian: str) -> None:
     with pytest.raises(ConfigError, match=r"model\.network\.prior_function_scale: 1\.0 .*members or low_rank"):
-        make_twin(bayesian=bayesian, posterior=posterior, prior_scale=1.0)
-    assert make_twin(bayesian=bayesian, posterior=posterior, prior_scale=0.0).prior is None
+        make_twin(bayesian=bayesian, posterior=posterior, prior_function_scale=1.0)
+    assert make_twin(bayesian=bayesian, posterior=posterior, prior_function_scale=0.0).prior is None
 
 
-def test_a_negative_prior_scale_is_refused() -> None:
+def test_a_negative_scale_of_the_prior_function_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"model\.network\.prior_function_scale: -1\.0"):
-        make_twin(posterior="low_rank", prior_scale=-1.0)
+        make_twin(posterior="low_rank", prior_function_scale=-1.0)
 
 
 # ------------------------------------------------------------------ number formats
@@ -388,7 +390,7 @@ def test_the_observation_is_left_as_it_was() -> None:
     twin = make_twin("minatar")
     for observation in (observations("minatar"), torch.rand(BATCH, *SHAPES["minatar"])):
         kept = observation.clone()
-        twin(observation, weights="sample")
+        twin(observation, weight_mode="sample")
         twin(observation[None], make_draws(twin))
         assert torch.equal(observation, kept)
 
@@ -438,11 +440,13 @@ def test_vectors_and_integers_stay_what_they_are() -> None:
 
 @pytest.mark.parametrize("name", ["minatar", "nature", "mlp"])
 @pytest.mark.parametrize("bayesian", ["heads", "all"])
-@pytest.mark.parametrize(("posterior", "prior_scale"), [("mean_field", 0.0), ("low_rank", 2.0), ("members", 2.0)])
+@pytest.mark.parametrize(
+    ("posterior", "prior_function_scale"), [("mean_field", 0.0), ("low_rank", 2.0), ("members", 2.0)]
+)
 def test_heads_and_priors_stay_float32_under_bf16_autocast(
-    name: str, bayesian: str, posterior: str, prior_scale: float
+    name: str, bayesian: str, posterior: str, prior_function_scale: float
 ) -> None:
-    twin = make_twin(name, False, bayesian, posterior, prior_scale=prior_scale)
+    twin = make_twin(name, False, bayesian, posterior, prior_function_scale=prior_function_scale)
     for observation, weights in every_mode(twin, name):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             output = twin(observation, weights)
@@ -456,7 +460,8 @@ def test_heads_and_priors_stay_float32_under_bf16_autocast(
 
 def test_a_discrete_observation_goes_through_the_whole_twin() -> None:
     layers = LayerFactory(PosteriorSettings("low_rank", size=2, init_log_var=-4.0), "all", categories=6)
-    twin = TwinActorCritic(TwinSettings("mlp", (1,), ACTIONS, 12, True, layers, prior_scale=1.0), make("gaussian"))
+    network = NetworkSettings("mlp", 12, prior_function_scale=1.0)
+    twin = TwinActorCritic(TwinSettings(network, (1,), ACTIONS, layers), make("gaussian"))
     states = torch.arange(6, dtype=torch.int32)[:, None]
     output = twin(states)
     torch.testing.assert_close(twin(states.long()).q_values, output.q_values)
@@ -465,7 +470,7 @@ def test_a_discrete_observation_goes_through_the_whole_twin() -> None:
     assert drawn.q_values.shape == (2, DRAWS, 6, ACTIONS)
     each = twin(states.expand(DRAWS, -1, -1), draws)
     torch.testing.assert_close(drawn.q_values, each.q_values, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(drawn.prior, each.prior, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(drawn.prior_values, each.prior_values, rtol=1e-4, atol=1e-5)
     distances = torch.pdist(output.q_values.transpose(0, 1).flatten(1))
     assert (distances > 1e-3).all()  # every state has values of its own
 
@@ -488,7 +493,7 @@ def test_one_observation_s_output_does_not_depend_on_its_neighbours(name: str, t
 
 
 def test_a_forward_pass_changes_no_state() -> None:
-    twin = make_twin("pseudo_resnet", bayesian="all", posterior="low_rank", prior_scale=1.0).train()
+    twin = make_twin("pseudo_resnet", bayesian="all", posterior="low_rank", prior_function_scale=1.0).train()
     before = {key: value.clone() for key, value in twin.state_dict().items()}
     with torch.no_grad():
         for observation, weights in every_mode(twin, "pseudo_resnet"):
@@ -537,14 +542,14 @@ def test_with_separate_trunks_each_loss_trains_its_own_network_only(actor_loss: 
     actors = [nn.ModuleList([twin.trunks[i], twin.actors[i]]) for i in range(2)]
     critics = [nn.ModuleList([twin.trunks[i + 2], twin.critics[i]]) for i in range(2)]
 
-    output = twin(observations("mlp"), weights="sample")
+    output = twin(observations("mlp"), weight_mode="sample")
     output.q_values[pair].square().mean().backward()
     assert len(gradients(critics[pair])) == len(list(critics[pair].parameters()))
     assert not gradients(critics[1 - pair])
     assert not gradients(nn.ModuleList(actors))
 
     twin.zero_grad()
-    output = twin(observations("mlp"), weights="sample")
+    output = twin(observations("mlp"), weight_mode="sample")
     logits, q_values = output.action_logits[pair], output.q_values.mean(0)
     loss = losses.dpg_loss(logits, q_values) if actor_loss == "dpg" else losses.cross_entropy_loss(logits, q_values, 1)
     loss.backward()
@@ -604,7 +609,8 @@ def test_the_policy_asks_no_critic_and_uses_the_gains_and_heads_of_its_task() ->
     asked, x = [], observations("mlp")
     for conditioning in ("gains", "heads"):
         layers = LayerFactory(PosteriorSettings(), "heads", num_tasks=2, conditioning=conditioning)
-        twin = TwinActorCritic(TwinSettings("mlp", SHAPES["mlp"], ACTIONS, 12, False, layers), make("gaussian"))
+        network = NetworkSettings("mlp", 12, shared_trunk=False)
+        twin = TwinActorCritic(TwinSettings(network, SHAPES["mlp"], ACTIONS, layers), make("gaussian"))
         with torch.no_grad():
             for parameter in twin.parameters():
                 parameter.normal_()
@@ -620,9 +626,8 @@ def test_the_policy_asks_no_critic_and_uses_the_gains_and_heads_of_its_task() ->
 
 @pytest.mark.parametrize("channels", [1, 4, 8, 9, 28])
 def test_pixels_are_rearranged_to_channels_last_and_scaled(channels: int) -> None:
-    settings = TwinSettings(
-        "minatar", (channels, 10, 10), ACTIONS, 12, True, LayerFactory(PosteriorSettings()), pixel_scale=255.0
-    )
+    network, layers = NetworkSettings("minatar", 12), LayerFactory(PosteriorSettings())
+    settings = TwinSettings(network, (channels, 10, 10), ACTIONS, layers, pixel_scale=255.0)
     x = torch.randint(0, 256, (BATCH, channels, 10, 10), dtype=torch.uint8)
     prepared = TwinActorCritic(settings, make("gaussian")).prepare(x)
     torch.testing.assert_close(prepared, x / 255)
@@ -637,7 +642,7 @@ def test_every_trained_parameter_is_in_one_group_with_its_step_size_and_decay(
     bayesian: str, posterior: str, shared_trunk: bool
 ) -> None:
     scale = 1.0 if posterior != "mean_field" and bayesian != "none" else 0.0
-    twin = make_twin("minatar", shared_trunk, bayesian, posterior, "learned_gaussian", prior_scale=scale)
+    twin = make_twin("minatar", shared_trunk, bayesian, posterior, "learned_gaussian", prior_function_scale=scale)
     groups = parameter_groups(twin, RATES, 0.1)
     grouped = [(id(p), group) for group in groups for p in group["params"]]
     trained = {name: p for name, p in twin.named_parameters() if not name.startswith("prior.")}

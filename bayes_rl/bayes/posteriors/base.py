@@ -1,4 +1,4 @@
-"""Interface and registry of posterior families."""
+"""Interface and registry of posterior families, the distributions q over the weights of Bayesian layers."""
 
 from __future__ import annotations
 
@@ -23,41 +23,48 @@ if TYPE_CHECKING:
 
 
 class KLTerms(NamedTuple):
-    """KL divergence of layers from their prior, before what layers share is added.
+    """Terms of KL(q || prior) from one layer (or from several layers that are evaluated as one).
+
+    The divergence of a network is the sum of `additive` over its layers, plus `PosteriorFamily.shared_kl` of the
+    `shared` tensors of its layers.
 
     Attributes:
-        own: part that adds up over layers, a scalar in nats.
-        shared: what the layers contribute to `PosteriorFamily.shared_kl`, or None without such a part.
+        additive: term that is summed over layers, a scalar in nats.
+        shared: tensor of the layer from which `shared_kl` computes the term that depends on all layers together, or
+            None if the divergence has no such term.
     """
 
-    own: Tensor
+    additive: Tensor
     shared: Tensor | None = None
 
 
 class PosteriorFamily(ABC):
-    """Family of distributions q over the weights of layers, and the index that names a draw.
+    """Family of distributions q over the weights of layers.
 
-    A weight is w = g(index) + s eps. The index is a random vector that all layers of a network share: it makes
-    weights depend on each other, also across layers. The diagonal part, s times a standard normal eps, is independent
-    for each weight, so that outputs can be drawn instead of weights (local reparameterisation).
+    A weight is w = g(index) + s eps. The index is a random vector that all layers of a network share. The function g,
+    which is the method `weights`, maps the index to a weight: it is the mean in `mean_field`, the mean plus C index in
+    `low_rank`, and the mean of one member in `members`. The index makes weights depend on each other, also across
+    layers. The diagonal part, s times a standard normal eps, is independent for each weight. Given the index, the
+    outputs of a layer are therefore Gaussian and can be drawn instead of its weights (local reparameterisation).
 
-    A family of one's own is a subclass that is registered by name:
+    A new family is a subclass that is registered by name:
 
     ```python
     @register_posterior("my_family")
     class MyFamily(PosteriorFamily): ...
     ```
 
-    It implements `add_parameters`, `weights` and `kl_terms`, and whatever else differs from the defaults here.
+    The subclass implements `add_parameters`, `weights` and `kl_terms`, and overrides the defaults that do not fit it.
     `tests/bayes/posterior_case.py` is a base class of tests that every family should pass.
 
     Args:
-        settings: of the posterior.
-        sequential: keep a Gaussian prior for each weight, which the posterior can become (see `become_prior`).
+        settings: settings of the posterior.
+        sequential: whether each weight has a Gaussian prior with its own mean and precision. Variational continual
+            learning needs it: after each task the posterior becomes the prior of the next task (`become_prior`).
 
     Attributes:
-        index_size: d, the length of an index, 0 if layers share nothing.
-        prior: of every layer.
+        index_size: d, the length of an index; 0 if weights are independent and draws need no index.
+        prior: prior that all weights have at first; without `sequential` they keep it.
         mean_parameters: names of a layer's parameters that the mean prediction depends on. EWC anchors these alone.
         extra_parameters: names of a layer's parameters that `weights` or `kl_terms` need besides mean, bias and
             log-variance, each `[..., *shape]`.
@@ -79,10 +86,16 @@ class PosteriorFamily(ABC):
 
     @classmethod
     def check(cls, settings: PosteriorSettings) -> None:
-        """Raise `ConfigError` unless the family can have these settings."""
-        able = [name for name in POSTERIORS if settings.prior in POSTERIORS[name].priors]
-        rule = f"has a closed form for single weights only: choose posterior {' or '.join(able)}, or prior gaussian"
-        check(settings.prior in cls.priors, "model.posterior.prior", settings.prior, rule)
+        """Raise `ConfigError` unless the divergence from the prior of the settings has a closed form."""
+        families = " or ".join(name for name, family in POSTERIORS.items() if settings.prior in family.priors)
+        priors = " or ".join(cls.priors)
+        problem = f"has no closed-form divergence for {settings.family}: choose posterior {families}, or prior {priors}"
+        check(settings.prior in cls.priors, "model.posterior.prior", settings.prior, problem)
+
+    @classmethod
+    def can_become_prior(cls) -> bool:
+        """Return whether the family implements `become_prior`."""
+        return cls.become_prior is not PosteriorFamily.become_prior
 
     # ------------------------------------------------------------------ parameters
     @abstractmethod
@@ -93,26 +106,33 @@ class PosteriorFamily(ABC):
         """Return log s^2 of a layer's weights before it is clamped, `[*shape]`."""
         return layer.weight_log_var
 
-    def parameters(self, layers: Sequence[BayesLayer], weights: WeightMode = "sample") -> PosteriorParameters:
-        """Return the parameters of one layer that has the outputs of all `layers`.
+    def parameters(self, layers: Sequence[BayesLayer], weight_mode: WeightMode = "sample") -> PosteriorParameters:
+        """Return the parameters of all `layers`, concatenated along the outputs.
+
+        The parameters are those of a single layer whose outputs are the outputs of all `layers`, one after another.
 
         Args:
-            layers: of equal settings and inputs.
-            weights: how they will be used. Log-variances and priors are left out where nothing needs them.
+            layers: layers of equal settings and inputs.
+            weight_mode: mode of the forward pass that uses the parameters. Log-variances and priors that the mode does
+                not need are left out.
         """
-        noise = _joined_noise(layers, weights.noise) if isinstance(weights, Draws) and weights.noise else None
-        certain = weights == "mean" or (isinstance(weights, Draws) and weights.noise is not None and noise is None)
+        draws = weight_mode if isinstance(weight_mode, Draws) else None
+        noise = _joined_noise(layers, draws.noise) if draws is not None and draws.noise else None
+        diagonal_part_is_zero = weight_mode == "mean" or (
+            draws is not None and draws.noise is not None and noise is None
+        )
         return PosteriorParameters(
             tuple(layer.weight_mu for layer in layers),
             tuple(layer.bias for layer in layers),
-            () if certain else tuple(self.raw_log_var(layer) for layer in layers),
+            () if diagonal_part_is_zero else tuple(self.raw_log_var(layer) for layer in layers),
             self.settings.log_var_limit,
-            self._prior_of(layers) if weights == "sample" else self.prior,
+            self._prior_of(layers) if weight_mode == "sample" else self.prior,
             {name: join([layer.get_parameter(name) for layer in layers]) for name in self.extra_parameters},
             noise,
         )
 
     def _prior_of(self, layers: Sequence[BayesLayer]) -> Prior:
+        """Return the prior of all `layers`: with `sequential`, the concatenation of their weights' own priors."""
         if not self.sequential:
             return self.prior
         means, precisions = [layer.prior_mean for layer in layers], [layer.prior_precision for layer in layers]
@@ -124,7 +144,7 @@ class PosteriorFamily(ABC):
         Raises:
             ConfigError: if the family does not implement it.
         """
-        raise ConfigError("model.consolidation.method", "vcl", VCL_NEEDS)
+        raise ConfigError("model.consolidation.method", "vcl", _requirement_of_vcl())
 
     # ------------------------------------------------------------------ draws
     def draw_index(self, generator: torch.Generator) -> Tensor:
@@ -132,44 +152,45 @@ class PosteriorFamily(ABC):
         return torch.randn(self.index_size, generator=generator)
 
     def fresh_draws(self, count: int, device: torch.device) -> Draws:
-        """Return `count` draws of the index, whose diagonal part is drawn for every output (`noise` None)."""
+        """Return `count` draws of the index. The diagonal part is drawn afresh for every output (`noise` is None)."""
         return Draws(torch.randn(count, self.index_size, device=device))
 
     def training_mode(self, device: torch.device) -> WeightMode:
-        """Return how an update evaluates the networks.
+        """Return the weight mode by which an update evaluates the networks.
 
-        Value and target share the draws of an index. Without an index a fresh sample of every output is enough.
+        A family with an index returns draws, because values and their targets must have the same indices. A family
+        without an index samples every output afresh.
         """
         return self.fresh_draws(self.settings.num_draws, device) if self.index_size else "sample"
 
     def value_draws(self, shapes: Mapping[str, tuple[int, ...]], count: int) -> Draws:
-        """Return the draws that estimates of values and their uncertainty are averaged over, on the CPU.
+        """Return the draws from which values and their uncertainty are estimated, on the CPU.
 
         Args:
-            shapes: key to weight shape of every Bayesian layer; one draw is enough if there is none.
-            count: draws of a family with infinitely many, named by the seeds 0, 1, ...
+            shapes: key to weight shape of every Bayesian layer. Without Bayesian layers the result is one draw.
+            count: number of draws, named by the seeds 0, 1, ... A family with finitely many indices may ignore it.
         """
         return draws_by_seed(self, shapes, list(range(count))) if shapes else Draws(torch.zeros(1, 0), {})
 
     def mean_draws(self, device: torch.device) -> Draws | None:
-        """Return the draws whose mean output is the mean prediction, or None if the mean weights give it."""
+        """Return draws whose mean output is the mean prediction, or None if the mean weights predict it."""
         return None
 
     def index_second_moment(self) -> float:
-        """Return E |index|^2, by which the scale of a function that is linear in the index is divided."""
+        """Return E |index|^2, the factor by which a function that is linear in the index multiplies its variance."""
         return float(self.index_size)
 
     # ------------------------------------------------------------------ weights and outputs
     @abstractmethod
     def weights(self, parameters: PosteriorParameters, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weights and biases at given indices, without the diagonal part.
+        """Return g(index), the weights and biases at given indices without the diagonal part.
 
         Args:
-            parameters: of a layer.
-            index: `[D, d]`.
+            parameters: parameters of a layer.
+            index: D indices, `[D, d]`.
 
         Returns:
-            Weights `[D or 1, *shape]` and biases `[D or 1, out]`, 1 if they do not depend on the index.
+            Weights `[D, *shape]` and biases `[D, out]`; the first axis has length 1 if they do not depend on the index.
         """
 
     def mean(self, parameters: PosteriorParameters) -> tuple[Tensor, Tensor]:
@@ -179,42 +200,46 @@ class PosteriorFamily(ABC):
     def outputs_without_noise(self, layer: BayesLayer, x: Tensor, parameters: PosteriorParameters) -> Tensor:
         """Return outputs of `[B, ...]` with a fresh index for every row, without the diagonal part.
 
-        The default draws a weight for each row. A family whose weights are linear in the index can do it faster.
+        The default computes weights for each row. A family whose weights are linear in the index can save that time.
+
+        Args:
+            layer: layer to evaluate.
+            x: inputs, `[B, ...]`.
+            parameters: parameters of the layer.
         """
         index = self.fresh_draws(len(x), x.device).index.to(parameters.mean.dtype)
         weight, bias = self.weights(parameters, index)
         return layer.batched(x[:, None], weight, bias).squeeze(1)
 
     def sample_outputs(self, layer: BayesLayer, x: Tensor, parameters: PosteriorParameters) -> Tensor:
-        """Return outputs of `[B, ...]`, a fresh draw of every output (local reparameterisation)."""
+        """Return outputs of `[B, ...]`, each with a fresh draw of its weights (local reparameterisation)."""
         mean = self.outputs_without_noise(layer, x, parameters)
         return add_noise(mean, layer.product(square(x), parameters.variance, None))
 
-    def sample_linear(self, x: Tensor, parameters: PosteriorParameters, blocked: int) -> Tensor | None:
-        """Return what `sample_outputs` of a linear layer returns, by one fused operation, or None without one.
+    def sample_linear(self, x: Tensor, parameters: PosteriorParameters, detached_outputs: int) -> Tensor | None:
+        """Return outputs like `sample_outputs` of a linear layer, by one fused operation; None if there is none.
 
         Args:
-            x: `[B, in]` floating point.
-            parameters: of a linear layer; their `kl` may be set on the way.
-            blocked: number of leading outputs that pass no gradient on to `x`.
+            x: inputs, `[B, in]` floating point.
+            parameters: parameters of a linear layer. If the operation computes the KL divergence too, it stores the
+                divergence in `parameters.kl`, so that the loss need not compute it again.
+            detached_outputs: number of leading outputs whose gradient does not reach `x`.
         """
         return None
 
     # ------------------------------------------------------------------ divergence
     @abstractmethod
     def kl_terms(self, parameters: PosteriorParameters) -> KLTerms:
-        """Return KL(q || prior) of a layer in nats, summed over weights, and what is shared with other layers."""
+        """Return the terms of KL(q || prior) of a layer, summed over its weights, in nats."""
 
     def shared_kl(self, shared: Sequence[Tensor]) -> Tensor:
-        """Return the part of KL(q || prior) that depends on all layers together, a scalar in nats.
+        """Return the term of KL(q || prior) that depends on all layers together, a scalar in nats.
 
         Args:
             shared: `KLTerms.shared` of all layers (or groups of layers).
         """
-        raise NotImplementedError(f"{type(self).__name__} has no shared part of its divergence")
+        raise NotImplementedError(f"{type(self).__name__} has no shared term of its divergence")
 
-
-VCL_NEEDS = "is learned from task to task: only posterior mean_field with prior gaussian can become a prior"
 
 POSTERIORS: Registry[type[PosteriorFamily]] = Registry("model.posterior.family")
 """Posterior families by the value of the option `model.posterior.family`."""
@@ -227,21 +252,31 @@ def make_family(settings: PosteriorSettings, sequential: bool = False) -> Poster
     """Return the family that the settings name.
 
     Args:
-        settings: of the posterior.
-        sequential: keep a Gaussian prior for each weight, which the posterior can become.
+        settings: settings of the posterior.
+        sequential: whether each weight has its own Gaussian prior, for variational continual learning.
 
     Raises:
-        ConfigError: if the family cannot be sequential.
+        ConfigError: if `sequential`, and the posterior of these settings cannot become a prior.
     """
-    kind = POSTERIORS[settings.family]
-    able = kind.become_prior is not PosteriorFamily.become_prior and settings.prior == "gaussian"
-    check(able or not sequential, "model.consolidation.method", "vcl", VCL_NEEDS)
-    return kind(settings, sequential)
+    family_class = POSTERIORS[settings.family]
+    can_become_prior = family_class.can_become_prior() and settings.prior == "gaussian"
+    check(can_become_prior or not sequential, "model.consolidation.method", "vcl", _requirement_of_vcl())
+    return family_class(settings, sequential)
+
+
+def _requirement_of_vcl() -> str:
+    families = " or ".join(name for name, family_class in POSTERIORS.items() if family_class.can_become_prior())
+    return f"needs a posterior that can become the next task's prior: choose posterior {families} with prior gaussian"
 
 
 # ------------------------------------------------------------------ helpers for families
 def add_gaussian_parameters(layer: BayesLayer, settings: PosteriorSettings, *components: int) -> float:
-    """Create means, log-variances and biases of a layer; a mixture has one mean and bias for each component.
+    """Create means, log-variances and biases of a layer.
+
+    Args:
+        layer: layer that gets the parameters.
+        settings: settings of the posterior, with the initial values.
+        components: number of components of a mixture, each with its own means and biases; nothing for other families.
 
     Returns:
         Standard deviation of the initial means.
@@ -254,15 +289,14 @@ def add_gaussian_parameters(layer: BayesLayer, settings: PosteriorSettings, *com
 
 
 def square(x: Tensor) -> Tensor:
-    """Return x^2; the integer that stands for a one-hot vector is its own square."""
+    """Return x^2. An integer stands for a one-hot vector, whose square is the vector itself."""
     return x.square() if x.is_floating_point() else x
 
 
 def _joined_noise(layers: Sequence[BayesLayer], noise: Mapping[str, Tensor]) -> Tensor | None:
     """Return the noise of all `layers`, zeros for a layer without an entry, or None if no layer has one."""
-    given = [noise.get(layer.key) for layer in layers]
-    size = next((len(values) for values in given if values is not None), None)
-    if size is None:
+    num_draws = next((len(noise[layer.key]) for layer in layers if layer.key in noise), None)
+    if num_draws is None:
         return None
-    zero = layers[0].bias.new_zeros
-    return join([zero(size, *layer.shape) if v is None else v for v, layer in zip(given, layers, strict=True)])
+    zeros = layers[0].bias.new_zeros
+    return join([noise[layer.key] if layer.key in noise else zeros(num_draws, *layer.shape) for layer in layers])

@@ -40,7 +40,7 @@ class LowRank(PosteriorFamily):
         layer.weight_factor = nn.Parameter(scale / math.sqrt(self.index_size) * factor)
 
     def weights(self, parameters: PosteriorParameters, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mu + C z for each z, and the biases."""
+        """Return mu + C z for each index z, and the biases."""
         factor = parameters.extras["weight_factor"]
         return parameters.mean + torch.tensordot(index, factor, 1), parameters.bias[None]
 
@@ -53,7 +53,10 @@ class LowRank(PosteriorFamily):
         return layer.product(x, parameters.mean, parameters.bias) + mixed
 
     def kl_terms(self, parameters: PosteriorParameters) -> KLTerms:
-        """Return the divergence without the determinant, and C^T S^-1 C `[d, d]` for it, S the diagonal of s^2."""
+        """Return the divergence without its log-determinant, and C^T S^-1 C `[d, d]`, where S is the diagonal of s^2.
+
+        The log-determinant depends on all layers together. `shared_kl` computes it from the sum of these matrices.
+        """
         prior, factor = parameters.prior or self.prior, parameters.extras["weight_factor"]
         kl = prior.kl_divergence(parameters)
         scaled = (factor * (-0.5 * parameters.log_var).exp()).flatten(1)
@@ -61,10 +64,13 @@ class LowRank(PosteriorFamily):
         return KLTerms(kl + 0.5 * prior.precision * factor.square().sum(), scaled @ scaled.T)
 
     def shared_kl(self, shared: Sequence[Tensor]) -> Tensor:
-        """Return minus half the log-determinant of I + C^T S^-1 C, summed over layers within."""
+        """Return minus half the log-determinant of I + C^T S^-1 C, with C^T S^-1 C summed over layers."""
         return -half_log_det(torch.stack(list(shared)).sum(0) if len(shared) > 1 else shared[0])
 
 
 def half_log_det(gram: Tensor) -> Tensor:
-    """Return log det(I + gram) / 2; by eigenvalues, because rounding can make a gram of wide spread indefinite."""
+    """Return log det(I + gram) / 2 of a Gram matrix `[d, d]`, as a scalar.
+
+    Rounding can make some eigenvalues negative, so they are computed and clamped; a Cholesky factorisation would fail.
+    """
     return 0.5 * torch.linalg.eigvalsh(gram).clamp_min(0).log1p().sum()

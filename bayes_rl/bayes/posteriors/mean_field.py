@@ -32,12 +32,19 @@ class MeanField(PosteriorFamily):
         """Return the outputs of the mean weights, which all rows share."""
         return layer.product(x, parameters.mean, parameters.bias)
 
-    def sample_linear(self, x: Tensor, parameters: PosteriorParameters, blocked: int) -> Tensor | None:
-        """Draw the outputs and compute the divergence in one operation, with a gradient written by hand."""
-        p = parameters
-        y, kl = sampled_linear(x, p.means, p.raws, p.biases, p.limit, self.settings.prior_precision, blocked)
-        if isinstance(p.prior, GaussianPrior):  # the divergence that the operation computes is from this prior
-            p.kl = kl
+    def sample_linear(self, x: Tensor, parameters: PosteriorParameters, detached_outputs: int) -> Tensor | None:
+        """Sample the outputs and compute the KL divergence in one operation, whose gradient is written by hand."""
+        y, kl = sampled_linear(
+            x,
+            parameters.means,
+            parameters.raw_log_vars,
+            parameters.biases,
+            parameters.log_var_limit,
+            self.settings.prior_precision,
+            detached_outputs,
+        )
+        if isinstance(parameters.prior, GaussianPrior):  # the operation computes the divergence from this prior only
+            parameters.kl = kl
         return y
 
     def kl_terms(self, parameters: PosteriorParameters) -> KLTerms:

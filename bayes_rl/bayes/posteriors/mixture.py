@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 class Mixture(PosteriorFamily):
     """Mixture of `size` Gaussians of equal weight and common s, whose component is the same in all layers.
 
-    The index is the row of the identity that belongs to the component, called member. Every member has means and
-    biases of its own. The divergence is that of member and weights jointly: the members' overlap is not credited.
+    A component is called member. The index is a one-hot vector that names the member. Every member has its own means
+    and biases. The divergence is that of the member and the weights jointly, an upper bound of the divergence of the
+    mixture, which is smaller where members overlap.
     """
 
     anchoring_obstacle = "protects one network, not the members of a mixture"
@@ -37,13 +38,13 @@ class Mixture(PosteriorFamily):
         add_gaussian_parameters(layer, self.settings, self.index_size)
 
     def draw_index(self, generator: torch.Generator) -> Tensor:
-        """Return the one-hot vector of a random member."""
+        """Return the one-hot vector of a random member, `[K]`."""
         index = torch.zeros(self.index_size)
         index[torch.randint(self.index_size, (), generator=generator)] = 1
         return index
 
     def fresh_draws(self, count: int, device: torch.device) -> Draws:
-        """Return every member once, whatever the `count`: all of them learn in every update."""
+        """Return every member once, for any `count`: all members are trained in every update."""
         return replace(self.mean_draws(device), noise=None)
 
     def value_draws(self, shapes: Mapping[str, tuple[int, ...]], count: int) -> Draws:
@@ -73,8 +74,8 @@ class Mixture(PosteriorFamily):
         index = x.new_zeros(len(x), len(means), dtype=means.dtype)
         index = index.scatter(1, torch.randint(len(means), (len(x), 1), device=x.device), 1)
         outputs = layer.product(x, means.flatten(0, 1), None).unflatten(1, (len(means), -1))
-        chosen, bias = torch.einsum("bk...,bk->b...", outputs, index), index @ parameters.bias
-        return chosen + bias.reshape(*bias.shape, *[1] * (chosen.ndim - 2))
+        member_outputs, bias = torch.einsum("bk...,bk->b...", outputs, index), index @ parameters.bias
+        return member_outputs + bias.reshape(*bias.shape, *[1] * (member_outputs.ndim - 2))
 
     def kl_terms(self, parameters: PosteriorParameters) -> KLTerms:
         """Return the average divergence of the members."""
