@@ -1,4 +1,8 @@
-"""Replay, stream and data module."""
+"""Data of training: the data module, the stream of minibatches that steps environments, and the replay.
+
+What a checkpoint holds of the data, and how a resumed run restores it, is in `state_dict` and `load_state_dict` of
+`datamodule.py`, `stream.py` and `replay.py`. The state of the agent is in `bayes_rl/agent/module.py`.
+"""
 
 from bayes_rl.data.curriculum import Curriculum
 from bayes_rl.data.datamodule import ReplayDataModule

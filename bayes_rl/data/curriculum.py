@@ -21,8 +21,8 @@ class CurriculumSettings:
     Args:
         frames_per_task: environment frames of training per visit of a task, a multiple of `frames_per_epoch`.
         cycles: number of passes through all tasks.
-        task_conditioning: part of the networks that is task-specific: none, gains (a gain and a bias for each feature
-            and task, as Kirkpatrick et al. 2017), or heads (output layers for each task).
+        task_conditioning: part of the networks that each task has for itself: none, gains (a gain and a bias for each
+            feature and task, as Kirkpatrick et al. 2017), or heads (output layers for each task).
         epsilon_at_switch: restart or continue the schedule of epsilon at a task switch.
         keep_replays: learn from the replays of earlier tasks as well (rehearsal).
 
@@ -46,8 +46,8 @@ class CurriculumSettings:
     def check_single_task(self) -> None:
         """Raise `ConfigError` at a setting that only several tasks read."""
         problem = "is for several tasks: --data.tasks '[GAME, ...]'"
-        for key, usual in (("task_conditioning", "none"), ("keep_replays", False), ("cycles", 1)):
-            check(getattr(self, key) == usual, f"data.curriculum.{key}", getattr(self, key), problem)
+        for key, default in (("task_conditioning", "none"), ("keep_replays", False), ("cycles", 1)):
+            check(getattr(self, key) == default, f"data.curriculum.{key}", getattr(self, key), problem)
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Curriculum:
     """Order of the tasks. A visit is one stretch of training on one task.
 
     Args:
-        settings: of each task's environments, `[T]`.
-        epochs: per visit.
+        settings: settings of each task's environments, `[T]`.
+        epochs: number of epochs per visit.
         cycles: number of passes through all tasks.
     """
 
@@ -96,8 +96,8 @@ def make_curriculum(
     """Return the curriculum of `tasks`, or of the one game in `env_settings` if `tasks` is None.
 
     Args:
-        env_settings: of every task, except for the id.
-        tasks: ids of the environments, in order.
+        env_settings: settings of every task's environments, except for the id.
+        tasks: ids of the environments, in the order of training.
         settings: length and number of the visits.
         frames_per_epoch: environment frames per epoch.
 

@@ -26,21 +26,23 @@ from bayes_rl.types import AgentArguments, Transition
 from bayes_rl.utils.settings import as_settings
 
 STAGES = {"validate": 1_000_001, "test": 1_000_002, "predict": 1_000_003}
-"""Domains of the episodes' seeds, in the place of the rank, so that no two stages play the same games."""
+"""Numbers in the seeds of the episodes of a stage, in the place of the rank, so that no two stages play equal games."""
 
 
 FISHER = 0x46
-"""Domain of the generator that draws transitions for the Fisher information."""
+"""Number in the key of the generator of transitions for the Fisher information, see `stream.SAMPLE`."""
 
 
 ESTIMATE_EVERY = 4
-"""Agent steps between two value estimates in a validation game. States that follow each other are alike."""
+"""Agent steps between two value estimates in a validation game: consecutive states have similar values."""
 
 
 class ReplayDataModule(pl.LightningDataModule):
     """Data module that streams n-step transitions from an env-stepping replay. Validation batches are whole games.
 
-    Each group of settings is an object of its class or a dictionary of its fields, whose documentation is there.
+    Each group of settings is an object of its class, which documents the fields, or a dictionary of the fields.
+
+    A checkpoint holds `state_dict`, with which a resumed run continues: the number of the visit and the stream's state.
 
     Args:
         env: any Gymnasium id with discrete actions, or the short name of a bundled Atari game (`breakout`).
@@ -56,7 +58,7 @@ class ReplayDataModule(pl.LightningDataModule):
         curriculum: training on several tasks.
         evaluation: whole games per validation, and their videos.
         refill_replay: collect a new replay when a run resumes, instead of requiring the old one.
-        seed: of every episode and minibatch; the command line sets it to --seed_everything.
+        seed: seed of every episode and minibatch; the command line sets it to --seed_everything.
 
     Raises:
         ConfigError: a setting cannot work; the error names it.
@@ -124,16 +126,15 @@ class ReplayDataModule(pl.LightningDataModule):
             f"makes an epoch of no update at {updates_per_step} updates per step and {rules.frame_skip} frames per step"
         )
         check(self.batches_per_epoch >= 1, "data.frames_per_epoch", frames_per_epoch, problem)
-        # Environments and a replay in memory find bad settings and all shapes before anything is written.
+        # These environments and this replay in memory check the settings, before a run writes anything.
         probe = make_envs(self.settings, num_envs)
-        with contextlib.suppress(
-            MemoryError
-        ):  # settings are checked before memory is taken, and a run has its replay on disk
+        # The replay checks its settings before it takes memory, and the replay of a run is on disk.
+        with contextlib.suppress(MemoryError):
             self._replay(probe)
         self.num_actions, self.num_categories = probe.num_actions, probe.num_categories
         self.pixel_scale, self.screen_dtype = probe.pixel_scale, probe.screen_dtype
-        channels, *rest = probe.screen_shape
-        self.observation_shape = (frame_stack * channels, *rest)
+        channels, *height_and_width = probe.screen_shape  # a vector has no height and width
+        self.observation_shape = (frame_stack * channels, *height_and_width)
         probe.close()
 
     def agent_arguments(self) -> AgentArguments:
@@ -160,7 +161,7 @@ class ReplayDataModule(pl.LightningDataModule):
 
     @property
     def task_conditioning(self) -> str:
-        """Part of the networks that is task-specific: none, gains or heads."""
+        """Part of the networks that each task has for itself: none, gains or heads."""
         return self.curriculum_settings.task_conditioning
 
     def _replay(self, envs: VectorEnvs, directory: Path | None = None) -> ReplayBuffer:
@@ -191,7 +192,7 @@ class ReplayDataModule(pl.LightningDataModule):
         trainer = self.trainer
         agent: Any = trainer.lightning_module
         self.visit, self.settings = 0, self.curriculum.settings[0]
-        envs, replay = self._games_and_replay(0)
+        envs, replay = self._envs_and_replay(0)
         self.stream = ReplayStream(
             envs,
             replay,
@@ -200,7 +201,7 @@ class ReplayDataModule(pl.LightningDataModule):
             batch_size=self.replay_settings.batch_size,
             updates_per_step=self.updates_per_step,
             batches_per_epoch=max(1, self.batches_per_epoch // trainer.world_size),
-            min_replay_size=self.replay_settings.min_size // trainer.world_size,
+            replay_min_size=self.replay_settings.min_size // trainer.world_size,
             frame_skip=self.settings.frame_skip,
             seed=self.seed,
             rank=trainer.global_rank,
@@ -219,19 +220,21 @@ class ReplayDataModule(pl.LightningDataModule):
         """
         task = self.curriculum.task(visit)
         self.visit, self.settings = visit, self.curriculum.settings[task]
-        self.stream.switch(task, *self._games_and_replay(visit))
-        for old in range(visit - 1):
-            directory = self._replay_directory(old)
+        self.stream.switch(task, *self._envs_and_replay(visit))
+        for earlier_visit in range(visit - 1):
+            directory = self._replay_directory(earlier_visit)
             if directory is not None and not self.curriculum_settings.keep_replays:
                 shutil.rmtree(directory, ignore_errors=True)
 
     def _replay_directory(self, visit: int) -> Path | None:
+        """Return the folder of the replay of a visit; None keeps the replay in memory."""
         if self.directory is None or self.trainer is None:
             return None
-        rank = self.directory / f"rank{self.trainer.global_rank}"
-        return rank if self.tasks is None else rank / f"visit{visit}"
+        directory = self.directory / f"rank{self.trainer.global_rank}"
+        return directory if self.tasks is None else directory / f"visit{visit}"
 
-    def _games_and_replay(self, visit: int) -> tuple[VectorEnvs, ReplayBuffer]:
+    def _envs_and_replay(self, visit: int) -> tuple[VectorEnvs, ReplayBuffer]:
+        """Return new environments and an empty replay for a visit."""
         envs = make_envs(self.curriculum.settings[self.curriculum.task(visit)], self.num_envs)
         return envs, self._replay(envs, self._replay_directory(visit))
 

@@ -19,7 +19,7 @@ ACTION, REWARD, FLAGS, AGE = range(4)
 
 
 NUMBERS = 4
-"""Numbers of a slot beside its screen. All are exact in float64, so that one transfer brings them all."""
+"""Numbers of a slot beside its screen. All numbers are exact in float64, so that one transfer copies them."""
 
 
 def copy_bytes(num_envs: int, slots: int, screen_shape: tuple[int, ...], screen_dtype: np.dtype[Any]) -> int:
@@ -40,8 +40,8 @@ class DeviceReplay(ReplayBuffer):
         settings: keyword arguments of `ReplayBuffer`.
     """
 
-    _screens_there: Tensor  # `[slots of all rings, numbers of a screen]`
-    _numbers_there: Tensor  # `[slots of all rings, NUMBERS]`
+    _device_screens: Tensor  # `[slots of all rings, numbers of a screen]`
+    _device_numbers: Tensor  # `[slots of all rings, NUMBERS]`
 
     def __init__(self, *arguments: Any, device: torch.device, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -65,28 +65,30 @@ class DeviceReplay(ReplayBuffer):
         super().load_state_dict(state)
         used = np.minimum(self.written, self.slots)
         for base, count in zip(self._base.tolist(), used.tolist(), strict=True):
-            for start in range(0, count, 4096):  # bounds the page-locked memory of a transfer
+            for start in range(0, count, 4096):  # limits the page-locked memory of a transfer
                 self._copy(base + np.arange(start, min(start + 4096, count)))
 
     def _copy(self, slots: NDArray[np.int64]) -> None:
         """Copy `slots` to the device: their screens in one transfer, all other numbers in another."""
-        if not hasattr(self, "_screens_there"):  # made on first use: the copy of the task before may still take memory
+        # The copy is made at its first use, because the copy of the previous task takes memory until then.
+        if not hasattr(self, "_device_screens"):
             screens = torch.from_numpy(self.files.screens[:0])
-            self._screens_there = torch.zeros(self.files.screens.shape, dtype=screens.dtype, device=self.device)
-            self._numbers_there = torch.zeros(len(self.files.screens), NUMBERS, dtype=torch.float64, device=self.device)
+            self._device_screens = torch.zeros(self.files.screens.shape, dtype=screens.dtype, device=self.device)
+            shape = (len(self.files.screens), NUMBERS)
+            self._device_numbers = torch.zeros(shape, dtype=torch.float64, device=self.device)
         files = self.files
         columns = (slots, files.actions[slots], files.rewards[slots], files.flags[slots], files.ages[slots])
         numbers = to_device_async(torch.from_numpy(np.stack(columns, 1).astype(np.float64)), self.device)
         index = numbers[:, 0].long()
         screens = to_device_async(torch.from_numpy(files.screens[slots]), self.device)
-        self._screens_there.index_copy_(0, index, screens)
-        self._numbers_there.index_copy_(0, index, numbers[:, 1:])
+        self._device_screens.index_copy_(0, index, screens)
+        self._device_numbers.index_copy_(0, index, numbers[:, 1:])
 
     def transitions(self, env: NDArray[np.int64], number: NDArray[np.int64]) -> Transition:
         """Return the transitions of `ReplayBuffer.transitions`, made on the device."""
         base, first = to_device_async(torch.from_numpy(np.stack([self._base[env], number])), self.device)
         steps = torch.arange(self.n_step, device=self.device)
-        window = self._numbers_there[self._place(base[:, None], first[:, None] + steps)]
+        window = self._device_numbers[self._place(base[:, None], first[:, None] + steps)]
         rewards, flags = window[..., REWARD], window[..., FLAGS].to(torch.uint8)
         reward, discount, steps = n_step_return_torch(
             rewards, flags, self._discounts(), self.life_loss, self.reward_clip
@@ -113,10 +115,9 @@ class DeviceReplay(ReplayBuffer):
     def _stacks(self, base: Tensor, number: Tensor) -> Tensor:
         """Return stacks `[B, frame_stack * C, ...]` that end at slot `number`, zeros before the episode's start."""
         back = torch.arange(self.frame_stack - 1, -1, -1, device=self.device)
-        ages = self._numbers_there[self._place(base, number), AGE]
-        stack = self._screens_there[self._place(base[:, None], number[:, None] - back)]
-        stack.masked_fill_(
-            (ages[:, None] < back)[..., None], 0
-        )  # without a test for missing screens, which would wait for the device
-        channels, *rest = self.screen_shape
-        return stack.view(len(base), self.frame_stack * channels, *rest)
+        ages = self._device_numbers[self._place(base, number), AGE]
+        stack = self._device_screens[self._place(base[:, None], number[:, None] - back)]
+        # Without a test for missing screens, because the test would wait for the device.
+        stack.masked_fill_((ages[:, None] < back)[..., None], 0)
+        channels, *height_and_width = self.screen_shape
+        return stack.view(len(base), self.frame_stack * channels, *height_and_width)

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from bayes_rl.errors import check
 
-EXPLORE, DRAW = 0x45, 0x44  # domains of the generators
+EXPLORE, DRAW = 0x45, 0x44
+"""Numbers in the keys of the generators of this file, which separate them from generators of other purposes."""
 
 
-BLOCK = 64  # steps whose random numbers are drawn at once: making a generator takes longer than using it
+BLOCK = 64
+"""Steps whose random numbers are drawn at once, because making a generator takes longer than drawing from it."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class ExplorationNoise:
     """Random numbers of exploration, as a function of (seed, rank, step). There is no state to save.
 
     Args:
-        seed: of the run.
-        rank: of this process.
+        seed: seed of the run.
+        rank: rank of this process.
         num_envs: E, number of environments.
         num_actions: A, number of actions.
     """
@@ -75,5 +77,5 @@ class ExplorationNoise:
 
 @lru_cache(maxsize=4096)
 def draw_seed(seed: int, rank: int, env: int, episode: int) -> int:
-    """Return the seed of 31 bits that names the posterior draw of one episode of an environment."""
+    """Return the seed, of 31 bits, of the posterior draw for one episode of an environment."""
     return int(np.random.SeedSequence([seed, rank, DRAW, env, episode]).generate_state(1)[0] >> 1)

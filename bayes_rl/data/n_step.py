@@ -1,4 +1,4 @@
-"""n-step returns of stored steps: the equation once in numpy and once in torch, to the same bits.
+"""n-step returns of stored steps, in numpy and in torch, with equal bits.
 
 Step t has the reward r_t, the discount gamma and flags. With k the number of steps up to and including the first end
 of an episode in the window, and k = n without an end:
@@ -25,7 +25,7 @@ TERMINATED, TRUNCATED, LIFE_LOST, LAST_SCREEN = 1, 2, 4, 8
 """Bits of a slot's flags. `LAST_SCREEN` marks an episode's final screen, from which no step was taken."""
 
 LIFE_LOSS = ("none", "discount", "penalty")
-"""Effects of a lost life: none, a discount of 0, or a reward of -1, which the end of a game has as well."""
+"""Effects of a lost life: none, a discount of 0, or a penalty of 1, which a termination has as well."""
 
 
 class NStepReturn(NamedTuple):

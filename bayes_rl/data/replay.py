@@ -32,7 +32,7 @@ class ReplaySettings:
     """Settings of the replay and of the transitions that it makes.
 
     Args:
-        capacity: transitions kept, over all environments.
+        capacity: largest number of transitions in the replay, over all environments.
         device: device where minibatches are made: cpu, or cuda, by a copy of the replay in the GPU's memory.
         min_size: transitions collected at random before the first update.
         batch_size: transitions per minibatch.
@@ -70,17 +70,17 @@ class ReplayBuffer:
 
     An episode of T steps takes T + 1 slots. The last slot, marked `LAST_SCREEN`, holds the final screen, which the
     return of a truncated episode bootstraps from. A ring has `slack` more slots than can be sampled, so that the slots
-    of a checkpoint survive the writes of one more epoch.
+    that a checkpoint refers to are not overwritten within the next epoch.
 
-    `state_dict` flushes the files to disk before a checkpoint refers to them. After a power cut the newest checkpoint
-    finds its slots. An older checkpoint (`best.ckpt`) may be accepted although the last writes before the cut
-    overwrote its oldest slots.
+    A resumed run continues from `state_dict`, which writes the files to disk before a checkpoint refers to them. The
+    newest checkpoint therefore finds its slots after a power failure. An older checkpoint (`best.ckpt`) may be accepted
+    although the last writes before the failure overwrote its oldest slots.
 
     Args:
-        capacity: transitions kept, over all environments.
+        capacity: largest number of transitions in the replay, over all environments.
         num_envs: E, the number of rings.
-        screen_shape: of one screen, channels first.
-        screen_dtype: of one screen.
+        screen_shape: shape of one screen, channels first.
+        screen_dtype: type of the numbers of one screen.
         frame_stack: screens per observation, oldest first, zeros before an episode's start.
         n_step: n of the return; may be changed between samples.
         gamma: discount per agent step, in [0, 1].
@@ -131,7 +131,7 @@ class ReplayBuffer:
         self._history_began = False
 
     def __len__(self) -> int:
-        """Return the number of slots in the newest `ring` slots of all rings: N of the ELBO."""
+        """Return N of the ELBO: the number of written slots among the newest `ring` slots of each ring."""
         return int(np.minimum(self.written, self.ring).sum())
 
     @property
@@ -141,7 +141,7 @@ class ReplayBuffer:
 
     @property
     def sampleable(self) -> int:
-        """Number of slots that `sample` chooses among. A few of them hold final screens and are drawn again."""
+        """Number of slots that `sample` draws from. If a drawn slot holds a final screen, `sample` draws again."""
         return int(self._window()[1].sum())
 
     def _write(self, envs: slice | NDArray[np.int64], screens: NDArray[Any], flags: Any) -> NDArray[np.int64]:
@@ -169,7 +169,7 @@ class ReplayBuffer:
         truncated: NDArray[np.bool_],
         life_lost: NDArray[np.bool_],
         next_screens: NDArray[Any],
-        idle: NDArray[np.bool_] | None = None,
+        restarting: NDArray[np.bool_] | None = None,
     ) -> None:
         """Append one step of every environment.
 
@@ -181,9 +181,9 @@ class ReplayBuffer:
             truncated: whether the episode was truncated after this step, `[E]`.
             life_lost: whether a life was lost in this step, `[E]`.
             next_screens: screens after the steps, `[E, *screen_shape]`; stored where episodes ended.
-            idle: environments that took no step, `[E]`; None if all took one.
+            restarting: environments that started an episode and took no step, `[E]`; None if there are none.
         """
-        envs = slice(None) if idle is None or not idle.any() else np.flatnonzero(~idle)
+        envs = slice(None) if restarting is None or not restarting.any() else np.flatnonzero(~restarting)
         ended = np.flatnonzero(terminated | truncated)
         flags = life_lost * LIFE_LOST
         if len(ended):
@@ -256,8 +256,9 @@ class ReplayBuffer:
         missing = self.files.ages[self._slot(env, number)][:, None] < back
         if missing.any():
             stack[missing] = 0
-        channels, *rest = self.screen_shape
-        return torch.from_numpy(np.ascontiguousarray(stack)).view(len(env), self.frame_stack * channels, *rest)
+        channels, *height_and_width = self.screen_shape
+        stack = np.ascontiguousarray(stack)
+        return torch.from_numpy(stack).view(len(env), self.frame_stack * channels, *height_and_width)
 
     def state_dict(self) -> dict[str, Any]:
         """Flush the files to disk and return the positions in the rings. The slots stay in the files."""
@@ -276,19 +277,19 @@ class ReplayBuffer:
             ConfigError: the files do not hold the slots that `state` refers to.
         """
         written = state["written"].numpy()
-        where = str(self.files.directory)
+        key, directory = "ckpt_path", str(self.files.directory)
         remedy = "; resume from checkpoints/last.ckpt, or collect again with --data.refill_replay true"
         if state["geometry"] != self.files.geometry:
-            raise ConfigError("ckpt_path", where, f"replay of another shape, {state['geometry']}{remedy}")
+            raise ConfigError(key, directory, f"replay of another shape, {state['geometry']}{remedy}")
         self._history_began = bool(written.any())
-        if self._history_began:  # a state without slots refers to nothing: the files stay until the first step
-            end, most = self.files.written
+        if self._history_began:  # without slots in the state, the files are left as they are until the first step
+            written_in_files, largest_written = self.files.written
             if self.files.mapped and state.get("history") != self.files.history:
-                raise ConfigError("ckpt_path", where, f"another replay was begun in place of this checkpoint's{remedy}")
-            if (end < written).any():
-                raise ConfigError("ckpt_path", where, f"the replay that this checkpoint refers to is not there{remedy}")
-            if (most - written > self.slots - self.ring).any():
-                raise ConfigError("ckpt_path", where, f"the replay has moved on since this checkpoint{remedy}")
+                raise ConfigError(key, directory, f"another replay was begun in place of this checkpoint's{remedy}")
+            if (written_in_files < written).any():
+                raise ConfigError(key, directory, f"the replay that this checkpoint refers to is not there{remedy}")
+            if (largest_written - written > self.slots - self.ring).any():
+                raise ConfigError(key, directory, f"the replay has moved on since this checkpoint{remedy}")
             self.files.written[0] = written
         self.written[:] = written
         self._age[:] = state["age"].numpy()

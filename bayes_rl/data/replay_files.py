@@ -18,13 +18,13 @@ MANIFEST = "replay.json"
 def replay_layout(
     num_envs: int, slots: int, screen_shape: tuple[int, ...], screen_dtype: np.dtype[Any]
 ) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Return name, shape and type of each file of a replay of `num_envs` rings, stored one after the other.
+    """Return name, shape and type of each file of a replay. A file holds the rings one after the other.
 
     Args:
         num_envs: E, the number of rings.
-        slots: per ring.
-        screen_shape: of one screen.
-        screen_dtype: of one screen.
+        slots: slots per ring.
+        screen_shape: shape of one screen.
+        screen_dtype: type of the numbers of one screen.
     """
     total = num_envs * slots
     return {
@@ -42,26 +42,26 @@ def replay_layout(
 class ReplayFiles:
     """Arrays of a replay, mapped from the files of a directory or held in memory.
 
-    Mapped files are shared memory: what was written survives the death of the process at any moment, and `flush`
-    brings it to disk. A manifest beside the files names their history, the sequence of steps since a replay was begun
-    empty, so that a checkpoint of another history is refused.
+    Mapped files are shared memory: the system keeps what was written even if the process is killed at any moment, and
+    `flush` writes it to disk. A history is the sequence of steps since the replay was empty. A manifest beside the
+    files has the name of the history, so that a checkpoint of another history is refused.
 
-    Files that fit are mapped at construction. Files that do not fit stay as they are until `begin_history`, because a
-    checkpoint may refer to them.
+    Files of the right sizes are mapped at construction. Other files are left as they are until `begin_history`, because
+    a checkpoint may refer to them.
 
     Args:
         directory: folder of the files; None keeps all arrays in memory.
         num_envs: E, the number of rings.
-        slots: per ring.
-        screen_shape: of one screen.
-        screen_dtype: of one screen.
+        slots: slots per ring.
+        screen_shape: shape of one screen.
+        screen_dtype: type of the numbers of one screen.
 
     Attributes:
         screens: `[E * slots, numbers of a screen]`.
         actions, rewards, flags, ages: `[E * slots]`; an age is the number of steps since the reset, at most 255.
         written: slots of the current history, and the largest number of slots ever written, `[2, E]`.
         history: name of the history; None in memory, before a history began, and in files without a manifest.
-        mapped: whether the arrays are those of the directory's files.
+        mapped: whether the arrays are mapped from the files of the directory.
     """
 
     screens: NDArray[Any]
@@ -103,7 +103,7 @@ class ReplayFiles:
         self.written[:] = 0
 
     def flush(self) -> None:
-        """Bring everything that was written to disk."""
+        """Write the mapped files to disk."""
         for file in self._files:
             file.flush()
 
@@ -128,7 +128,10 @@ class ReplayFiles:
         return isinstance(self.history, str) and content == self._manifest()
 
     def _open(self, mode: str) -> None:
-        """Make the arrays: in the files with `mode`, or in memory without one, which is not taken before a write."""
+        """Make the arrays: mapped from the files, opened in `mode`; or in memory, if `mode` is empty.
+
+        The system gives memory to an array of zeros only when the array is written to.
+        """
         self._files: list[np.memmap[Any, Any]] = []
         arrays = []
         for name, (shape, dtype) in self._layout.items():

@@ -1,4 +1,4 @@
-"""Training stream: act, step, store, sample. The stream owns all counters and the schedule of epsilon."""
+"""Training stream: act, step, store, sample. The stream has all counters and the schedule of epsilon."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from bayes_rl.errors import ConfigError
 from bayes_rl.types import Batch, DrawPolicy, Policy
 
 SAMPLE = 0x53
-"""Domain of the generators of minibatches."""
+"""Number in the keys of the generators of minibatches, which separates them from generators of other purposes."""
 
 
-COUNTERS = ("vector_steps", "learning_steps", "task_began", "updates", "finished_episodes")
-"""Attributes of a stream that its state holds as numbers."""
+COUNTERS = ("vector_steps", "task_began", "updates", "finished_episodes")
+"""Attributes of a stream that its state holds as numbers, beside `steps_after_prefill`."""
 
 
 ARRAYS = ("episodes", "lives", "episode_return", "seeded_episode", "restarting")
@@ -36,27 +36,36 @@ class ReplayStream(IterableDataset[Batch]):
     """Stream of minibatches that steps environments between them. An epoch has a fixed number of minibatches.
 
     Environments step while the learner works: the stream sends actions before it yields minibatches, and receives the
-    results after them. The order is fixed, so that a run is a function of its seed. All random numbers come from
-    generators keyed by (seed, rank, domain, counter), so that there is no generator state to save.
+    results after them. Between the two, the step is pending. The order is fixed, so that a run is a function of its
+    seed. All random numbers come from generators keyed by (seed, rank, purpose, counter), so that there is no generator
+    state to save. A resumed run continues from `state_dict`.
 
     Args:
         envs: E environments, not yet reset.
         replay: empty, or restored by `load_state_dict`.
-        policy: greedy behaviour.
+        policy: function from observations to greedy actions.
         epsilon: schedule of the probability of a random action.
         batch_size: transitions per minibatch.
         updates_per_step: minibatches per agent step, > 0; 0.25 is one per four steps.
         batches_per_epoch: minibatches per epoch.
-        min_replay_size: transitions collected uniformly at random before the first minibatch.
+        replay_min_size: transitions collected with random actions before the first minibatch (the prefill).
         frame_skip: frames per agent step.
-        seed: of the run.
-        rank: of this process; part of every seed.
+        seed: seed of the run.
+        rank: rank of this process; part of every seed.
         world_size: number of processes; frames are counted over all of them.
         refill_replay: collect a new replay when a state is loaded, instead of requiring the old one.
-        draw_policy: behaviour by one posterior draw per environment and episode, used instead of `policy`.
+        draw_policy: function from observations to greedy actions by one posterior draw per environment and episode,
+            used instead of `policy`.
         keep_replays: learn from the replays of finished tasks as well; each minibatch comes from one replay, drawn
             uniformly.
         restart_epsilon: restart the schedule of epsilon at a task switch.
+
+    Attributes:
+        vector_steps: steps of all environments together. A vector step is one agent step of each environment.
+        steps_after_prefill: vector steps without those of the prefills. Updates and epsilon follow this number.
+        task_began: `steps_after_prefill` at the start of the current task.
+        updates: minibatches yielded.
+        finished_episodes: episodes that ended.
     """
 
     def __init__(
@@ -69,7 +78,7 @@ class ReplayStream(IterableDataset[Batch]):
         batch_size: int,
         updates_per_step: float,
         batches_per_epoch: int,
-        min_replay_size: int,
+        replay_min_size: int,
         frame_skip: int,
         seed: int,
         rank: int = 0,
@@ -82,30 +91,28 @@ class ReplayStream(IterableDataset[Batch]):
         self.policy, self.draw_policy, self.epsilon_schedule = policy, draw_policy, epsilon
         self.keep_replays, self.restart_epsilon = keep_replays, restart_epsilon
         self.batch_size, self.updates_per_step = batch_size, updates_per_step
-        self.batches_per_epoch, self.min_replay_size = batches_per_epoch, min_replay_size
+        self.batches_per_epoch, self.replay_min_size = batches_per_epoch, replay_min_size
         self.frame_skip, self.seed, self.rank, self.world_size = frame_skip, seed, rank, world_size
         self.refill_replay = refill_replay
-        self.vector_steps = 0  # steps of all environments together, prefill included
-        self.learning_steps = 0  # vector steps without those of the prefills
-        self.task_began = 0  # learning steps before the current task
-        self.updates = self.finished_episodes = 0  # minibatches yielded, episodes that ended
+        self.vector_steps = self.steps_after_prefill = self.task_began = 0
+        self.updates = self.finished_episodes = 0
         self.episodes = np.zeros(envs.num_envs, np.int64)
         self._noise = ExplorationNoise(seed, rank, envs.num_envs, envs.num_actions)
         self.finished: list[tuple[int, ReplayBuffer]] = []  # earlier tasks and their replays, with `keep_replays`
         self._start_task(0, envs, replay)
 
     def _start_task(self, task: int, envs: VectorEnvs, replay: ReplayBuffer) -> None:
-        """Start `task` with new environments and an empty replay. Counters are not reset."""
+        """Start `task` with new environments and an empty replay, without a reset of the counters."""
         self.task, self.envs, self.replay = task, MonitoredEnvs(envs), replay
         count = envs.num_envs
         self.stack = ObservationStack(count, replay.frame_stack, envs.screen_shape, envs.screen_dtype)
         self.lives = np.zeros(count, np.int64)
         self.histories = [ActionHistory() for _ in range(count)]
-        self.seeded_episode = np.zeros(count, np.int64)  # the episode of the last seeded reset
-        self.restarting = np.zeros(count, bool)  # environments whose next step is a reset
+        self.seeded_episode = np.zeros(count, np.int64)  # number of the episode that the last seeded reset started
+        self.restarting = np.zeros(count, bool)  # environments that start an episode instead of the next step
         self.episode_return = np.zeros(count)
         self.recent_returns: deque[float] = deque(maxlen=100)
-        self._in_flight: NDArray[np.int64] | None = None
+        self._pending_actions: NDArray[np.int64] | None = None  # None if no step is pending
         self._screens: NDArray[Any] = np.zeros(0)  # newest screens, `[E, *screen_shape]` after the first reset
         self._started = False
 
@@ -115,7 +122,7 @@ class ReplayStream(IterableDataset[Batch]):
         self.envs.close()
         if self.keep_replays:
             self.finished.append((self.task, self.replay))
-        self.task_began = self.learning_steps
+        self.task_began = self.steps_after_prefill
         self._start_task(task, envs, replay)
 
     @property
@@ -131,50 +138,52 @@ class ReplayStream(IterableDataset[Batch]):
     @property
     def epsilon(self) -> float:
         """Current probability of a uniformly random action; 1 during each prefill."""
-        steps = self.learning_steps - self.task_began
-        elapsed = steps if self.restart_epsilon else self.learning_steps
-        return self.epsilon_schedule(elapsed * self.envs.num_envs * self.world_size * self.frame_skip) if steps else 1.0
+        steps_of_task = self.steps_after_prefill - self.task_began
+        if not steps_of_task:
+            return 1.0
+        steps = steps_of_task if self.restart_epsilon else self.steps_after_prefill
+        return self.epsilon_schedule(steps * self.envs.num_envs * self.world_size * self.frame_skip)
 
     def __len__(self) -> int:
         return self.batches_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
         self._prefill()
-        # The end follows from counters alone, so that an interrupted epoch resumes where it was.
+        # The end of the epoch depends on counters alone, so that a resumed run finishes the epoch in which it stopped.
         epoch_end = (self.updates // self.batches_per_epoch + 1) * self.batches_per_epoch
         while self.updates < epoch_end:
-            while self.updates >= int(self.learning_steps * self.envs.num_envs * self.updates_per_step):
-                self.learning_steps += 1
+            while self.updates >= int(self.steps_after_prefill * self.envs.num_envs * self.updates_per_step):
+                self.steps_after_prefill += 1
                 self.step_environments()
             rng = np.random.default_rng([self.seed, self.rank, SAMPLE, self.updates])
             self.updates += 1
             task, replay = self.task, self.replay
-            if self.finished and (earlier := int(rng.integers(len(self.finished) + 1))) < len(self.finished):
-                task, replay = self.finished[earlier]
-            num_data = sum(len(data) for data in (self.replay, *(data for _, data in self.finished)))
+            if self.finished and (index := int(rng.integers(len(self.finished) + 1))) < len(self.finished):
+                task, replay = self.finished[index]
+            num_data = len(self.replay) + sum(len(earlier_replay) for _, earlier_replay in self.finished)
             yield Batch(replay.sample(self.batch_size, rng), num_data * self.world_size, self.frames, task)
 
     def _prefill(self) -> None:
         """Step with random actions until the replay is large enough to learn from."""
-        size = min(self.min_replay_size, self.replay.ring * self.replay.num_envs)
+        size = min(self.replay_min_size, self.replay.ring * self.replay.num_envs)
         while len(self.replay) < size or self.replay.sampleable < 1:
             self.step_environments()
 
     def step_environments(self) -> None:
-        """Receive the pending step, act, send the next step, and store the received step while the next one runs."""
-        random_actions, explore = self._exploration()  # depends on no result: drawn while the pending step runs
-        store = self._receive()
+        """Receive the pending step, act, send the next step, and store the received step while the next step runs."""
+        random_actions, explore = self._exploration()  # needs no result: computed while the pending step runs
+        store_received = self._receive_pending()
         if not self._started:
             self._reset(np.ones(self.envs.num_envs, bool))
             self._started = True
         self._send(random_actions if explore.all() else self._act(random_actions, explore))
         self.vector_steps += 1
-        store()
+        store_received()
 
     def _send(self, actions: NDArray[np.int64]) -> None:
-        """Send actions, and record those that the environments execute."""
-        self._in_flight = self.envs.send(actions)
-        for env, action in enumerate(self._in_flight.tolist()):
+        """Send actions, and record the actions that the environments execute."""
+        self._pending_actions = self.envs.send(actions)
+        for env, action in enumerate(self._pending_actions.tolist()):
             if not self.restarting[env]:
                 self.histories[env].actions.append(action)
 
@@ -193,16 +202,21 @@ class ReplayStream(IterableDataset[Batch]):
 
     def finish_step(self) -> None:
         """Receive and store the pending step, if there is one."""
-        self._receive()()
+        store_received = self._receive_pending()
+        store_received()
 
-    def _receive(self) -> Callable[[], None]:
-        """Receive the pending step, reset finished environments, and return a function that stores the step."""
-        if self._in_flight is None:
+    def _receive_pending(self) -> Callable[[], None]:
+        """Receive the pending step, reset ended environments, and return a function that stores the step.
+
+        If no step is pending, the function does nothing.
+        """
+        actions = self._pending_actions
+        if actions is None:
             return lambda: None
         step = self.envs.recv()
         ended = step.terminated | step.truncated
-        store = partial(self._store, step, ended, self._screens, self._in_flight, self.lives, self.restarting)
-        self._in_flight = None
+        store_received = partial(self._store, step, ended, self._screens, actions, self.lives, self.restarting)
+        self._pending_actions = None
         self._screens, self.lives = step.screens, step.lives
         self.stack.push(step.screens)
         if self.restarting.any():
@@ -210,7 +224,7 @@ class ReplayStream(IterableDataset[Batch]):
             self.restarting = np.zeros_like(self.restarting)
         if ended.any():
             self._reset_ended(ended)
-        return store
+        return store_received
 
     def _store(
         self,
@@ -219,11 +233,15 @@ class ReplayStream(IterableDataset[Batch]):
         screens: NDArray[Any],
         actions: NDArray[np.int64],
         lives: NDArray[np.int64],
-        idle: NDArray[np.bool_],
+        restarting: NDArray[np.bool_],
     ) -> None:
-        """Add a step to the replay, with the screens that it was taken from, and count the episodes that ended."""
+        """Add a step to the replay, and count the episodes that ended.
+
+        `screens` and `lives` are those before the step. Environments that were `restarting` took no step.
+        """
         life_lost = step.lives < lives
-        self.replay.add(screens, actions, step.rewards, step.terminated, step.truncated, life_lost, step.screens, idle)
+        outcome = (step.rewards, step.terminated, step.truncated, life_lost, step.screens)
+        self.replay.add(screens, actions, *outcome, restarting)
         self.episode_return += step.rewards
         if ended.any():
             self.recent_returns.extend(self.episode_return[ended].tolist())
@@ -231,12 +249,16 @@ class ReplayStream(IterableDataset[Batch]):
             self.episode_return[ended] = 0
 
     def _reset_ended(self, ended: NDArray[np.bool_]) -> None:
-        """Reset environments whose next seed is due. The others restart by themselves, in place of their next step."""
-        steps = np.array([len(h.actions) for h in self.histories])
-        due = ended & (steps >= self.envs.steps_per_seed)
-        self.restarting = ended & ~due
-        if due.any():
-            self._reset(due)
+        """Start the next episode of environments whose episodes ended.
+
+        An environment with at least `steps_per_seed` steps since its last seed is reset by a new seed now. The other
+        environments start their next episode by themselves, in place of their next step.
+        """
+        steps = np.array([len(history.actions) for history in self.histories])
+        needs_seed = ended & (steps >= self.envs.steps_per_seed)
+        self.restarting = ended & ~needs_seed
+        if needs_seed.any():
+            self._reset(needs_seed)
 
     def _seeds(self) -> NDArray[np.int64]:
         """Return the seed of every environment's last seeded reset, `[E]`."""
@@ -244,7 +266,7 @@ class ReplayStream(IterableDataset[Batch]):
         return np.array([episode_seed(self.seed, self.rank, env, episode) for env, episode in episodes], np.int64)
 
     def _reset(self, mask: NDArray[np.bool_]) -> None:
-        """Start episodes by their seeds where `mask` is set."""
+        """Start episodes, each by its seed, where `mask` is set."""
         self.seeded_episode[mask] = self.episodes[mask] + 1
         for env in np.flatnonzero(mask):
             self.histories[env] = ActionHistory()
@@ -263,15 +285,20 @@ class ReplayStream(IterableDataset[Batch]):
                 history.resets.append(len(history.actions))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return counters, and environments as their seeds and actions since. Only tensors and primitives."""
+        """Return counters, environments and positions of the replays, as tensors and primitives.
+
+        An environment is saved as its last seed and its actions since, the replay as positions in its files.
+        """
         return {
             **{key: getattr(self, key) for key in COUNTERS},
             **{key: torch.from_numpy(getattr(self, key).copy()) for key in ARRAYS},
+            "learning_steps": self.steps_after_prefill,  # the key of version 0.1.0
             "recent_returns": list(self.recent_returns),
-            "actions": [torch.tensor(h.actions, dtype=torch.int16) for h in self.histories],
-            "resets": [torch.tensor(h.resets, dtype=torch.int32) for h in self.histories],
-            # If so, the last action of each history belongs to the pending step, or the pending step is a restart.
-            "in_flight": self._in_flight is not None,
+            "actions": [torch.tensor(history.actions, dtype=torch.int16) for history in self.histories],
+            "resets": [torch.tensor(history.resets, dtype=torch.int32) for history in self.histories],
+            # Whether a step is pending. The last action of each history then belongs to the pending step, except where
+            # the environment is `restarting`.
+            "in_flight": self._pending_actions is not None,
             "stack": torch.from_numpy(self.stack.array.copy()),
             "replay": self.replay.state_dict(),
             "finished": [replay.state_dict() for _, replay in self.finished],
@@ -281,15 +308,16 @@ class ReplayStream(IterableDataset[Batch]):
         """Restore counters, environments and, without `refill_replay`, the replay.
 
         Raises:
-            ConfigError: the replay is missing, or the environments do not come back as they were.
+            ConfigError: the replay is missing, or the environments show other screens than at the checkpoint.
         """
         for key in COUNTERS:
             setattr(self, key, state[key])
+        self.steps_after_prefill = state["learning_steps"]
         for key in ARRAYS:
             setattr(self, key, state[key].numpy().copy())
         self.recent_returns.extend(state["recent_returns"])
-        pairs = zip(state["actions"], state["resets"], strict=True)
-        self.histories = [ActionHistory(actions.tolist(), resets.tolist()) for actions, resets in pairs]
+        histories = zip(state["actions"], state["resets"], strict=True)
+        self.histories = [ActionHistory(actions.tolist(), resets.tolist()) for actions, resets in histories]
         if self.refill_replay:
             self._started = False
             self.restarting[:] = False
@@ -302,10 +330,10 @@ class ReplayStream(IterableDataset[Batch]):
         if self._started:
             self.stack.array[:] = state["stack"].numpy()
             self._screens = self.stack.array[:, -1].copy()
-            pending = None
+            pending_actions = None
             if state["in_flight"]:
-                restarts = zip(self.restarting.tolist(), self.histories, strict=True)
-                pending = [0 if restarting else h.actions.pop() for restarting, h in restarts]
+                pairs = zip(self.restarting.tolist(), self.histories, strict=True)
+                pending_actions = [0 if restarting else history.actions.pop() for restarting, history in pairs]
             screens = self.envs.restore(self._seeds(), self.histories)
             if not np.array_equal(screens, self.stack.array[:, -1]):
                 raise ConfigError(
@@ -314,15 +342,16 @@ class ReplayStream(IterableDataset[Batch]):
                     "the environments could not be rebuilt from their seeds and actions: was ale-py or gymnasium "
                     "updated since the checkpoint? --data.refill_replay true starts new games",
                 )
-            if pending is not None:
-                self._send(np.array(pending, np.int64))
+            if pending_actions is not None:
+                self._send(np.array(pending_actions, np.int64))
 
 
 class StreamLoader:
     """Training loader around a stream.
 
-    The data module saves the stream's state, because Lightning restores a loader's state in the middle of an epoch
-    only. The loader's own state is empty, which tells Lightning that a stop in the middle of an epoch is safe.
+    The data module saves the state of the stream, because Lightning restores the state of a loader in the middle of an
+    epoch only. This loader has an empty state, because Lightning lets a run stop in the middle of an epoch only if the
+    loader has a state.
     """
 
     def __init__(self, stream: ReplayStream) -> None:

@@ -1,4 +1,8 @@
-"""Environments that are stepped together, by kind."""
+"""Environments that are stepped together, by kind.
+
+A new kind of environment implements the interface in `base.py` (`VectorEnvs` and `EnvKind`) and is registered in
+`kinds.py`.
+"""
 
 from bayes_rl.envs.base import UNSEEDED, ActionHistory, EnvKind, EnvSettings, Step, VectorEnvs, episode_seed
 from bayes_rl.envs.deep_sea import DeepSea

@@ -111,7 +111,7 @@ class Phases:
             updates += 1
         self.found["learner_ups"] = updates / (self._now() - begin)
         # The phase of emulation alone made no updates: count them as done, or all of them would follow now.
-        stream.updates = int(stream.learning_steps * stream.envs.num_envs * stream.updates_per_step)
+        stream.updates = int(stream.steps_after_prefill * stream.envs.num_envs * stream.updates_per_step)
         watch = Watch()
         watch.start()
         begin, frames, updates = self._now(), stream.frames, stream.updates

@@ -99,7 +99,7 @@ def stream(game: str, num_envs: int, capacity: int, full: bool) -> Iterator[Turn
         replay = ReplayBuffer(capacity, num_envs, envs.screen_shape, envs.screen_dtype, directory=Path(directory))
         steps = ReplayStream(
             envs, replay, no_policy, EpsilonSchedule(1.0, 1.0, 0),
-            batch_size=32, updates_per_step=1, batches_per_epoch=1, min_replay_size=1, frame_skip=4, seed=0,
+            batch_size=32, updates_per_step=1, batches_per_epoch=1, replay_min_size=1, frame_skip=4, seed=0,
         )  # fmt: skip
 
         def turn(count: int) -> None:

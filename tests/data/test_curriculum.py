@@ -78,7 +78,7 @@ def stream_of(keep: bool = False, restart: bool = True) -> ReplayStream:
         batch_size=8,
         updates_per_step=1 / 3,
         batches_per_epoch=10,
-        min_replay_size=30,
+        replay_min_size=30,
         frame_skip=1,
         seed=4,
         keep_replays=keep,

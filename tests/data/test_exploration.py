@@ -147,7 +147,7 @@ def steps_of(exploration: str) -> list[tuple[str, list[int], list[int]]]:
         callbacks=[watch],
     )
     trainer.fit(module, datamodule=data)
-    prefill = data.stream.vector_steps - data.stream.learning_steps
+    prefill = data.stream.vector_steps - data.stream.steps_after_prefill
     assert len(watch.steps) == data.stream.vector_steps
     assert 10 < prefill < 30
     assert all(not name for name, _, _ in watch.steps[:prefill])  # nobody is asked while all actions are random

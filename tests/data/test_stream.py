@@ -49,7 +49,7 @@ def test_no_transition_crosses_an_episode(num_envs: int, capacity: int, restarti
     envs = RestartingEnvs(num_envs) if restarting else ScriptedEnvs(num_envs)
     replay = ring(envs, frame_stack=3, n_step=3, capacity=capacity * num_envs)
     seen, ends = set(), set()
-    for batch in take(stream_of(envs, replay, batch_size=32, batches_per_epoch=20, min_replay_size=10), 120):
+    for batch in take(stream_of(envs, replay, batch_size=32, batches_per_epoch=20, replay_min_size=10), 120):
         observation, _, reward, discount, next_observation = batch.transition
         for i in range(32):
             before, after = observation[i].view(3, 3).tolist(), next_observation[i].view(3, 3).tolist()
@@ -225,10 +225,10 @@ def test_epsilon_is_one_during_the_prefill_and_decays_with_the_frames_of_learnin
     asked: dict[int, float] = {}
 
     def policy(observations: torch.Tensor) -> torch.Tensor:
-        asked[stream.learning_steps] = stream.epsilon
+        asked[stream.steps_after_prefill] = stream.epsilon
         return first_action(observations)
 
-    stream = stream_of(envs, None, policy, EpsilonSchedule(0.5, 0.1, 480), min_replay_size=60, world_size=2)
+    stream = stream_of(envs, None, policy, EpsilonSchedule(0.5, 0.1, 480), replay_min_size=60, world_size=2)
     assert stream.epsilon == 1.0
     stream._prefill()
     assert stream.epsilon == 1.0
@@ -243,7 +243,7 @@ def test_the_frequency_of_random_actions_is_epsilon() -> None:
     """Among 5 actions of which the policy always takes the first: within 4 standard errors, each action."""
     epsilon, steps = 0.3, 3000
     envs = ScriptedEnvs(4)
-    stream = stream_of(envs, epsilon=EpsilonSchedule(epsilon, epsilon, 0), updates_per_step=0.25, min_replay_size=8)
+    stream = stream_of(envs, epsilon=EpsilonSchedule(epsilon, epsilon, 0), updates_per_step=0.25, replay_min_size=8)
     stream._prefill()
     begin = len(envs.log)
     take(stream, steps)
@@ -302,7 +302,7 @@ def test_draws_act_where_chance_does_not() -> None:
     for epsilon, kind in ((0.0, ScriptedEnvs), (0.3, ScriptedEnvs), (0.3, RestartingEnvs)):
         envs = kind(4)
         schedule = EpsilonSchedule(epsilon, epsilon, 0)
-        stream = stream_of(envs, epsilon=schedule, draw_policy=draw_policy, updates_per_step=0.25, min_replay_size=8)
+        stream = stream_of(envs, epsilon=schedule, draw_policy=draw_policy, updates_per_step=0.25, replay_min_size=8)
         stream._prefill()
         begin = len(envs.log)
         take(stream, 2000)
@@ -343,13 +343,13 @@ def test_updates_per_agent_step_are_exact(num_envs: int, updates_per_step: float
         for _ in stream:
             done += 1
             assert stream.updates == done
-            assert stream.learning_steps == math.ceil(done / per_vector_step)
+            assert stream.steps_after_prefill == math.ceil(done / per_vector_step)
 
 
 def test_updates_never_drift_when_the_rate_is_no_binary_fraction() -> None:
     stream = stream_of(ScriptedEnvs(3), updates_per_step=0.1, batches_per_epoch=150)
     take(stream, 300)
-    assert stream.learning_steps * 3 * 0.1 == pytest.approx(300, abs=0.31)
+    assert stream.steps_after_prefill * 3 * 0.1 == pytest.approx(300, abs=0.31)
 
 
 def test_frames_count_every_environment_rank_and_skip() -> None:
@@ -368,7 +368,7 @@ def test_frames_count_every_environment_rank_and_skip() -> None:
 
 def test_learning_begins_when_enough_is_stored() -> None:
     for size in (1, 30, 100):
-        stream = stream_of(ScriptedEnvs(2), min_replay_size=size)
+        stream = stream_of(ScriptedEnvs(2), replay_min_size=size)
         take(stream, 1)
         assert size <= len(stream.replay) <= size + 8
 
@@ -377,7 +377,7 @@ def test_a_prefill_as_large_as_the_replay_ends() -> None:
     """Three rings share a capacity of 20: 18 slots, of which asking for 20 must not wait for ever."""
     envs = ScriptedEnvs(3)
     envs.steps_left = 200
-    take(stream_of(envs, ring(envs, capacity=20, frame_stack=1, n_step=1), min_replay_size=20), 1)
+    take(stream_of(envs, ring(envs, capacity=20, frame_stack=1, n_step=1), replay_min_size=20), 1)
 
 
 # ------------------------------------------------------------------------------------------------------ seeds

@@ -156,7 +156,7 @@ def stream_of(
         "batch_size": 8,
         "updates_per_step": 1.0,
         "batches_per_epoch": 50,
-        "min_replay_size": 20,
+        "replay_min_size": 20,
         "frame_skip": 4,
         "seed": 3,
     }

@@ -108,7 +108,7 @@ def test_a_failing_environment_is_named_with_its_seed_and_its_actions(
     done = run(monkeypatch, *SHORT, *FRAGILE, f"--ckpt_path={saved}", "--data.refill_replay=true")
     assert done.trainer.global_step == 120
     stream = done.datamodule.stream
-    assert stream.vector_steps - stream.learning_steps >= 2 * 100 / 8  # a second prefill, and no update again
+    assert stream.vector_steps - stream.steps_after_prefill >= 2 * 100 / 8  # a second prefill, and no update again
 
 
 def test_a_failing_reset_is_named_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
