@@ -323,7 +323,7 @@ class Child:
         return self._process.poll() is not None
 
     def result(self) -> Row | str:
-        """Return the results, or the last line of the error output if there are none."""
+        """Wait for the process, and return its results, or the last line of its error output if it wrote no results."""
         self._process.wait()
         with self._folder:
             if self._result.exists():

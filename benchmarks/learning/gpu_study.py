@@ -341,7 +341,7 @@ def cells(options: Options, rows: list[Row]) -> list[Cell]:
 
 
 def learning(options: Options, results: Results) -> None:
-    """Continue the runs of the study until the time is up, and print what is left of the study."""
+    """Continue the training runs of the study until the time is used, then print what has no result yet."""
     study, forced = yaml.safe_load(options.study.read_text()), forced_options(options)
     runs = [Run(entry, options.work.absolute(), forced) for entry in study.get("runs") or []]
     if options.part != "throughput":

@@ -1,4 +1,4 @@
-"""An encoder of one's own, in one file.
+"""Example of a new encoder, in one file.
 
 python docs/examples/my_encoder.py fit --config configs/cartpole.yaml --model.network.encoder two_layers
 """

@@ -1,4 +1,4 @@
-"""Catch as an own kind of environment: a ball falls, a paddle in the last row has to be under it.
+"""Catch, an example of a new kind of environment: a ball falls, and a paddle in the last row has to catch it.
 
 All games are one numpy computation, so that no Gymnasium environment is needed.
 """

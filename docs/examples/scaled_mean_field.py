@@ -1,4 +1,4 @@
-"""A posterior family of one's own: Gaussians whose standard deviations have a scale in common for each layer.
+"""Example of a new posterior family: Gaussians whose standard deviations have a scale in common for each layer.
 
 w = mu + a s eps, with s for each weight and a for each layer. The scale lets a layer become certain, or uncertain,
 as a whole, with far fewer updates than its weights need one by one. Import this file, then name the family:

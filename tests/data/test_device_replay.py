@@ -163,7 +163,7 @@ def test_a_copy_is_made_from_the_files_again(tmp_path: Path) -> None:
 def test_an_empty_state_needs_no_copy(tmp_path: Path) -> None:
     one, other = pair(2, 50, tmp_path)[1], pair(2, 50, tmp_path / "other")[1]
     other.load_state_dict(one.state_dict())
-    assert not hasattr(other, "_screens_there")
+    assert not hasattr(other, "_device_screens")
 
 
 def fit(monkeypatch: pytest.MonkeyPatch, folder: Path, *words: str) -> cli.BayesCLI:
@@ -243,7 +243,7 @@ def test_the_forecast_counts_the_copy(tmp_path: Path, monkeypatch: pytest.Monkey
     shape = (4, replay.slots, replay.screen_shape, replay.files.screens.dtype)
     copied = DeviceReplay(500, *shape[:1], *shape[2:], slack=replay.slots - replay.ring, device=CPU)
     play([copied], 1, 0)
-    taken = copied._screens_there.nbytes + copied._numbers_there.nbytes
+    taken = copied._device_screens.nbytes + copied._device_numbers.nbytes
     data.replay_settings = replace(data.replay_settings, device="cuda")
     assert forecast.copied_bytes(data) == taken == copy_bytes(*shape)
     assert f"{forecast._mib(taken)} for replay" in forecast.describe(done.trainer, done.model, data)
