@@ -18,13 +18,13 @@ class ObjectiveSettings:
 
     Args:
         kl_temperature: T of the ELBO, weight of KL / N, >= 0; 1 is the true ELBO, 0 plain maximum likelihood.
-        bootstrap: value of the next state: of the `actor`'s policy, or of the `greedy` action.
-        target: bootstrap from the `other` pair (the original) or from a moving average of both (`ema`).
+        bootstrap: action whose value is the value of the next state: the `actor`'s policy, or the `greedy` action.
+        target: networks that give the TD targets: the `other` pair (the original), or a moving average of both (`ema`).
         tau: weight of the newest parameters in the moving average, per update, in (0, 1].
         actor_loss: `dpg`, the exact policy gradient, or `cross_entropy` to softmax(Q / policy_temperature).
         policy_temperature: of that softmax, in clipped return units, > 0.
         entropy_weight: weight of the actors' entropy in their loss, in return units per nat, >= 0.
-        update_pairs: improve `both` pairs each update, or one at `random` (the original).
+        update_pairs: pairs that an update trains: `both`, or one at `random` (the original).
 
     Raises:
         ConfigError: naming the setting that cannot work.

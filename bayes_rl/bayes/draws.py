@@ -20,7 +20,7 @@ class Draws:
     """D draws of all weights of a network; a draw is the same in all layers and in every forward pass.
 
     Attributes:
-        index: `[D, d]` float32, shared by all layers; what it means is up to the posterior family.
+        index: index of each draw, `[D, d]` float32, shared by all layers. Its meaning depends on the posterior family.
         noise: key of a layer to standard normal numbers `[D, *weight shape]`, the draw of the layer's diagonal part.
             A layer without an entry has no noise. None draws the diagonal part afresh for every output instead
             (local reparameterisation).
@@ -36,7 +36,10 @@ class Draws:
 
 
 WeightMode = Literal["mean", "sample"] | Draws
-"""How a forward pass treats distributions of weights: by their `mean`, a fresh `sample` of every output, or `Draws`."""
+"""How a forward pass treats distributions over weights.
+
+`"mean"` uses the mean weights, `"sample"` samples every output afresh, and `Draws` uses the given draws of all weights.
+"""
 
 
 def draws_by_seed(family: PosteriorFamily, shapes: Mapping[str, tuple[int, ...]], seeds: list[int]) -> Draws:

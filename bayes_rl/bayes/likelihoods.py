@@ -45,7 +45,7 @@ def sampled_log_prob(logits: Tensor, u: Tensor) -> Tensor:
     """
     check_same_shape(logits=logits[..., 0], u=u)
     cdf = logits.detach().softmax(-1).cumsum(-1)
-    # The last sum is 1 but for rounding, and u below 1 but for its own: scaled by the one and kept to the largest
+    # Rounding can make the last sum differ from 1, and u equal to 1. Scaled by the last sum and limited to the largest
     # float below 1, u always falls into a class of positive probability.
     below_one = 1 - torch.finfo(cdf.dtype).eps / 2
     drawn = (cdf <= u.to(cdf.dtype).clamp_max(below_one)[..., None] * cdf[..., -1:]).sum(-1, keepdim=True)
@@ -102,7 +102,7 @@ class Likelihood(nn.Module, ABC):
         """Return quantiles given the weights: `[..., n]` and levels `[L]` in [0, 1] to `[..., L]`."""
 
     def _read(self, raw: Tensor) -> Tensor:
-        # Otherwise 1 output would broadcast against n bins silently, and a Gaussian would ignore all but the first.
+        # Without this check, 1 output would broadcast to n bins, and a Gaussian would ignore all outputs but the first.
         if raw.shape[-1:] != (self.outputs,):
             raise ValueError(f"the last axis must have {self.outputs} numbers, got raw {tuple(raw.shape)}")
         return raw.float()
@@ -168,7 +168,7 @@ class GaussianLikelihood(_Gaussian):
     def __init__(self, noise_std: float) -> None:
         super().__init__()
         check(0 < noise_std < math.inf, "model.likelihood.noise_std", noise_std, "must be positive and finite")
-        self.noise_std = noise_std  # the same as a number: an operation less
+        self.noise_std = noise_std  # a number, so that `nll` need not compute the exponential of `log_noise`
         self.register_buffer("log_noise", torch.tensor(math.log(noise_std)), persistent=False)
 
     @classmethod

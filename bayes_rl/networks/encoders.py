@@ -17,7 +17,7 @@ from bayes_rl.utils.registry import Registry
 class Encoder(BayesianModule):
     """Network from observations `[B, *observation_shape]` to features `[B, out_features]`.
 
-    With `Draws` both have one more axis in front, of length D (or 1 where nothing differs between draws).
+    With `Draws`, observations and features have an axis of draws in front. Its length is D, or 1 if draws are equal.
     """
 
     out_features: int
@@ -29,7 +29,7 @@ Builder = Callable[[tuple[int, ...], int, LayerFactory], Encoder]
 
 @dataclass(frozen=True)
 class EncoderKind:
-    """Encoder of a name.
+    """Registered encoder and its properties.
 
     Attributes:
         build: makes the encoder.

@@ -23,15 +23,21 @@ ACTIVATIONS = ("relu", "leaky_relu")
 LEAK = 0.2  # slope of a leaky rectifier below zero
 
 
-FEW_PLANES = 8  # more are rearranged faster by torch's own copy
+FEW_PLANES = 8  # images with more channels are rearranged faster by torch's own copy
 
 
 class BayesianModule(nn.Module):
-    """Module whose `forward(x, weights)` hands `weights` on to the Bayesian layers inside."""
+    """Module whose `forward(x, weight_mode)` passes the mode on to its Bayesian layers."""
 
 
 def apply(module: nn.Module, x: Tensor, weight_mode: WeightMode) -> Tensor:
-    """Pass `x` through any module; plain layers treat all draws as one batch."""
+    """Evaluate any module on `x`. A plain layer, which has no draws, flattens the axis of draws into the batch.
+
+    Args:
+        module: Bayesian or plain module.
+        x: `[B, ...]`; with `Draws`, `[D or 1, B, ...]`.
+        weight_mode: how Bayesian layers treat their distributions over weights.
+    """
     if isinstance(module, nn.Sequential):
         for part in module:
             x = apply(part, x, weight_mode)
@@ -57,13 +63,13 @@ class OneHotLinear(nn.Linear):
 
 
 class TaskAffine(BayesianModule):
-    """Layer whose outputs have a gain and a bias of their own for each task (Kirkpatrick et al. 2017).
+    """Layer whose outputs are multiplied by a gain and shifted by a bias of the task (Kirkpatrick et al. 2017).
 
     Args:
         layer: any layer.
-        features: outputs, or channels of its outputs.
+        features: number of the layer's outputs, or of the channels of its outputs.
         num_tasks: T.
-        dimensions: axes behind the channels.
+        dimensions: number of axes behind the channels: 0 for vectors, 2 for images.
 
     Attributes:
         task: number of the task whose gains and biases are used.
@@ -73,7 +79,8 @@ class TaskAffine(BayesianModule):
         super().__init__()
         shape = (features, *[1] * dimensions)
         self.layer, self.task = layer, 0
-        # Separate tensors, not rows of one: without a gradient, no momentum moves the tensors of other tasks.
+        # Each task has separate tensors. Those of other tasks have no gradient, so that Adam does not move them; rows
+        # of one tensor would have a gradient of zero and move by Adam's momentum.
         self.gain = nn.ParameterList(torch.ones(shape) for _ in range(num_tasks))
         self.shift = nn.ParameterList(torch.zeros(shape) for _ in range(num_tasks))
 
@@ -87,14 +94,14 @@ class LayerFactory:
     """Factory of layers, some of them Bayesian.
 
     Args:
-        settings: of the Bayesian layers.
+        settings: settings of the posterior of the Bayesian layers.
         bayesian: which layers are Bayesian: the output `heads`, the `trunk` below them, `all` or `none`.
         categories: number of values of an integer observation, 0 if observations are arrays.
         num_tasks: T.
         conditioning: how networks depend on the task: `none`, `gains` of every layer of the trunk, or `heads`.
-        activation: `relu`, or `leaky_relu`, whose inactive units still have a derivative: the Fisher information of
-            a weight into a unit that is off would be 0, and nothing would keep a later task from switching it on.
-        sequential: Bayesian layers keep a Gaussian prior for each weight, which the posterior can become.
+        activation: `relu`, or `leaky_relu`, whose inactive units still have a derivative. With `relu`, the Fisher
+            information of the weights into an inactive unit is 0, so that EWC lets a later task activate the unit.
+        sequential: whether each Bayesian weight has its own Gaussian prior, for variational continual learning.
     """
 
     settings: PosteriorSettings
@@ -118,15 +125,20 @@ class LayerFactory:
         """Return the nonlinearity.
 
         Args:
-            inplace: whether its input, such as the output of a layer or a norm, is not needed again. Families whose
-                updates evaluate draws of whole networks ignore it: their layers return views, and autograd copies a
-                view that is written to.
+            inplace: whether the nonlinearity may overwrite its input, which is then not used again. Families whose
+                draws have an index ignore it: their layers return views, and autograd copies an overwritten view.
         """
         inplace = inplace and not self.family.index_size
         return nn.ReLU(inplace) if self.activation == "relu" else nn.LeakyReLU(LEAK, inplace)
 
     def linear(self, in_features: int, out_features: int, head: bool = False) -> nn.Module:
-        """Return a linear layer of the trunk; Bayesian with the heads if it counts among them."""
+        """Return a linear layer of the trunk.
+
+        Args:
+            in_features: number of inputs.
+            out_features: number of outputs.
+            head: whether the layer is Bayesian with the heads instead of with the trunk.
+        """
         return self._gained(self.output(in_features, out_features, head), out_features)
 
     def output(self, in_features: int, out_features: int, head: bool = True) -> nn.Module:
@@ -159,7 +171,10 @@ class LayerFactory:
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """Rearrange bytes `[B, C, H, W]` to channels last in memory; few planes one by one, which is twice as fast."""
+    """Rearrange bytes `[B, C, H, W]` to channels last in memory.
+
+    Up to `FEW_PLANES` channels are stacked one by one, which is twice as fast as torch's own copy.
+    """
     if images.shape[1] > FEW_PLANES:
         return images.contiguous(memory_format=torch.channels_last)
     return torch.stack(images.unbind(1), -1).permute(0, 3, 1, 2)

@@ -13,7 +13,8 @@ class NetworkSettings:
         encoder: pseudo_resnet (the original's), nature, impala, minatar (10 x 10 planes) or mlp (vectors). Or an
             encoder registered by the user.
         hidden_dim: features of the encoder's projection.
-        shared_trunk: one encoder for both pairs, trained by the critics; false gives each of the four its own.
+        shared_trunk: whether both actors and both critics share one encoder, which is trained by the critics. If false,
+            each of the four has its own encoder.
         activation: of the encoder: relu, or leaky_relu, whose inactive units have a Fisher information.
         bayesian: which layers have distributions over weights: the output `heads` (and the linear layers of
             pseudo_resnet), the `trunk` below them, `all` or `none`.
