@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ EWC: dict[str, Any] = {
     "fisher_samples": 20,
     "consolidate_every": 2,
 }
+FAMILIES = pytest.mark.parametrize("family", [{}, MEMBERS, LOW_RANK], ids=["mean_field", "members", "low_rank"])
+WITH_DRAWS = pytest.mark.parametrize("family", [MEMBERS, LOW_RANK], ids=["members", "low_rank"])
 
 
 class Stream:

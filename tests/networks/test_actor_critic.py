@@ -1,4 +1,4 @@
-"""The twin: what both pairs say in every mode, prior functions, gradient routing, number formats, optimizer groups."""
+"""The twin: outputs of both pairs in every mode, gradient routing, number formats and the divergence."""
 
 from __future__ import annotations
 
@@ -12,77 +12,30 @@ from torch.distributions import MultivariateNormal
 from torch.distributions import kl_divergence as distribution_kl
 
 from bayes_rl import losses
-from bayes_rl.agent.optimizer import parameter_groups
-from bayes_rl.bayes.draws import Draws, WeightMode, draws_by_seed
+from bayes_rl.bayes.draws import Draws
 from bayes_rl.bayes.kl import bayesian_layers
 from bayes_rl.bayes.layers import BayesLayer
-from bayes_rl.bayes.likelihoods import Likelihood, LikelihoodSettings, make_likelihood
-from bayes_rl.bayes.posteriors import POSTERIORS, make_family
+from bayes_rl.bayes.posteriors import POSTERIORS
 from bayes_rl.bayes.settings import PosteriorSettings
-from bayes_rl.errors import ConfigError
 from bayes_rl.networks.actor_critic import TwinActorCritic, TwinOutput, TwinSettings
 from bayes_rl.networks.encoders import ENCODERS
 from bayes_rl.networks.layer_factory import BAYESIAN, LayerFactory
-from bayes_rl.networks.prior_functions import PriorFunction
 from bayes_rl.networks.settings import NetworkSettings
-
-SHAPES = {
-    "pseudo_resnet": (2, 38, 38),
-    "nature": (2, 36, 36),
-    "impala": (3, 8, 8),
-    "minatar": (4, 6, 6),
-    "mlp": (5,),
-}
-ACTIONS, BATCH, DRAWS = 3, 4, 3
-LOW, HIGH, BINS = -2.0, 6.0, 11
-RATES = {"actor": 1e-3, "critic": 2e-3}
-
-
-def make(likelihood: str) -> Likelihood:
-    return make_likelihood(LikelihoodSettings(likelihood, 0.5, (LOW, HIGH), BINS))
-
-
-def make_twin(
-    name: str = "mlp",
-    shared_trunk: bool = True,
-    bayesian: str = "heads",
-    posterior: str = "mean_field",
-    likelihood: str = "gaussian",
-    hidden_dim: int = 12,
-    num_actions: int = ACTIONS,
-    prior_function_scale: float = 0.0,
-    pixel_scale: float = 255.0,
-) -> TwinActorCritic:
-    # A wide posterior: a draw that is lost would show. A dimension of its own: no axis passes for another.
-    layers = LayerFactory(PosteriorSettings(posterior, size=2, init_log_var=-4.0), bayesian)
-    network = NetworkSettings(name, hidden_dim, shared_trunk, prior_function_scale=prior_function_scale)
-    twin = TwinActorCritic(TwinSettings(network, SHAPES[name], num_actions, layers, pixel_scale), make(likelihood))
-    for layer in bayesian_layers(twin).values():
-        nn.init.normal_(layer.bias)
-    return twin
-
-
-def observations(name: str, *batch: int) -> Tensor:
-    """Random bytes for images, standard normal vectors otherwise."""
-    shape = (*(batch or (BATCH,)), *SHAPES[name])
-    return torch.randint(0, 256, shape, dtype=torch.uint8) if len(SHAPES[name]) == 3 else torch.randn(shape)
-
-
-def make_draws(twin: TwinActorCritic, count: int = DRAWS) -> Draws:
-    return draws_by_seed(twin.posterior, twin.draw_shapes(), [*range(count)])
-
-
-def every_mode(twin: TwinActorCritic, name: str) -> list[tuple[Tensor, WeightMode]]:
-    """An observation and weights for each way to evaluate a twin."""
-    x = observations(name)
-    local = twin.posterior.fresh_draws(DRAWS, torch.device("cpu"))
-    return [
-        (x, "mean"),
-        (x, "sample"),
-        (x[None], local),
-        (x[None], replace(local, noise={})),
-        (x[None], make_draws(twin)),
-    ]
+from tests.helpers.networks import (
+    ACTIONS,
+    BATCH,
+    BINS,
+    DRAWS,
+    HIGH,
+    LOW,
+    SHAPES,
+    every_mode,
+    make,
+    make_draws,
+    make_twin,
+    move,
+    observations,
+)
 
 
 def plain_twin(twin: TwinActorCritic, index: Tensor, noise: dict[str, Tensor]) -> TwinActorCritic:
@@ -108,14 +61,6 @@ def plain_twin(twin: TwinActorCritic, index: Tensor, noise: dict[str, Tensor]) -
 def gradients(module: nn.Module) -> list[Tensor]:
     """Gradients that are neither absent nor zero."""
     return [p.grad for p in module.parameters() if p.grad is not None and bool(p.grad.any())]
-
-
-def move(module: nn.Module, by: float = 0.1) -> None:
-    """Change all parameters a little, in place, as an optimizer does."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.requires_grad:
-                parameter.add_(by * torch.randn_like(parameter))
 
 
 # ------------------------------------------------------------------ what is said, in every mode
@@ -243,127 +188,6 @@ def test_values_outside_the_unit_interval_are_representable() -> None:
             twin.get_parameter(f"critics.{pair}.bias").fill_(value)
     q_values = twin(observations("mlp")).q_values
     assert torch.equal(q_values[:, 0, 0], torch.tensor([-30.0, 50.0]))
-
-
-# ------------------------------------------------------------------ prior functions
-def make_prior(
-    name: str, posterior: str, scale: float, num_actions: int = ACTIONS, hidden_dim: int = 512
-) -> PriorFunction:
-    layers = LayerFactory(PosteriorSettings(posterior, size=4))
-    return PriorFunction(name, SHAPES[name], hidden_dim, num_actions, scale, layers)
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize("posterior", ["low_rank", "members"])
-def test_prior_functions_have_the_standard_deviation_that_was_asked_for(name: str, posterior: str) -> None:
-    """Over draws, states, actions. 1024 actions, each with its own 4 rows: the rest is what the features differ in."""
-    prior = make_prior(name, posterior, 3.0, num_actions=1024)
-    x = torch.rand(1, 8, *SHAPES[name]) if len(SHAPES[name]) == 3 else torch.randn(1, 8, *SHAPES[name])
-    index = make_family(PosteriorSettings(posterior, size=4)).fresh_draws(256, torch.device("cpu")).index
-    values = prior(x, index)
-    assert values.shape == (len(index), 8, 1024)
-    # Half of a normalised feature's second moment is left after the ReLU; 512 features scatter about that. The two
-    # halves of pseudo_resnet's features have other moments.
-    assert abs(values.std().item() / 3.0 - 1) < (0.25 if name == "pseudo_resnet" else 0.12)
-    assert abs(values.mean().item()) < 0.3
-    assert (values.std(1) > 0.05).float().mean() > 0.9  # it depends on the state
-
-
-@pytest.mark.parametrize("name", ["minatar", "mlp"])
-def test_a_prior_function_is_linear_in_the_index(name: str) -> None:
-    prior = make_prior(name, "low_rank", 2.0)
-    x = torch.rand(1, BATCH, *SHAPES[name])
-    first, second = torch.randn(5, 4), torch.randn(5, 4)
-    combined = prior(x, 2 * first - 3 * second)
-    torch.testing.assert_close(combined, 2 * prior(x, first) - 3 * prior(x, second), rtol=1e-4, atol=1e-4)
-    assert not prior(x, torch.zeros(5, 4)).any()
-    each = prior(x.expand(5, *x.shape[1:]), first)  # an observation for every draw
-    torch.testing.assert_close(each, prior(x, first), rtol=1e-4, atol=1e-5)
-    several = torch.rand(5, BATCH, *SHAPES[name])
-    slow = torch.cat([prior(several[d : d + 1], first[d : d + 1]) for d in range(5)])
-    torch.testing.assert_close(prior(several, first), slow, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("posterior", ["low_rank", "members"])
-@pytest.mark.parametrize("likelihood", ["gaussian", "hl_gauss"])
-def test_values_are_what_is_learned_plus_the_prior_function(posterior: str, likelihood: str) -> None:
-    twin = make_twin("minatar", posterior=posterior, likelihood=likelihood, prior_function_scale=2.0)
-    without = copy.deepcopy(twin)
-    without.prior = None
-    for observation, weights in every_mode(twin, "minatar")[2:]:
-        torch.manual_seed(7)
-        output = twin(observation, weights)
-        torch.manual_seed(7)
-        learned = without(observation, weights)
-        assert torch.equal(output.raw, learned.raw)
-        assert torch.equal(output.action_logits, learned.action_logits)
-        assert output.prior_values is not None
-        assert isinstance(weights, Draws)
-        assert output.prior_values.shape == (weights.size, BATCH, ACTIONS)
-        torch.testing.assert_close(output.q_values, twin.likelihood.value(output.raw) + output.prior_values)
-        torch.testing.assert_close(output.q_values, learned.q_values + output.prior_values)
-        assert output.prior_values.abs().max() > 0.5
-
-
-def test_the_mean_has_the_prior_function_s_mean() -> None:
-    """Zero over standard normal indices; over members that of their functions."""
-    x = observations("mlp")
-    low_rank = make_twin(posterior="low_rank", prior_function_scale=2.0)
-    output = low_rank(x)
-    torch.testing.assert_close(output.q_values, low_rank.likelihood.value(output.raw))
-    members = make_twin(posterior="members", prior_function_scale=2.0)
-    assert members.prior is not None
-    output, mean = members(x), members.prior(x[None], torch.eye(2)).mean(0)
-    torch.testing.assert_close(output.prior_values, mean)
-    torch.testing.assert_close(output.q_values, output.raw[..., 0] + mean, rtol=1e-4, atol=1e-5)
-
-
-def test_prior_functions_are_never_trained() -> None:
-    twin = make_twin("mlp", posterior="low_rank", prior_function_scale=2.0)
-    assert twin.prior is not None
-    fixed = {id(p) for p in twin.prior.parameters()}
-    assert fixed
-    assert not any(p.requires_grad for p in twin.prior.parameters())
-    groups = parameter_groups(twin, RATES, 0.1)
-    assert not fixed & {id(p) for group in groups for p in group["params"]}
-    before = copy.deepcopy(twin.prior.state_dict())
-    optimizer = torch.optim.AdamW(groups)
-    for _ in range(3):
-        optimizer.zero_grad()
-        twin(observations("mlp")[None], make_draws(twin)).q_values.square().mean().backward()
-        optimizer.step()
-    assert all(p.grad is None for p in twin.prior.parameters())
-    assert all(torch.equal(value, before[key]) for key, value in twin.prior.state_dict().items())
-
-
-def test_a_copy_and_a_loaded_network_have_the_same_prior_function() -> None:
-    twin, stranger = (make_twin("mlp", posterior="low_rank", prior_function_scale=2.0) for _ in range(2))
-    target = copy.deepcopy(twin)
-    move(twin)
-    observation, draws = observations("mlp")[None], make_draws(twin)
-    prior = twin(observation, draws).prior_values
-    assert torch.equal(target(observation, draws).prior_values, prior)
-    assert not torch.allclose(stranger(observation, draws).prior_values, prior, atol=0.1)
-    state = twin.state_dict()
-    assert "prior.values.weight" in state
-    assert {key for key in state if key.startswith("prior.encoder.")}
-    stranger.load_state_dict(state)
-    assert torch.equal(stranger(observation, draws).prior_values, prior)
-
-
-@pytest.mark.parametrize(
-    ("posterior", "bayesian"),
-    [("mean_field", "heads"), ("low_rank", "none"), ("members", "none"), ("mean_field", "all")],
-)
-def test_a_prior_function_without_an_index_of_draws_is_refused(posterior: str, bayesian: str) -> None:
-    with pytest.raises(ConfigError, match=r"model\.network\.prior_function_scale: 1\.0 .*members or low_rank"):
-        make_twin(bayesian=bayesian, posterior=posterior, prior_function_scale=1.0)
-    assert make_twin(bayesian=bayesian, posterior=posterior, prior_function_scale=0.0).prior is None
-
-
-def test_a_negative_scale_of_the_prior_function_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model\.network\.prior_function_scale: -1\.0"):
-        make_twin(posterior="low_rank", prior_function_scale=-1.0)
 
 
 # ------------------------------------------------------------------ number formats
@@ -632,46 +456,6 @@ def test_pixels_are_rearranged_to_channels_last_and_scaled(channels: int) -> Non
     prepared = TwinActorCritic(settings, make("gaussian")).prepare(x)
     torch.testing.assert_close(prepared, x / 255)
     assert prepared.is_contiguous(memory_format=torch.channels_last)
-
-
-# ------------------------------------------------------------------ optimizer groups
-@pytest.mark.parametrize("bayesian", BAYESIAN)
-@pytest.mark.parametrize("posterior", POSTERIORS)
-@pytest.mark.parametrize("shared_trunk", [True, False])
-def test_every_trained_parameter_is_in_one_group_with_its_step_size_and_decay(
-    bayesian: str, posterior: str, shared_trunk: bool
-) -> None:
-    scale = 1.0 if posterior != "mean_field" and bayesian != "none" else 0.0
-    twin = make_twin("minatar", shared_trunk, bayesian, posterior, "learned_gaussian", prior_function_scale=scale)
-    groups = parameter_groups(twin, RATES, 0.1)
-    grouped = [(id(p), group) for group in groups for p in group["params"]]
-    trained = {name: p for name, p in twin.named_parameters() if not name.startswith("prior.")}
-    assert len(grouped) == len(trained)
-    assert {i for i, _ in grouped} == {id(p) for p in trained.values()}
-    group_of = dict(grouped)
-    decayed = set()
-    for name, parameter in trained.items():
-        group = group_of[id(parameter)]
-        own_trunk = not shared_trunk and name.split(".")[:2] in (["trunks", "0"], ["trunks", "1"])
-        assert group["name"] == ("actor" if name.startswith("actors.") or own_trunk else "critic")
-        assert group["lr"] == RATES[group["name"]]
-        assert group["weight_decay"] in (0.0, 0.1)
-        if group["weight_decay"]:
-            decayed.add(name)
-    # Neither Bayesian weights nor biases (members have several) nor scales and shifts nor the noise.
-    plain = {name for name, module in twin.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
-    assert decayed == {f"{name}.weight" for name in plain if not name.startswith("prior.")}
-
-
-def test_the_noise_is_learned_with_the_critics() -> None:
-    twin = make_twin(likelihood="learned_gaussian")
-    optimizer = torch.optim.AdamW(parameter_groups(twin, {"actor": 0.0, "critic": 0.01}, 0.1))
-    before = twin.likelihood.std(torch.zeros(1)).item()
-    output = twin(observations("mlp"), "sample")
-    twin.likelihood.nll(output.raw, torch.full(output.q_values.shape, 30.0)).mean().backward()
-    optimizer.step()
-    after = twin.likelihood.std(torch.zeros(1)).item()
-    assert after > 1.005 * before  # Adam's first step: 0.01 in the logarithm
 
 
 # ------------------------------------------------------------------ divergence from the prior

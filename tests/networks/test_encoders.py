@@ -11,20 +11,14 @@ from torch import Tensor, nn
 
 from bayes_rl.bayes.draws import Draws, draws_by_seed
 from bayes_rl.bayes.kl import bayesian_layers
-from bayes_rl.bayes.layers import BayesConv2d, BayesLayer, BayesLinear
+from bayes_rl.bayes.layers import BayesLayer, BayesLinear
 from bayes_rl.bayes.posteriors import POSTERIORS, make_family
 from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.errors import ConfigError
 from bayes_rl.networks.encoders import ENCODERS, Encoder, ResidualBlock, build_encoder
-from bayes_rl.networks.layer_factory import ACTIVATIONS, BAYESIAN, LayerFactory, OneHotLinear
+from bayes_rl.networks.layer_factory import ACTIVATIONS, BAYESIAN, LayerFactory
+from tests.helpers.networks import SHAPES
 
-SHAPES = {  # small: the sizes at 84 x 84 have a test of their own
-    "pseudo_resnet": (2, 38, 38),
-    "nature": (2, 36, 36),
-    "impala": (3, 8, 8),
-    "minatar": (4, 6, 6),
-    "mlp": (5,),
-}
 BAYESIAN_TRUNK = {
     "pseudo_resnet": {"block1.0", "block2.0", "block3.0"},
     "nature": {"layers.0", "layers.2", "layers.4", "project"},
@@ -250,11 +244,6 @@ def test_an_unknown_encoder_names_the_nearest(typed: str, meant: str) -> None:
     assert typed in str(raised.value)
 
 
-def test_an_unknown_choice_of_bayesian_layers_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"model\.network\.bayesian: 'head'.*nearest: 'heads'"):
-        LayerFactory(PosteriorSettings(), "head")
-
-
 @pytest.mark.parametrize("hidden_dim", [0, -3])
 def test_a_width_below_one_gives_a_config_error(hidden_dim: int) -> None:
     with pytest.raises(ConfigError, match="hidden_dim"):
@@ -341,23 +330,6 @@ def test_integers_equal_their_one_hot_vectors(
             close(encoder(states[:rows], local), vectors(one_hot[:rows], local))
 
 
-def test_the_table_of_integers_has_unit_variance_bayesian_or_not() -> None:
-    settings = PosteriorSettings()
-    for bayesian in ("none", "trunk"):
-        first = LayerFactory(settings, bayesian, categories=400).first((1,), 100)
-        table = first.weight if isinstance(first, OneHotLinear) else first.weight_mu
-        assert isinstance(table, Tensor)
-        assert table.shape == (100, 400)
-        assert abs(table.std().item() - 1) < 0.02  # 4 / sqrt(2 * 40,000)
-
-
-def test_convolutions_keep_stride_and_padding() -> None:
-    for layers in (LayerFactory(PosteriorSettings(), "none"), LayerFactory(PosteriorSettings(), "all")):
-        conv = layers.conv(3, 4, 5, stride=2, padding=1)
-        assert conv(torch.rand(1, 3, 11, 11)).shape == (1, 4, 5, 5)
-    assert isinstance(conv, BayesConv2d)
-
-
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_activation_is_that_of_every_layer_and_changes_no_parameter(name: str) -> None:
     shape, by_activation = SHAPES[name], {}
@@ -377,8 +349,3 @@ def test_the_activation_is_that_of_every_layer_and_changes_no_parameter(name: st
         if isinstance(module, nn.LeakyReLU):
             module.negative_slope = 0.0
     torch.testing.assert_close(leaky(x), before)
-
-
-def test_an_unknown_activation_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model\.network\.activation: 'rely'.*nearest: 'relu'"):
-        LayerFactory(PosteriorSettings(), activation="rely")
