@@ -19,8 +19,8 @@ import pytest
 
 import bayes_rl
 from bayes_rl import VariationalActorCritic
+from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.types import AGENT_ARGUMENTS
-from tests.helpers.flat import data_of
 
 PACKAGE = Path(bayes_rl.__file__).parent
 ROOT = PACKAGE.parent
@@ -70,7 +70,7 @@ def test_public_names_are_imported_on_first_use() -> None:
 
 
 def test_the_data_s_arguments_are_arguments_of_the_agent() -> None:
-    data = data_of(env="CartPole-v1", num_envs=2, frame_stack=3, frame_skip=1)
+    data = ReplayDataModule(env="CartPole-v1", num_envs=2, frame_stack=3, rules={"frame_skip": 1})
     assert tuple(data.agent_arguments()) == AGENT_ARGUMENTS
     assert set(AGENT_ARGUMENTS) <= set(inspect.signature(VariationalActorCritic).parameters)
 

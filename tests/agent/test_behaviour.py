@@ -1,10 +1,10 @@
-"""The playing half of the agent: greedy actions, posterior draws, opinions, and what came of them in whole games."""
+"""The playing half of the agent: greedy actions, posterior draws, value estimates, and the scores of whole games."""
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,38 +23,27 @@ from bayes_rl.evaluation.games import Game, GameLoader, Games
 from bayes_rl.metrics.calibration import LEVELS, ReturnFit, fit_returns
 from bayes_rl.networks.layer_factory import OneHotLinear
 from bayes_rl.types import Batch, Transition
-from tests.helpers.flat import agent_of, flat_options
+from tests.helpers import agents
+from tests.helpers.agents import ACTIONS, FEATURES, make_constant
+from tests.helpers.options import merged
 from tests.helpers.replay_oracle import Rules
-from tests.helpers.scripted_envs import IDLE_FRAMES, SCRIPTED, ScriptedGames, returns_of, told
+from tests.helpers.scripted_envs import IDLE_FRAMES, SCRIPTED, ScriptedGames, episode_of, returns_of
 
 # Lightning 2.6.6 asks torch's pytree in a way that torch 2.13 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 
 DOCUMENTED = Path(__file__).parents[2] / "docs/reference/metrics.md"
-ACTIONS = 3
-FEATURES = 4
 GAMMA = 0.9
 
 
-def make_module(**settings: Any) -> VariationalActorCritic:
-    """A small agent of a wide posterior, so that draws differ."""
-    defaults = {"encoder": "mlp", "hidden_dim": 8, "observation_shape": (FEATURES,), "num_actions": ACTIONS}
-    return agent_of(**{**defaults, "init_log_var": -2.0, **settings})
+def make_module(*options: Mapping[str, Any], **more: Any) -> VariationalActorCritic:
+    """Make a small agent of a wide posterior, so that draws differ."""
+    return agents.make_module({"posterior": {"init_log_var": -2.0}}, *options, **more)
 
 
 # ------------------------------------------------------------------ by the mean weights
 LOGITS = torch.tensor([[1.0, 0.0, -1.0], [-2.0, 0.5, 0.5]])
 Q_VALUES = torch.tensor([[1.0, -2.0, 5.0], [-3.0, 0.5, 2.0]])
-
-
-@torch.no_grad()
-def make_constant(twin: nn.Module, logits: Tensor, q_values: Tensor) -> None:
-    """Make a twin answer `logits` and `q_values`, both `[2, A]` (or `[2, K, A]` of members), for every observation."""
-    for parameter in twin.trunks.parameters():
-        parameter.zero_()
-    for heads, biases in ((twin.actors, logits), (twin.critics, q_values)):
-        for head, bias in zip(heads, biases, strict=True):
-            head.bias.copy_(bias)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +67,7 @@ def test_greedy_action_is_the_argmax_of_the_mean_of_both_policies(probs: list[li
 def test_greedy_action_of_members_is_the_argmax_of_the_mean_of_all_policies() -> None:
     """Two members of each actor; the mean of their weights, or of logits, would prefer 1."""
     probs = torch.tensor([[[0.90, 0.05, 0.05], [1e-6, 0.60, 0.40]], [[0.90, 0.06, 0.04], [1e-6, 0.40, 0.60]]])
-    module = make_module(posterior="members", index_dim=2)
+    module = make_module(posterior={"family": "members", "size": 2})
     make_constant(module.twin, probs.log(), Q_VALUES[:, None])
     assert probs.log().mean((0, 1)).argmax() == 1
     assert module.act(torch.randn(5, FEATURES)).tolist() == [0] * 5
@@ -86,9 +75,9 @@ def test_greedy_action_of_members_is_the_argmax_of_the_mean_of_all_policies() ->
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "mean_field": {},
-    "none": {"bayesian": "none"},
-    "members": {"posterior": "members", "index_dim": 3, "prior_scale": 1.0},
-    "low_rank": {"posterior": "low_rank", "index_dim": 2, "prior_scale": 1.0},
+    "none": {"network": {"bayesian": "none"}},
+    "members": {"posterior": {"family": "members", "size": 3}, "network": {"prior_function_scale": 1.0}},
+    "low_rank": {"posterior": {"family": "low_rank", "size": 2}, "network": {"prior_function_scale": 1.0}},
 }
 
 
@@ -96,19 +85,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_acting_draws_no_random_numbers_and_leaves_no_graph(training: bool, family: str) -> None:
     torch.manual_seed(7)
-    module = make_module(**{**FAMILIES[family], "init_log_var": 2.0}).train(training)  # draws would change actions
+    wide = {"posterior": {"init_log_var": 2.0}}  # draws would change actions
+    module = make_module(FAMILIES[family], wide).train(training)
     observations = torch.randn(64, FEATURES)
     state = torch.get_rng_state()
-    first, opinion = module.act(observations), module.estimate_values(observations)
+    first, estimate = module.act(observations), module.estimate_values(observations)
     by_draw = module.act_by_draw(observations, list(range(64)))
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(99)
     assert torch.equal(module.act(observations), first)
     assert torch.equal(module.act_by_draw(observations, list(range(64))), by_draw)
-    assert torch.equal(module.estimate_values(observations).q_std, opinion.q_std)
+    assert torch.equal(module.estimate_values(observations).q_std, estimate.q_std)
     assert torch.equal(torch.cat([module.act(o[None]) for o in observations]), first)
     assert module.training == training
-    assert not any(part.requires_grad for part in opinion)
+    assert not any(part.requires_grad for part in estimate)
     assert len(first.unique()) > 1
 
 
@@ -118,7 +108,7 @@ class DrawnNetwork:
 
     def __init__(self, module: VariationalActorCritic, index: Tensor, noise: dict[str, Tensor]) -> None:
         self.twin = copy.deepcopy(module.twin)
-        self.prior, self.index, self.actions = self.twin.prior, index, flat_options(module).num_actions
+        self.prior, self.index, self.actions = self.twin.prior, index, module.hparams.num_actions
         for name, layer in bayesian_layers(module.twin).items():
             weight, bias = layer.weight_mu, layer.bias
             if layer.settings.family == "members":
@@ -155,33 +145,36 @@ def drawn_by_seed(module: VariationalActorCritic, seed: int) -> DrawnNetwork:
     return DrawnNetwork(module, draws.index[0], {name: noise[0] for name, noise in (draws.noise or {}).items()})
 
 
-def judging_networks(module: VariationalActorCritic) -> list[DrawnNetwork]:
-    """What an opinion comes from: all members by their means, the 16 draws of seeds 0 to 15, or the network itself."""
-    if flat_options(module).bayesian == "none":
+def valuing_networks(module: VariationalActorCritic) -> list[DrawnNetwork]:
+    """Return the networks of a value estimate: members by their means, draws of seeds 0 to 15, or the network."""
+    layers = module.twin.settings.layers
+    if layers.bayesian == "none":
         return [DrawnNetwork(module, torch.zeros(0), {})]
-    if flat_options(module).posterior == "members":
-        return [DrawnNetwork(module, row, {}) for row in torch.eye(flat_options(module).index_dim)]
+    if layers.settings.family == "members":
+        return [DrawnNetwork(module, row, {}) for row in torch.eye(layers.settings.size)]
     return [drawn_by_seed(module, seed) for seed in range(VALUE_DRAWS)]
 
 
-MINATAR = {"encoder": "minatar", "observation_shape": (2, 8, 8), "pixel_scale": 1.0, "hidden_dim": 5}
+MINATAR = {"network": {"encoder": "minatar", "hidden_dim": 5}, "observation_shape": (2, 8, 8), "pixel_scale": 1.0}
 CATEGORIES = {"observation_shape": (1,), "num_categories": 9}
 DRAWN: dict[str, dict[str, Any]] = {
     "mean_field": {},
-    "mean_field, all, own trunks": {"bayesian": "all", "shared_trunk": False},
+    "mean_field, all, own trunks": {"network": {"bayesian": "all", "shared_trunk": False}},
     "members": FAMILIES["members"],
-    "members, trunk": {**FAMILIES["members"], "bayesian": "trunk"},
+    "members, trunk": merged(FAMILIES["members"], {"network": {"bayesian": "trunk"}}),
     "low_rank": FAMILIES["low_rank"],
-    "low_rank, images": {**FAMILIES["low_rank"], **MINATAR, "bayesian": "all"},
+    "low_rank, images": merged(FAMILIES["low_rank"], MINATAR, {"network": {"bayesian": "all"}}),
     "members, images": {**FAMILIES["members"], **MINATAR},
     "members, numbers": {**FAMILIES["members"], **CATEGORIES},
-    "low_rank, numbers, histogram": {**FAMILIES["low_rank"], **CATEGORIES, "bayesian": "all", "likelihood": "hl_gauss"},
+    "low_rank, numbers, histogram": merged(
+        FAMILIES["low_rank"], CATEGORIES, {"network": {"bayesian": "all"}, "likelihood": {"family": "hl_gauss"}}
+    ),
 }
 
 
 def observations_of(module: VariationalActorCritic, count: int) -> Tensor:
-    shape = tuple(flat_options(module).observation_shape)
-    if flat_options(module).num_categories:
+    shape = tuple(module.hparams.observation_shape)
+    if module.hparams.num_categories:
         return torch.randint(9, (count, *shape), dtype=torch.int32)
     return torch.randint(2, (count, *shape), dtype=torch.uint8) if len(shape) == 3 else torch.randn(count, *shape)
 
@@ -189,7 +182,7 @@ def observations_of(module: VariationalActorCritic, count: int) -> Tensor:
 @pytest.mark.parametrize("settings", DRAWN.values(), ids=DRAWN)
 def test_actions_by_draw_equal_a_loop_over_networks_with_drawn_weights(settings: dict[str, Any]) -> None:
     """Greedy for the mean of both critics of each environment's own draw."""
-    module = make_module(**settings)
+    module = make_module(settings)
     seeds = [5, 5, 9, 2**31 - 1, 0, *range(100, 125)]
     observations = observations_of(module, len(seeds))
     expected = [
@@ -206,7 +199,7 @@ def test_actions_by_draw_equal_a_loop_over_networks_with_drawn_weights(settings:
 @pytest.mark.parametrize("family", ["mean_field", "members", "low_rank"])
 def test_a_draw_stays_until_its_seed_changes_and_no_other_is_touched(family: str) -> None:
     """One environment's new episode changes its own actions; weights that were learned change all at once."""
-    module, seeds = make_module(**FAMILIES[family], bayesian="all"), [1, 2, 3, 4]
+    module, seeds = make_module(FAMILIES[family], network={"bayesian": "all"}), [1, 2, 3, 4]
     states = torch.randn(300, FEATURES)
 
     def table(seeds: list[int]) -> Tensor:
@@ -234,25 +227,25 @@ def test_a_draw_stays_until_its_seed_changes_and_no_other_is_touched(family: str
     assert (table(seeds) == 0).all()
 
 
-# ------------------------------------------------------------------ opinions
+# ------------------------------------------------------------------ value estimates
 @pytest.mark.parametrize("settings", [*DRAWN.values(), FAMILIES["none"]], ids=[*DRAWN, "none"])
-def test_an_opinion_equals_that_of_explicit_draws(settings: dict[str, Any]) -> None:
-    module = make_module(**settings)
+def test_value_estimates_equal_those_of_explicit_draws(settings: dict[str, Any]) -> None:
+    module = make_module(settings)
     observations = observations_of(module, 6)
-    answers = [network(observations) for network in judging_networks(module)]
+    answers = [network(observations) for network in valuing_networks(module)]
     q, noise = (torch.cat(part) for part in zip(*answers, strict=True))
-    opinion = module.estimate_values(observations)
-    assert all(part.device.type == "cpu" and part.dtype == torch.float32 for part in opinion)
-    torch.testing.assert_close(opinion.q_mean, q.mean(0), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(opinion.q_std, q.std(0), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(opinion.noise_std, noise.mean(0), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(opinion.value, q.mean(0).max(-1).values, rtol=1e-4, atol=1e-5)
+    estimate = module.estimate_values(observations)
+    assert all(part.device.type == "cpu" and part.dtype == torch.float32 for part in estimate)
+    torch.testing.assert_close(estimate.q_mean, q.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(estimate.q_std, q.std(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(estimate.noise_std, noise.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(estimate.value, q.mean(0).max(-1).values, rtol=1e-4, atol=1e-5)
     for row in range(6):  # whatever the others
-        for part, alone in zip(opinion, module.estimate_values(observations[row][None]), strict=True):
+        for part, alone in zip(estimate, module.estimate_values(observations[row][None]), strict=True):
             torch.testing.assert_close(part[row], alone[0], rtol=1e-4, atol=1e-5)
 
 
-def test_an_opinion_follows_the_weights() -> None:
+def test_value_estimates_follow_the_weights() -> None:
     module, state = make_module(), torch.randn(1, FEATURES)
     before = module.estimate_values(state)
     with torch.no_grad():
@@ -309,21 +302,13 @@ def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_trainer(*callbacks: pl.Callback, **settings: Any) -> pl.Trainer:
-    defaults: dict[str, Any] = {"max_epochs": 1, "num_sanity_val_steps": 0, "log_every_n_steps": 10**6}
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-        **{**defaults, **settings},
-    )
+    """Make a trainer that plays all games of a validation."""
+    return agents.make_trainer(*callbacks, **{"num_sanity_val_steps": 0, "limit_val_batches": 1.0, **settings})
 
 
 @dataclass
 class Residuals:
-    """What was expected and what came, at every judged state of some games."""
+    """What was expected and what came, at every state of some games that has a value estimate."""
 
     mean: Tensor
     epistemic: Tensor
@@ -338,7 +323,7 @@ class Residuals:
     def of(cls, module: VariationalActorCritic, data: Data, seeds: range) -> Residuals:
         """Play the games alone, one after the other, and ask explicit draws."""
         rules = Rules(10**6, data.gamma, data.life_loss, data.reward_clip, frame_stack=2)
-        networks, rows, states = judging_networks(module), [], []
+        networks, rows, states = valuing_networks(module), [], []
 
         def ask(observations: Tensor) -> tuple[Tensor, Tensor]:
             answers = [network(observations) for network in networks]
@@ -346,11 +331,11 @@ class Residuals:
             return q, noise.mean(0)
 
         for number, seed in enumerate(seeds):
-            script = told(seed, [0] * 100)[0]
+            script = episode_of(seed, [0] * 100)[0]
             screens = [torch.from_numpy(s) for s in script.screens]
             stacks = [torch.cat(two) for two in zip([0 * screens[0], *screens[:-1]], screens, strict=True)]
             actions = [int(module.act(stack[None])) for stack in stacks[:-1]]
-            episode, _ = told(seed, actions)
+            episode, _ = episode_of(seed, actions)
             came = returns_of(episode, rules, lambda o: ask(o)[0].mean(0).max(-1).values)
             due = list(range(0, len(actions), data.every))
             for t in due:
@@ -437,10 +422,10 @@ def test_validations_and_test_say_what_the_definitions_say(
     family: str, options: tuple[Any, ...], tmp_path: Path
 ) -> None:
     """The first states its intervals by the likelihood, each later one by the fit of the one before; the fit is
-    in the checkpoint, and the test games are judged by it and leave it as it is.
+    in the checkpoint, and the intervals of the test games use it and leave it as it is.
     """
-    likelihood = {"likelihood": "hl_gauss"} if family == "members" else {"noise_std": 0.6}
-    module = make_module(**FAMILIES[family], **likelihood, critic_lr=0.1, actor_lr=0.1)
+    likelihood = {"likelihood": {"family": "hl_gauss"}} if family == "members" else {"likelihood": {"noise_std": 0.6}}
+    module = make_module(FAMILIES[family], likelihood, optimizer={"critic_lr": 0.1, "actor_lr": 0.1})
     data, watch = Data(*options), EachValidation()
     trainer = make_trainer(watch, max_epochs=3)
     trainer.fit(module, datamodule=data)
@@ -483,8 +468,8 @@ def test_bias_noise_and_scale_are_fitted_in_training_only() -> None:
     assert_logged(trainer.callback_metrics, "val", residuals.metrics())
 
 
-def test_games_to_be_shown_are_judged_at_every_step_and_measure_nothing() -> None:
-    """Nor do opinions that are asked for outside of a validation, before or after one."""
+def test_games_to_be_shown_have_a_value_estimate_at_every_step_and_measure_nothing() -> None:
+    """Nor do value estimates outside of a validation, before or after one."""
     module, data = make_module(), Data()
     observations = torch.randn(50, FEATURES)
     module.estimate_values(observations)
@@ -506,14 +491,14 @@ def test_the_same_tags_are_logged_whatever_the_agent_and_all_are_documented() ->
     text = DOCUMENTED.read_text()
     documented = {stage: set(re.findall(rf"`{stage}/(\w+)`", text)) for stage in ("val", "test")}
     assert documented["val"] == documented["test"]
-    for settings in (*FAMILIES.values(), {"game": "breakout"}, {"likelihood": "two_hot"}):
+    for settings in (*FAMILIES.values(), {"game": "breakout"}, {"likelihood": {"family": "two_hot"}}):
         logged = []
 
         class Each(pl.Callback):
             def on_validation_end(self, trainer: pl.Trainer, module: Any, logged: Any = logged) -> None:
                 logged.append({t.removeprefix("val/") for t in trainer.callback_metrics if t.startswith("val/")})
 
-        module, data = make_module(**settings), Data()
+        module, data = make_module(settings), Data()
         make_trainer(Each(), max_epochs=2).fit(module, datamodule=data)
         trainer = make_trainer()
         trainer.test(module, datamodule=data, verbose=False)

@@ -17,6 +17,7 @@ from bayes_rl.bayes.ops import add_noise
 from bayes_rl.cli import app as cli
 from bayes_rl.errors import ConfigError
 from tests.helpers.agents import Stream, fit, make_batch, make_module, make_trainer
+from tests.helpers.options import title
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning", "ignore::DeprecationWarning:torch.*")
 
@@ -24,10 +25,19 @@ ROOT = Path(cli.__file__).parents[2]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 FAMILIES: list[dict[str, Any]] = [
     {},
-    {"bayesian": "all", "likelihood": "learned_gaussian", "actor_loss": "dpg", "shared_trunk": False},
-    {"posterior": "members", "prior_scale": 1.0, "likelihood": "hl_gauss", "entropy_weight": 0.1},
-    {"posterior": "low_rank", "target": "other", "bootstrap": "greedy"},
-    {"bayesian": "none", "likelihood": "two_hot"},
+    {
+        "network": {"bayesian": "all", "shared_trunk": False},
+        "likelihood": {"family": "learned_gaussian"},
+        "objective": {"actor_loss": "dpg"},
+    },
+    {
+        "posterior": {"family": "members"},
+        "network": {"prior_function_scale": 1.0},
+        "likelihood": {"family": "hl_gauss"},
+        "objective": {"entropy_weight": 0.1},
+    },
+    {"posterior": {"family": "low_rank"}, "objective": {"target": "other", "bootstrap": "greedy"}},
+    {"network": {"bayesian": "none"}, "likelihood": {"family": "two_hot"}},
 ]
 
 
@@ -54,12 +64,12 @@ def both(**settings: Any) -> list[VariationalActorCritic]:
     modules = []
     for mode in ("none", "default"):
         torch.manual_seed(1)
-        modules.append(make_module(compile=mode, **settings))
+        modules.append(make_module(settings, compile=mode))
     return modules
 
 
 @pytest.mark.usefixtures("_no_compiler")
-@pytest.mark.parametrize("settings", FAMILIES, ids=lambda s: " ".join(map(str, s.values())) or "defaults")
+@pytest.mark.parametrize("settings", FAMILIES, ids=title)
 def test_loss_and_gradients_are_those_without_capture(settings: dict[str, Any]) -> None:
     """The second update too, by the same graph; `fullgraph` makes any question on the way an error."""
     modules = both(**settings)
@@ -82,7 +92,10 @@ def test_training_ends_in_the_same_weights_under_the_same_names(
     backend that does nothing but collect the operations.
     """
     monkeypatch.setattr(capture, "BACKEND", backend)
-    settings = {"update_pairs": "random", "consolidation": "ewc", "consolidate_every": 3, "fisher_samples": 8}
+    settings = {
+        "objective": {"update_pairs": "random"},
+        "consolidation": {"method": "ewc", "consolidate_every": 3, "fisher_samples": 8},
+    }
     plain, graph = both(**settings)
     for module in (plain, graph):
         torch.manual_seed(2)
@@ -166,8 +179,8 @@ def test_what_cannot_be_captured_here_is_one_line(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(ConfigError, match="accumulate_grad_batches"):
             check_capture(mode, CUDA, 2)
         with pytest.raises(ConfigError, match=r"--model.compile: .*low_rank"):
-            make_module(compile=mode, posterior="low_rank")
-        make_module(compile=mode, posterior="low_rank", bayesian="none")
+            make_module(compile=mode, posterior={"family": "low_rank"})
+        make_module(compile=mode, posterior={"family": "low_rank"}, network={"bayesian": "none"})
     monkeypatch.setattr("shutil.which", lambda _: None)
     for device, use in ((CPU, "none"), (CUDA, "cudagraphs")):
         check_capture("none", device, 1)

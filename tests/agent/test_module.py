@@ -34,7 +34,7 @@ from tests.helpers.agents import (
     make_module,
     make_trainer,
 )
-from tests.helpers.flat import flat_options
+from tests.helpers.options import merged
 
 # Lightning 2.6.6 asks torch's pytree in a way that torch 2.13 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 @pytest.mark.parametrize("accumulated", [1, 3])
 def test_the_ewc_penalty_has_its_whole_gradient_once_per_update(accumulated: int, bayesian: str) -> None:
     """The sum of both gradients by autograd, however many minibatches an update has."""
-    module = make_module(**EWC, bayesian=bayesian)
+    module = make_module(EWC, network={"bayesian": bayesian})
     assert module.consolidator is not None
     anchors = {name: p.detach() + torch.randn(p.shape) for name, p in module.twin.named_parameters()}
     fisher = {name: torch.rand(p.shape) for name, p in module.twin.named_parameters()}
@@ -74,8 +74,9 @@ def test_a_gradient_scaler_does_not_scale_the_ewc_penalty_away(clip: float | Non
     steps = []
     for precision in (None, MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))):
         torch.manual_seed(5)
-        rates = {"actor_lr": 1e3, "critic_lr": 1e3, "adam_eps": 1e3}  # so that a step grows with the gradient
-        module = make_module(**EWC, **rates, bayesian="none")
+        # With these values a step grows with the gradient.
+        optimizer = {"actor_lr": 1e3, "critic_lr": 1e3, "adam_eps": 1e3}
+        module = make_module(EWC, optimizer=optimizer, network={"bayesian": "none"})
         start = {name: p.detach().clone() for name, p in module.twin.named_parameters()}
         anchors = {name: p + 100 for name, p in start.items()}
         module.consolidator.ewc.consolidate(anchors, {name: torch.ones_like(p) for name, p in anchors.items()})
@@ -89,7 +90,7 @@ def test_a_gradient_scaler_does_not_scale_the_ewc_penalty_away(clip: float | Non
 @pytest.mark.parametrize("tau", [0.005, 0.3, 1.0])
 @pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["defaults", "everything"])
 def test_the_moving_average_is_a_lerp_towards_the_newest_parameters(tau: float, settings: dict[str, Any]) -> None:
-    module = make_module(tau=tau, critic_lr=1e-2, actor_lr=1e-2, **settings)
+    module = make_module(settings, objective={"tau": tau}, optimizer={"critic_lr": 1e-2, "actor_lr": 1e-2})
     expected = {name: p.clone() for name, p in module.target_twin.named_parameters()}
     checks = []
 
@@ -102,22 +103,24 @@ def test_the_moving_average_is_a_lerp_towards_the_newest_parameters(tau: float, 
 
     fit(module, [make_batch() for _ in range(4)], EachUpdate(follow))
     assert len(checks) == 4 * len(expected)
-    assert flat_options(module).target == "ema"
+    assert module.objective.target == "ema"
 
 
 def test_the_moving_average_starts_as_a_copy_and_other_has_none() -> None:
-    module = make_module(target="ema")
+    module = make_module(objective={"target": "ema"})
     assert equal(dict(module.twin.named_parameters()), dict(module.target_twin.named_parameters()))
-    assert make_module(target="other").target_twin is None
+    assert make_module(objective={"target": "other"}).target_twin is None
 
 
 @pytest.mark.parametrize("shared_trunk", [True, False])
-@pytest.mark.parametrize("settings", [{}, {"weight_decay": 0.1}, EWC, MEMBERS, EVERYTHING])
+@pytest.mark.parametrize("settings", [{}, {"optimizer": {"weight_decay": 0.1}}, EWC, MEMBERS, EVERYTHING])
 def test_update_pairs_random_leaves_the_other_pair_bitwise_unchanged(
     shared_trunk: bool, settings: dict[str, Any]
 ) -> None:
     """Each update improves one pair; neither Adam's momentum, weight decay nor EWC may move the other."""
-    module = make_module(update_pairs="random", target="other", shared_trunk=shared_trunk, **settings)
+    module = make_module(
+        settings, objective={"update_pairs": "random", "target": "other"}, network={"shared_trunk": shared_trunk}
+    )
     own = [{"actors.0.", "critics.0."}, {"actors.1.", "critics.1."}]
     if not shared_trunk:
         own[0] |= {"trunks.0.", "trunks.2."}
@@ -138,7 +141,7 @@ def test_update_pairs_random_leaves_the_other_pair_bitwise_unchanged(
 
 
 def test_update_pairs_both_changes_both_pairs() -> None:
-    module = make_module(update_pairs="both", shared_trunk=False)
+    module = make_module(objective={"update_pairs": "both"}, network={"shared_trunk": False})
     before = {name: p.detach().clone() for name, p in module.twin.named_parameters()}
     fit(module, [make_batch()])
     unchanged = {name for name, p in module.twin.named_parameters() if torch.equal(p, before[name])}
@@ -149,7 +152,7 @@ def test_update_pairs_both_changes_both_pairs() -> None:
 @FAMILIES
 def test_a_bf16_mixed_update_keeps_heads_and_kl_in_float32(family: dict[str, Any]) -> None:
     seen: dict[str, set[torch.dtype]] = {"heads": set(), "trunk": set(), "kl": set()}
-    module = make_module(hidden_dim=16, shared_trunk=False, **family)
+    module = make_module(family, network={"hidden_dim": 16, "shared_trunk": False})
 
     def heads(_: nn.Module, args: Any, output: Any) -> None:
         seen["heads"] |= {output.action_logits.dtype, output.q_values.dtype}
@@ -168,7 +171,7 @@ def test_a_bf16_mixed_update_keeps_heads_and_kl_in_float32(family: dict[str, Any
 
 
 def test_the_logged_kl_of_a_bf16_mixed_update_is_that_of_float32() -> None:
-    module = make_module(hidden_dim=16)
+    module = make_module(network={"hidden_dim": 16})
     before = kl_divergence(module.twin).item()
     trainer = fit(module, [make_batch()], precision="bf16-mixed", log_every=1)
     assert trainer.callback_metrics["train/kl"].item() == pytest.approx(before, rel=1e-6)  # bf16: 4e-3
@@ -176,7 +179,7 @@ def test_the_logged_kl_of_a_bf16_mixed_update_is_that_of_float32() -> None:
 
 # ------------------------------------------------------------------ logging
 def test_the_logged_loss_parts_are_logged_apart_with_the_frames_as_the_axis() -> None:
-    module = make_module(**EWC)
+    module = make_module(EWC)
     batch = make_batch(num_data=321)._replace(frames=8888)
     logged = fit(module, [batch], log_every=1).callback_metrics
     for part in ("nll", "kl", "num_data", "temperature", "ewc_penalty", "kl_to_nll", "actor_loss", "elbo_loss"):
@@ -190,18 +193,26 @@ def test_the_logged_loss_parts_are_logged_apart_with_the_frames_as_the_axis() ->
 
 # ------------------------------------------------------------------ checkpoints
 CHECKPOINTED = [
-    {"target": "ema"},
-    {"target": "other", "shared_trunk": False, **EWC},
-    {"encoder": "minatar", "observation_shape": (2, 8, 8), "pixel_scale": 1.0, "hidden_dim": 5, "game": "breakout"},
-    {**EVERYTHING, "exploration": "thompson", "bayesian": "all"},
-    {**MEMBERS, "exploration": "both", "likelihood": "hl_gauss", "num_bins": 7, "value_range": (-2.0, 2.0)},
+    {"objective": {"target": "ema"}},
+    merged({"objective": {"target": "other"}, "network": {"shared_trunk": False}}, EWC),
+    {
+        "network": {"encoder": "minatar", "hidden_dim": 5},
+        "observation_shape": (2, 8, 8),
+        "pixel_scale": 1.0,
+        "game": "breakout",
+    },
+    merged(EVERYTHING, {"exploration": "thompson", "network": {"bayesian": "all"}}),
+    merged(
+        MEMBERS,
+        {"exploration": "both", "likelihood": {"family": "hl_gauss", "num_bins": 7, "value_range": (-2.0, 2.0)}},
+    ),
 ]
 
 
 @pytest.mark.parametrize("settings", CHECKPOINTED, ids=["ema", "other-ewc", "minatar", "low_rank", "members"])
 def test_a_checkpoint_alone_gives_the_same_agent(settings: dict[str, Any], tmp_path: Path) -> None:
     """Tensors and primitives only: `weights_only=True` loads it, and the module needs nothing else."""
-    module = make_module(**settings)
+    module = make_module(settings)
     shape = tuple(module.hparams.observation_shape)
     images = len(shape) == 3
 
@@ -226,10 +237,12 @@ def test_a_checkpoint_alone_gives_the_same_agent(settings: dict[str, Any], tmp_p
     assert torch.equal(loaded.twin(probe).q_values, module.twin(probe).q_values)
 
 
-@pytest.mark.parametrize("family", [{}, {**EVERYTHING, "bootstrap": "greedy"}], ids=["mean_field", "low_rank"])
+@pytest.mark.parametrize(
+    "family", [{}, merged(EVERYTHING, {"objective": {"bootstrap": "greedy"}})], ids=["mean_field", "low_rank"]
+)
 def test_a_resumed_fit_equals_an_uninterrupted_one(family: dict[str, Any], tmp_path: Path) -> None:
     """The weights' noise and draws, Adam's moments, the moving average, Fisher samples and anchors all continue."""
-    settings = {**EWC, "update_pairs": "random", **family}
+    settings = merged(EWC, {"objective": {"update_pairs": "random"}}, family)
     batches = [make_batch() for _ in range(10)]
 
     class Epoch(Stream):
@@ -247,7 +260,7 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(family: dict[str, Any], tmp_p
 
     def run(epochs: int, start: int, ckpt_path: Path | None = None) -> tuple[VariationalActorCritic, pl.Trainer]:
         torch.manual_seed(11)
-        module = make_module(**settings)
+        module = make_module(settings)
         trainer = make_trainer(SaveAtTheEnd())
         trainer.fit_loop.max_epochs = epochs
         trainer.fit(module, datamodule=SampleData(Epoch(start)), ckpt_path=ckpt_path)
@@ -273,14 +286,11 @@ COMBINATIONS = [(target, actor_loss) for target in ("other", "ema") for actor_lo
 
 def learner(target: str, actor_loss: str, **settings: Any) -> VariationalActorCritic:
     return make_module(
-        hidden_dim=16,
-        target=target,
-        actor_loss=actor_loss,
-        tau=0.1,
-        noise_std=0.3,
-        actor_lr=1e-2,
-        critic_lr=1e-2,
-        **settings,
+        settings,
+        network={"hidden_dim": 16},
+        objective={"target": target, "actor_loss": actor_loss, "tau": 0.1},
+        likelihood={"noise_std": 0.3},
+        optimizer={"actor_lr": 1e-2, "critic_lr": 1e-2},
     )
 
 
@@ -293,7 +303,7 @@ def test_a_bandit_is_solved(target: str, actor_loss: str, shared_trunk: bool) ->
     state = torch.ones(len(action), FEATURES)
     fields = {"observation": state, "next_observation": state, "action": action, "reward": rewards[action]}
     batch = make_batch(len(action), discount=0.0, num_data=10**6, **fields)
-    module = learner(target, actor_loss, shared_trunk=shared_trunk)
+    module = learner(target, actor_loss, network={"shared_trunk": shared_trunk})
     fit(module, [batch] * 250)
     q_values = module.twin(state[:1]).q_values[:, 0].detach()
     assert (q_values - rewards).abs().max() < 0.05
@@ -304,8 +314,16 @@ def test_a_bandit_is_solved(target: str, actor_loss: str, shared_trunk: bool) ->
     ("target", "actor_loss", "settings"),
     [
         *((*combination, {}) for combination in COMBINATIONS),
-        ("ema", "cross_entropy", {**MEMBERS, "prior_scale": 1.0, "bootstrap": "greedy"}),
-        ("ema", "cross_entropy", {**LOW_RANK, "prior_scale": 1.0, "bootstrap": "greedy"}),
+        (
+            "ema",
+            "cross_entropy",
+            merged(MEMBERS, {"network": {"prior_function_scale": 1.0}, "objective": {"bootstrap": "greedy"}}),
+        ),
+        (
+            "ema",
+            "cross_entropy",
+            merged(LOW_RANK, {"network": {"prior_function_scale": 1.0}, "objective": {"bootstrap": "greedy"}}),
+        ),
     ],
 )
 def test_values_are_carried_back_through_a_chain(target: str, actor_loss: str, settings: dict[str, Any]) -> None:

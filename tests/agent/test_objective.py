@@ -34,7 +34,7 @@ from tests.helpers.agents import (
     of_critics,
     step,
 )
-from tests.helpers.flat import flat_options
+from tests.helpers.options import merged, title
 
 # Lightning 2.6.6 asks torch's pytree in a way that torch 2.13 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
@@ -68,7 +68,9 @@ TOLERANCE = 6 * FLOOR_STD / NOISE**2  # six standard deviations of one draw; the
 
 @pytest.mark.parametrize("shared_trunk", [True, False])
 def test_targets_of_other_cross_the_pairs(shared_trunk: bool) -> None:
-    module = make_module(target="other", noise_std=NOISE, shared_trunk=shared_trunk)
+    module = make_module(
+        objective={"target": "other"}, likelihood={"noise_std": NOISE}, network={"shared_trunk": shared_trunk}
+    )
     make_constant(module.twin, LOGITS, Q_VALUES)
     batch = make_batch()
     probs = LOGITS.softmax(-1)
@@ -81,7 +83,9 @@ def test_targets_of_other_cross_the_pairs(shared_trunk: bool) -> None:
 
 @pytest.mark.parametrize("shared_trunk", [True, False])
 def test_targets_of_ema_come_from_the_moving_average_of_both(shared_trunk: bool) -> None:
-    module = make_module(target="ema", noise_std=NOISE, shared_trunk=shared_trunk)
+    module = make_module(
+        objective={"target": "ema"}, likelihood={"noise_std": NOISE}, network={"shared_trunk": shared_trunk}
+    )
     make_constant(module.twin, LOGITS, Q_VALUES)
     averaged_logits, averaged_q = torch.randn(2, ACTIONS), 3 * torch.randn(2, ACTIONS)
     make_constant(module.target_twin, averaged_logits, averaged_q)
@@ -95,7 +99,7 @@ def test_targets_of_ema_come_from_the_moving_average_of_both(shared_trunk: bool)
 @pytest.mark.parametrize("target", ["other", "ema"])
 def test_targets_come_from_mean_weights_and_carry_no_gradient(target: str) -> None:
     """Defect 6: with a discount the loss gradient equals that of the same step on constant targets."""
-    module = make_module(target=target, shared_trunk=False)
+    module = make_module(objective={"target": target}, network={"shared_trunk": False})
     batch = make_batch()
     loss = step(module, batch)
     with_bootstrap = gradients(module.twin)
@@ -125,7 +129,7 @@ def test_targets_come_from_mean_weights_and_carry_no_gradient(target: str) -> No
 @pytest.mark.parametrize("target", ["other", "ema"])
 def test_a_terminal_transition_ignores_the_next_observation(target: str) -> None:
     """Defect 4: the original bootstraps across episode ends."""
-    module = make_module(target=target)
+    module = make_module(objective={"target": target})
     for discount, same in ((0.0, True), (0.9, False)):
         batch = make_batch(discount=discount)
         elsewhere = batch.transition._replace(next_observation=100 * torch.randn(6, FEATURES))
@@ -135,7 +139,7 @@ def test_a_terminal_transition_ignores_the_next_observation(target: str) -> None
 
 def test_the_executed_action_reaches_the_critic() -> None:
     """Defect 3: the error of a transition trains the value of its stored action and of no other."""
-    module = make_module(target="other", noise_std=NOISE)
+    module = make_module(objective={"target": "other"}, likelihood={"noise_std": NOISE})
     make_constant(module.twin, LOGITS, Q_VALUES)
     for action in range(ACTIONS):
         batch = make_batch(action=torch.full((6,), action), discount=0.0, reward=torch.full((6,), 20.0))
@@ -146,7 +150,7 @@ def test_the_executed_action_reaches_the_critic() -> None:
 @pytest.mark.parametrize("value", [-40.0, 40.0])
 def test_returns_outside_the_unit_interval_reach_the_critic(value: float) -> None:
     """Defect 2: neither Q nor the targets are squashed or clipped."""
-    module = make_module(target="other", noise_std=NOISE)
+    module = make_module(objective={"target": "other"}, likelihood={"noise_std": NOISE})
     make_constant(module.twin, LOGITS, Q_VALUES)
     batch = make_batch(discount=0.0, reward=torch.full((6,), value))
     expected = expected_bias_gradients(batch, torch.full((2, 6), value), NOISE)
@@ -166,7 +170,7 @@ def targets_of(module: VariationalActorCritic, transition: Transition, weights: 
 @FAMILIES
 def test_the_kl_enters_the_loss_divided_by_the_number_of_data(family: dict[str, Any]) -> None:
     """Defect 1: between two N under the same noise, the loss differs by T KL (1/N - 1/M), summed over layers."""
-    module = make_module(temperature=0.7, shared_trunk=False, **family)
+    module = make_module(family, objective={"kl_temperature": 0.7}, network={"shared_trunk": False})
     batch = make_batch()
     kl = kl_divergence(module.twin).item()
     few, many = step(module, batch._replace(num_data=100)), step(module, batch._replace(num_data=10_000))
@@ -176,7 +180,7 @@ def test_the_kl_enters_the_loss_divided_by_the_number_of_data(family: dict[str, 
 
 @FAMILIES
 def test_temperature_zero_leaves_out_the_kl(family: dict[str, Any]) -> None:
-    module = make_module(temperature=0.0, **family)
+    module = make_module(family, objective={"kl_temperature": 0.0})
     batch = make_batch()
     assert torch.equal(step(module, batch._replace(num_data=1)), step(module, batch._replace(num_data=10**6)))
 
@@ -184,7 +188,9 @@ def test_temperature_zero_leaves_out_the_kl(family: dict[str, Any]) -> None:
 @pytest.mark.parametrize("actor_loss", ["dpg", "cross_entropy"])
 def test_the_loss_is_the_sum_of_its_named_parts(actor_loss: str) -> None:
     """Constant networks: -log N(target | Q) of both pairs, KL / N, and both actors' losses, by hand."""
-    module = make_module(target="other", noise_std=NOISE, actor_loss=actor_loss, entropy_weight=0.3)
+    module = make_module(
+        objective={"target": "other", "actor_loss": actor_loss, "entropy_weight": 0.3}, likelihood={"noise_std": NOISE}
+    )
     make_constant(module.twin, LOGITS, Q_VALUES)
     batch = make_batch(discount=0.0)
     t = batch.transition
@@ -209,11 +215,11 @@ def test_in_the_summed_loss_each_part_trains_its_own_networks(
     shared_trunk: bool, actor_loss: str, family: dict[str, Any]
 ) -> None:
     """The reward moves only critic gradients; the entropy weight, a matter of the actors, only actor gradients."""
-    settings = {"shared_trunk": shared_trunk, "actor_loss": actor_loss, **family}
+    settings = merged({"network": {"shared_trunk": shared_trunk}, "objective": {"actor_loss": actor_loss}}, family)
     torch.manual_seed(8)
-    module = make_module(**settings, entropy_weight=0.1)
+    module = make_module(settings, objective={"entropy_weight": 0.1})
     torch.manual_seed(8)
-    twin_sister = make_module(**settings, entropy_weight=0.9)
+    twin_sister = make_module(settings, objective={"entropy_weight": 0.9})
     batch = make_batch()
     richer = batch._replace(transition=batch.transition._replace(reward=batch.transition.reward + 5))
     results = []
@@ -230,7 +236,7 @@ def test_in_the_summed_loss_each_part_trains_its_own_networks(
 
 
 def test_actor_gradient_is_the_exact_policy_gradient_on_the_mean_of_both_critics() -> None:
-    module = make_module(actor_loss="dpg", temperature=0.0)
+    module = make_module(objective={"actor_loss": "dpg", "kl_temperature": 0.0})
     make_constant(module.twin, LOGITS, Q_VALUES)
     step(module, make_batch())
     mu, mean_q = LOGITS.softmax(-1), Q_VALUES.mean(0)
@@ -299,22 +305,23 @@ def kl_by_distributions(heads: list[Any], prior_precision: float) -> Tensor:
 
 def brute_force_loss(module: VariationalActorCritic, batch: Batch, seed: int) -> Tensor:
     """The objective in a loop over draws and pairs, from the same random numbers in the same order."""
-    h, t, twin = flat_options(module), batch.transition, module.twin
+    t, twin, objective = batch.transition, module.twin, module.objective
+    posterior, shared_trunk = twin.settings.layers.settings, twin.settings.shared_trunk
     torch.manual_seed(seed)
     indices: Any = {
         "mean_field": lambda: [None],
-        "low_rank": lambda: torch.randn(h.draws, h.index_dim),
-        "members": lambda: torch.eye(h.index_dim),
-    }[h.posterior]()
-    pairs = [0, 1] if h.update_pairs == "both" else [int(torch.randint(2, ()))]
+        "low_rank": lambda: torch.randn(posterior.num_draws, posterior.size),
+        "members": lambda: torch.eye(posterior.size),
+    }[posterior.family]()
+    pairs = [0, 1] if objective.update_pairs == "both" else [int(torch.randint(2, ()))]
     shape = (len(indices), len(t.action))
 
     def noise_of(width: int) -> list[Tensor]:  # heads on one trunk are one layer
-        joint = torch.randn(*shape, 2 * width).split(width, -1) if h.shared_trunk else None
+        joint = torch.randn(*shape, 2 * width).split(width, -1) if shared_trunk else None
         return list(joint) if joint else [torch.randn(*shape, width) for _ in range(2)]
 
     numbers = ACTIONS * twin.likelihood.outputs
-    if h.posterior == "mean_field" and h.shared_trunk:  # then actors and critics are one, too
+    if posterior.family == "mean_field" and shared_trunk:  # then actors and critics are one, too
         actors, critics = torch.randn(*shape, 2 * ACTIONS + 2 * numbers).split([2 * ACTIONS, 2 * numbers], -1)
         noise = [list(actors.split(ACTIONS, -1)), list(critics.split(numbers, -1))]
     else:
@@ -323,50 +330,86 @@ def brute_force_loss(module: VariationalActorCritic, batch: Batch, seed: int) ->
     total = torch.zeros(())
     for d, index in enumerate(indices):
         with torch.no_grad():
-            source = twin if h.target == "other" else module.target_twin
+            source = twin if objective.target == "other" else module.target_twin
             logits, raw, prior = answer(source, t.next_observation, index, [[None] * 2] * 2)
             probs, q = logits.softmax(-1), source.likelihood.value(raw) + prior
             bootstraps = []
             for pair in range(2):
-                mu, value = (probs[1 - pair], q[1 - pair]) if h.target == "other" else (probs.mean(0), q.mean(0))
-                bootstraps.append(value.max(-1).values if h.bootstrap == "greedy" else (mu * value).sum(-1))
+                mu, value = (
+                    (probs[1 - pair], q[1 - pair]) if objective.target == "other" else (probs.mean(0), q.mean(0))
+                )
+                bootstraps.append(value.max(-1).values if objective.bootstrap == "greedy" else (mu * value).sum(-1))
         logits, raw, prior = answer(twin, t.observation, index, [[n[d] for n in kind] for kind in noise])
         values = (twin.likelihood.value(raw) + prior).mean(0).detach()
         for pair in pairs:
             goal = t.reward + t.discount * bootstraps[pair] - prior[rows, t.action]
             total = total + twin.likelihood.nll(raw[pair][rows, t.action], goal).mean() / d_count
             log_mu = logits[pair].log_softmax(-1)
-            if h.actor_loss == "dpg":
+            if objective.actor_loss == "dpg":
                 actor = -(log_mu.exp() * values).sum(-1)
             else:
-                actor = -((values / h.policy_temperature).softmax(-1) * log_mu).sum(-1)
-            actor = actor + h.entropy_weight * (log_mu.exp() * log_mu).sum(-1)
+                actor = -((values / objective.policy_temperature).softmax(-1) * log_mu).sum(-1)
+            actor = actor + objective.entropy_weight * (log_mu.exp() * log_mu).sum(-1)
             total = total + actor.mean() / d_count
     heads = [heads[pair] for heads in (twin.actors, twin.critics) for pair in pairs]
-    return total + h.temperature / batch.num_data * kl_by_distributions(heads, h.prior_precision)
+    return total + objective.kl_temperature / batch.num_data * kl_by_distributions(heads, posterior.prior_precision)
 
 
 OBJECTIVES: list[dict[str, Any]] = [
     {},
-    {"target": "other", "shared_trunk": False, "actor_loss": "dpg", "entropy_weight": 0.2},
-    {"bootstrap": "greedy"},
-    {"bootstrap": "greedy", "target": "other", "likelihood": "learned_gaussian", "temperature": 0.3},
-    {"update_pairs": "random", "shared_trunk": False, "entropy_weight": 0.2},
-    {**MEMBERS, "prior_scale": 2.0, "bootstrap": "greedy"},
-    {**MEMBERS, "target": "other", "shared_trunk": False, "actor_loss": "dpg", "entropy_weight": 0.2},
-    {**MEMBERS, "likelihood": "hl_gauss", "num_bins": 9, "prior_scale": 1.0, "update_pairs": "random"},
-    {**LOW_RANK, "prior_scale": 1.0},
-    {**LOW_RANK, "target": "other", "bootstrap": "greedy", "likelihood": "learned_gaussian", "prior_scale": 0.5},
-    {**LOW_RANK, "draws": 1, "shared_trunk": False, "likelihood": "two_hot", "num_bins": 7, "value_range": (-3, 3)},
-    {**LOW_RANK, "update_pairs": "random", "temperature": 0.0, "actor_loss": "dpg"},
+    {"objective": {"target": "other", "actor_loss": "dpg", "entropy_weight": 0.2}, "network": {"shared_trunk": False}},
+    {"objective": {"bootstrap": "greedy"}},
+    {
+        "objective": {"bootstrap": "greedy", "target": "other", "kl_temperature": 0.3},
+        "likelihood": {"family": "learned_gaussian"},
+    },
+    {"objective": {"update_pairs": "random", "entropy_weight": 0.2}, "network": {"shared_trunk": False}},
+    merged(MEMBERS, {"network": {"prior_function_scale": 2.0}, "objective": {"bootstrap": "greedy"}}),
+    merged(
+        MEMBERS,
+        {
+            "objective": {"target": "other", "actor_loss": "dpg", "entropy_weight": 0.2},
+            "network": {"shared_trunk": False},
+        },
+    ),
+    merged(
+        MEMBERS,
+        {
+            "likelihood": {"family": "hl_gauss", "num_bins": 9},
+            "network": {"prior_function_scale": 1.0},
+            "objective": {"update_pairs": "random"},
+        },
+    ),
+    merged(LOW_RANK, {"network": {"prior_function_scale": 1.0}}),
+    merged(
+        LOW_RANK,
+        {
+            "objective": {"target": "other", "bootstrap": "greedy"},
+            "likelihood": {"family": "learned_gaussian"},
+            "network": {"prior_function_scale": 0.5},
+        },
+    ),
+    merged(
+        LOW_RANK,
+        {
+            "posterior": {"num_draws": 1},
+            "network": {"shared_trunk": False},
+            "likelihood": {"family": "two_hot", "num_bins": 7, "value_range": (-3, 3)},
+        },
+    ),
+    merged(LOW_RANK, {"objective": {"update_pairs": "random", "kl_temperature": 0.0, "actor_loss": "dpg"}}),
 ]
 
 
-@pytest.mark.parametrize("settings", OBJECTIVES, ids=lambda s: " ".join(map(str, s.values())) or "defaults")
+@pytest.mark.parametrize("settings", OBJECTIVES, ids=title)
 def test_loss_and_gradients_equal_a_loop_over_draws_and_pairs(settings: dict[str, Any]) -> None:
     """A wide posterior and few data, so that noise and KL weigh; the moving average is another network."""
-    defaults = {"init_log_var": -3.0, "policy_temperature": 0.5, "noise_std": 0.7}
-    module = make_module(**{**defaults, **settings})
+    defaults = {
+        "posterior": {"init_log_var": -3.0},
+        "objective": {"policy_temperature": 0.5},
+        "likelihood": {"noise_std": 0.7},
+    }
+    module = make_module(defaults, settings)
     if module.target_twin is not None:
         with torch.no_grad():
             for parameter in module.target_twin.parameters():
@@ -386,7 +429,9 @@ def test_loss_and_gradients_equal_a_loop_over_draws_and_pairs(settings: dict[str
 @WITH_DRAWS
 @pytest.mark.parametrize("target", ["other", "ema"])
 def test_the_greedy_bootstrap_is_the_best_value_of_the_same_draw(family: dict[str, Any], target: str) -> None:
-    module = make_module(**family, target=target, bootstrap="greedy", prior_scale=3.0)
+    module = make_module(
+        family, objective={"target": target, "bootstrap": "greedy"}, network={"prior_function_scale": 3.0}
+    )
     t = make_batch().transition
     weights = weights_of(module)
     assert isinstance(weights, Draws)
@@ -407,7 +452,13 @@ def test_what_the_prior_function_explains_is_not_learned(family: dict[str, Any],
     """One action, s' = s, no reward, no discount: the target of every draw is its prior, and a learned part of zero
     is the best one, with the least nll that there is and no gradient.
     """
-    module = make_module(**family, target=target, num_actions=1, prior_scale=50.0, noise_std=0.5)
+    module = make_module(
+        family,
+        objective={"target": target},
+        num_actions=1,
+        network={"prior_function_scale": 50.0},
+        likelihood={"noise_std": 0.5},
+    )
     for twin in {module.twin, module.target_twin} - {None}:
         make_constant(twin, torch.zeros(2, 1), torch.zeros(2, 1))
     t = make_batch(action=torch.zeros(6, dtype=torch.int64), reward=torch.zeros(6), discount=1.0).transition
@@ -433,7 +484,7 @@ def test_learned_noise_becomes_the_scatter_of_the_targets() -> None:
     state = torch.ones(256, FEATURES)
     action = torch.zeros(256, dtype=torch.int64)
     batch = make_batch(256, 0.0, 10**6, observation=state, next_observation=state, action=action, reward=reward)
-    module = make_module(likelihood="learned_gaussian", noise_std=3.0, critic_lr=2e-2)
+    module = make_module(likelihood={"family": "learned_gaussian", "noise_std": 3.0}, optimizer={"critic_lr": 2e-2})
     average = module.target_twin.likelihood.log_noise.clone()
     logged = fit(module, [batch] * 150, log_every=150).callback_metrics
     noise_std = module.twin.likelihood.log_noise.exp().item()
@@ -449,7 +500,11 @@ def test_learned_noise_becomes_the_scatter_of_the_targets() -> None:
 )
 def test_histograms_learn_a_fixed_batch(likelihood: str, family: dict[str, Any]) -> None:
     nlls = []
-    module = make_module(**family, likelihood=likelihood, num_bins=21, value_range=(-4.0, 4.0), critic_lr=1e-2)
+    module = make_module(
+        family,
+        likelihood={"family": likelihood, "num_bins": 21, "value_range": (-4.0, 4.0)},
+        optimizer={"critic_lr": 1e-2},
+    )
     note = EachUpdate(lambda trainer, _: nlls.append(float(trainer.callback_metrics["train/nll"])))
     fit(module, [make_batch(discount=0.0, num_data=10**6)] * 50, note, log_every=1)
     assert nlls[0] > 2 * 2.5  # of two critics; log 21 = 3 in ignorance

@@ -24,6 +24,7 @@ from tests.helpers.networks import (
     make_twin,
     observations,
 )
+from tests.helpers.options import merged
 
 
 @pytest.mark.parametrize("bayesian", BAYESIAN)
@@ -66,35 +67,37 @@ def test_the_noise_is_learned_with_the_critics() -> None:
 
 
 @pytest.mark.parametrize("shared_trunk", [True, False])
-@pytest.mark.parametrize("settings", [{}, {"target": "other"}, EWC, EVERYTHING])
+@pytest.mark.parametrize("settings", [{}, {"objective": {"target": "other"}}, EWC, EVERYTHING])
 def test_every_trainable_parameter_is_in_the_optimizer_exactly_once(
     shared_trunk: bool, settings: dict[str, Any]
 ) -> None:
-    module = make_module(shared_trunk=shared_trunk, **settings)
+    module = make_module(settings, network={"shared_trunk": shared_trunk})
     optimized = [id(p) for group in module.configure_optimizers().param_groups for p in group["params"]]
     assert len(optimized) == len(set(optimized))
     assert set(optimized) == {id(p) for p in module.parameters() if p.requires_grad}
     fixed = {name for name, p in module.twin.named_parameters() if id(p) not in optimized}
     assert all(name.startswith("prior.") for name in fixed)
-    assert bool(fixed) == ("prior_scale" in settings)
+    assert bool(fixed) == ("network" in settings)  # a prior function
 
 
 @pytest.mark.parametrize(
     ("encoder", "settings"),
-    [("mlp", {}), ("mlp", EVERYTHING), ("mlp", {**MEMBERS, "bayesian": "all"}), ("minatar", {}), ("pseudo_resnet", {})],
+    [
+        ("mlp", {}),
+        ("mlp", EVERYTHING),
+        ("mlp", merged(MEMBERS, {"network": {"bayesian": "all"}})),
+        ("minatar", {}),
+        ("pseudo_resnet", {}),
+    ],
 )
 @pytest.mark.parametrize("shared_trunk", [True, False])
 def test_learning_rates_and_decay_are_as_configured(encoder: str, settings: dict[str, Any], shared_trunk: bool) -> None:
     shape = {"mlp": (FEATURES,), "minatar": (2, 8, 8), "pseudo_resnet": (1, 44, 44)}[encoder]
     module = make_module(
-        encoder=encoder,
+        settings,
+        network={"encoder": encoder, "shared_trunk": shared_trunk},
         observation_shape=shape,
-        shared_trunk=shared_trunk,
-        actor_lr=0.001,
-        critic_lr=0.02,
-        weight_decay=0.3,
-        adam_eps=1e-3,
-        **settings,
+        optimizer={"actor_lr": 0.001, "critic_lr": 0.02, "weight_decay": 0.3, "adam_eps": 1e-3},
     )
     names = {id(p): name for name, p in module.twin.named_parameters()}
     named = dict(module.twin.named_parameters())

@@ -14,9 +14,9 @@ from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.networks.encoders import ENCODERS, build_encoder
 from bayes_rl.networks.layer_factory import LayerFactory
 from bayes_rl.types import Batch, Transition
-from tests.helpers.flat import agent_of
+from tests.helpers.agents import ACTIONS, make_module
 
-FEATURES, ACTIONS = 5, 3
+FEATURES = 5
 
 
 def batch_of(task: int) -> Batch:
@@ -28,15 +28,8 @@ def batch_of(task: int) -> Batch:
 
 def agent(conditioning: str, **settings: Any) -> VariationalActorCritic:
     torch.manual_seed(2)
-    module = agent_of(
-        encoder="mlp",
-        hidden_dim=8,
-        observation_shape=(FEATURES,),
-        num_actions=ACTIONS,
-        num_tasks=3,
-        task_conditioning=conditioning,
-        **settings,
-    )
+    tasks = {"num_tasks": 3, "task_conditioning": conditioning}
+    module = make_module(settings, tasks, observation_shape=(FEATURES,))
     module._trainer = type("Quiet", (), {"log_every_n_steps": 0, "precision": "32", "gradient_clip_val": None})()  # type: ignore[assignment]
     return module
 
@@ -50,7 +43,9 @@ OWN = {"gains": (".gain.", ".shift."), "heads": ("actors.", "critics.")}
 def test_a_task_trains_what_is_shared_and_its_own_and_nothing_of_the_others(
     conditioning: str, shared_trunk: bool, bayesian: str
 ) -> None:
-    module = agent(conditioning, shared_trunk=shared_trunk, bayesian=bayesian, weight_decay=0.1)
+    module = agent(
+        conditioning, network={"shared_trunk": shared_trunk, "bayesian": bayesian}, optimizer={"weight_decay": 0.1}
+    )
     optimizer = torch.optim.AdamW(parameter_groups(module.twin, {"actor": 1e-2, "critic": 1e-2}, 0.1))
     for task in (0, 2, 1, 1):
         before = copy.deepcopy(module.twin.state_dict())
@@ -104,7 +99,11 @@ def test_acting_and_judging_follow_the_task() -> None:
 
 
 def test_critics_begin_anew_where_they_are_told_to() -> None:
-    module = agent("none", critic_at_switch="reset", optimizer_at_switch="reset", critic_lr=1.0)
+    module = agent(
+        "none",
+        consolidation={"critic_at_switch": "reset", "optimizer_at_switch": "reset"},
+        optimizer={"critic_lr": 1.0},
+    )
     optimizer = torch.optim.AdamW(parameter_groups(module.twin, {"actor": 1e-2, "critic": 1e-2}, 0.0))
     module._trainer.optimizers = [optimizer]  # type: ignore[union-attr]
     module.training_step(batch_of(0), 0).backward()

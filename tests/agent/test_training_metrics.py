@@ -32,7 +32,7 @@ DOCUMENTED = Path(__file__).parents[2] / "docs/reference/metrics.md"
 def test_logged_values_are_means_over_all_that_was_said(draws: tuple[int, ...]) -> None:
     """Each tag in a loop over pairs, draws and rows; pairs of draws and critics are alike."""
     size, noise_std = 5, 0.7
-    module = make_module(noise_std=noise_std, temperature=0.4)
+    module = make_module(likelihood={"noise_std": noise_std}, objective={"kl_temperature": 0.4})
     batch = make_batch(size, num_data=40)
     shape = (2, *draws, size, ACTIONS)
     output = TwinOutput(torch.randn(shape), torch.randn(*shape, 1), torch.randn(shape))
@@ -67,12 +67,14 @@ def test_logged_values_are_means_over_all_that_was_said(draws: tuple[int, ...]) 
     assert sum(float(logged[tag]) for tag in heads) == pytest.approx(kl_divergence(module.twin).item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{}, EVERYTHING, MEMBERS, {"likelihood": "hl_gauss"}], ids=lambda s: str(len(s)))
+@pytest.mark.parametrize(
+    "settings", [{}, EVERYTHING, MEMBERS, {"likelihood": {"family": "hl_gauss"}}], ids=lambda s: str(len(s))
+)
 def test_every_training_tag_is_documented(settings: dict[str, Any]) -> None:
     text = DOCUMENTED.read_text()
     sections = text[text.index("## Objective") : text.index("## Experience")]
     documented = set(re.findall(r"`((?:train|kl|posterior)/\w+)`", sections))
-    logged = fit(make_module(**settings), [make_batch()], log_every=1).callback_metrics
+    logged = fit(make_module(settings), [make_batch()], log_every=1).callback_metrics
     names = {re.sub(r"^kl/.*", "kl/NAME", tag) for tag in logged}
     assert names == documented | {"step"}
     assert all(math.isfinite(value) for value in logged.values())

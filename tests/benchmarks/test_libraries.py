@@ -12,11 +12,11 @@ import pytest
 import torch
 import yaml
 
+from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.cli import app as cli
 from benchmarks.runner import ROOT
 from benchmarks.speed import contenders, libraries, scaling, update_rate
 from benchmarks.speed.contenders import Setting
-from tests.helpers.flat import agent_of
 
 ENCODER = 32 * (4 * 8 * 8 + 1) + 64 * (32 * 4 * 4 + 1) + 64 * (64 * 3 * 3 + 1) + 512 * (64 * 7 * 7 + 1)
 
@@ -99,7 +99,7 @@ def test_ratios_are_taken_within_a_round() -> None:
 
 def test_our_encoder_is_the_one_that_is_compared() -> None:
     config = yaml.safe_load((ROOT / "configs/breakout.yaml").read_text())
-    agent = agent_of(**config["model"])
+    agent = VariationalActorCritic(**config["model"])
     assert len(agent.twin.trunks) == 1
     assert contenders.encoder_size(agent.twin.trunks[0]) == ENCODER
     assert config["data"]["rules"]["frame_skip"] == contenders.SKIP

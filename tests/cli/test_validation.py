@@ -2,134 +2,155 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.errors import ConfigError
-from tests.helpers.flat import agent_of, option
+from bayes_rl.utils.settings import leaves
+from tests.helpers.agents import make_module
+from tests.helpers.options import option
 
 NAN = float("nan")
 
 
-def make_module(**settings: Any) -> VariationalActorCritic:
-    defaults = {"encoder": "mlp", "hidden_dim": 8, "observation_shape": (4,), "num_actions": 3}
-    return agent_of(**{**defaults, **settings})
-
-
-def error_of(**settings: Any) -> ConfigError:
+def error_of(*options: Mapping[str, Any], **more: Any) -> ConfigError:
     with pytest.raises(ConfigError) as raised:
-        make_module(**settings)
+        make_module(*options, **more)
     assert "\n" not in str(raised.value)
     return raised.value
 
 
 BAD = [
-    ("encoder", "natura"),
-    ("hidden_dim", 0),
-    ("hidden_dim", -8),
-    ("bayesian", "head"),
-    ("posterior", "meanfield"),
-    ("index_dim", 0),
-    ("draws", 0),
-    ("draws", -1),
-    ("prior", "gausian"),
-    ("prior_precision", 0.0),
-    ("prior_precision", -1.0),
-    ("prior_precision", NAN),
-    ("prior_precision", float("inf")),
-    ("init_log_var", 12.0),
-    ("init_log_var", -11.5),
-    ("init_log_var", NAN),
-    ("log_var_limit", 0.0),
-    ("log_var_limit", NAN),
-    ("log_var_limit", 61.0),
-    ("init_scale", 0.0),
-    ("init_scale", NAN),
-    ("prior_scale", -1.0),
-    ("prior_scale", NAN),
-    ("temperature", -0.1),
-    ("temperature", NAN),
-    ("likelihood", "gauss"),
-    ("noise_std", 0.0),
-    ("noise_std", -1.0),
-    ("noise_std", NAN),
+    ("network.encoder", "natura"),
+    ("network.hidden_dim", 0),
+    ("network.hidden_dim", -8),
+    ("network.bayesian", "head"),
+    ("posterior.family", "meanfield"),
+    ("posterior.size", 0),
+    ("posterior.num_draws", 0),
+    ("posterior.num_draws", -1),
+    ("posterior.prior", "gausian"),
+    ("posterior.prior_precision", 0.0),
+    ("posterior.prior_precision", -1.0),
+    ("posterior.prior_precision", NAN),
+    ("posterior.prior_precision", float("inf")),
+    ("posterior.init_log_var", 12.0),
+    ("posterior.init_log_var", -11.5),
+    ("posterior.init_log_var", NAN),
+    ("posterior.log_var_limit", 0.0),
+    ("posterior.log_var_limit", NAN),
+    ("posterior.log_var_limit", 61.0),
+    ("posterior.init_scale", 0.0),
+    ("posterior.init_scale", NAN),
+    ("network.prior_function_scale", -1.0),
+    ("network.prior_function_scale", NAN),
+    ("objective.kl_temperature", -0.1),
+    ("objective.kl_temperature", NAN),
+    ("likelihood.family", "gauss"),
+    ("likelihood.noise_std", 0.0),
+    ("likelihood.noise_std", -1.0),
+    ("likelihood.noise_std", NAN),
     ("exploration", "thomson"),
-    ("bootstrap", "greed"),
-    ("target", "emma"),
-    ("tau", 0.0),
-    ("tau", -0.1),
-    ("tau", 1.5),
-    ("tau", NAN),
-    ("actor_loss", "dgp"),
-    ("policy_temperature", 0.0),
-    ("policy_temperature", NAN),
-    ("entropy_weight", -0.01),
-    ("entropy_weight", NAN),
-    ("update_pairs", "one"),
-    ("consolidation", "emc"),
-    ("ewc_lambda", -1.0),
-    ("ewc_lambda", NAN),
-    ("ewc_lambda", 1.0),  # of what?
-    ("protect", "all"),
-    ("fisher", "real"),
-    ("fisher_samples", 0),
-    ("fisher_norm", "max"),
-    ("online_decay", 1.5),
-    ("online_decay", NAN),
-    ("consolidate_every", -1),
-    ("consolidate_every", 5),  # what?
-    ("optimizer_at_switch", "restart"),
-    ("critic_at_switch", "restart"),
-    ("actor_lr", 0.0),
-    ("actor_lr", -1e-3),
-    ("critic_lr", 0.0),
-    ("critic_lr", NAN),
-    ("adam_eps", -1e-8),
-    ("weight_decay", -0.1),
+    ("objective.bootstrap", "greed"),
+    ("objective.target", "emma"),
+    ("objective.tau", 0.0),
+    ("objective.tau", -0.1),
+    ("objective.tau", 1.5),
+    ("objective.tau", NAN),
+    ("objective.actor_loss", "dgp"),
+    ("objective.policy_temperature", 0.0),
+    ("objective.policy_temperature", NAN),
+    ("objective.entropy_weight", -0.01),
+    ("objective.entropy_weight", NAN),
+    ("objective.update_pairs", "one"),
+    ("consolidation.method", "emc"),
+    ("consolidation.ewc_lambda", -1.0),
+    ("consolidation.ewc_lambda", NAN),
+    ("consolidation.ewc_lambda", 1.0),  # of what?
+    ("consolidation.protected_networks", "all"),
+    ("consolidation.fisher", "real"),
+    ("consolidation.fisher_samples", 0),
+    ("consolidation.fisher_norm", "max"),
+    ("consolidation.online_decay", 1.5),
+    ("consolidation.online_decay", NAN),
+    ("consolidation.consolidate_every", -1),
+    ("consolidation.consolidate_every", 5),  # what?
+    ("consolidation.optimizer_at_switch", "restart"),
+    ("consolidation.critic_at_switch", "restart"),
+    ("optimizer.actor_lr", 0.0),
+    ("optimizer.actor_lr", -1e-3),
+    ("optimizer.critic_lr", 0.0),
+    ("optimizer.critic_lr", NAN),
+    ("optimizer.adam_eps", -1e-8),
+    ("optimizer.weight_decay", -0.1),
 ]
 
 
 @pytest.mark.parametrize(("key", "value"), BAD, ids=[f"{key}={value}" for key, value in BAD])
 def test_a_bad_setting_gives_a_config_error_that_names_it(key: str, value: Any) -> None:
-    error = error_of(**{key: value})
-    assert error.key == option("model", key)
-    assert str(error).startswith(f"--{option('model', key)}: {value!r} ")
+    error = error_of(option(key, value))
+    assert error.key == f"model.{key}"
+    assert str(error).startswith(f"--model.{key}: {value!r} ")
 
 
 # What each alone could do, but not together; the last word names a way out.
 TOGETHER = [
-    ("init_log_var", {"init_log_var": -9.0, "log_var_limit": 5.0}, "within +-5"),
-    ("exploration", {"exploration": "thompson", "bayesian": "none"}, "--model.network.bayesian heads"),
+    ("posterior.init_log_var", {"posterior": {"init_log_var": -9.0, "log_var_limit": 5.0}}, "within +-5"),
+    ("exploration", {"exploration": "thompson", "network": {"bayesian": "none"}}, "--model.network.bayesian heads"),
     (
         "exploration",
-        {"exploration": "both", "bayesian": "none", "posterior": "members"},
+        {"exploration": "both", "network": {"bayesian": "none"}, "posterior": {"family": "members"}},
         "--model.network.bayesian heads",
     ),
-    ("consolidation", {"consolidation": "ewc", "posterior": "members", "num_tasks": 2}, "mean_field or low_rank"),
     (
-        "consolidation",
-        {"consolidation": "vcl", "posterior": "low_rank", "num_tasks": 2},
+        "consolidation.method",
+        {"consolidation": {"method": "ewc"}, "posterior": {"family": "members"}, "num_tasks": 2},
+        "mean_field or low_rank",
+    ),
+    (
+        "consolidation.method",
+        {"consolidation": {"method": "vcl"}, "posterior": {"family": "low_rank"}, "num_tasks": 2},
         "mean_field with prior gaussian",
     ),
-    ("consolidation", {"consolidation": "vcl", "bayesian": "none", "num_tasks": 2}, "--model.network.bayesian all"),
-    ("consolidation", {"consolidation": "ewc"}, "--data.tasks"),
-    ("consolidate_every", {"consolidation": "vcl", "consolidate_every": 9}, "drop it"),
     (
-        "critic_at_switch",
-        {"critic_at_switch": "reset", "consolidation": "ewc", "num_tasks": 2},
+        "consolidation.method",
+        {"consolidation": {"method": "vcl"}, "network": {"bayesian": "none"}, "num_tasks": 2},
+        "--model.network.bayesian all",
+    ),
+    ("consolidation.method", {"consolidation": {"method": "ewc"}}, "--data.tasks"),
+    ("consolidation.consolidate_every", {"consolidation": {"method": "vcl", "consolidate_every": 9}}, "drop it"),
+    (
+        "consolidation.critic_at_switch",
+        {"consolidation": {"critic_at_switch": "reset", "method": "ewc"}, "num_tasks": 2},
         "--model.consolidation.protected_networks actor",
     ),
-    ("prior_scale", {"prior_scale": 1.0}, "members or low_rank"),
-    ("prior_scale", {"prior_scale": 1.0, "posterior": "low_rank", "bayesian": "none"}, "with Bayesian layers"),
-    ("prior", {"prior": "log_uniform", "posterior": "low_rank"}, "mean_field or members"),
-    ("noise_std", {"noise_std": 1e4, "likelihood": "learned_gaussian"}, "within 0.001 and 1000"),
-    ("value_range", {"value_range": (1.0, 1.0), "likelihood": "hl_gauss"}, "the smaller one first"),
-    ("value_range", {"value_range": (2.0, -2.0), "likelihood": "two_hot"}, "the smaller one first"),
-    ("value_range", {"value_range": (0.0, NAN), "likelihood": "two_hot"}, "two finite numbers"),
-    ("num_bins", {"num_bins": 1, "likelihood": "hl_gauss"}, "2 or more"),
-    ("encoder", {"encoder": "nature", "observation_shape": (1,), "num_categories": 9}, "nearest: 'mlp'"),
+    ("network.prior_function_scale", {"network": {"prior_function_scale": 1.0}}, "members or low_rank"),
+    (
+        "network.prior_function_scale",
+        {"network": {"prior_function_scale": 1.0, "bayesian": "none"}, "posterior": {"family": "low_rank"}},
+        "with Bayesian layers",
+    ),
+    ("posterior.prior", {"posterior": {"prior": "log_uniform", "family": "low_rank"}}, "mean_field or members"),
+    ("likelihood.noise_std", {"likelihood": {"noise_std": 1e4, "family": "learned_gaussian"}}, "within 0.001 and 1000"),
+    (
+        "likelihood.value_range",
+        {"likelihood": {"value_range": (1.0, 1.0), "family": "hl_gauss"}},
+        "the smaller one first",
+    ),
+    (
+        "likelihood.value_range",
+        {"likelihood": {"value_range": (2.0, -2.0), "family": "two_hot"}},
+        "the smaller one first",
+    ),
+    ("likelihood.value_range", {"likelihood": {"value_range": (0.0, NAN), "family": "two_hot"}}, "two finite numbers"),
+    ("likelihood.num_bins", {"likelihood": {"num_bins": 1, "family": "hl_gauss"}}, "2 or more"),
+    (
+        "network.encoder",
+        {"network": {"encoder": "nature"}, "observation_shape": (1,), "num_categories": 9},
+        "nearest: 'mlp'",
+    ),
 ]
 
 
@@ -137,9 +158,9 @@ TOGETHER = [
 def test_settings_that_exclude_each_other_name_one_and_a_way_out(
     key: str, settings: dict[str, Any], way_out: str
 ) -> None:
-    error = error_of(**settings)
-    assert error.key == option("model", key)
-    assert str(error).startswith(f"--{option('model', key)}: {settings[key]!r} ")
+    error = error_of(settings)
+    assert error.key == f"model.{key}"
+    assert str(error).startswith(f"--model.{key}: {leaves(settings)[key]!r} ")
     assert way_out in str(error)
 
 
@@ -151,51 +172,50 @@ def test_a_stack_of_numbered_states_names_the_data_s_setting() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "meant"),
     [
-        ("target", "emma", "ema"),
-        ("actor_loss", "dgp", "dpg"),
-        ("update_pairs", "bth", "both"),
-        ("posterior", "meanfield", "mean_field"),
-        ("bayesian", "head", "heads"),
-        ("prior", "log-uniform", "log_uniform"),
-        ("likelihood", "hlgauss", "hl_gauss"),
+        ("objective.target", "emma", "ema"),
+        ("objective.actor_loss", "dgp", "dpg"),
+        ("objective.update_pairs", "bth", "both"),
+        ("posterior.family", "meanfield", "mean_field"),
+        ("network.bayesian", "head", "heads"),
+        ("posterior.prior", "log-uniform", "log_uniform"),
+        ("likelihood.family", "hlgauss", "hl_gauss"),
         ("exploration", "thomson", "thompson"),
-        ("bootstrap", "greed", "greedy"),
-        ("consolidation", "online-ewc", "online_ewc"),
-        ("optimizer_at_switch", "rest", "reset"),
+        ("objective.bootstrap", "greed", "greedy"),
+        ("consolidation.method", "online-ewc", "online_ewc"),
+        ("consolidation.optimizer_at_switch", "rest", "reset"),
     ],
 )
 def test_a_misspelt_choice_names_the_nearest(key: str, value: str, meant: str) -> None:
-    assert f"nearest: '{meant}'" in str(error_of(**{key: value}))
+    assert f"nearest: '{meant}'" in str(error_of(option(key, value)))
 
 
 WORKING: list[dict[str, Any]] = [
     {},
     {
-        "bayesian": "none",
-        "posterior": "members",
-        "consolidation": "ewc",
+        "network": {"bayesian": "none"},
+        "posterior": {"family": "members"},
+        "consolidation": {"method": "ewc"},
         "num_tasks": 2,
     },  # whose members nobody asks for
-    {"consolidation": "online_ewc", "ewc_lambda": 0.0, "num_tasks": 2},
-    {"consolidation": "ewc", "critic_at_switch": "reset", "protect": "actor", "num_tasks": 2},
-    {"consolidation": "vcl", "ewc_lambda": 5.0, "bayesian": "trunk", "num_tasks": 2},
-    {"prior": "log_uniform", "posterior": "members", "index_dim": 1},
+    {"consolidation": {"method": "online_ewc", "ewc_lambda": 0.0}, "num_tasks": 2},
+    {"consolidation": {"method": "ewc", "critic_at_switch": "reset", "protected_networks": "actor"}, "num_tasks": 2},
+    {"consolidation": {"method": "vcl", "ewc_lambda": 5.0}, "network": {"bayesian": "trunk"}, "num_tasks": 2},
+    {"posterior": {"prior": "log_uniform", "family": "members", "size": 1}},
     {
-        "posterior": "low_rank",
-        "consolidation": "ewc",
+        "posterior": {"family": "low_rank", "num_draws": 1},
+        "consolidation": {"method": "ewc"},
         "num_tasks": 2,
-        "prior_scale": 2.0,
+        "network": {"prior_function_scale": 2.0},
         "exploration": "both",
-        "draws": 1,
     },
-    {"exploration": "thompson", "bayesian": "trunk"},
-    {"value_range": (5.0, -5.0), "num_bins": 0},  # of histograms, and there is none
-    {"noise_std": 1e4},
-    {"observation_shape": (1,), "num_categories": 9, "bayesian": "all"},
-    {"tau": 1.0, "temperature": 0.0, "init_log_var": -11.0},
+    {"exploration": "thompson", "network": {"bayesian": "trunk"}},
+    {"likelihood": {"value_range": (5.0, -5.0), "num_bins": 0}},  # of histograms, and there is none
+    {"likelihood": {"noise_std": 1e4}},
+    {"observation_shape": (1,), "num_categories": 9, "network": {"bayesian": "all"}},
+    {"objective": {"tau": 1.0, "kl_temperature": 0.0}, "posterior": {"init_log_var": -11.0}},
 ]
 
 
-@pytest.mark.parametrize("settings", WORKING, ids=lambda s: " ".join(s) or "defaults")
+@pytest.mark.parametrize("settings", WORKING, ids=lambda s: " ".join(leaves(s)) or "defaults")
 def test_settings_at_the_edge_work(settings: dict[str, Any]) -> None:
-    assert make_module(**settings).optimizer_settings.actor_lr > 0
+    assert make_module(settings).optimizer_settings.actor_lr > 0

@@ -69,7 +69,11 @@ def test_a_registered_method_trains_two_tasks_and_is_in_the_checkpoint(tmp_path:
     batches = [[make_batch(num_data=50) for _ in range(30)] for _ in range(2)]
     for strength in (1e-6, 10.0):
         torch.manual_seed(1)
-        module = make_module(consolidation="l2_anchor", ewc_lambda=strength, num_tasks=2, critic_lr=1e-2, actor_lr=1e-2)
+        module = make_module(
+            consolidation={"method": "l2_anchor", "ewc_lambda": strength},
+            num_tasks=2,
+            optimizer={"critic_lr": 1e-2, "actor_lr": 1e-2},
+        )
         trainer = fit(module, batches[0], data=SampleData)
         module.consolidate()
         assert module.consolidator is not None
@@ -89,7 +93,7 @@ def test_a_registered_method_trains_two_tasks_and_is_in_the_checkpoint(tmp_path:
 
 def test_an_unknown_method_lists_all_and_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"not one of none, ewc, online_ewc, vcl, l2_anchor; nearest: 'l2_anchor'"):
-        make_module(consolidation="l2_ancor", num_tasks=2)
+        make_module(consolidation={"method": "l2_ancor"}, num_tasks=2)
 
 
 @pytest.mark.parametrize("method", ["vcl"])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.cli import app as cli
 from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.data.device_replay import DeviceReplay, copy_bytes
@@ -21,7 +22,6 @@ from bayes_rl.data.replay import ReplayBuffer
 from bayes_rl.errors import ConfigError
 from bayes_rl.training import preflight as forecast
 from bayes_rl.types import Transition
-from tests.helpers.flat import agent_of, data_of
 
 CPU = torch.device("cpu")
 ROOT = Path(cli.__file__).parents[2]
@@ -250,8 +250,10 @@ def test_the_forecast_counts_the_copy(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_copy_that_does_not_fit_into_the_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = data_of(env="CartPole-v1", replay_capacity=50_000, replay_device="cuda")
-    agent: Any = agent_of(encoder="mlp", observation_shape=(16,), num_actions=2, hidden_dim=8)
+    data = ReplayDataModule(env="CartPole-v1", replay={"capacity": 50_000, "device": "cuda"})
+    agent: Any = VariationalActorCritic(
+        network={"encoder": "mlp", "hidden_dim": 8}, observation_shape=(16,), num_actions=2
+    )
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 0)), max_epochs=1)
     trainer.max_steps, trainer.limit_train_batches = -1, 1.0
     copied = forecast.copied_bytes(data)

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bayes_rl.agent.module import VariationalActorCritic
+from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.data.exploration import BLOCK, EpsilonSchedule, ExplorationNoise, draw_seed
 from bayes_rl.envs.base import episode_seed
 from bayes_rl.errors import ConfigError
-from tests.helpers.flat import agent_of, data_of
 
 
 # ------------------------------------------------------------------ epsilon
@@ -121,18 +122,17 @@ ENVS, EPSILON = 3, 0.25
 def steps_of(exploration: str) -> list[tuple[str, list[int], list[int]]]:
     """The steps of a short run with a constant epsilon, after those that filled the replay."""
     torch.manual_seed(0)
-    module = agent_of(encoder="mlp", hidden_dim=4, observation_shape=(4,), num_actions=2, exploration=exploration)
-    data = data_of(
+    module = VariationalActorCritic(
+        network={"encoder": "mlp", "hidden_dim": 4}, observation_shape=(4,), num_actions=2, exploration=exploration
+    )
+    data = ReplayDataModule(
         env="CartPole-v1",
         num_envs=ENVS,
         frame_stack=1,
-        frame_skip=1,
-        replay_capacity=2000,
-        min_replay_size=60,
-        batch_size=4,
+        rules={"frame_skip": 1},
+        replay={"capacity": 2000, "min_size": 60, "batch_size": 4},
         frames_per_epoch=900,
-        epsilon_start=EPSILON,
-        epsilon_end=EPSILON,
+        epsilon={"start": EPSILON, "end": EPSILON},
     )
     watch = Watch()
     trainer = pl.Trainer(

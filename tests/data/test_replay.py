@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from bayes_rl.data.curriculum import CurriculumSettings
+from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.data.exploration import EpsilonSchedule
 from bayes_rl.data.replay import ReplayBuffer, ReplaySettings
 from bayes_rl.errors import ConfigError
 from bayes_rl.types import Transition
-from tests.helpers.flat import data_of
 from tests.helpers.replay_oracle import Recorder, Rules
 from tests.helpers.replays import (
     SHAPE,
@@ -195,7 +195,7 @@ def test_each_screen_is_stored_once() -> None:
 
 def test_a_million_frames_take_at_most_7_3_gib() -> None:
     """A hundredth of it: 10,000 transitions and the slack of an epoch of 2,500 frames (250,000 in the large)."""
-    data = data_of(env="breakout", num_envs=8, replay_capacity=10_000, frames_per_epoch=2_500)
+    data = ReplayDataModule("breakout", num_envs=8, replay={"capacity": 10_000}, frames_per_epoch=2_500)
     from bayes_rl.envs.kinds import make_envs
 
     envs = make_envs(data.settings, 8)
@@ -260,7 +260,7 @@ def test_replay_settings_that_cannot_work_are_named(change: dict[str, Any], key:
 
 def test_the_settings_of_the_data_module_are_those_of_its_groups() -> None:
     """Defaults stand in two places until options are grouped."""
-    data = data_of(env="CartPole-v1")
+    data = ReplayDataModule("CartPole-v1")
     assert data.replay_settings == ReplaySettings()
     assert data.curriculum_settings == CurriculumSettings()
     assert data.epsilon == EpsilonSchedule()

@@ -21,7 +21,7 @@ from bayes_rl.envs.kinds import make_envs
 from bayes_rl.envs.observation_stack import ObservationStack
 from bayes_rl.errors import ConfigError
 from bayes_rl.types import Batch, DrawPolicy
-from tests.helpers.flat import agent_of
+from tests.helpers.agents import make_module
 from tests.helpers.scripted_envs import (
     RANDOM,
     UINT8,
@@ -506,15 +506,20 @@ def test_a_stream_saved_while_games_restart_resumes_bit_for_bit(
     resumed.envs.close()
 
 
-@pytest.mark.parametrize("family", [{}, {"posterior": "members"}, {"posterior": "low_rank", "prior_scale": 1.0}])
+@pytest.mark.parametrize(
+    "family",
+    [
+        {},
+        {"posterior": {"family": "members"}},
+        {"posterior": {"family": "low_rank"}, "network": {"prior_function_scale": 1.0}},
+    ],
+)
 def test_a_resumed_agent_explores_by_the_same_draws(tmp_path: Path, family: dict[str, Any]) -> None:
     """No draw is saved: seeds of episodes name them, and weights do the rest."""
 
     def build() -> ReplayStream:
         torch.manual_seed(5)
-        module = agent_of(
-            encoder="mlp", hidden_dim=8, observation_shape=(8,), num_actions=2, init_log_var=-2.0, **family
-        )
+        module = make_module({"posterior": {"init_log_var": -2.0}}, family, observation_shape=(8,), num_actions=2)
         envs = make_envs(CARTPOLE, 3)
         replay = ring(envs, capacity=900, slack=150, directory=tmp_path)
         return stream_of(envs, replay, module.act, draw_policy=module.act_by_draw, frame_skip=1, batches_per_epoch=100)

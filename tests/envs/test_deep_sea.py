@@ -23,7 +23,6 @@ from bayes_rl.envs.kinds import make_envs
 from bayes_rl.errors import ConfigError
 from bayes_rl.evaluation.games import Games
 from bayes_rl.evaluation.rendering import render_game
-from tests.helpers.flat import data_of
 from tests.helpers.scripted_envs import RANDOM, ring, same, stream_of, take, through_a_file
 
 Cell = tuple[int, int]
@@ -278,8 +277,8 @@ def test_the_settings_reach_every_environment(one_hot: bool) -> None:
 
 
 def module(env_kwargs: dict[Any, Any] | None, env: str = "bayes_rl/DeepSea-v0", **options: Any) -> ReplayDataModule:
-    defaults: dict[str, Any] = {"num_envs": 2, "frame_stack": 2, "frame_skip": 1, "sticky_actions": 0.0}
-    return data_of(env, env_kwargs, replay_capacity=400, min_replay_size=40, **(defaults | options))
+    defaults: dict[str, Any] = {"num_envs": 2, "frame_stack": 2, "rules": {"frame_skip": 1, "sticky_actions": 0.0}}
+    return ReplayDataModule(env, env_kwargs, replay={"capacity": 400, "min_size": 40}, **(defaults | options))
 
 
 @pytest.mark.parametrize(

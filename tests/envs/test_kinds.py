@@ -16,12 +16,11 @@ import torch
 from bayes_rl.cli import app as cli
 from bayes_rl.envs import kinds
 from bayes_rl.envs.atari import AtariEnvs
-from bayes_rl.envs.base import EnvKind, EnvSettings
+from bayes_rl.envs.base import EnvKind, EnvSettings, EpisodeRules
 from bayes_rl.envs.gymnasium_envs import GymnasiumEnvs
 from bayes_rl.envs.kinds import check_env, find_kind, game_name, make_envs, register_kind
 from bayes_rl.errors import ConfigError
 from tests.envs.kind_case import KindCase
-from tests.helpers.flat import option
 
 ROOT = Path(cli.__file__).parents[2]
 EXAMPLE = ROOT / "docs/examples/my_environment.py"
@@ -185,7 +184,9 @@ def test_an_unknown_id_names_the_nearest(env: str, nearest: str) -> None:
 )
 def test_an_impossible_setting_is_named(change: dict[str, Any], key: str) -> None:
     arguments: dict[str, Any] = {"env": "breakout"} | change
-    with pytest.raises(ConfigError, match=f"--{option('data', key)}: "):
+    with pytest.raises(
+        ConfigError, match=f"--data.{'rules.' if key in EpisodeRules.__dataclass_fields__ else ''}{key}: "
+    ):
         check_env(EnvSettings(**arguments))
 
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.envs.base import EnvSettings
 from bayes_rl.envs.kinds import make_envs
 from bayes_rl.evaluation.games import Game, GameLoader, Games
 from bayes_rl.metrics.calibration import realised_returns
 from bayes_rl.types import ValueEstimate
-from tests.helpers.flat import data_of
 from tests.helpers.replay_oracle import Rules
-from tests.helpers.scripted_envs import IDLE_FRAMES, SCRIPTED, ScriptedGames, returns_of, told
+from tests.helpers.scripted_envs import IDLE_FRAMES, SCRIPTED, ScriptedGames, episode_of, returns_of
 
 INVADERS = EnvSettings("space_invaders", sticky_actions=0.25, max_episode_frames=1600)
 FIRED = EnvSettings("breakout", sticky_actions=0.25, max_episode_frames=600, auto_fire=True)
@@ -81,7 +81,7 @@ def test_records_tell_the_returns_that_the_learner_would_have_read(life_loss: st
     games = Games(SCRIPTED, seeds, 2, IDLE_FRAMES, life_loss, reward_clip, parallel=7).play(hashed(3), opinion)
     kinds = set()
     for game in games:
-        episode, cut = told(game.seed, game.actions)
+        episode, cut = episode_of(game.seed, game.actions)
         assert (game.score, game.frames, game.cut) == (sum(episode.rewards), 4 * len(episode.actions), cut)
         assert len(game.rewards) == len(game.discounts) == len(game.actions) == len(episode.actions)
         ours = realised_returns(torch.tensor(game.rewards), torch.tensor(game.discounts), gamma, game.bootstrap)
@@ -113,7 +113,7 @@ def test_the_judge_is_asked_about_every_so_many_th_state_of_the_games_and_nothin
     )
     expected = []
     for game in games:
-        episode, _ = told(game.seed, game.actions)
+        episode, _ = episode_of(game.seed, game.actions)
         stacks = [np.concatenate(two) for two in pairwise([0 * episode.screens[0], *episode.screens])]
         due = torch.from_numpy(np.stack(stacks[: len(episode.actions) : every]))
         assert len(game.estimates) == len(due)
@@ -254,7 +254,9 @@ def test_a_loader_hands_out_one_set_of_games() -> None:
 def test_stages_and_runs_never_share_a_game() -> None:
     seeds: list[int] = []
     for seed in (0, 1, 2):
-        data = data_of(env="CartPole-v1", frame_skip=1, num_envs=1, seed=seed, replay_capacity=100, min_replay_size=10)
+        data = ReplayDataModule(
+            env="CartPole-v1", rules={"frame_skip": 1}, num_envs=1, seed=seed, replay={"capacity": 100, "min_size": 10}
+        )
         for stage in ("validate", "test", "predict"):
             seeds += data.games(stage).seeds
     assert len(set(seeds)) == len(seeds) == 3 * 3 * 20

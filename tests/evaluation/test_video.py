@@ -41,7 +41,6 @@ from bayes_rl.evaluation.video import (
 )
 from bayes_rl.training.callbacks.video_writer import VideoWriter
 from bayes_rl.types import Policy, ValueEstimate
-from tests.helpers.flat import data_of
 
 Picture = NDArray[np.uint8]
 
@@ -511,15 +510,13 @@ class Player(pl.LightningModule):
 def predict(folder: Path, **options: Any) -> tuple[Player, ReplayDataModule]:
     """Two games of each of two tasks that end soon, as `predict` plays them; videos go to `folder`/videos."""
     pytest.importorskip("minatar")
-    data = data_of(
+    data = ReplayDataModule(
         tasks=TASKS,
-        frame_skip=1,
+        rules={"frame_skip": 1, "max_episode_frames": 7},
         frame_stack=1,
-        max_episode_frames=7,
         num_envs=1,
-        replay_capacity=100,
-        min_replay_size=10,
-        eval_games=2,
+        replay={"capacity": 100, "min_size": 10},
+        evaluation={"games": 2},
         seed=5,
         **options,
     )

@@ -19,7 +19,7 @@ from bayes_rl.data.n_step import LIFE_LOSS
 from bayes_rl.data.replay import ReplayBuffer
 from bayes_rl.types import Batch, Transition
 from bayes_rl.utils.device import to_device_async
-from tests.helpers.flat import agent_of
+from tests.helpers.options import merged, title
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,9 +31,17 @@ GPU = torch.device("cuda", 0)
 WARM = 6  # updates until everything is allocated, compiled and recorded
 FAMILIES: list[dict[str, Any]] = [
     {},
-    {"bayesian": "none"},
-    {"posterior": "members", "prior_scale": 1.0, "likelihood": "hl_gauss"},
-    {"bayesian": "all", "likelihood": "learned_gaussian", "update_pairs": "random"},
+    {"network": {"bayesian": "none"}},
+    {
+        "posterior": {"family": "members"},
+        "network": {"prior_function_scale": 1.0},
+        "likelihood": {"family": "hl_gauss"},
+    },
+    {
+        "network": {"bayesian": "all"},
+        "likelihood": {"family": "learned_gaussian"},
+        "objective": {"update_pairs": "random"},
+    },
 ]
 
 
@@ -77,7 +85,7 @@ def train(
     stream: Stream, precision: str = "32-true", *callbacks: pl.Callback, **settings: Any
 ) -> VariationalActorCritic:
     torch.manual_seed(1)
-    module = agent_of(hidden_dim=64, **settings)
+    module = VariationalActorCritic(**merged({"network": {"hidden_dim": 64}}, settings))
     trainer = pl.Trainer(
         accelerator="gpu",
         devices=1,
@@ -142,7 +150,7 @@ def test_writing_and_sampling_wait_for_nothing() -> None:
 
 # ------------------------------------------------------------------------------------------------ learning
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("settings", FAMILIES, ids=lambda s: " ".join(map(str, s.values())) or "defaults")
+@pytest.mark.parametrize("settings", FAMILIES, ids=title)
 def test_updates_wait_for_nothing_and_stay_finite(settings: dict[str, Any], precision: str) -> None:
     module = train(Stream(filled(DeviceReplay), 20), precision, NoWaiting(), **settings)
     assert module.global_step == 20
@@ -161,10 +169,11 @@ class Losses(pl.Callback):
 
 
 @pytest.mark.parametrize("mode", REPLAYED)
-@pytest.mark.parametrize("settings", FAMILIES, ids=lambda s: " ".join(map(str, s.values())) or "defaults")
+@pytest.mark.parametrize("settings", FAMILIES, ids=title)
 def test_recorded_updates_wait_for_nothing_and_stay_finite(settings: dict[str, Any], mode: str) -> None:
     torch._dynamo.reset()
-    settings = settings | {"update_pairs": "both"}  # each choice of pairs is a graph of its own, recorded when it comes
+    # Each choice of pairs is a graph of its own, recorded when it comes.
+    settings = merged(settings, {"objective": {"update_pairs": "both"}})
     module = train(Stream(filled(DeviceReplay), 20), "bf16-mixed", NoWaiting(), compile=mode, **settings)
     assert module.global_step == 20
     assert all(value.isfinite().all() for value in weights(module).values())
@@ -172,7 +181,7 @@ def test_recorded_updates_wait_for_nothing_and_stay_finite(settings: dict[str, A
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 0.01), ("bf16-mixed", 0.03)])
-@pytest.mark.parametrize("settings", FAMILIES, ids=lambda s: " ".join(map(str, s.values())) or "defaults")
+@pytest.mark.parametrize("settings", FAMILIES, ids=title)
 def test_recorded_updates_have_the_losses_of_plain_ones(
     settings: dict[str, Any], precision: str, tolerance: float
 ) -> None:
@@ -181,7 +190,14 @@ def test_recorded_updates_have_the_losses_of_plain_ones(
     for mode in ("none", *REPLAYED):
         torch._dynamo.reset()
         losses = Losses()
-        train(Stream(filled(DeviceReplay), 20), precision, losses, compile=mode, init_log_var=-11.0, **settings)
+        train(
+            Stream(filled(DeviceReplay), 20),
+            precision,
+            losses,
+            compile=mode,
+            posterior={"init_log_var": -11.0},
+            **settings,
+        )
         curves.append(losses.values)
     for recorded in curves[1:]:  # the first update warms up, the second is recorded, others are replays
         np.testing.assert_allclose(recorded[:4], curves[0][:4], rtol=tolerance)
@@ -216,7 +232,9 @@ def test_a_gradient_scaler_leaves_out_what_overflows() -> None:
 def test_actions_are_those_of_the_cpu(posterior: str) -> None:
     """Greedy, and by one draw for each of 64 environments, some of which begin a new episode."""
     torch.manual_seed(0)
-    module = agent_of(hidden_dim=64, posterior=posterior, exploration="thompson", num_actions=6)
+    module = VariationalActorCritic(
+        network={"hidden_dim": 64}, posterior={"family": posterior}, exploration="thompson", num_actions=6
+    )
     for p in (p for actor in module.twin.actors for p in actor.parameters()):
         torch.nn.init.normal_(p, std=0.3) if p.ndim > 1 else None
     observations = torch.randint(0, 256, (64, 4, 84, 84), dtype=torch.uint8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,21 +13,25 @@ from torch import Tensor, nn
 
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.types import Batch, Transition
-from tests.helpers.flat import agent_of
+from tests.helpers.options import merged
 
 ACTIONS = 3
 FEATURES = 4
 
 # Options of the agent. Every family of posterior distributions has a small one.
-LOW_RANK: dict[str, Any] = {"posterior": "low_rank", "index_dim": 2, "draws": 3}
-MEMBERS: dict[str, Any] = {"posterior": "members", "index_dim": 3}
-EVERYTHING: dict[str, Any] = {**LOW_RANK, "prior_scale": 1.0, "likelihood": "learned_gaussian"}
+LOW_RANK: dict[str, Any] = {"posterior": {"family": "low_rank", "size": 2, "num_draws": 3}}
+MEMBERS: dict[str, Any] = {"posterior": {"family": "members", "size": 3}}
+EVERYTHING: dict[str, Any] = merged(
+    LOW_RANK, {"network": {"prior_function_scale": 1.0}, "likelihood": {"family": "learned_gaussian"}}
+)
 EWC: dict[str, Any] = {
-    "consolidation": "online_ewc",
-    "ewc_lambda": 1.0,
-    "fisher": "empirical",
-    "fisher_samples": 20,
-    "consolidate_every": 2,
+    "consolidation": {
+        "method": "online_ewc",
+        "ewc_lambda": 1.0,
+        "fisher": "empirical",
+        "fisher_samples": 20,
+        "consolidate_every": 2,
+    }
 }
 FAMILIES = pytest.mark.parametrize("family", [{}, MEMBERS, LOW_RANK], ids=["mean_field", "members", "low_rank"])
 WITH_DRAWS = pytest.mark.parametrize("family", [MEMBERS, LOW_RANK], ids=["members", "low_rank"])
@@ -105,9 +109,14 @@ def fit(
     return trainer
 
 
-def make_module(**settings: Any) -> VariationalActorCritic:
-    defaults = {"encoder": "mlp", "hidden_dim": 8, "observation_shape": (FEATURES,), "num_actions": ACTIONS}
-    return agent_of(**{**defaults, **settings})
+def make_module(*options: Mapping[str, Any], **more: Any) -> VariationalActorCritic:
+    """Make a small agent with the given options."""
+    defaults = {
+        "network": {"encoder": "mlp", "hidden_dim": 8},
+        "observation_shape": (FEATURES,),
+        "num_actions": ACTIONS,
+    }
+    return VariationalActorCritic(**merged(defaults, *options, more))
 
 
 def make_batch(size: int = 6, discount: float = 0.9, num_data: int = 1000, **fields: Tensor) -> Batch:

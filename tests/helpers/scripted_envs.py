@@ -253,7 +253,7 @@ SCRIPTED = EnvSettings("scripted", frame_skip=4)
 IDLE_FRAMES = 32
 
 
-def told(seed: int, actions: list[int]) -> tuple[Episode, bool]:
+def episode_of(seed: int, actions: list[int]) -> tuple[Episode, bool]:
     """The game of that seed as far as it is played, and whether it is cut, because no reward came for 32 frames."""
     script, last = Script.of(seed), 0
     episode = Episode(screens=[np.array([seed, 0], np.float32) / 10])

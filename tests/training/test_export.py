@@ -21,7 +21,7 @@ from bayes_rl.cli import app as cli
 from bayes_rl.cli import commands
 from bayes_rl.training.export import ExportError, export_agent, load_agent, load_weights, read_export
 from tests.helpers.command_line import ROOT, error_of, run
-from tests.helpers.flat import agent_of
+from tests.helpers.options import merged
 
 SMALL = [
     "--trainer.max_epochs=2",
@@ -78,9 +78,9 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of an agent that did not learn: what its file says is enough."""
     path = tmp_path_factory.mktemp("agent") / "agent.ckpt"
-    settings = {"encoder": "mlp", "observation_shape": [4], "num_actions": 2, "hidden_dim": 8, "game": "CartPole-v1"}
+    settings = {"observation_shape": [4], "num_actions": 2, "game": "CartPole-v1"}
     more = {"pixel_scale": 1.0, "num_categories": 0, "num_tasks": 1, "task_conditioning": "none"}
-    agent = agent_of(**settings, **more)  # type: ignore[arg-type]
+    agent = VariationalActorCritic({"encoder": "mlp", "hidden_dim": 8}, **settings, **more)  # type: ignore[arg-type]
     data = {"env": "CartPole-v1", "frame_stack": 1, "frame_skip": 1, "sticky_actions": 0.0, "eval_games": 2}
     saved = {
         "state_dict": agent.state_dict(),
@@ -410,8 +410,11 @@ def test_python_users_get_the_same_error(sound: tuple[State, Header]) -> None:
 def test_weights_of_another_agent_are_refused(sound: tuple[State, Header]) -> None:
     save_file(sound[0], "agent.safetensors", sound[1])
     settings = read_export("agent.safetensors")["hyper_parameters"]
-    for other, words in (({"hidden_dim": 4}, "has shape"), ({"num_tasks": 2}, "scores.1.return_fit is missing")):
-        agent = agent_of(**(settings | other))
+    for other, words in (
+        ({"network": {"hidden_dim": 4}}, "has shape"),
+        ({"num_tasks": 2}, "scores.1.return_fit is missing"),
+    ):
+        agent = VariationalActorCritic(**merged(settings, other))
         with pytest.raises(ExportError, match=words):
             load_weights(agent, read_export("agent.safetensors"), "agent.safetensors")
 

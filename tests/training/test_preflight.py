@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.cli import app as cli
 from bayes_rl.errors import ConfigError
 from bayes_rl.training import preflight as forecast
 from tests.helpers.command_line import error_of, run
-from tests.helpers.flat import agent_of
 
 ROOT = Path(cli.__file__).parents[2]
 SMALL = [
@@ -110,7 +110,7 @@ def test_a_replay_in_files_needs_no_memory_and_one_that_is_hardly_filled_little(
 
 def test_memory_of_a_gpu_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 10**9))
-    agent: Any = agent_of(encoder="mlp", observation_shape=(4,), hidden_dim=16)
+    agent: Any = VariationalActorCritic(network={"encoder": "mlp", "hidden_dim": 16}, observation_shape=(4,))
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 0)))
     with pytest.raises(ConfigError, match="GPU's memory"):
         forecast.check_room(trainer, agent, SimpleNamespace())  # type: ignore[arg-type]
