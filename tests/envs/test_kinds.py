@@ -184,9 +184,8 @@ def test_an_unknown_id_names_the_nearest(env: str, nearest: str) -> None:
 )
 def test_an_impossible_setting_is_named(change: dict[str, Any], key: str) -> None:
     arguments: dict[str, Any] = {"env": "breakout"} | change
-    with pytest.raises(
-        ConfigError, match=f"--data.{'rules.' if key in EpisodeRules.__dataclass_fields__ else ''}{key}: "
-    ):
+    name = f"rules.{key}" if key in EpisodeRules.__dataclass_fields__ else key
+    with pytest.raises(ConfigError, match=f"--data.{name}: "):
         check_env(EnvSettings(**arguments))
 
 
