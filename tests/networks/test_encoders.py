@@ -18,6 +18,7 @@ from bayes_rl.errors import ConfigError
 from bayes_rl.networks.encoders import ENCODERS, Encoder, ResidualBlock, build_encoder
 from bayes_rl.networks.layer_factory import ACTIVATIONS, BAYESIAN, LayerFactory
 from tests.helpers.networks import SHAPES
+from tests.networks.encoder_case import EncoderCase
 
 BAYESIAN_TRUNK = {
     "pseudo_resnet": {"block1.0", "block2.0", "block3.0"},
@@ -76,6 +77,31 @@ def written_out(layer: BayesLayer, draws: Draws, row: int) -> tuple[Tensor, Tens
     if layer.settings.family == "low_rank":
         weight = weight + sum(z * column for z, column in zip(index, layer.weight_factor, strict=True))
     return weight + layer.weight_log_var.exp().sqrt() * draws.noise[layer.key][row], bias
+
+
+# ------------------------------------------------------------------ the shared case
+class TestPseudoResNet(EncoderCase):
+    encoder, shape = "pseudo_resnet", SHAPES["pseudo_resnet"]
+
+
+class TestNature(EncoderCase):
+    encoder, shape = "nature", SHAPES["nature"]
+
+
+class TestImpala(EncoderCase):
+    encoder, shape = "impala", SHAPES["impala"]
+
+
+class TestMinAtar(EncoderCase):
+    encoder, shape = "minatar", SHAPES["minatar"]
+
+
+class TestMLP(EncoderCase):
+    encoder, shape = "mlp", SHAPES["mlp"]
+
+
+def test_every_registered_encoder_has_the_shared_case() -> None:
+    assert {case.encoder for case in EncoderCase.__subclasses__() if case.__module__ == __name__} == set(ENCODERS)
 
 
 # ------------------------------------------------------------------ sizes

@@ -13,12 +13,17 @@ from bayes_rl.errors import ConfigError
 from bayes_rl.networks import ENCODERS, LayerFactory, build_encoder
 from tests.helpers.command_line import TINY, run, weights
 from tests.helpers.examples import example
+from tests.networks.encoder_case import EncoderCase
 
 
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
     with example("my_encoder"):
         yield
+
+
+class TestTwoLayers(EncoderCase):
+    encoder, shape = "two_layers", (4,)
 
 
 def test_its_layers_are_bayesian_as_asked() -> None:
