@@ -526,3 +526,16 @@ def test_generated_bad_input_is_one_line(kind: str) -> None:
         refuse(["fit", *(SMALL if bad.small else []), *bad.words], bad.key, bad.files)
 
     check()
+
+
+@pytest.mark.parametrize("value", ["members", "null", "3"])
+def test_a_value_in_place_of_a_group_names_an_option_of_the_group(value: str) -> None:
+    line = refuse(["fit", *SMALL, "--model.posterior", value], "model.posterior", {})
+    message = f"--model.posterior: {value!r} is no mapping of options; nearest: 'model.posterior.family'"
+    assert line == f"bayes-rl: error: {message}\n"
+
+
+def test_a_group_without_options_in_a_configuration_is_named() -> None:
+    file = {"bad.yaml": b"model:\n  posterior: null\n"}
+    line = refuse(["fit", *SMALL, "--config=bad.yaml"], "model.posterior", file)
+    assert line == "bayes-rl: error: --model.posterior: None is no mapping of options\n"
