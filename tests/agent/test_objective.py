@@ -306,7 +306,7 @@ def kl_by_distributions(heads: list[Any], prior_precision: float) -> Tensor:
 def brute_force_loss(module: VariationalActorCritic, batch: Batch, seed: int) -> Tensor:
     """The objective in a loop over draws and pairs, from the same random numbers in the same order."""
     t, twin, objective = batch.transition, module.twin, module.objective
-    posterior, shared_trunk = twin.settings.layers.settings, twin.settings.shared_trunk
+    posterior, shared_trunk = twin.settings.layers.settings, twin.settings.network.shared_trunk
     torch.manual_seed(seed)
     indices: Any = {
         "mean_field": lambda: [None],
