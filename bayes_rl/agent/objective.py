@@ -178,6 +178,6 @@ def _with_draw_axis(observation: Tensor, weight_mode: WeightMode) -> Tensor:
 
 
 def _detached(output: TwinOutput) -> TwinOutput:
-    """Return the output without gradients, and without the parameters that it carries for the KL divergence."""
+    """Return the output without gradients, and without the layers that it carries for the KL divergence."""
     prior_values = None if output.prior_values is None else output.prior_values.detach()
     return TwinOutput(output.action_logits.detach(), output.raw.detach(), output.q_values.detach(), prior_values)

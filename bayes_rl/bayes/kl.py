@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayes_rl.bayes.layers import BayesLayer, BayesLinear, joint_parameters
-from bayes_rl.bayes.parameters import PosteriorParameters
+from bayes_rl.bayes.layers import BayesLayer, BayesLinear, EvaluatedLayers, joint_parameters
 
 
 def bayesian_layers(module: nn.Module) -> dict[str, BayesLayer]:
@@ -22,7 +21,7 @@ def kl_divergence(module: nn.Module) -> Tensor:
     return joint_kl(bayesian_layers(module).values())
 
 
-def joint_kl(layers: Iterable[BayesLayer], known: Iterable[tuple[BayesLayer, PosteriorParameters]] = ()) -> Tensor:
+def joint_kl(layers: Iterable[BayesLayer], evaluated: Iterable[EvaluatedLayers] = ()) -> Tensor:
     """Return KL(q || prior) of the joint distribution of all layers: a scalar in nats.
 
     The weights of different layers depend on each other if the posterior has an index that its layers share
@@ -31,8 +30,7 @@ def joint_kl(layers: Iterable[BayesLayer], known: Iterable[tuple[BayesLayer, Pos
 
     Args:
         layers: any number of layers, of any settings.
-        known: further layers with parameters that a forward pass has built already, and whose `kl` it may have
-            computed. Layers that were evaluated as one stand here once: their first layer with the joint parameters.
+        evaluated: further layers that a forward pass by the present weights has evaluated.
     """
     groups: dict[Any, list[BayesLayer]] = {}
     # Linear layers with the same number of inputs form a group, because few large operations are faster than many.
@@ -40,8 +38,8 @@ def joint_kl(layers: Iterable[BayesLayer], known: Iterable[tuple[BayesLayer, Pos
         group_of_one = id(layer) if not isinstance(layer, BayesLinear) else 0
         key = (layer.settings, layer.family.sequential, layer.shape[-1], group_of_one)
         groups.setdefault(key, []).append(layer)
-    terms_by_layer = [(layer.family, layer.kl_terms(parameters)) for layer, parameters in known]
-    terms_by_layer += [(group[0].family, group[0].kl_terms(joint_parameters(group))) for group in groups.values()]
+    parts = [*evaluated, *(EvaluatedLayers(group, joint_parameters(group)) for group in groups.values())]
+    terms_by_layer = [(part.layers[0].family, part.kl_terms()) for part in parts]
     if not terms_by_layer:
         return torch.zeros(())
     additive = [terms.additive for _, terms in terms_by_layer]

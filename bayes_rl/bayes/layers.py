@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,9 +41,8 @@ class BayesLayer(nn.Module, ABC):
         key: name of the layer in `Draws.noise`.
         prior_mean: mean of each weight's prior, `[*shape]`; only a `sequential` layer has the attribute.
         prior_precision: 1 / variance of each weight's prior, `[*shape]`; only a `sequential` layer has the attribute.
-        found: list that the network shares with all its layers, or None. A forward pass whose fused operation computes
-            the KL divergence beside the outputs appends the layer and its parameters, which hold that divergence. The
-            loss then need not read all weights a second time; see `TwinActorCritic.kl_divergence`.
+        evaluated: list that a network shares with its layers, or None; `forward` appends to the list if the evaluation
+            has computed the divergence on the way (see `EvaluatedLayers`).
     """
 
     prior_mean: Tensor
@@ -55,7 +55,7 @@ class BayesLayer(nn.Module, ABC):
         super().__init__()
         self.settings, self.shape, self.key = settings, shape, ""
         self.family: PosteriorFamily = make_family(settings, sequential)
-        self.found: list[tuple[BayesLayer, PosteriorParameters]] | None = None
+        self.evaluated: list[EvaluatedLayers] | None = None
         self.family.add_parameters(self)
         if sequential:
             self.register_buffer("prior_mean", torch.zeros(shape))
@@ -85,8 +85,8 @@ class BayesLayer(nn.Module, ABC):
             weight_mode = "sample" if self.training else "mean"
         parameters = self.parameters_in(weight_mode)
         y = self.evaluate(x, weight_mode, parameters)
-        if self.found is not None and parameters.kl is not None:
-            self.found.append((self, parameters))
+        if self.evaluated is not None and parameters.kl is not None:
+            self.evaluated.append(EvaluatedLayers((self,), parameters))
         return y
 
     def evaluate(self, x: Tensor, weight_mode: WeightMode, parameters: PosteriorParameters) -> Tensor:
@@ -233,6 +233,26 @@ class BayesConv2d(BayesLayer):
             y = F.conv2d(images, weight.flatten(0, 1), None, self.stride, self.padding, 1, len(weight))
             y = y.unflatten(1, weight.shape[:2]).transpose(0, 1)
         return y if bias is None else y + bias[:, None, :, None, None]
+
+
+class EvaluatedLayers(NamedTuple):
+    """Layers that a forward pass has evaluated as one, with the parameters that the forward pass has built.
+
+    The divergence of the layers is computed from these parameters. Otherwise the parameters of the layers would be
+    concatenated twice in an update, and all weights would be read twice from memory: measured in turns, an update of
+    the MLP took 1.06 times as long, an update of the MinAtar network 1.15 times.
+
+    Attributes:
+        layers: layers with the same inputs, in the order in which their parameters are concatenated.
+        parameters: joint parameters of the layers; their `kl` is set if the evaluation has computed the divergence.
+    """
+
+    layers: Sequence[BayesLayer]
+    parameters: PosteriorParameters
+
+    def kl_terms(self) -> KLTerms:
+        """Return KL(q || prior) of the layers; see `BayesLayer.kl_terms`."""
+        return self.layers[0].kl_terms(self.parameters)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

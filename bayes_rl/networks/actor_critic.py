@@ -8,17 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bayes_rl.bayes.draws import Draws, WeightMode
 from bayes_rl.bayes.kl import bayesian_layers, joint_kl
-from bayes_rl.bayes.layers import BayesLayer, joint_parameters
+from bayes_rl.bayes.layers import BayesLayer, EvaluatedLayers, joint_parameters
 from bayes_rl.bayes.likelihoods import Likelihood
 from bayes_rl.bayes.ops import joined_linear
-from bayes_rl.bayes.parameters import PosteriorParameters
 from bayes_rl.errors import check
 from bayes_rl.networks.encoders import build_encoder
 from bayes_rl.networks.layer_factory import LayerFactory, TaskAffine, apply, channels_last
@@ -33,24 +32,19 @@ class TwinOutput(NamedTuple):
 
     The first axis is the pair. The axis of D draws exists only if the weight mode is `Draws`.
 
-    `heads` and `found` carry results of the forward pass to `TwinActorCritic.kl_divergence`. They save the loss from
-    concatenating the heads' parameters, and from reading all weights for the divergence, a second time.
-
     Attributes:
         action_logits: `[2, (D,) B, A]` float32.
         raw: parameters of the likelihood of a return, `[2, (D,) B, A, n]` float32, without the prior function.
         q_values: `[2, (D,) B, A]` float32, in (clipped) return units: the value of `raw` plus the prior function.
         prior_values: values of the fixed prior function, `[(D,) B, A]`, or None without a prior function.
-        heads: joint posterior parameters of all heads, if they were evaluated as one Bayesian layer; otherwise None.
-        found: layers whose KL divergence the forward pass has computed, each with the parameters that hold it.
+        evaluated: Bayesian layers whose parameters `TwinActorCritic.kl_divergence` need not build again.
     """
 
     action_logits: Tensor
     raw: Tensor
     q_values: Tensor
     prior_values: Tensor | None = None
-    heads: PosteriorParameters | None = None
-    found: Sequence[tuple[BayesLayer, PosteriorParameters]] = ()
+    evaluated: Sequence[EvaluatedLayers] = ()
 
     def mean_action_probs(self) -> Tensor:
         """Return the policy that acts, the mean of both actors (and of all draws): `[B, A]`, rows that sum to 1."""
@@ -120,15 +114,15 @@ class TwinActorCritic(nn.Module):
         critic_outputs = num_actions * likelihood.outputs
         self.critics = nn.ModuleList(layers.output(width, critic_outputs) for _ in range(num_heads))
         # List to which layers append their KL divergence during a forward pass. `forward` empties it at its end.
-        self._found: list[tuple[BayesLayer, PosteriorParameters]] = []
+        self._evaluated: list[EvaluatedLayers] = []  # by the forward pass that runs
         for name, layer in bayesian_layers(self).items():
-            layer.key, layer.found = name, self._found
+            layer.key, layer.evaluated = name, self._evaluated
         scale = network.prior_function_scale
         self.prior = PriorFunction(*encoder_arguments, num_actions, scale, layers) if scale else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._layers_with_kl: dict[tuple[int, ...], list[BayesLayer]] = {}  # cache of `kl_divergence`
+        self._layers_with_kl: dict[tuple[int, ...], dict[str, BayesLayer]] = {}  # cache
         self._parameters_without_loss: dict[frozenset[tuple[int, int]], list[nn.Parameter]] = {}
         self._task_affine = [module for module in self.modules() if isinstance(module, TaskAffine)]
 
@@ -172,25 +166,29 @@ class TwinActorCritic(nn.Module):
 
         Args:
             pairs: numbers of the pairs: 0, 1 or both.
-            output: output of a forward pass by the current weights, or None. The divergences and joint parameters that
-                it carries are used, instead of being computed a second time.
+            output: output of a forward pass by the current weights, or None. The layers that the forward pass has
+                evaluated are not read again (see `EvaluatedLayers`).
             task: number of the task whose heads are counted.
         """
-        heads = None if output is None or len(pairs) < 2 else output.heads  # `heads` are those of both pairs
-        key = (*pairs, task, heads is not None)
+        layers = self._bayesian_layers(pairs, task)
+        parts = output.evaluated if output else ()
+        # The heads of both pairs may be one part, which cannot be used if one pair is counted alone.
+        usable = {part.layers[0].key: part for part in parts if all(layer.key in layers for layer in part.layers)}
+        evaluated = [usable[key] for key in layers if key in usable]
+        covered = {layer.key for part in evaluated for layer in part.layers}
+        remaining = [layer for key, layer in layers.items() if key not in covered]
+        device = self.device if output is None else output.raw.device
+        return joint_kl(remaining, evaluated) if layers else torch.zeros((), device=device)
+
+    def _bayesian_layers(self, pairs: Sequence[int], task: int) -> dict[str, BayesLayer]:
+        """Return the Bayesian layers of the given pairs by key."""
         # The search for layers takes as long as the sum itself, so its result is cached, except during compilation,
         # which runs this code once and must not change the module.
         cache = {} if torch.compiler.is_compiling() else self._layers_with_kl
-        if key not in cache:
+        if (*pairs, task) not in cache:
             layers = bayesian_layers(self.networks(pairs, task)).values()
-            cache[key] = [x for x in layers if heads is None or not x.key.startswith(("actors", "critics"))]
-        computed = {} if output is None else {layer.key: parameters for layer, parameters in output.found}
-        known = [(layer, computed[layer.key]) for layer in cache[key] if layer.key in computed]
-        if heads is not None:
-            known.append((cast(BayesLayer, self.actors[0]), heads))
-        remaining = [layer for layer in cache[key] if layer.key not in computed]
-        device = self.device if output is None else output.raw.device
-        return joint_kl(remaining, known) if remaining or known else torch.zeros((), device=device)
+            cache[*pairs, task] = {layer.key: layer for layer in layers}
+        return cache[*pairs, task]
 
     def become_prior(self, task: int = 0) -> None:
         """Make the posterior of the networks that a task has trained their prior.
@@ -293,12 +291,12 @@ class TwinActorCritic(nn.Module):
             prior_values = self.prior(x, weight_mode.index)
         # Heads are computed in float32: bfloat16, with eight bits of mantissa, could not distinguish similar Q-values.
         with torch.autocast(x.device.type, enabled=False):
-            logits, raw, heads = self._heads([f.float() for f in features], weight_mode, task)
+            logits, raw = self._heads([f.float() for f in features], weight_mode, task)
             raw = raw.unflatten(-1, (self.settings.num_actions, self.likelihood.outputs))
             q_values = self.likelihood.value(raw)
         q_values = q_values if prior_values is None else q_values + prior_values
-        found, self._found[:] = tuple(self._found), []
-        return TwinOutput(logits, raw, q_values, prior_values, heads, found)
+        evaluated, self._evaluated[:] = tuple(self._evaluated), []
+        return TwinOutput(logits, raw, q_values, prior_values, evaluated)
 
     def policy(self, observation: Tensor, task: int = 0) -> Tensor:
         """Return the policy that acts by mean weights, `[B, A]`, like `forward`, but without evaluating critics.
@@ -318,10 +316,8 @@ class TwinActorCritic(nn.Module):
             logits = [apply(head, x, "mean") for head, x in zip(heads, inputs, strict=True)]
             return torch.stack(logits).softmax(-1).mean(0)
 
-    def _heads(
-        self, features: list[Tensor], weight_mode: WeightMode, task: int
-    ) -> tuple[Tensor, Tensor, PosteriorParameters | None]:
-        """Return the outputs of the actors `[2, ...]` and of the critics `[2, ...]`, and `TwinOutput.heads`.
+    def _heads(self, features: list[Tensor], weight_mode: WeightMode, task: int) -> tuple[Tensor, Tensor]:
+        """Return the outputs of the actors `[2, ...]` and of the critics `[2, ...]`.
 
         With a shared trunk all heads have the same inputs and are evaluated as one layer, because many small operations
         take a large part of an update of a small network.
@@ -340,16 +336,16 @@ class TwinActorCritic(nn.Module):
             outputs = [torch.stack(of_heads[:2]), torch.stack(of_heads[2:])]
             if isinstance(weight_mode, Draws):
                 outputs = [y.expand(2, weight_mode.size, *y.shape[2:]) for y in outputs]
-            return outputs[0], outputs[1], None
+            return outputs[0], outputs[1]
         actor_outputs = 2 * self.settings.num_actions
         # The gradient of the actors' outputs does not reach the features, the gradient of the critics' outputs does.
         detached_outputs = actor_outputs if torch.is_grad_enabled() else 0
         if plain:
-            parameters = None
             output = joined_linear(features[-1], [h.weight for h in heads], [h.bias for h in heads], detached_outputs)
         else:
             parameters = joint_parameters(heads, weight_mode)
             output = heads[0].evaluate(features[-1], weight_mode, parameters, detached_outputs)
+            self._evaluated.append(EvaluatedLayers(heads, parameters))
         outputs = output.split([actor_outputs, output.shape[-1] - actor_outputs], -1)
         logits, raw = (y.unflatten(-1, (2, -1)).movedim(-2, 0) for y in outputs)
-        return logits, raw, parameters
+        return logits, raw
