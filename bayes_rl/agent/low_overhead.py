@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import inspect
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -93,6 +94,17 @@ def pass_over_idle_hooks(callbacks: Iterable[Callback]) -> None:
                 setattr(callback, name, None)
 
 
+def remember_signature(function: Any) -> None:
+    """Store the signature of a function on the function, where `inspect` looks first.
+
+    Lightning asks `inspect` for the parameters of `training_step` at every update, which otherwise parses them anew.
+
+    Args:
+        function: function of a class, not a bound method.
+    """
+    function.__signature__ = inspect.signature(function)
+
+
 class NoProfiler(PassThroughProfiler):
     """Profiler that measures nothing and opens no new context for each of the forty hooks of an update."""
 
@@ -119,9 +131,10 @@ class LowOverheadModule(pl.LightningModule):
             super().__setattr__(name, value)
 
     def on_fit_start(self) -> None:
-        """Keep freed memory, skip idle hooks, and replace the default profiler by `NoProfiler`."""
+        """Keep freed memory, store a signature, skip idle hooks, and replace the default profiler by `NoProfiler`."""
         super().on_fit_start()
         keep_freed_memory()
+        remember_signature(type(self).training_step)
         pass_over_idle_hooks(self.trainer.callbacks)  # type: ignore[attr-defined]
         if type(self.trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
             self.trainer.profiler = NoProfiler()  # type: ignore[attr-defined]
