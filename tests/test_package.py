@@ -110,4 +110,4 @@ def test_a_wheel_works_in_an_empty_environment_and_folder(tmp_path: Path) -> Non
     call(command, "fit", "--config", "cartpole", "--trainer.fast_dev_run", "true", *quick)
     for verb in ("report", "export"):
         assert f"usage: bayes-rl {verb}" in call(command, verb, "--help")
-    call(python, "-c", "from bayes_rl import VariationalActorCritic, ReplayDataModule")
+    call(python, "-c", "from bayes_rl import ReplayDataModule, VariationalActorCritic, load_agent")
