@@ -33,6 +33,7 @@ from bayes_rl.training.run_callbacks import make_callbacks
 from bayes_rl.training.run_directory import next_version, run_directory, run_of
 from bayes_rl.types import AGENT_ARGUMENTS
 from bayes_rl.utils.files import write_atomic
+from bayes_rl.utils.stop_signals import STOP
 
 # A deprecation inside Lightning 2.6.6.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -216,7 +217,7 @@ class BayesCLI(LightningCLI):
         check_room(self.trainer, self.model, self.datamodule)
         if self.datamodule.directory is not None:
             key = "ckpt_path" if self._options().get("ckpt_path") else "name"
-            self.trainer.callbacks.insert(0, RunLock(self.datamodule.directory.parent, key))  # type: ignore[attr-defined]
+            self.trainer.callbacks.append(RunLock(self.datamodule.directory.parent, key))  # type: ignore[attr-defined]
 
     def after_fit(self) -> None:
         """Play the test games with the best checkpoint, and print scores and files."""
@@ -280,15 +281,16 @@ def run(args: ArgsType = None) -> BayesCLI:
     """
     silence_warnings()
     share_cores()
-    return BayesCLI(
-        VariationalActorCritic,
-        ReplayDataModule,
-        args=args,
-        seed_everything_default=1,
-        save_config_callback=_SaveConfig,
-        auto_configure_optimizers=False,
-        parser_kwargs={**EXACT, "fit": EXACT, "validate": EXACT, "test": EXACT, "predict": EXACT},
-    )
+    with STOP.listening():
+        return BayesCLI(
+            VariationalActorCritic,
+            ReplayDataModule,
+            args=args,
+            seed_everything_default=1,
+            save_config_callback=_SaveConfig,
+            auto_configure_optimizers=False,
+            parser_kwargs={**EXACT, "fit": EXACT, "validate": EXACT, "test": EXACT, "predict": EXACT},
+        )
 
 
 def main() -> None:

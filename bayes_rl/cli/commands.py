@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from bayes_rl.utils.stop_signals import STOP, Stopped, end_process
+
 HELP = """\
 usage: bayes-rl VERB [options]
 
@@ -75,6 +77,14 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"report": report, "expor
 
 def main() -> None:
     """Run the verb on the command line; wrong input prints one line and exits with code 2."""
+    with STOP.listening():
+        try:
+            _run_verb()
+        except Stopped as stop:
+            end_process(stop)
+
+
+def _run_verb() -> None:
     verb, *words = sys.argv[1:] or [""]
     if verb in COMMANDS:
         COMMANDS[verb](words)

@@ -29,6 +29,7 @@ from pytorch_lightning.plugins import CheckpointIO
 
 from bayes_rl.errors import ConfigError, check_choice
 from bayes_rl.utils.files import read_checksummed_json, sync_directory, write_checksummed_json, write_temporary
+from bayes_rl.utils.stop_signals import STOP
 
 FORMAT = 1
 
@@ -199,14 +200,15 @@ class AtomicCheckpointIO(CheckpointIO):
         if storage_options is not None:
             raise TypeError("checkpoints are files: there are no storage options")
         path, buffer = Path(path), io.BytesIO()
-        torch.save(checkpoint, buffer)
-        try:
-            write_verifiable(path, buffer.getbuffer())
-            self.saved = True
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            self._disk_is_full(path, buffer.getbuffer().nbytes)
+        with STOP.save_in_progress():
+            torch.save(checkpoint, buffer)
+            try:
+                write_verifiable(path, buffer.getbuffer())
+                self.saved = True
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                self._disk_is_full(path, buffer.getbuffer().nbytes)
 
     def _disk_is_full(self, path: Path, size: int) -> None:
         free = shutil.disk_usage(path.parent).free

@@ -1,59 +1,94 @@
-"""Callback that stops a fit on a signal, after a save."""
+"""Callback that saves the agent before validations and at a signal, so that a signal loses no update."""
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
+from bayes_rl.utils.stop_signals import STOP, Stopped
+
 
 class GracefulStop(Callback):
-    """Handler of Ctrl+C and SIGTERM: finish the update, save `last.ckpt`, print its path, and exit with 130 or 143.
+    """Saver of `last.ckpt` before every validation, and after the current update if a signal asks the run to stop.
 
-    A second signal ends the process immediately, with the previous checkpoint intact.
+    Everything but updates follows a save: the prefill, validation, test and video. A signal ends these at once. In an
+    epoch's updates, it ends the run after the current update, by a save. A checkpoint from before a validation makes
+    the resumed run begin with that validation.
     """
 
-    def __init__(self) -> None:
-        self._signal: int | None = None
-        self._previous: dict[int, Any] = {}
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take SIGTERM back from Lightning, which answers it between two batches only, with exit code 0."""
+        STOP.take_over()
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Install the signal handlers."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._request)
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take SIGTERM back from Lightning."""
+        STOP.take_over()
 
-    def _request(self, number: int, frame: Any) -> None:
-        if self._signal is not None:
-            os._exit(128 + number)
-        self._signal = number
-        print("\nstopping after this step; once more to leave at once", flush=True)
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take SIGTERM back from Lightning."""
+        STOP.take_over()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Defer signals until this update, and those before it, are saved."""
+        STOP.deferred = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save and exit after a signal."""
-        # The last update of an epoch is followed by a validation and a checkpoint, which come first.
-        if self._signal is None or batch_idx + 1 >= trainer.num_training_batches:
+        """Save and leave after a signal, unless a validation or the end of the epoch follows and saves."""
+        loop = trainer.fit_loop.epoch_loop
+        if loop._is_training_done:
+            STOP.saving = True
             return
-        directory = getattr(trainer.checkpoint_callback, "dirpath", None)
-        if directory is not None:
-            path = Path(directory) / "last.ckpt"
-            trainer.save_checkpoint(path)
-            if getattr(trainer.strategy.checkpoint_io, "saved", True):
-                print(f"saved {path}; go on with --ckpt_path last", flush=True)
-        raise SystemExit(128 + self._signal)
+        assert trainer.fit_loop._data_fetcher is not None
+        if STOP.received is None or loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+            return
+        # Lightning would log this update's metrics after this hook, and a resumed run does not repeat the update.
+        trainer._logger_connector.on_batch_end()
+        trainer._logger_connector.update_train_step_metrics()
+        with STOP.save_in_progress():
+            self._save(trainer)
+        STOP.allow()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take SIGTERM back from Lightning, and in a fit save the agent in a state that begins with this validation."""
+        STOP.take_over()
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+        progress.total.reset_on_restart()  # a validation that is repeated has been counted
+        progress.increment_ready()
+        progress.increment_started()
+        self._save(trainer)
+        progress.reset_on_restart()
+        progress.total.reset_on_restart()
+        STOP.allow()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave after a signal at the end of the epoch before, which is saved."""
+        STOP.allow()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Exit after a signal in the last update."""
-        if self._signal is not None:
-            raise SystemExit(128 + self._signal)
+        """Leave after a signal at the end of the last epoch, which is saved."""
+        STOP.allow()
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Restore the previous signal handlers."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Defer no signals any more, and say how to go on after a signal."""
+        STOP.deferred = STOP.saving = False
+        last = self._last(trainer)
+        if isinstance(exception, Stopped) and trainer.state.fn == "fit" and last is not None and last.is_file():
+            print(f"saved {last}; go on with --ckpt_path last", flush=True)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        last = self._last(trainer)
+        if last is not None and not getattr(trainer, "fast_dev_run", False):
+            trainer.save_checkpoint(last)
+
+    def _last(self, trainer: pl.Trainer) -> Path | None:
+        directory = getattr(trainer.checkpoint_callback, "dirpath", None)
+        return None if directory is None else Path(directory) / "last.ckpt"
