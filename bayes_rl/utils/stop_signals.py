@@ -47,6 +47,7 @@ class StopSignals:
         self.deferred = self.saving = False
         self._previous: dict[int, Any] = {}
         self._pipe: tuple[int, int] | None = None
+        self._terminals: list[int] = []  # output streams that go to a terminal; a closed one is none
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -64,6 +65,7 @@ class StopSignals:
     def _begin(self) -> None:
         reading, writing = self._pipe = os.pipe()
         os.set_blocking(writing, False)
+        self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
         for number in SIGNALS:
             if not (number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN):  # nohup
                 self._previous[number] = signal.getsignal(number)
@@ -90,6 +92,12 @@ class StopSignals:
             os.close(self._pipe[0])
             self._end()
 
+    def _leave_terminals(self) -> None:
+        """Send further output to nowhere instead of a terminal, which is closed: a write to it would fail."""
+        with open(os.devnull, "wb") as nowhere:
+            for stream in self._terminals:
+                os.dup2(nowhere.fileno(), stream)
+
     def _hear(self, number: int, frame: Any) -> None:
         if self.received is not None:
             if not self.saving:
@@ -97,7 +105,7 @@ class StopSignals:
             return
         self.received = number
         if number == getattr(signal, "SIGHUP", None):
-            _leave_terminal()
+            self._leave_terminals()
         if not self.deferred:
             self.leave()
         # `print` could interrupt itself.
@@ -156,14 +164,6 @@ def end_process(stop: Stopped) -> NoReturn:
             stream.flush()
     assert isinstance(stop.code, int)
     os._exit(stop.code)
-
-
-def _leave_terminal() -> None:
-    """Send further output nowhere if it would go to a terminal, which is closed: a write to it would fail."""
-    with open(os.devnull, "wb") as nowhere:
-        for stream in (1, 2):
-            if os.isatty(stream):
-                os.dup2(nowhere.fileno(), stream)
 
 
 STOP = StopSignals()

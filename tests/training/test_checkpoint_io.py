@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import pickle
 import random
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -435,22 +433,6 @@ def test_a_removed_checkpoint_takes_its_manifest_along(tmp_path: Path) -> None:
     plugin.remove_checkpoint(tmp_path / "a.ckpt")
     plugin.remove_checkpoint(tmp_path / "a.ckpt")
     assert not list(tmp_path.iterdir())
-
-
-# ------------------------------------------------------------------------------------------------------- SIGKILL
-def test_five_kills_change_nothing(tmp_path: Path) -> None:
-    """The benchmark `crash` in short: the same end, bit for bit, and the same curves."""
-    output = tmp_path / "crash.json"
-    command = [sys.executable, "-m", "benchmarks", "crash", "--kills=5", f"--output={output}"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (result,) = json.loads(output.read_text())["measurements"]
-    assert result["kills"] == 5
-    assert result["kills_during_a_save"] >= 1
-    assert result["losses"] == 0
-    assert result["different_values"] == result["different_points"] == []
-    assert result["points_compared"] > 1000
 
 
 def test_a_run_of_its_own_is_tidied_and_locked_until_it_ends(tmp_path: Path) -> None:

@@ -1,0 +1,96 @@
+"""Runs that end in the middle of a validation go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bayes_rl.agent.module import VariationalActorCritic
+from bayes_rl.evaluation.games import Games
+from bayes_rl.utils.stop_signals import STOP, Stopped
+from benchmarks.reliability.crash import compare
+from tests.cli.test_tasks import TWO
+from tests.helpers.command_line import TINY, run, saved
+
+LAST = Path("runs/cartpole/version_0/checkpoints/last.ckpt")
+SMALL = [*TINY, "--data.frames_per_epoch=400", "--data.evaluation.games=2"]
+HALVES = [*SMALL, "--trainer.val_check_interval=0.5"]
+CASES = {
+    "first validation": (SMALL, 0, 100),
+    "last validation": (SMALL, 1, 200),
+    "within an epoch": (HALVES, 0, 50),
+    "at the end of an epoch with two validations": (HALVES, 1, 100),
+    # Sets of games: one for each task before training, and with every validation.
+    "second game at the end of a task": ([*TWO, "--name=cartpole"], 5, 200),
+}
+"""Options, number of the set of games that is stopped, and updates by then."""
+
+
+@contextlib.contextmanager
+def stopped_in_game(number: int) -> Any:
+    """Raise `Stopped` in the middle of a set of games, the `number`th that is played, from 0."""
+    play, sets = Games.play, iter(range(100))
+
+    def interrupted(games: Games, *arguments: Any) -> Any:
+        played = play(games, *arguments)  # estimates of values have changed the metrics
+        if next(sets) == number:
+            raise Stopped(143)
+        return played
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Games, "play", interrupted)
+        yield
+
+
+def stop(monkeypatch: pytest.MonkeyPatch, number: int, *words: str) -> None:
+    with stopped_in_game(number), pytest.raises(Stopped):
+        run(monkeypatch, *words)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_stopped_in_a_validation_ends_like_a_run_without_a_stop(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, number, updates = CASES[case]
+    for folder in ("stopped", "straight"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "stopped")
+    stop(monkeypatch, number, "fit", *options)
+    assert "go on with --ckpt_path last" in capsys.readouterr().out
+    assert saved(LAST)["global_step"] == updates
+    stop(monkeypatch, 0, "fit", "--ckpt_path=last")  # in the validation that the resumed run begins with
+    assert saved(LAST)["global_step"] == updates
+    run(monkeypatch, "fit", "--ckpt_path=last")
+    monkeypatch.chdir(tmp_path / "straight")
+    run(monkeypatch, "fit", *options)
+    assert compare(tmp_path / "stopped", tmp_path / "straight") == []
+    tables = [np.load(tmp_path / folder / "runs/cartpole/version_0/metrics.npy") for folder in ("stopped", "straight")]
+    assert tables[0].tobytes() == tables[1].tobytes()  # a number may be none
+
+
+def test_a_stop_at_a_point_of_a_curve_keeps_the_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning logs the values of an update after the hook that saves and leaves."""
+    for folder in ("stopped", "straight"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "stopped")
+
+    def signalled(module: VariationalActorCritic, *_: Any) -> None:
+        if module.global_step == 20:  # a multiple of `log_every_n_steps`
+            STOP.received = signal.SIGTERM
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VariationalActorCritic, "on_before_zero_grad", signalled)
+        patch.setattr(STOP, "received", None)  # restored afterwards
+        with pytest.raises(Stopped) as stopped:
+            run(monkeypatch, "fit", *SMALL)
+    assert stopped.value.code == 143
+    assert 20 <= saved(LAST)["global_step"] <= 21
+    run(monkeypatch, "fit", "--ckpt_path=last")
+    monkeypatch.chdir(tmp_path / "straight")
+    run(monkeypatch, "fit", *SMALL)
+    assert compare(tmp_path / "stopped", tmp_path / "straight") == []
