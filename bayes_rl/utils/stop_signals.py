@@ -146,8 +146,7 @@ class StopSignals:
                     return
                 began = began if signals else time.monotonic()
                 signals += [number for number in content if number in SIGNALS]
-            if not signals:
-                continue
+                continue  # the main thread comes first
             patience = SAVE_PATIENCE if self.saving else PATIENCE
             if time.monotonic() - began > patience or (len(signals) > 1 and not self.saving):
                 os._exit(128 + signals[0])

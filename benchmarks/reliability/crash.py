@@ -240,12 +240,19 @@ def curves(run: Path) -> dict[tuple[str, int], set[float]]:
     return values
 
 
-def compare(disturbed: Path, straight: Path) -> list[str]:
-    """Return the values and the points of curves in which two finished runs differ."""
+def compare(disturbed: Path, straight: Path, without: str = "time/") -> list[str]:
+    """Return the values and the points of curves in which two finished runs differ.
+
+    Args:
+        disturbed: folder of a run.
+        straight: folder of the other run.
+        without: prefix of the tags of points that are not compared.
+    """
     ours, theirs = (checkpoints(folder)[-1] for folder in (disturbed, straight))
     different = [f"value {where}" for where in differences(load_verified(ours)[0], load_verified(theirs)[0])]
     a, b = (curves(path.parents[1]) for path in (ours, theirs))
-    points = [f"point {tag} at {step}" for tag, step in a.keys() | b.keys() if a.get((tag, step)) != b.get((tag, step))]
+    places = [(tag, step) for tag, step in a.keys() | b.keys() if not tag.startswith(without)]
+    points = [f"point {tag} at {step}" for tag, step in places if a.get((tag, step)) != b.get((tag, step))]
     return [*different, *sorted(points)]
 
 
@@ -335,7 +342,9 @@ def stop_fit(cell: Cell, seed: int, rng: random.Random, limit: float) -> Row:
         if resumed := wait(start(folder, words)):
             faults.append(f"the resumed run ended with code {resumed}: {tail(folder)}")
         else:
-            faults += faults_of_checkpoint(folder, 1) or compare(folder, straight)
+            # A run whose training is done is not tested again.
+            without = "test/" if cell["phase"] in ("test", "video") else "time/"
+            faults += faults_of_checkpoint(folder, 1) or compare(folder, straight, without)
         return {**row, "faults": faults[:5]}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -193,11 +194,21 @@ def test_a_lost_replay_is_collected_again_once(
 
 
 # ------------------------------------------------------------------------------------------------------- signals
-def restored(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A resumed run in a process of its own, once its state is restored."""
-    words = [sys.executable, str(ROOT / "cli.py"), "fit", "--ckpt_path", "last", *arguments]
-    process = subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    until(process, "Restored all states")
+def learning(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """A fit in a process of its own, once it has logged updates."""
+    curves = folder / "runs/game/version_0"
+    before = set(curves.glob("events*"))
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "cli.py"), "fit", *words],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    until(process, "device ")
+    while not any(file.stat().st_size > 20_000 for file in set(curves.glob("events*")) - before):
+        assert process.poll() is None
+        time.sleep(0.005)
     return process
 
 
@@ -211,17 +222,18 @@ def until(process: subprocess.Popen[str], text: str) -> None:
     raise AssertionError("".join(printed))
 
 
-def test_sigterm_saves_and_a_second_ctrl_c_leaves_the_checkpoint_as_it_was(small: Path) -> None:
-    last = small / "runs/game/version_0/checkpoints/last.ckpt"
-    before = torch.load(last, weights_only=True)["global_step"]
-    process = restored(small, "--trainer.max_epochs=100000")
+def test_sigterm_saves_and_a_second_ctrl_c_leaves_the_checkpoint_as_it_was(tmp_path: Path) -> None:
+    last = tmp_path / "runs/game/version_0/checkpoints/last.ckpt"
+    # One epoch of many minutes, so that every signal comes in its updates.
+    options = ["--config", str(ROOT / "configs/cartpole.yaml"), "--name=game", "--data.frames_per_epoch=400_000"]
+    process = learning(tmp_path, *options, *QUIET, *SMALL)
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 143, printed
     assert "saved" in printed
-    assert torch.load(last, weights_only=True)["global_step"] > before
+    assert torch.load(last, weights_only=True)["global_step"] > 0
     kept = last.read_bytes()
-    process = restored(small, "--trainer.max_epochs=100000")
+    process = learning(tmp_path, "--ckpt_path=last")
     process.send_signal(signal.SIGSTOP)  # until both signals wait: no update ends between them
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
