@@ -41,7 +41,10 @@ from bayes_rl.utils.settings import as_settings
 
 
 class VariationalActorCritic(LowOverheadModule):
-    """Twin DDPG on the action simplex with Bayesian heads, an ELBO and Elastic Weight Consolidation.
+    """Two actor-critic pairs for discrete actions, with Bayesian layers, an ELBO and consolidation of earlier tasks.
+
+    The probabilities of an actor take the place of DDPG's continuous action: the actor climbs sum_a pi(a) Q(a), or
+    imitates softmax(Q / temperature), as `objective.actor_loss` says.
 
     Each group of settings is an object of its class or a dictionary of its fields, whose documentation is there.
 
@@ -101,6 +104,7 @@ class VariationalActorCritic(LowOverheadModule):
         task_conditioning: str = "none",
     ) -> None:
         super().__init__()
+        # The last argument is the option that an error message names.
         network = as_settings(NetworkSettings, network, "model.network")
         posterior = as_settings(PosteriorSettings, posterior, "model.posterior.family")
         likelihood = as_settings(LikelihoodSettings, likelihood, "model.likelihood.family")
@@ -164,7 +168,7 @@ class VariationalActorCritic(LowOverheadModule):
         return make_optimizer(self.twin, rates, settings.weight_decay, settings.adam_eps, fused)
 
     def on_train_start(self) -> None:
-        """Set the current task from the data module, log the size of the EWC state, restore the random generators."""
+        """Set the current task from the data module, describe the consolidation, restore the random generators."""
         if self.consolidator is not None:
             rank_zero_info(self.consolidator.describe())
         if len(self.scores) > 1:
@@ -177,7 +181,10 @@ class VariationalActorCritic(LowOverheadModule):
                 torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
 
     def on_train_epoch_start(self) -> None:
-        """Switch to the next task if this epoch belongs to it."""
+        """Switch to the task of this epoch's visit, if the visit is a new one.
+
+        A visit is a stretch of consecutive epochs on one task. A curriculum can visit a task more than once.
+        """
         if len(self.scores) == 1:
             return
         visit = self._data.curriculum.visit(self.current_epoch)
@@ -193,7 +200,7 @@ class VariationalActorCritic(LowOverheadModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the negative ELBO plus the actors' loss.
 
-        The EWC penalty enters by its gradient, in `on_before_optimizer_step`.
+        The penalty of a consolidation method enters by its gradient, in `on_before_optimizer_step`.
 
         Args:
             batch: the minibatch, with the number of data and of frames so far.
@@ -218,7 +225,7 @@ class VariationalActorCritic(LowOverheadModule):
         return compile_update(objective_terms, self.hparams.compile)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Add the EWC gradient and clear the gradients of networks that have no loss in this update.
+        """Add the gradient of the consolidation penalty, and clear gradients of networks without a loss in this update.
 
         Lightning's callbacks have seen the gradient of the loss by then. A gradient of zero would still move a network
         without loss, by Adam's momentum and weight decay.
@@ -234,8 +241,9 @@ class VariationalActorCritic(LowOverheadModule):
         self._trained.clear()
         if self.consolidator is not None:
             self.consolidator.add_gradients(self.twin)
-        scaled = str(self.trainer.precision) == "16-mixed"
-        self.guard.check(optimizer, self.twin, scaled, lambda: {"ewc_penalty": self._ewc_penalty()})
+        has_loss_scaler = str(self.trainer.precision) == "16-mixed"  # a loss scaler skips updates by itself
+        # The penalty is computed only for the message of an error.
+        self.guard.check(optimizer, self.twin, has_loss_scaler, lambda: {"ewc_penalty": self._penalty()})
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Run one update: forward, backward and step; then consolidation, if due; then the moving average.
@@ -265,24 +273,25 @@ class VariationalActorCritic(LowOverheadModule):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or (self.global_step + 1) % every:
             return
-        parts = {**parts, "ewc_penalty": self._ewc_penalty()}
+        parts = {**parts, "ewc_penalty": self._penalty()}  # the key of every method's penalty
         temperature = self.objective.kl_temperature
         values = training_values(self.twin, batch, terms.output, terms.targets, temperature, parts)
         values["train/skipped_updates"] = float(self.guard.skipped)
-        self.log_dict(values | self._penalty_values(parts["ewc_penalty"], terms.nll))
+        self.log_dict(values | self._frozen_share(parts["ewc_penalty"], terms.nll))
         self.log("step", float(batch.frames))
 
     @torch.no_grad()
-    def _ewc_penalty(self) -> Tensor:
+    def _penalty(self) -> Tensor:
+        """Return the penalty of the consolidation method, a scalar in nats."""
         if self.consolidator is None:
             return torch.zeros((), device=self.device)
         return self.consolidator.penalty(self.twin)
 
-    def _penalty_values(self, penalty: Tensor, loss: Tensor) -> dict[str, Tensor | float]:
-        """Return values of the penalty to log, and warn once of a strength that is out of scale."""
+    def _frozen_share(self, penalty: Tensor, nll: Tensor) -> dict[str, Tensor | float]:
+        """Return the share of frozen weights to log, and warn once if the penalty is much too strong or too weak."""
         if self.consolidator is None or not self.consolidator.active:
             return {"train/frozen_share": 0.0}
-        message = self.consolidator.strength_warning(penalty.item(), loss.item(), self.global_step)
+        message = self.consolidator.strength_warning(penalty.item(), nll.item(), self.global_step)
         if message is not None:
             warnings.warn(message, stacklevel=2)
         return {"train/frozen_share": self.consolidator.frozen_share(self.twin, self.trainer.optimizers[0])}
@@ -297,6 +306,7 @@ class VariationalActorCritic(LowOverheadModule):
         """
         task = games.task
         played = games.play(partial(self.act, task=task), partial(self.estimate_values, task=task, measure=True))
+        # Number of each game among the games of all processes.
         numbers = [self.trainer.world_size * number + self.trainer.global_rank for number in range(len(played))]
         self.scores[task].update(played, numbers, games.estimate_every, self._data.gamma)
 
@@ -305,13 +315,14 @@ class VariationalActorCritic(LowOverheadModule):
     def on_validation_epoch_end(self) -> None:
         """Log the scores under `val/` or `test/`; those of several tasks below the name of each."""
         stage = "test" if self.trainer.testing else "val"
-        fit = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+        # The scores of a fit update the calibration of later intervals.
+        during_fit = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
         if len(self.scores) == 1:
-            scores = self.scores[0].finish(self.hparams.game, fit)
+            scores = self.scores[0].finish(self.hparams.game, during_fit)
         else:
             named = zip(self._data.curriculum.names, self.scores, strict=True)
             # A limit of batches can leave out the games of a task.
-            parts = {name: part.finish(name, fit) for name, part in named if part.returns.update_called}
+            parts = {name: part.finish(name, during_fit) for name, part in named if part.returns.update_called}
             scores = {f"{name}/{key}": value for name, part in parts.items() for key, value in part.items()}
             if all("human_normalised" in part for part in parts.values()):
                 scores["human_normalised"] = torch.stack([part["human_normalised"] for part in parts.values()]).mean()
@@ -338,7 +349,10 @@ class VariationalActorCritic(LowOverheadModule):
 
     @torch.no_grad()
     def consolidate(self) -> None:
-        """Protect what was learned of the current task, on a sample of its transitions."""
+        """Add the present weights to the penalty, by a sample of the current task's transitions.
+
+        This happens at the end of a task, and every `consolidate_every` updates within a task.
+        """
         if self.consolidator is None:
             return
         transition = self._data.fisher_samples(self.consolidation.fisher_samples)

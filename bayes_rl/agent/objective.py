@@ -36,7 +36,7 @@ class ObjectiveTerms(NamedTuple):
         nll: -log likelihood of the targets in nats, summed over the trained pairs, mean over draws and batch; a scalar.
         kl: KL(q || prior) in nats, summed over all Bayesian weights of the trained pairs; a scalar.
         actor_loss: loss of the actors, summed over the trained pairs; a scalar.
-        targets: TD targets of both pairs `[2, (D,) B]` in clipped return units, without gradient.
+        targets: TD targets of both pairs `[2, (D,) B]` in units of the training reward, without gradient.
         output: logits and Q-values of the twin for the observations, by sampled weights, without gradient and without
             the parameters that `TwinOutput` carries for the KL divergence.
     """
@@ -59,8 +59,8 @@ def objective_terms(
 ) -> ObjectiveTerms:
     """Return the terms of the loss.
 
-    `compile_update` captures this function. `torch.compile` needs the same operations at every update, so everything
-    that changes from update to update enters as a tensor or stands outside: the number of data is in `total_loss`.
+    `compile_update` captures this function, as one graph for each value of `pairs` and `task`. Whatever has a new value
+    in every update enters as a tensor or stands outside, such as the number of data in `total_loss`.
 
     Args:
         twin: the networks that learn.
@@ -100,10 +100,10 @@ def td_targets(
     task: int,
     settings: ObjectiveSettings,
 ) -> Tensor:
-    """Return TD targets `[2, (D,) B]` of both pairs, in clipped return units.
+    """Return TD targets `[2, (D,) B]` of both pairs, in units of the training reward.
 
-    With `Draws`, the targets of a draw are computed by the index of the same draw, without the independent noise of
-    single weights. Otherwise the targets are computed by the mean weights.
+    With `Draws`, the targets of a draw are computed by the index of the same draw, without the diagonal part of the
+    weights. Otherwise the targets are computed by the mean weights.
 
     Args:
         twin: the networks that learn.
@@ -113,6 +113,7 @@ def td_targets(
         task: number of the task that the minibatch comes from.
         settings: settings of the objective.
     """
+    # An empty `noise` leaves the diagonal part out; None would draw it afresh for every output.
     target_mode: WeightMode = replace(weight_mode, noise={}) if isinstance(weight_mode, Draws) else "mean"
     source = twin if target_twin is None else target_twin
     output: TwinOutput = source(_with_draw_axis(transition.next_observation, target_mode), target_mode, task)
@@ -136,7 +137,7 @@ def critic_nll(
         twin: the networks, which hold the likelihood.
         output: outputs of the twin for the observations of `transition`.
         transition: the minibatch.
-        targets: TD targets `[2, (D,) B]` in clipped return units.
+        targets: TD targets `[2, (D,) B]` in units of the training reward.
         pairs: numbers of the pairs that are trained.
     """
     action = transition.action.expand(targets.shape)[..., None, None]

@@ -22,7 +22,7 @@ class ObjectiveSettings:
         target: networks that give the TD targets: the `other` pair (the original), or a moving average of both (`ema`).
         tau: weight of the newest parameters in the moving average, per update, in (0, 1].
         actor_loss: `dpg`, the exact policy gradient, or `cross_entropy` to softmax(Q / policy_temperature).
-        policy_temperature: of that softmax, in clipped return units, > 0.
+        policy_temperature: of that softmax, in units of the training reward, > 0.
         entropy_weight: weight of the actors' entropy in their loss, in return units per nat, >= 0.
         update_pairs: pairs that an update trains: `both`, or one at `random` (the original).
 

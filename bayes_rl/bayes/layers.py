@@ -67,7 +67,7 @@ class BayesLayer(nn.Module, ABC):
         return clamp_with_inward_gradient(self.family.raw_log_var(self), -limit, limit)
 
     def parameters_in(self, weight_mode: WeightMode = "sample") -> PosteriorParameters:
-        """Return the parameters that a forward pass in this mode needs; for `sample` also those of the divergence."""
+        """Return the parameters that a forward pass in this mode needs, and the KL divergence if the mode samples."""
         return self.family.parameters([self], weight_mode)
 
     def spread_parameters(self) -> set[str]:
@@ -126,9 +126,10 @@ class BayesLayer(nn.Module, ABC):
     def kl_divergence(self) -> Tensor:
         """Return KL(q || prior) of this layer alone, a scalar in nats: the sum over weights.
 
-        Gaussian prior N(m, 1 / k), per weight: (k ((mu - m)^2 + s^2) - 1 - log s^2 - log k) / 2 with m = 0 and k the
-        prior precision until `become_prior`; for `members` averaged over them (the KL of member and weights jointly),
-        for `low_rank` with the determinant of s^2 I + C C^T.
+        With a Gaussian prior N(m, 1 / k) each weight adds (k ((mu - m)^2 + s^2) - 1 - log s^2 - log k) / 2. At first
+        m = 0 and k = `prior_precision`; after `become_prior`, m and 1 / k are mean and variance of the last posterior.
+        For `members` the result is the mean over members, an upper bound of the mixture's divergence. For `low_rank`,
+        log s^2 becomes the log-determinant of s^2 I + C C^T. `log_uniform` has the formula of its class.
         """
         additive, shared = self.kl_terms(self.parameters_in())
         return additive if shared is None else additive + self.family.shared_kl([shared])

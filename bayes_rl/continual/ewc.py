@@ -103,7 +103,7 @@ class QuadraticPenalties(nn.Module):
         decay: None for the exact sum over tasks, or the factor of the Fisher diagonal of earlier tasks, in [0, 1].
 
     Attributes:
-        consolidations: number of tasks that `consolidate` added.
+        consolidations: number of calls of `consolidate`: one for each finished task, more with `consolidate_every`.
         constant: part of 2 / lambda times the penalty that does not depend on the weights.
     """
 
@@ -294,7 +294,7 @@ class EWC(ConsolidationMethod):
         return self._named
 
     def frozen_share(self, twin: TwinActorCritic, optimizer: torch.optim.Optimizer) -> float:
-        """Return the share of the protected weights, in [0, 1], that the penalty holds in place.
+        """Return the share of the protected weights, in [0, 1], that the penalty keeps from changing.
 
         Args:
             twin: the networks.
@@ -305,11 +305,11 @@ class EWC(ConsolidationMethod):
         return frozen_share({name: named[name] for name in fisher}, fisher, self.ewc.strength, optimizer)
 
     def strength_warning(self, penalty: float, loss: float, update: int, min_updates: int = 1000) -> str | None:
-        """Return a warning if the strength does not fit the loss, at most once; see `PenaltyMonitor`.
+        """Return a warning if the penalty is far above or below the loss, at most once; see `PenaltyMonitor`.
 
         Args:
             penalty: penalty of this update, in nats.
-            loss: loss of this update without the penalty, in nats.
+            loss: negative log likelihood of this update, in nats.
             update: number of this update.
             min_updates: see `PenaltyMonitor.strength_warning`.
         """

@@ -35,6 +35,9 @@ ARRAYS = ("episodes", "lives", "episode_return", "seeded_episode", "restarting")
 class ReplayStream(IterableDataset[Batch]):
     """Stream of minibatches that steps environments between them. An epoch has a fixed number of minibatches.
 
+    A screen is what an environment returns at one agent step: an image, planes, a vector or an integer. An observation
+    is the last `frame_stack` screens. A frame is one step of the emulator; an agent step is `frame_skip` frames.
+
     Environments step while the learner works: the stream sends actions before it yields minibatches, and receives the
     results after them. Between the two, the step is pending. The order is fixed, so that a run is a function of its
     seed. All random numbers come from generators keyed by (seed, rank, purpose, counter), so that there is no generator
@@ -137,7 +140,10 @@ class ReplayStream(IterableDataset[Batch]):
 
     @property
     def epsilon(self) -> float:
-        """Current probability of a uniformly random action; 1 during each prefill."""
+        """Current probability of a uniformly random action.
+
+        It is 1 during the prefill of a task. While a resumed run refills its replay, the schedule continues.
+        """
         steps_of_task = self.steps_after_prefill - self.task_began
         if not steps_of_task:
             return 1.0
@@ -164,7 +170,7 @@ class ReplayStream(IterableDataset[Batch]):
             yield Batch(replay.sample(self.batch_size, rng), num_data * self.world_size, self.frames, task)
 
     def _prefill(self) -> None:
-        """Step with random actions until the replay is large enough to learn from."""
+        """Step until the replay is large enough to learn from."""
         size = min(self.replay_min_size, self.replay.ring * self.replay.num_envs)
         while len(self.replay) < size or self.replay.sampleable < 1:
             self.step_environments()
@@ -252,7 +258,9 @@ class ReplayStream(IterableDataset[Batch]):
         """Start the next episode of environments whose episodes ended.
 
         An environment with at least `steps_per_seed` steps since its last seed is reset by a new seed now. The other
-        environments start their next episode by themselves, in place of their next step.
+        environments start their next episode by themselves, in place of their next step. A checkpoint holds the actions
+        since the last seed, and a resumed run plays them again: new seeds keep this history short. Not every reset has
+        a new seed, because a seeded reset takes longer.
         """
         steps = np.array([len(history.actions) for history in self.histories])
         needs_seed = ended & (steps >= self.envs.steps_per_seed)
@@ -307,6 +315,8 @@ class ReplayStream(IterableDataset[Batch]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore counters, environments and, without `refill_replay`, the replay.
 
+        The stream must be at the task of the checkpoint already: the data module calls `switch` for earlier tasks.
+
         Raises:
             ConfigError: the replay is missing, or the environments show other screens than at the checkpoint.
         """
@@ -321,6 +331,7 @@ class ReplayStream(IterableDataset[Batch]):
         if self.refill_replay:
             self._started = False
             self.restarting[:] = False
+            self.episode_return[:] = 0  # of games that are not continued
             self.finished.clear()  # replays of earlier tasks cannot be collected again
             return
         self.replay.load_state_dict(state["replay"])

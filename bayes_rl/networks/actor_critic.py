@@ -35,8 +35,9 @@ class TwinOutput(NamedTuple):
     Attributes:
         action_logits: `[2, (D,) B, A]` float32.
         raw: parameters of the likelihood of a return, `[2, (D,) B, A, n]` float32, without the prior function.
-        q_values: `[2, (D,) B, A]` float32, in (clipped) return units: the value of `raw` plus the prior function.
-        prior_values: values of the fixed prior function, `[(D,) B, A]`, or None without a prior function.
+        q_values: `[2, (D,) B, A]` float32, in units of the training reward: the value of `raw` plus the prior function.
+        prior_values: values of the fixed prior function, `[(D,) B, A]`. None without a prior function, or without
+            draws: the prior function is linear in the index, whose mean is 0.
         evaluated: Bayesian layers whose parameters `TwinActorCritic.kl_divergence` need not build again.
     """
 
@@ -114,7 +115,8 @@ class TwinActorCritic(nn.Module):
         critic_outputs = num_actions * likelihood.outputs
         self.critics = nn.ModuleList(layers.output(width, critic_outputs) for _ in range(num_heads))
         # List to which layers append their KL divergence during a forward pass. `forward` empties it at its end.
-        self._evaluated: list[EvaluatedLayers] = []  # by the forward pass that runs
+        # What the running forward pass has built and `kl_divergence` uses again. `forward` empties the list at its end.
+        self._evaluated: list[EvaluatedLayers] = []
         for name, layer in bayesian_layers(self).items():
             layer.key, layer.evaluated = name, self._evaluated
         scale = network.prior_function_scale
@@ -166,8 +168,8 @@ class TwinActorCritic(nn.Module):
 
         Args:
             pairs: numbers of the pairs: 0, 1 or both.
-            output: output of a forward pass by the current weights, or None. The layers that the forward pass has
-                evaluated are not read again (see `EvaluatedLayers`).
+            output: output of a forward pass by samples or draws of the current weights, or None. The layers that the
+                forward pass has evaluated are not read again (see `EvaluatedLayers`).
             task: number of the task whose heads are counted.
         """
         layers = self._bayesian_layers(pairs, task)
@@ -191,7 +193,7 @@ class TwinActorCritic(nn.Module):
         return cache[*pairs, task]
 
     def become_prior(self, task: int = 0) -> None:
-        """Make the posterior of the networks that a task has trained their prior.
+        """Take the networks that a task has trained, and make their posterior their new prior.
 
         The heads of tasks that come later keep their prior.
         """
@@ -235,7 +237,8 @@ class TwinActorCritic(nn.Module):
     def actor(self, pair: int, prepared: Tensor, task: int = 0) -> Tensor:
         """Return logits of one actor by mean weights, from observations that `prepare` returned: `[B, A]`.
 
-        Unlike in `forward`, the gradient of an actor reaches a shared trunk.
+        Unlike in `forward`, the gradient of an actor reaches a shared trunk: the Fisher information of the actor's
+        output counts the weights of the trunk.
 
         Args:
             pair: number of the pair, 0 or 1.

@@ -581,6 +581,17 @@ def test_a_stream_refilled_on_resume_collects_new_games_and_keeps_its_counters()
         assert envs.seeds[e][1] == episode_seed(3, 0, e, number + 1)  # a game that the first run had not begun
 
 
+def test_the_return_of_a_game_that_is_not_continued_counts_for_no_other_game() -> None:
+    stream = stream_of(ScriptedEnvs(2))
+    take(stream, 60)
+    state = stream.state_dict()
+    state["episode_return"] += 1000.0
+    resumed = stream_of(ScriptedEnvs(2), refill_replay=True)
+    resumed.load_state_dict(state)
+    take(resumed, 60)
+    assert max(resumed.recent_returns) < 1000.0
+
+
 def test_a_resume_without_its_replay_is_refused(tmp_path: Path) -> None:
     stream = builder(CARTPOLE, tmp_path / "here", 1)()
     take(stream, 20)

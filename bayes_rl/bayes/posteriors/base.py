@@ -69,7 +69,8 @@ class PosteriorFamily(ABC):
         extra_parameters: names of a layer's parameters that `weights` or `kl_terms` need besides mean, bias and
             log-variance, each `[..., *shape]`.
         priors: values of `model.posterior.prior` for which `kl_terms` has a closed form.
-        anchoring_obstacle: why EWC cannot protect the family, put behind the name of the method; empty if it can.
+        anchoring_obstacle: end of an error message that begins with the name of the method and says why EWC cannot
+            protect the family; empty if EWC can.
         cuda_graph_obstacle: why an update cannot be recorded as a CUDA graph; empty if it can.
     """
 
@@ -113,8 +114,9 @@ class PosteriorFamily(ABC):
 
         Args:
             layers: layers of equal settings and inputs.
-            weight_mode: mode of the forward pass that uses the parameters. Log-variances and priors that the mode does
-                not need are left out.
+            weight_mode: mode of the forward pass that uses the parameters. Log-variances that the mode does not need
+                are left out. The weights' own priors are joined for `sample` only, because no family whose updates use
+                `Draws` can be `sequential`.
         """
         draws = weight_mode if isinstance(weight_mode, Draws) else None
         noise = _joined_noise(layers, draws.noise) if draws is not None and draws.noise else None
@@ -173,11 +175,18 @@ class PosteriorFamily(ABC):
         return draws_by_seed(self, shapes, list(range(count))) if shapes else Draws(torch.zeros(1, 0), {})
 
     def mean_draws(self, device: torch.device) -> Draws | None:
-        """Return draws whose mean output is the mean prediction, or None if the mean weights predict it."""
+        """Return the draws over which a network averages its outputs in mode `mean`, or None.
+
+        None means that one evaluation by the mean weights is the mean prediction.
+        """
         return None
 
     def index_second_moment(self) -> float:
-        """Return E |index|^2, the factor by which a function that is linear in the index multiplies its variance."""
+        """Return E |index|^2.
+
+        It is the variance of sum_k index_k f_k for functions f_k with variance 1. The prior function is divided by its
+        root, so that the scale of the prior function does not depend on the family.
+        """
         return float(self.index_size)
 
     # ------------------------------------------------------------------ weights and outputs
