@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import functools
+import math
 import mmap
 import os
 import random
@@ -226,7 +227,7 @@ def differences(ours: Any, theirs: Any, where: str = "") -> Iterator[str]:
     elif isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor):
         if ours.dtype != theirs.dtype or not torch.equal(ours, theirs):
             yield where
-    elif ours != theirs and not (ours is not ours and theirs is not theirs):
+    elif ours != theirs and not all(isinstance(value, float) and math.isnan(value) for value in (ours, theirs)):
         yield where
 
 
