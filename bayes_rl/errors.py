@@ -13,7 +13,18 @@ class ConfigError(ValueError):
 
     def __init__(self, key: str, value: object, problem: str) -> None:
         super().__init__(f"--{key}: {value!r} {problem}")
-        self.key = key
+        self.key, self.problem = key, problem
+
+    def of_task(self, env: str) -> ConfigError:
+        """Return the error of one of several tasks: an error of `data.env` becomes one of `data.tasks`."""
+        return type(self)("data.tasks", env, self.problem) if self.key == "data.env" else self
+
+
+class UserCodeError(ConfigError):
+    """Error in a module or an environment of the user's, which is the cause (`__cause__`) of this error.
+
+    The command line writes the stack trace of the cause to a file.
+    """
 
 
 class RunError(RuntimeError):

@@ -10,7 +10,8 @@ from bayes_rl.types import AGENT_ARGUMENTS
 from bayes_rl.utils.settings import leaves
 
 FIXED = {
-    *("env", "env_kwargs", "num_envs", "frame_stack", "frames_per_epoch", "updates_per_step", "seed"),
+    *("env", "env_kwargs", "observation", "channels", "grey"),
+    *("num_envs", "frame_stack", "frames_per_epoch", "updates_per_step", "seed"),
     *("rules.frame_skip", "rules.sticky_actions", "rules.crop", "rules.max_episode_frames"),
     *("rules.full_action_space", "rules.auto_fire", "replay.capacity"),
     *("curriculum.frames_per_task", "curriculum.cycles", "curriculum.epsilon_at_switch", "curriculum.keep_replays"),

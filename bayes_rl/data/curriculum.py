@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bayes_rl.envs.base import EnvSettings
+from bayes_rl.envs.kinds import resolve
 from bayes_rl.envs.shared_spaces import task_name, task_settings
 from bayes_rl.errors import check, check_choice
 
@@ -105,7 +106,7 @@ def make_curriculum(
         ConfigError: the settings do not fit together; the error names one of them.
     """
     if tasks is None:
-        return Curriculum((env_settings,), epochs=1 << 60)
+        return Curriculum((resolve(env_settings),), epochs=1 << 60)
     check(frames_per_epoch >= 1, "data.frames_per_epoch", frames_per_epoch, "must be a positive number of frames")
     frames = settings.frames_per_task
     epochs = max(1, round(frames / frames_per_epoch))

@@ -18,7 +18,7 @@ from bayes_rl.data.exploration import EpsilonSchedule
 from bayes_rl.data.replay import ReplayBuffer, ReplaySettings
 from bayes_rl.data.stream import ReplayStream, StreamLoader
 from bayes_rl.envs.base import EnvSettings, EpisodeRules, VectorEnvs, episode_seed
-from bayes_rl.envs.kinds import check_env, game_name, make_envs
+from bayes_rl.envs.kinds import check_env, game_name, games_repeat, make_envs
 from bayes_rl.errors import check
 from bayes_rl.evaluation.games import GameLoader, Games
 from bayes_rl.evaluation.settings import GameSettings
@@ -45,9 +45,13 @@ class ReplayDataModule(pl.LightningDataModule):
     A checkpoint holds `state_dict`, with which a resumed run continues: the number of the visit and the stream's state.
 
     Args:
-        env: any Gymnasium id with discrete actions, or the short name of a bundled Atari game (`breakout`).
+        env: any Gymnasium id with discrete actions, also as `my_module:My-v0`, or the short name of a bundled Atari
+            game (`breakout`).
         env_kwargs: keyword arguments of the environment's constructor, e.g. '{size: 20}' of bayes_rl/DeepSea-v0.
         tasks: several games to learn one after the other, instead of `env`; all are Atari games, or none is.
+        observation: reading of observations: auto, image, planes or vector; a line at the start says the reading.
+        channels: place of the channels in observations of three axes: auto, first or last.
+        grey: average the colours of images; otherwise each colour is a channel.
         num_envs: number of environments that are stepped together.
         frame_stack: newest screens per observation.
         updates_per_step: updates per agent step; 0.25 is one per four steps.
@@ -72,6 +76,9 @@ class ReplayDataModule(pl.LightningDataModule):
         env: str = "breakout",
         env_kwargs: dict[str, Any] | None = None,
         tasks: list[str] | None = None,
+        observation: str = "auto",
+        channels: str = "auto",
+        grey: bool = True,
         num_envs: int = 8,
         frame_stack: int = 4,
         updates_per_step: float = 0.25,
@@ -100,6 +107,9 @@ class ReplayDataModule(pl.LightningDataModule):
         }
         ungrouped = {
             "env": env,
+            "observation": observation,
+            "channels": channels,
+            "grey": grey,
             "env_kwargs": env_kwargs,
             "tasks": tasks,
             "num_envs": num_envs,
@@ -113,7 +123,14 @@ class ReplayDataModule(pl.LightningDataModule):
         check(updates_per_step > 0, "data.updates_per_step", updates_per_step, "must be positive")
         if tasks is None:
             self.curriculum_settings.check_single_task()
-        first = EnvSettings(env, **asdict(rules), env_kwargs=env_kwargs or {})
+        first = EnvSettings(
+            env,
+            **asdict(rules),
+            env_kwargs=env_kwargs or {},
+            observation=observation,
+            channels=channels,
+            grey=grey,
+        )
         self.curriculum = make_curriculum(first, tasks, self.curriculum_settings, frames_per_epoch)
         self.settings, self.visit = self.curriculum.settings[0], 0  # of the current task
         self.directory: Path | None = None  # of the replay's files; None keeps the replay in memory
@@ -121,10 +138,9 @@ class ReplayDataModule(pl.LightningDataModule):
         self.frame_stack, self.num_envs, self.updates_per_step = frame_stack, num_envs, updates_per_step
         self.tasks, self.frames_per_epoch = tasks, frames_per_epoch
         check_env(self.settings)
-        self.batches_per_epoch = int(frames_per_epoch / rules.frame_skip * updates_per_step)
-        problem = (
-            f"makes an epoch of no update at {updates_per_step} updates per step and {rules.frame_skip} frames per step"
-        )
+        skip = self.settings.frame_skip
+        self.batches_per_epoch = int(frames_per_epoch / skip * updates_per_step)
+        problem = f"makes an epoch of no update at {updates_per_step} updates per step and {skip} frames per step"
         check(self.batches_per_epoch >= 1, "data.frames_per_epoch", frames_per_epoch, problem)
         # These environments and this replay in memory check the settings, before a run writes anything.
         probe = make_envs(self.settings, num_envs)
@@ -133,8 +149,9 @@ class ReplayDataModule(pl.LightningDataModule):
             self._replay(probe)
         self.num_actions, self.num_categories = probe.num_actions, probe.num_categories
         self.pixel_scale, self.screen_dtype = probe.pixel_scale, probe.screen_dtype
-        channels, *height_and_width = probe.screen_shape  # a vector has no height and width
-        self.observation_shape = (frame_stack * channels, *height_and_width)
+        self.reading = probe.reading
+        planes, *height_and_width = probe.screen_shape  # a vector has no height and width
+        self.observation_shape = (frame_stack * planes, *height_and_width)
         probe.close()
 
     def agent_arguments(self) -> AgentArguments:
@@ -234,8 +251,13 @@ class ReplayDataModule(pl.LightningDataModule):
         return directory if self.tasks is None else directory / f"visit{visit}"
 
     def _envs_and_replay(self, visit: int) -> tuple[VectorEnvs, ReplayBuffer]:
-        """Return new environments and an empty replay for a visit."""
-        envs = make_envs(self.curriculum.settings[self.curriculum.task(visit)], self.num_envs)
+        """Return new environments and an empty replay for a visit. Warn if games do not repeat."""
+        settings = self.curriculum.settings[self.curriculum.task(visit)]
+        envs = make_envs(settings, self.num_envs)
+        envs.repeatable = games_repeat(settings)
+        if not envs.repeatable:
+            effect = "the run cannot be repeated exactly, and a resumed run starts new games"
+            print(f"warning: {settings.env}: games with one seed and the same actions differ: {effect}", flush=True)
         return envs, self._replay(envs, self._replay_directory(visit))
 
     def fisher_samples(self, count: int) -> Transition:

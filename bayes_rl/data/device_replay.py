@@ -60,6 +60,13 @@ class DeviceReplay(ReplayBuffer):
         self._copy(np.concatenate(self._new_slots))
         self._new_slots.clear()
 
+    def truncate_episodes(self, screens: NDArray[Any]) -> NDArray[np.int64]:
+        """Truncate unfinished episodes, as `ReplayBuffer.truncate_episodes`, and copy the changes to the device."""
+        changed = super().truncate_episodes(screens)
+        self._copy(changed)
+        self._new_slots.clear()
+        return changed
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to `state`, as `ReplayBuffer.load_state_dict`, and copy all written slots to the device."""
         super().load_state_dict(state)

@@ -196,6 +196,22 @@ class ReplayBuffer:
             self._write(ended, next_screens[ended], LAST_SCREEN)
             self._age[ended] = 0
 
+    def truncate_episodes(self, screens: NDArray[Any]) -> NDArray[np.int64]:
+        """Mark the newest step of every unfinished episode as truncated, and append the final screen.
+
+        Args:
+            screens: final screens `[E, *screen_shape]`.
+
+        Returns:
+            Indices of the slots that changed.
+        """
+        running = np.flatnonzero(self._age > 0)
+        newest = self._base[running] + (self.written[running] - 1) % self.slots
+        self.files.flags[newest] |= TRUNCATED
+        final = self._write(running, screens[running], LAST_SCREEN) if len(running) else newest
+        self._age[running] = 0
+        return np.concatenate([newest, final])
+
     def _window(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the first slot number with a whole stack, and the number of n-step windows from it on, `[E]` each."""
         oldest = np.maximum(self.written - self.ring, 0)

@@ -338,7 +338,9 @@ class ReplayStream(IterableDataset[Batch]):
         for (_, replay), saved in zip(self.finished, state["finished"], strict=True):
             replay.load_state_dict(saved)
         self._started = self.vector_steps > 0
-        if self._started:
+        if self._started and not self.envs.repeatable:
+            self._end_episodes(state["stack"][:, -1].numpy())
+        elif self._started:
             self.stack.array[:] = state["stack"].numpy()
             self._screens = self.stack.array[:, -1].copy()
             pending_actions = None
@@ -347,14 +349,25 @@ class ReplayStream(IterableDataset[Batch]):
                 pending_actions = [0 if restarting else history.actions.pop() for restarting, history in pairs]
             screens = self.envs.restore(self._seeds(), self.histories)
             if not np.array_equal(screens, self.stack.array[:, -1]):
-                raise ConfigError(
-                    "ckpt_path",
-                    str(self.replay.files.directory),
-                    "the environments could not be rebuilt from their seeds and actions: was ale-py or gymnasium "
-                    "updated since the checkpoint? --data.refill_replay true starts new games",
+                problem = (
+                    f"the environments {self.envs.name} could not be rebuilt from their seeds and actions; perhaps a "
+                    "package was updated, or the environment is random by itself; --data.refill_replay true starts "
+                    "new games"
                 )
+                raise ConfigError("ckpt_path", str(self.replay.files.directory), problem)
             if pending_actions is not None:
                 self._send(np.array(pending_actions, np.int64))
+
+    def _end_episodes(self, screens: NDArray[Any]) -> None:
+        """Truncate the stored episodes after their newest step, so that new games can begin.
+
+        Args:
+            screens: newest screens `[E, *screen_shape]`.
+        """
+        self.replay.truncate_episodes(screens)
+        self._started = False
+        self.restarting[:] = False
+        self.episode_return[:] = 0
 
 
 class StreamLoader:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import ale_py
 import gymnasium as gym
@@ -15,7 +16,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from bayes_rl.envs.base import BoolArray, EnvKind, EnvSettings, Step, VectorEnvs
-from bayes_rl.envs.wrappers import SIDE
+from bayes_rl.envs.observations import SIDE
 from bayes_rl.errors import check
 
 gym.register_envs(ale_py)
@@ -27,7 +28,7 @@ FIRE = 1
 
 
 class AtariEnvs(VectorEnvs):
-    """Atari games on ale-py's C++ threads: skip, max-pool, grey, resize to 84 x 84.
+    """Atari games on ale-py's C++ threads: skip, max-pool, grey (or colours), resize to 84 x 84.
 
     Args:
         settings: the game and its rules.
@@ -47,7 +48,7 @@ class AtariEnvs(VectorEnvs):
         column = min(round(left * width / ATARI_COLUMNS), width - SIDE)
         self._window = (slice(row, row + SIDE), slice(column, column + SIDE))
         self._cropped = settings.crop is not None and not rgb
-        self._rgb = rgb
+        self._colours = rgb or not settings.grey
         self._envs = AtariVectorEnv(
             atari_games()[settings.env],
             num_envs,
@@ -57,7 +58,7 @@ class AtariEnvs(VectorEnvs):
             frameskip=settings.frame_skip,
             img_height=height,
             img_width=width,
-            grayscale=not rgb,
+            grayscale=not self._colours,
             stack_num=1,
             noop_max=0,  # sticky actions make episodes random; random no-ops would be a second source
             use_fire_reset=settings.auto_fire,
@@ -66,15 +67,18 @@ class AtariEnvs(VectorEnvs):
         )
         self.name, self.num_envs = settings.env, num_envs
         self.num_actions = int(self._envs.single_action_space.n)  # type: ignore[attr-defined]
-        self.screen_shape = (3, height, width) if rgb else (1, SIDE, SIDE)
+        self.screen_shape = (3, height, width) if rgb else (3 if self._colours else 1, SIDE, SIDE)
+        part = f"rows {top} to {bottom} and columns {left} to {right}" if self._cropped else "the screen"
+        colours = "3 colours kept" if self._colours else "made grey"
+        self.reading = f"an image of {part} of 210 x 160, {colours}, resized to {SIDE} x {SIDE}"
         self.screen_dtype = np.dtype(np.uint8)
         self._auto_fire = settings.auto_fire and FIRE in {a.value for a in self._envs.ale.get_action_set()}
         self._lives = np.zeros(num_envs, np.int64)
         self._fire_next = np.zeros(num_envs, bool)
 
     def _screens(self, observation: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        if self._rgb:
-            return observation[:, 0].transpose(0, 3, 1, 2)
+        if self._colours:
+            observation = observation[:, 0].transpose(0, 3, 1, 2)
         return observation[:, :, self._window[0], self._window[1]] if self._cropped else observation
 
     def reset(self, seeds: NDArray[np.int64], mask: BoolArray) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -108,8 +112,48 @@ class AtariEnvs(VectorEnvs):
 def atari_games() -> dict[str, str]:
     """Return the name of the ROM for every name of a bundled Atari game (`breakout`, `ALE/Breakout-v5`)."""
     names = {rom: rom for rom in roms.get_all_rom_ids()}
-    names |= {i: spec.kwargs["game"] for i, spec in gym.registry.items() if i.startswith("ALE/")}
+    # Ids that end in `-ram-v5`, of earlier versions of ale-py, observe the memory of the emulator.
+    names |= {i: s.kwargs["game"] for i, s in gym.registry.items() if i.startswith("ALE/") and "-ram" not in i}
     return names
+
+
+OLD_ID = re.compile(
+    r"(?:ALE/)?(?P<game>[A-Z]\w*?)(?P<ram>-ram)?(?P<skip>Deterministic|NoFrameskip)?-v(?P<version>[045])"
+)
+"""Ids of the Arcade Learning Environment before `ALE/Breakout-v5`, and those that observe the memory."""
+
+
+class OldId(NamedTuple):
+    """Parts of an old id.
+
+    Attributes:
+        rom: name of the game's ROM.
+        ram: whether the memory of the emulator is observed, not the screen.
+        skip: `Deterministic` (4 frames, 3 in Space Invaders), `NoFrameskip` (1 frame), or empty (2 to 5 frames, drawn
+            anew at each step).
+        version: 0 repeats actions with a probability of 0.25, 4 never does.
+    """
+
+    rom: str
+    ram: bool
+    skip: str
+    version: int
+
+    @property
+    def modern(self) -> str:
+        """Id of the game today."""
+        return next(i for i, rom in atari_games().items() if rom == self.rom and i.startswith("ALE/"))
+
+
+def old_id(env: str) -> OldId | None:
+    """Return the parts of an old id of a bundled game; None for other ids."""
+    parts = OLD_ID.fullmatch(env)
+    if parts is None or env in atari_games():
+        return None
+    rom = re.sub(r"(?<!^)(?=[A-Z])", "_", parts["game"]).lower()
+    if rom not in atari_games():
+        return None
+    return OldId(rom, bool(parts["ram"]), parts["skip"] or "", int(parts["version"]))
 
 
 def atari_actions(env: str, num_actions: int | None = None) -> list[str]:
@@ -134,10 +178,11 @@ class AtariKind(EnvKind):
     """Bundled Atari games, by short name (`breakout`) or Gymnasium id (`ALE/Breakout-v5`)."""
 
     title = "an Atari game"
+    repeatable = True
 
     def knows(self, env: str) -> bool:
-        """Return whether `env` names a bundled Atari game."""
-        return env in atari_games()
+        """Return whether `env` names a bundled Atari game, by an old id too."""
+        return env in atari_games() or old_id(env) is not None
 
     def ids(self) -> Iterable[str]:
         """Return every name of every bundled game."""
@@ -145,11 +190,43 @@ class AtariKind(EnvKind):
 
     def game_name(self, env: str) -> str:
         """Return the name of the ROM."""
-        return atari_games()[env]
+        old = old_id(env)
+        return old.rom if old else atari_games()[env]
+
+    def with_own_rules(self, settings: EnvSettings) -> EnvSettings:
+        """Return the settings with the frame skip and the sticky actions that an old id decides.
+
+        A user of a `NoFrameskip` id skips frames outside of the environment, so `frame_skip` stays as it is.
+
+        Raises:
+            ConfigError: if the id skips a random number of frames or observes the memory, or if an option contradicts
+                the id.
+        """
+        old = old_id(settings.env)
+        if old is None:
+            return settings
+        check(not old.ram, "data.env", settings.env, f"observes memory, not the screen; nearest: {old.modern!r}")
+        problem = f"skips 2 to 5 frames at random, which is not played here; nearest: {old.modern!r}"
+        check(bool(old.skip), "data.env", settings.env, problem)
+        rules = {"sticky_actions": 0.25 if old.version == 0 else 0.0}
+        if old.skip == "Deterministic":
+            rules["frame_skip"] = 3 if old.rom == "space_invaders" else 4
+        for name, value in rules.items():
+            usual = EnvSettings.__dataclass_fields__[name].default
+            problem = f"contradicts {settings.env}, which has {value}; drop it, or take --data.env {old.rom}"
+            check(getattr(settings, name) in (value, usual), f"data.rules.{name}", getattr(settings, name), problem)
+        rules.setdefault("frame_skip", settings.frame_skip)
+        words = f"frame_skip {rules['frame_skip']}, sticky_actions {rules['sticky_actions']:g}"
+        remark = f"{settings.env} is {old.rom} with {words}"
+        return replace(settings, env=old.rom, remark=remark, **rules)  # type: ignore[arg-type]
 
     def check(self, settings: EnvSettings) -> None:
         """Refuse constructor arguments and a crop that leaves the screen."""
         check(not settings.env_kwargs, "data.env_kwargs", settings.env_kwargs, "is not for Atari games; drop it")
+        problem = "is not read so in Atari games, which are images; nearest: 'image'"
+        check(settings.observation in ("auto", "image"), "data.observation", settings.observation, problem)
+        problem = "has no effect on Atari games; drop it"
+        check(settings.channels == "auto", "data.channels", settings.channels, problem)
         if settings.crop is not None:
             top, bottom, left, right = settings.crop
             inside = 0 <= top < bottom <= ATARI_ROWS and 0 <= left < right <= ATARI_COLUMNS

@@ -83,6 +83,10 @@ class EnvSettings:
         full_action_space: all 18 Atari actions instead of the game's own.
         auto_fire: press FIRE at the start of a game and after each lost life (Atari games that have FIRE).
         env_kwargs: keyword arguments of the environment's constructor; empty for Atari games.
+        observation: reading of observations: auto, image, planes or vector (see `read_observations`).
+        channels: place of the channels among three axes: auto, first or last.
+        grey: average the colours of images.
+        remark: sentence on settings that the id decides, for users; empty if the id decides none.
         screen_shape: shape of a screen that several games share; () leaves screens as they are.
         places: index along the first axis of the shared screen of each plane or number of this game; other planes
             are zero.
@@ -97,6 +101,10 @@ class EnvSettings:
     full_action_space: bool = False
     auto_fire: bool = False
     env_kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
+    observation: str = "auto"
+    channels: str = "auto"
+    grey: bool = True
+    remark: str = field(default="", compare=False)
     screen_shape: tuple[int, ...] = ()
     places: tuple[int, ...] = ()
     action_map: tuple[int, ...] = ()
@@ -109,9 +117,14 @@ class EnvKind(ABC):
 
     Attributes:
         title: what a game of this kind is, with an article, for messages.
+        reads_observations: whether observations of this kind have to be read, by the options `data.observation`,
+            `data.channels` and `data.grey`.
+        repeatable: whether every episode of this kind is known to be a function of its seed and actions.
     """
 
     title: str = "an environment of its own kind"
+    reads_observations: bool = False
+    repeatable: bool = False
 
     @abstractmethod
     def knows(self, env: str) -> bool:
@@ -125,6 +138,14 @@ class EnvKind(ABC):
         """Return the short name of a game, for tags, tables and human scores."""
         return env
 
+    def with_own_rules(self, settings: EnvSettings) -> EnvSettings:
+        """Return the settings with the rules that an id decides by itself, and a remark that names them.
+
+        Raises:
+            ConfigError: if games of the id cannot be played.
+        """
+        return settings
+
     def check(self, settings: EnvSettings) -> None:
         """Check the settings that depend on the kind.
 
@@ -136,6 +157,10 @@ class EnvKind(ABC):
         """
         crop = settings.crop and list(settings.crop)
         check(settings.crop is None, "data.rules.crop", crop, "is for Atari games; drop it")
+        if not self.reads_observations:
+            for name, usual in (("observation", "auto"), ("channels", "auto"), ("grey", True)):
+                value = getattr(settings, name)
+                check(value == usual, f"data.{name}", value, f"has no effect on {self.title}; drop it")
 
     @abstractmethod
     def make(self, settings: EnvSettings, num_envs: int) -> VectorEnvs:
@@ -178,6 +203,8 @@ class VectorEnvs(ABC):
         screen_dtype: uint8 for images and binary planes, int32 for numbered states, float32 for vectors.
         pixel_scale: divisor of uint8 screens.
         num_categories: n if a screen is one number in 0, ..., n - 1, shape `(1,)`; else 0.
+        reading: phrase that tells a user how observations are read.
+        repeatable: whether an episode is a function of its seed and actions, so that it can be restored.
         steps_per_seed: least number of steps between two seeded resets of an environment, if seeding is slow. Between
             two seeded resets, an environment whose episode ended begins the next episode at the next `send`, in place
             of a step and whatever the action, so that other environments do not wait. 0 if every reset is seeded.
@@ -190,6 +217,8 @@ class VectorEnvs(ABC):
     screen_dtype: np.dtype[Any]
     pixel_scale: float = 255.0
     num_categories: int = 0
+    reading: str = ""
+    repeatable: bool = True
     steps_per_seed: int = 0
 
     @abstractmethod

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,8 +14,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
 from bayes_rl.envs.base import UNSEEDED, BoolArray, EnvKind, EnvSettings, Step, VectorEnvs
-from bayes_rl.envs.wrappers import FrameSkip, NumberedEnv, ScreenObservation, SharedSpaces
-from bayes_rl.errors import ConfigError, check
+from bayes_rl.envs.observations import Reading, read_observations
+from bayes_rl.envs.wrappers import FrameSkip, NumberedEnv, ScreenObservation, SharedSpaces, with_plain_reset
+from bayes_rl.errors import ConfigError, UserCodeError, check
 
 MIN_HEIGHT = 160  # pixels; smaller images are enlarged
 
@@ -39,6 +42,7 @@ class GymnasiumEnvs(VectorEnvs):
         self.screen_dtype = np.dtype(space.dtype)
         self.pixel_scale = float(np.max(space.high)) if self.screen_dtype == np.uint8 else 1.0  # type: ignore[attr-defined]
         self.num_categories = int(space.high[0]) + 1 if self.screen_dtype == np.int32 else 0  # type: ignore[attr-defined]
+        self.reading = self._envs.envs[0].get_wrapper_attr("reading").describe()
         self._no_lives = np.zeros(num_envs, np.int64)
         self._actions = np.zeros(num_envs, np.int64)
 
@@ -89,6 +93,7 @@ class GymnasiumKind(EnvKind):
     """Registered Gymnasium environments with discrete actions."""
 
     title = "a Gymnasium environment"
+    reads_observations = True
 
     def knows(self, env: str) -> bool:
         """Return whether `env` is in Gymnasium's registry."""
@@ -98,44 +103,59 @@ class GymnasiumKind(EnvKind):
         """Return every id in Gymnasium's registry."""
         return gym.registry
 
+    def check(self, settings: EnvSettings) -> None:
+        """Refuse a crop, and a constructor argument that this program decides."""
+        super().check(settings)
+        problem = "names 'render_mode', which this program decides; drop it"
+        check("render_mode" not in settings.env_kwargs, "data.env_kwargs", settings.env_kwargs, problem)
+
     def make(self, settings: EnvSettings, num_envs: int) -> GymnasiumEnvs:
         """Return `num_envs` environments, after one was made on trial."""
         self.probe(settings).close()
-        return GymnasiumEnvs(settings.env, lambda: self.make_single(settings), num_envs)
+        with _worded(settings):
+            return GymnasiumEnvs(settings.env, lambda: self.make_single(settings), num_envs)
 
     def make_bare(self, settings: EnvSettings, render_mode: str | None) -> gym.Env[Any, Any]:
         """Return one environment with sticky actions and a frame limit, and observations as they come."""
-        env = gym.make(settings.env, render_mode=render_mode, disable_env_checker=True, **settings.env_kwargs)
+        return self.limit(make_plain(settings.env, render_mode, **settings.env_kwargs), settings)
+
+    def limit(self, env: gym.Env[Any, Any], settings: EnvSettings) -> gym.Env[Any, Any]:
+        """Return `env` with sticky actions and a frame limit."""
         env = gym.wrappers.TimeLimit(env, settings.max_episode_frames)
         return gym.wrappers.StickyAction(env, settings.sticky_actions) if settings.sticky_actions > 0 else env
 
     def make_single(self, settings: EnvSettings, render_mode: str | None = None) -> gym.Env[Any, Any]:
         """Return one environment with frame skip, sticky actions and screens as the agent sees them."""
         env = self.make_bare(settings, render_mode)
+        for name in ("observation_space", "action_space"):
+            problem = f"has no {name}; its constructor sets {name} to a space of gymnasium.spaces"
+            check(isinstance(getattr(env, name, None), gym.Space), "data.env", settings.env, problem)
         if isinstance(env.action_space, gym.spaces.Discrete) and (start := int(env.action_space.start)):
             from_zero = gym.spaces.Discrete(int(env.action_space.n))
             env = gym.wrappers.TransformAction(env, lambda action: action + start, from_zero)
-        env = ScreenObservation(FrameSkip(env, settings.frame_skip) if settings.frame_skip > 1 else env)
+        reading = self.read(settings, env.observation_space)
+        env = ScreenObservation(FrameSkip(env, settings.frame_skip) if settings.frame_skip > 1 else env, reading)
         if not settings.action_map:
             return env
         return SharedSpaces(env, settings.screen_shape, settings.places, settings.action_map)
+
+    def read(self, settings: EnvSettings, space: gym.Space[Any]) -> Reading:
+        """Return the reading of the observations of a game.
+
+        Raises:
+            ConfigError: if the options do not fit the space, or the space is ambiguous.
+        """
+        return read_observations(settings.env, space, settings.observation, settings.channels, settings.grey)
 
     def probe(self, settings: EnvSettings) -> gym.Env[Any, Any]:
         """Return one environment, after checking that it can be made and played here.
 
         Raises:
-            ConfigError: missing packages, an impossible constructor argument, or actions that are not discrete.
+            ConfigError: missing packages, an impossible constructor argument, an error in the constructor, observations
+                that cannot be read, or actions that are not discrete.
         """
-        try:
-            env = self.make_single(settings)
-        except (gym.error.Error, ImportError) as error:
-            check(False, "data.env", settings.env, f"cannot be made here: {' '.join(str(error).split())}")
-        except Exception as error:  # a constructor may raise anything for arguments that it does not expect
-            if not settings.env_kwargs:
-                raise
-            reason = " ".join(str(error).partition(" was raised from the environment creator")[0].split())
-            message = f"is refused by {settings.env}: {type(error).__name__}: {reason}"
-            raise ConfigError("data.env_kwargs", settings.env_kwargs, message) from error
+        with _worded(settings):
+            env = NumberedEnv(self.make_single(settings), 0)
         discrete, space = isinstance(env.action_space, gym.spaces.Discrete), str(env.action_space)
         if not discrete:
             env.close()
@@ -146,18 +166,31 @@ class GymnasiumKind(EnvKind):
         """Play the game again and yield what the environment draws, at least 160 pixels high.
 
         Raises:
-            ConfigError: if a package that draws the environment is not installed.
+            ConfigError: if the environment cannot be drawn, or a package that draws the environment is not installed.
         """
+        env = None
         try:
-            env = self.make_single(settings, render_mode="rgb_array")
+            env = NumberedEnv(self._make_drawn(settings), 0)
             env.reset(seed=seed)
             yield rgb_image(env.render())
-        except gym.error.DependencyNotInstalled as error:
-            check(False, "data.env", settings.env, f"cannot be drawn here: {error}")
-        for action in actions:
-            env.step(action)
-            yield rgb_image(env.render())
-        env.close()
+            for action in actions:
+                env.step(action)
+                yield rgb_image(env.render())
+        except Exception as error:  # whatever draws an environment may raise anything
+            raise ConfigError("data.env", settings.env, f"cannot be drawn here: {_reason(error)}") from error
+        finally:
+            if env is not None:
+                env.close()
+
+    def _make_drawn(self, settings: EnvSettings) -> gym.Env[Any, Any]:
+        """Return one environment that draws, without the argument `render_mode` if its constructor lacks it."""
+        with warnings.catch_warnings(action="ignore"):  # Gymnasium warns of a class that lists no render modes
+            try:
+                return self.make_single(settings, render_mode="rgb_array")
+            except TypeError as error:
+                if "render_mode" not in str(error):
+                    raise
+                return self.make_single(settings)
 
     def own_spaces(self, settings: EnvSettings) -> OwnSpaces:
         """Return the spaces of a game, whose actions and numbers have no meaning but their index."""
@@ -171,6 +204,44 @@ class GymnasiumKind(EnvKind):
     def share_spaces(self, settings: Sequence[EnvSettings]) -> list[EnvSettings]:
         """Return settings that pad observations with zeros; an action that a game lacks is its action 0."""
         return pad_spaces(settings, [self] * len(settings))
+
+
+def make_plain(env: str, render_mode: str | None, **arguments: Any) -> gym.Env[Any, Any]:
+    """Return an environment as `gymnasium.make` makes it, whose `reset` takes a seed.
+
+    Args:
+        env: id in Gymnasium's registry.
+        render_mode: argument of the constructor; None leaves it out, because a constructor may lack it.
+        arguments: of the constructor.
+    """
+    if render_mode is not None:
+        arguments["render_mode"] = render_mode
+    return with_plain_reset(gym.make(env, disable_env_checker=True, **arguments))
+
+
+@contextmanager
+def _worded(settings: EnvSettings) -> Iterator[None]:
+    """Turn an error in the constructor of an environment into a `ConfigError`."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except gym.error.Error as error:
+        check(False, "data.env", settings.env, f"cannot be made here: {' '.join(str(error).split())}")
+    except ImportError as error:
+        message = f"cannot be made here: {' '.join(str(error).split())}"
+        raise UserCodeError("data.env", settings.env, message) from error
+    except Exception as error:  # a constructor may raise anything
+        if settings.env_kwargs:
+            message = f"is refused by {settings.env}: {_reason(error)}"
+            raise UserCodeError("data.env_kwargs", settings.env_kwargs, message) from error
+        raise UserCodeError("data.env", settings.env, f"fails in its constructor: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the type and the text of an error in one line, without what `gymnasium.make` adds."""
+    text = " ".join(str(error).partition(" was raised from the environment creator")[0].split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def pad_spaces(settings: Sequence[EnvSettings], kinds: Sequence[GymnasiumKind]) -> list[EnvSettings]:
@@ -188,11 +259,12 @@ def pad_spaces(settings: Sequence[EnvSettings], kinds: Sequence[GymnasiumKind]) 
         try:
             spaces.append(kind.own_spaces(game))
         except ConfigError as error:
-            raise ConfigError("data.tasks", game.env, str(error).partition(f"{game.env!r} ")[2]) from None
+            raise error.of_task(game.env) from error.__cause__
     first = spaces[0].space
     for game, own in zip(settings, spaces, strict=True):
         equal = own.space.dtype == first.dtype and own.space.shape[1:] == first.shape[1:]
         equal &= own.space.dtype != np.int32 or bool((own.space.high == first.high).all())
+        equal &= own.space.dtype != np.uint8 or bool(own.space.high.max() == first.high.max())
         pair = ((settings[0].env, spaces[0]), (game.env, own))
         message = f"mixes kinds that cannot share a network: {', '.join(f'{e} has {s.describe()}' for e, s in pair)}"
         check(bool(equal), "data.tasks", [one.env for one in settings], message)
@@ -210,7 +282,14 @@ def pad_spaces(settings: Sequence[EnvSettings], kinds: Sequence[GymnasiumKind]) 
 
 
 def rgb_image(rendered: Any) -> NDArray[np.uint8]:
-    """Return a rendered image `[H, W, 3]` as uint8, enlarged to at least 160 pixels in height (MinAtar draws 10)."""
+    """Return a rendered image `[H, W, 3]` as uint8, enlarged to at least 160 pixels in height (MinAtar draws 10).
+
+    Raises:
+        ValueError: if `rendered` is no image.
+    """
+    if rendered is None or np.ndim(rendered) != 3 or np.shape(rendered)[2] != 3:
+        shape = "" if rendered is None else f" of shape {list(np.shape(rendered))}"
+        raise ValueError(f"render() returned {type(rendered).__name__}{shape} instead of an image [H, W, 3]")
     array = np.asarray(rendered)
     if array.dtype != np.uint8:
         array = (array * 255).astype(np.uint8)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
 from bayes_rl.envs.atari import AtariKind
 from bayes_rl.envs.base import EnvKind, EnvSettings, VectorEnvs
 from bayes_rl.envs.gymnasium_envs import GymnasiumKind
 from bayes_rl.envs.minatar import MinAtarKind
-from bayes_rl.errors import ConfigError, check, did_you_mean
+from bayes_rl.envs.minigrid import MiniGridKind
+from bayes_rl.envs.monitored import MonitoredEnvs
+from bayes_rl.envs.observations import CHANNELS, OBSERVATIONS
+from bayes_rl.errors import ConfigError, UserCodeError, check, check_choice, did_you_mean
 
-KINDS: list[EnvKind] = [AtariKind(), MinAtarKind(), GymnasiumKind()]
+KINDS: list[EnvKind] = [AtariKind(), MinAtarKind(), MiniGridKind(), GymnasiumKind()]
 """The first kind that knows an id makes its games."""
 
 
@@ -22,6 +31,49 @@ def register_kind(kind: EnvKind) -> EnvKind:
     return kind
 
 
+def import_user_module(name: str, key: str, value: object) -> None:
+    """Import a module that a user names, so that its environments, encoders and the like are registered.
+
+    Args:
+        name: of the module, as in Python's `import`.
+        key: option that names the module, for the error.
+        value: of the option, for the error.
+
+    Raises:
+        ConfigError: if there is no such module.
+        UserCodeError: if the module raises an error.
+    """
+    files = [path.stem for path in Path.cwd().glob("*.py")]
+    problem = f"names no module {name!r} of the current folder or the installed packages{did_you_mean(name, files)}"
+    check(all(part.isidentifier() for part in name.split(".")), key, value, problem)
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # a module may raise anything
+        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+            raise ConfigError(key, value, problem) from None
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserCodeError(key, value, f"fails while {name} is imported: {reason}") from error
+
+
+def module_of(env: str) -> str:
+    """Return the module in front of an id, as in `my_module:My-v0`; an empty string without one."""
+    return env.rpartition(":")[0]
+
+
+def resolve(settings: EnvSettings) -> EnvSettings:
+    """Return settings with the plain id of the game, and with the rules that the id decides by itself.
+
+    The module of `my_module:My-v0` is imported, as `gymnasium.make` does.
+
+    Raises:
+        ConfigError: no such module or id, or one whose games cannot be played.
+    """
+    if module := module_of(settings.env):
+        import_user_module(module, "data.env", settings.env)
+        settings = replace(settings, env=settings.env.rpartition(":")[2])
+    return find_kind(settings.env).with_own_rules(settings)
+
+
 def find_kind(env: str) -> EnvKind:
     """Return the kind of environment that knows `env`.
 
@@ -32,12 +84,42 @@ def find_kind(env: str) -> EnvKind:
         if kind.knows(env):
             return kind
     ids = dict.fromkeys(name for kind in KINDS for name in kind.ids())
-    raise ConfigError("data.env", env, f"is no known game or Gymnasium id{did_you_mean(env, ids)}")
+    hint = f"{did_you_mean(env, ids)}; an id of your own: --data.env MODULE:{env}"
+    raise ConfigError("data.env", env, f"is no known game or Gymnasium id{hint}")
 
 
 def game_name(env: str) -> str:
-    """Return the short name of a game of a known kind, or the id itself."""
-    return next((kind.game_name(env) for kind in KINDS if kind.knows(env)), env)
+    """Return the short name of a game of a known kind, or the id itself, without a module in front of it."""
+    plain = env.rpartition(":")[2]
+    return next((kind.game_name(plain) for kind in KINDS if kind.knows(plain)), plain)
+
+
+def games_repeat(settings: EnvSettings, steps: int = 12) -> bool:
+    """Return whether games with one seed and the same actions are equal: twice side by side, and twice in turn.
+
+    Args:
+        settings: of the game.
+        steps: actions to play; fewer if a game ends.
+
+    Raises:
+        FailedEnvError: if an environment raises, or returns a number that is not finite.
+    """
+    if find_kind(settings.env).repeatable:
+        return True
+    envs = MonitoredEnvs(make_envs(settings, 2))
+    actions = np.random.default_rng(0).integers(0, envs.num_actions, steps)
+    both, games = np.ones(2, bool), []
+    for _ in range(2):
+        game = [envs.reset(np.zeros(2, np.int64), both)[0].copy()]
+        for action in actions:
+            step = envs.step(np.full(2, action))
+            game += [step.screens.copy(), step.rewards, step.terminated, step.truncated]
+            if (step.terminated | step.truncated).any():
+                break
+        games.append(game)
+    envs.close()
+    side_by_side = all(np.array_equal(part[0], part[1]) for game in games for part in game)
+    return side_by_side and len(games[0]) == len(games[1]) and all(map(np.array_equal, *games))
 
 
 def action_names(settings: EnvSettings, num_actions: int) -> list[str]:
@@ -52,6 +134,8 @@ def check_env(settings: EnvSettings) -> None:
         ConfigError: naming the setting that cannot work.
     """
     kind = find_kind(settings.env)
+    check_choice("data.observation", settings.observation, OBSERVATIONS)
+    check_choice("data.channels", settings.channels, CHANNELS)
     check(settings.frame_skip >= 1, "data.rules.frame_skip", settings.frame_skip, "must be at least 1 frame")
     check(0 <= settings.sticky_actions < 1, "data.rules.sticky_actions", settings.sticky_actions, "must lie in [0, 1)")
     check(
@@ -70,5 +154,6 @@ def make_envs(settings: EnvSettings, num_envs: int) -> VectorEnvs:
         ConfigError: unknown id, actions that are not discrete, an impossible setting or constructor argument.
     """
     check(num_envs >= 1, "data.num_envs", num_envs, "must be at least 1")
+    settings = resolve(settings)
     check_env(settings)
     return find_kind(settings.env).make(settings, num_envs)

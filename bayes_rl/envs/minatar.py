@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
 
 from bayes_rl.envs.base import EnvSettings
-from bayes_rl.envs.gymnasium_envs import GymnasiumKind, OwnSpaces
+from bayes_rl.envs.gymnasium_envs import GymnasiumKind, OwnSpaces, make_plain
+from bayes_rl.envs.observations import Reading
 from bayes_rl.errors import check, did_you_mean
 
 # As `minatar.gym.register_envs` does, without its half a second of imports in runs of other games.
@@ -59,9 +61,14 @@ class MinAtarKind(GymnasiumKind):
     def make_bare(self, settings: EnvSettings, render_mode: str | None) -> gym.Env[Any, Any]:
         """Return one game that repeats actions by itself."""
         # A second `sticky_action_prob` among the keyword arguments is a TypeError: the option of the run decides.
-        kwargs: dict[str, Any] = {"render_mode": render_mode, "sticky_action_prob": settings.sticky_actions}
-        env = gym.make(settings.env, disable_env_checker=True, **kwargs, **settings.env_kwargs)
+        sticky = settings.sticky_actions
+        env = make_plain(settings.env, render_mode, sticky_action_prob=sticky, **settings.env_kwargs)
         return gym.wrappers.TimeLimit(ForgetLastAction(env), settings.max_episode_frames)
+
+    def read(self, settings: EnvSettings, space: gym.Space[Any]) -> Reading:
+        """Return planes, channels last: the sides of Seaquest's ten planes of 10 x 10 do not tell the axes apart."""
+        last = settings.channels == "auto" and settings.observation != "vector"
+        return super().read(replace(settings, channels="last") if last else settings, space)
 
     def own_spaces(self, settings: EnvSettings) -> OwnSpaces:
         """Return the observation space with MinAtar's numbers of the actions and names of the planes."""

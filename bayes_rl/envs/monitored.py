@@ -30,7 +30,7 @@ class MonitoredEnvs(VectorEnvs):
         self.name, self.num_envs, self.num_actions = envs.name, envs.num_envs, envs.num_actions
         self.screen_shape, self.screen_dtype = envs.screen_shape, envs.screen_dtype
         self.pixel_scale, self.num_categories = envs.pixel_scale, envs.num_categories
-        self.steps_per_seed = envs.steps_per_seed
+        self.steps_per_seed, self.reading, self.repeatable = envs.steps_per_seed, envs.reading, envs.repeatable
         self._seeds = np.zeros(self.num_envs, np.int64)  # of the last seeded resets
         self._actions = np.zeros(self.num_envs, np.int64)  # since the last seeded reset
         self._over = np.zeros(self.num_envs, bool)  # the next step begins an episode and is no action

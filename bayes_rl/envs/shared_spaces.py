@@ -7,13 +7,23 @@ from dataclasses import replace
 
 from bayes_rl.envs.base import EnvSettings
 from bayes_rl.envs.gymnasium_envs import GymnasiumKind, pad_spaces
-from bayes_rl.envs.kinds import check_env, find_kind, game_name
+from bayes_rl.envs.kinds import check_env, find_kind, game_name, resolve
 from bayes_rl.errors import ConfigError, check
 
 
 def task_name(env: str) -> str:
     """Return the name of a task in tags and columns: that of the game, `/` replaced by `-`."""
     return game_name(env).replace("/", "-")
+
+
+def _checked(game: EnvSettings) -> EnvSettings:
+    """Return the resolved settings of a task; an error names `data.tasks` in the place of `data.env`."""
+    try:
+        resolved = resolve(game)
+        check_env(resolved)
+    except ConfigError as error:
+        raise error.of_task(game.env) from error.__cause__
+    return resolved
 
 
 def task_settings(settings: EnvSettings, tasks: Sequence[str]) -> list[EnvSettings]:
@@ -42,15 +52,11 @@ def task_settings(settings: EnvSettings, tasks: Sequence[str]) -> list[EnvSettin
         games,
         f"names {', '.join(repeated)} twice; to come back to a task use --data.curriculum.cycles",
     )
-    separate = [replace(settings, env=env) for env in games]
-    for game in separate:
-        try:
-            check_env(game)
-        except ConfigError as error:
-            if error.key != "data.env":
-                raise
-            raise ConfigError(key, game.env, str(error).partition(f"{game.env!r} ")[2]) from None
-    kinds = [find_kind(env) for env in games]
+    separate = [_checked(replace(settings, env=env)) for env in games]
+    for name in ("frame_skip", "sticky_actions"):
+        values = {game.env: getattr(game, name) for game in separate}
+        check(len(set(values.values())) == 1, key, games, f"mixes games of different {name}: {values}")
+    kinds = [find_kind(game.env) for game in separate]
     if all(kind is kinds[0] for kind in kinds):
         return kinds[0].share_spaces(separate)
     padding = [kind for kind in kinds if isinstance(kind, GymnasiumKind)]

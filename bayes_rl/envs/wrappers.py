@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-SIDE = 84  # height and width of image screens, in pixels
+from bayes_rl.envs.observations import Reading
 
 
 class FrameSkip(gym.Wrapper[Any, Any, Any, Any]):
@@ -33,40 +35,62 @@ class FrameSkip(gym.Wrapper[Any, Any, Any, Any]):
 class ScreenObservation(gym.ObservationWrapper[Any, Any, Any]):
     """Wrapper that makes a screen of an observation.
 
-    Boolean planes `[H, W, C]` become uint8 `[C, H, W]`; images `[H, W, 3]` become grey uint8 `[1, 84, 84]`; a
-    numbered state becomes one int32, counted from 0, shape `(1,)`; any other observation becomes a float32 vector.
+    Args:
+        env: environment of any observations.
+        reading: of its observations.
     """
 
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        space = env.observation_space
-        three_axes = isinstance(space, gym.spaces.Box) and len(space.shape) == 3
-        self.planes = three_axes and space.dtype == np.bool_
-        self.image = three_axes and space.dtype == np.uint8
-        self.number = isinstance(space, gym.spaces.Discrete)
-        ready = self.planes or self.image or self.number
-        super().__init__(env if ready else gym.wrappers.FlattenObservation(env))
-        if self.planes:
-            rows, columns, channels = space.shape  # type: ignore[misc]
-            self.observation_space = gym.spaces.Box(0, 1, (channels, rows, columns), np.uint8)
-        elif self.image:
-            self.observation_space = gym.spaces.Box(0, 255, (1, SIDE, SIDE), np.uint8)
-        elif isinstance(space, gym.spaces.Discrete):
-            self.start = int(space.start)
-            self.observation_space = gym.spaces.Box(0, int(space.n) - 1, (1,), np.int32)
-        else:
-            flat = self.env.observation_space
-            self.observation_space = gym.spaces.Box(-np.inf, np.inf, flat.shape, np.float32)
+    def __init__(self, env: gym.Env[Any, Any], reading: Reading) -> None:
+        super().__init__(env)
+        self.reading = reading
+        self.observation_space = reading.space
 
     def observation(self, observation: Any) -> NDArray[Any]:
         """Return the screen of an observation."""
-        if self.planes:
-            return observation.transpose(2, 0, 1).astype(np.uint8)
-        if self.image:
-            grey = torch.from_numpy(observation.astype(np.float32)).mean(-1)[None, None]
-            return torch.nn.functional.interpolate(grey, (SIDE, SIDE), mode="area")[0].to(torch.uint8).numpy()
-        if self.number:
-            return np.array([int(observation) - self.start], np.int32)
-        return observation.astype(np.float32)
+        return self.reading.screen(observation)
+
+
+class PlainReset(gym.Wrapper[Any, Any, Any, Any]):
+    """Wrapper of an environment whose `reset` takes no seed or no options.
+
+    The seed still seeds `np_random`, the generator that Gymnasium gives to every environment.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self._names = keywords_of(env.reset)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start a new episode with those of `seed` and `options` that the environment takes."""
+        if seed is not None and "seed" not in self._names:
+            self.env.unwrapped.np_random, _ = gym.utils.seeding.np_random(seed)
+        given: dict[str, Any] = {"seed": seed, "options": options}
+        reset: Any = self.env.reset
+        result: tuple[Any, dict[str, Any]] = reset(**{k: value for k, value in given.items() if k in self._names})
+        return result
+
+
+def keywords_of(function: Callable[..., Any]) -> set[str]:
+    """Return which of `seed`, `options` and `render_mode` can be given to a function by keyword."""
+    names = {"seed", "options", "render_mode"}
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return names
+    return names & {parameter.name for parameter in parameters if parameter.kind is not parameter.POSITIONAL_ONLY}
+
+
+def with_plain_reset(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """Return `env` with a `PlainReset` next to the innermost environment, if its `reset` needs one."""
+    inner = env.unwrapped
+    if {"seed", "options"} <= keywords_of(inner.reset):
+        return env
+    if env is inner:
+        return PlainReset(env)
+    layer: Any = env
+    while layer.env is not inner:
+        layer = layer.env
+    layer.env = PlainReset(inner)
+    return env
 
 
 class SharedSpaces(gym.Wrapper[Any, Any, Any, Any]):
@@ -112,7 +136,10 @@ class SharedSpaces(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class NumberedEnv(gym.Wrapper[Any, Any, Any, Any]):
-    """Wrapper whose exceptions carry the number of the environment as the attribute `environment`."""
+    """Wrapper whose exceptions carry the number of the environment as the attribute `environment`.
+
+    The wrapper returns an empty `info`: nothing reads it, and that of a user may be anything.
+    """
 
     def __init__(self, env: gym.Env[Any, Any], number: int) -> None:
         super().__init__(env)
@@ -121,7 +148,7 @@ class NumberedEnv(gym.Wrapper[Any, Any, Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start a new episode."""
         try:
-            return self.env.reset(seed=seed, options=options)
+            return self.env.reset(seed=seed, options=options)[0], {}  # nothing reads what else is returned
         except Exception as error:
             error.environment = self.number  # type: ignore[attr-defined]
             raise
@@ -129,7 +156,12 @@ class NumberedEnv(gym.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Play one step."""
         try:
-            return self.env.step(action)
+            return *self.env.step(action)[:4], {}
         except Exception as error:
             error.environment = self.number  # type: ignore[attr-defined]
             raise
+
+    def close(self) -> None:
+        """Close the environment. An error of its `close` harms nothing that was played."""
+        with contextlib.suppress(Exception):
+            self.env.close()

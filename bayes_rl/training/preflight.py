@@ -221,6 +221,8 @@ def describe(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayDat
     replay, several = data.replays * replay_bytes(data), f"{data.replays} replays" if data.replays > 1 else "replay"
     stored = "" if data.directory is None else " (its files, cached while there is room)"
     lines = [
+        *(f"rules  {settings.remark}" for settings in data.curriculum.settings if settings.remark),
+        f"reads  {data.reading}" if data.reading else "",
         f"device {device.type}, {name}",
         f"memory {_mib(sum(parts.values()))} for networks ({sizes}), {_mib(replay)} for {several}{stored}",
     ]
@@ -242,7 +244,7 @@ def describe(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayDat
         lines.append(f"length {frames:,} frames, {updates:,} updates{done}")
     if hint := precision_hint(str(trainer.precision), device, agent.hparams.network["encoder"]):
         lines.append(f"hint   {hint}")
-    return "\n".join(lines)
+    return "\n".join(line for line in lines if line)
 
 
 def duration(seconds: float) -> str:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from bayes_rl.data.exploration import EpsilonSchedule, ExplorationNoise, draw_seed
+from bayes_rl.data.n_step import LAST_SCREEN, TRUNCATED
 from bayes_rl.data.stream import ReplayStream
 from bayes_rl.envs.base import EnvSettings, episode_seed
 from bayes_rl.envs.kinds import make_envs
@@ -614,3 +615,44 @@ def test_an_environment_that_is_not_what_it_was_is_noticed(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="could not be rebuilt"):
         resumed.load_state_dict(state)
     resumed.envs.close()
+
+
+def test_games_that_do_not_repeat_begin_anew_on_resume_and_keep_the_replay(tmp_path: Path) -> None:
+    """Episodes that were not over are truncated where the checkpoint left them; counters and slots stay."""
+
+    def build() -> ReplayStream:
+        envs = ScriptedEnvs(3)
+        envs.repeatable = False
+        return stream_of(envs, ring(envs, directory=tmp_path, slack=100), batch_size=4)
+
+    stream = build()
+    take(stream, 40)
+    state = through_a_file(stream.state_dict())
+    newest, ages = stream.stack.array[:, -1].copy(), stream.replay._age.copy()
+    written = stream.replay.written.copy()
+    assert (ages > 0).any(), "some episode is not over"
+    take(stream, 5)  # an interrupted epoch, whose slots a resumed run writes over
+    resumed = build()
+    for _ in range(2):  # resuming twice from one checkpoint is as good as once
+        resumed.load_state_dict(state)
+        assert resumed.vector_steps == state["vector_steps"]
+        flags = resumed.replay.files.flags
+        for env in range(3):
+            running = int(ages[env] > 0)
+            assert resumed.replay.written[env] == written[env] + running
+            final = resumed.replay._base[env] + written[env]
+            if running:
+                assert flags[final] == LAST_SCREEN
+                assert flags[final - 1] & TRUNCATED
+                assert np.array_equal(resumed.replay.files.screens[final], newest[env])
+        assert not resumed.episode_return.any()
+    episodes = resumed.episodes.copy()
+    batches = take(resumed, 30)
+    assert (resumed.episodes > episodes).all()
+    for batch in batches:  # every stack is of one episode: (environment, episode, step) of its two screens
+        for observation in (batch.transition.observation, batch.transition.next_observation):
+            older, newer = observation.view(4, 2, 3).unbind(1)
+            inside = (older != 0).any(1)
+            assert torch.equal(older[inside, :2], newer[inside, :2])
+        inside = batch.transition.discount > 0
+        assert torch.equal(batch.transition.observation[inside, 3:5], batch.transition.next_observation[inside, 3:5])

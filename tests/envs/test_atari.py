@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import ale_py
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -13,9 +15,10 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from bayes_rl.envs.atari import FIRE, AtariEnvs, AtariKind
+from bayes_rl.envs.atari import FIRE, AtariEnvs, AtariKind, atari_games
 from bayes_rl.envs.base import EnvSettings, episode_seed
-from bayes_rl.envs.kinds import make_envs
+from bayes_rl.envs.kinds import find_kind, game_name, make_envs, resolve
+from bayes_rl.errors import ConfigError
 from tests.envs.kind_case import KindCase
 from tests.helpers.playing import copied, ended, equal, everyone, run, script
 
@@ -329,4 +332,77 @@ def test_full_action_space_has_all_18_actions() -> None:
     assert envs.num_actions == 18
     envs.reset(np.array([0]), everyone(envs))
     envs.step(np.array([17]))
+    envs.close()
+
+
+# ------------------------------------------------------------------ ids of earlier versions
+@pytest.mark.parametrize(
+    ("old", "rom", "frame_skip", "sticky_actions"),
+    [
+        ("BreakoutNoFrameskip-v4", "breakout", 2, 0.0),  # 2 frames as typed: the id skips none
+        ("BreakoutNoFrameskip-v0", "breakout", 2, 0.25),
+        ("BreakoutDeterministic-v4", "breakout", 4, 0.0),
+        ("SpaceInvadersDeterministic-v0", "space_invaders", 3, 0.25),
+        ("UpNDownNoFrameskip-v4", "up_n_down", 2, 0.0),
+    ],
+)
+def test_an_old_id_is_played_by_its_own_rules(old: str, rom: str, frame_skip: int, sticky_actions: float) -> None:
+    typed = 4 if "Deterministic" in old else 2
+    settings = resolve(EnvSettings(old, frame_skip=typed))
+    assert (settings.env, settings.frame_skip, settings.sticky_actions) == (rom, frame_skip, sticky_actions)
+    assert settings.remark == f"{old} is {rom} with frame_skip {frame_skip}, sticky_actions {sticky_actions:g}"
+    assert game_name(old) == rom
+    envs = make_envs(EnvSettings(old, frame_skip=typed), 1)
+    assert isinstance(envs, AtariEnvs)
+    envs.reset(np.array([0]), everyone(envs))
+    result = envs._envs.step(np.array([0]))
+    assert result[4]["episode_frame_number"].tolist() == [frame_skip]
+    envs.close()
+
+
+@pytest.mark.parametrize(
+    ("old", "text"),
+    [
+        ("Breakout-v4", "skips 2 to 5 frames at random, which is not played here; nearest: 'ALE/Breakout-v5'"),
+        ("SpaceInvaders-v0", "skips 2 to 5 frames at random.* nearest: 'ALE/SpaceInvaders-v5'"),
+        ("Breakout-ramDeterministic-v4", "observes memory, not the screen; nearest: 'ALE/Breakout-v5'"),
+        ("Breakout-ram-v0", "observes memory"),
+        ("ALE/Breakout-ram-v5", "observes memory"),
+    ],
+)
+def test_an_old_id_that_the_emulator_here_does_not_play_names_the_nearest(old: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=f"^--data.env: '{old}' {text}"):
+        make_envs(EnvSettings(old), 1)
+
+
+def test_an_option_that_contradicts_an_old_id_is_refused() -> None:
+    for change in ({"sticky_actions": 0.5}, {"frame_skip": 8}):
+        with pytest.raises(ConfigError, match=f"--data.rules.{next(iter(change))}: .* contradicts Breakout"):
+            resolve(EnvSettings("BreakoutDeterministic-v4", **change))
+
+
+def test_every_id_of_the_emulator_is_played_or_refused_by_this_kind() -> None:
+    ids = [i for i, spec in gym.registry.items() if "ale_py" in str(spec.entry_point)]
+    assert len(ids) > 300
+    for env in ids:
+        kind = find_kind(env)
+        assert isinstance(kind, AtariKind), env
+        skips_at_random = isinstance(gym.spec(env).kwargs["frameskip"], tuple)
+        with pytest.raises(ConfigError, match="skips 2 to 5") if skips_at_random else nullcontext():
+            assert kind.with_own_rules(EnvSettings(env)).env in atari_games()
+
+
+def test_colours_are_kept_on_request() -> None:
+    """The bricks, at their own size, are those of the emulator's colour screen."""
+    envs = make_envs(EnvSettings("breakout", sticky_actions=0.0, grey=False, crop=(40, 124, 20, 104)), 1)
+    emulator = Emulator("breakout", 0)
+    assert envs.screen_shape == (3, 84, 84)
+    assert "3 colours kept" in envs.reading
+    envs.reset(np.array([0]), everyone(envs))
+    for action in script(envs, 5)[:, 0]:
+        screen = envs.step(np.array([action])).screens[0].copy()
+        emulator.frames(int(action))
+    bricks = emulator.ale.getScreenRGB()[60:90, 20:104].transpose(2, 0, 1)
+    np.testing.assert_array_equal(screen[:, 20:50], bricks)
+    assert len(np.unique(bricks.reshape(3, -1).T, axis=0)) > 4
     envs.close()
