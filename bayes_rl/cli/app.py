@@ -20,9 +20,10 @@ from bayes_rl.cli.parser_errors import format_parser_error, option_names, traine
 from bayes_rl.cli.process import share_cores, silence_warnings
 from bayes_rl.cli.resume_rules import apply_checkpoint_options, report_trainer_differences
 from bayes_rl.cli.saved_runs import find_checkpoint, saved_options, saved_trainer
+from bayes_rl.cli.user_modules import check_modules, import_user_modules, module_hint, write_stack_trace
 from bayes_rl.cli.validation import check_trainer, check_values
 from bayes_rl.data.datamodule import ReplayDataModule
-from bayes_rl.errors import ConfigError, RunError
+from bayes_rl.errors import ConfigError, RunError, UserCodeError
 from bayes_rl.reporting.score_table import as_scores, score_table
 from bayes_rl.training.callbacks.run_lock import RunLock
 from bayes_rl.training.callbacks.video_writer import record_game
@@ -60,6 +61,8 @@ class BayesCLI(LightningCLI):
         parser.add_argument("--on_full_disk", type=Literal[ON_FULL_DISK], default="stop", help=help)
         text = "Resume from a checkpoint although options differ from it."
         parser.add_argument("--allow_overrides", type=bool, nargs="?", const=True, default=False, help=text)
+        text = "Your own module, or a list of modules, that registers environments, encoders or the like."
+        parser.add_argument("--import_modules", type=list[str] | str | None, default=None, help=text)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.set_defaults(
             {"trainer.num_sanity_val_steps": 0, "trainer.log_every_n_steps": 100, "trainer.max_epochs": 10}
@@ -94,6 +97,7 @@ class BayesCLI(LightningCLI):
         self._saved_model = saved["model"]
         typed, fitting = given_options(self._words, []), self.config.subcommand == "fit"
         apply_checkpoint_options(options, saved, typed, given_options(self._words, self._configs()), fitting)
+        check_modules(options.data, self._imported)
         report_trainer_differences(saved_trainer(options.ckpt_path), options.trainer, fitting)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -109,6 +113,7 @@ class BayesCLI(LightningCLI):
         for name, value in typed_options(self._words):
             if name == "config" and value:
                 check_config(value)
+        self._imported = import_user_modules(self._words)
         self.config = parser.parse_args(self._words)
         options = self._options()
         seed = options.seed_everything
@@ -307,6 +312,9 @@ def main() -> None:
         sys.exit(1)
     except (ConfigError, ArgumentError) as error:
         text = str(error) if isinstance(error, ConfigError) else format_parser_error(error, option_names())
+        text += module_hint(error) if isinstance(error, ConfigError) else ""
+        if isinstance(error, UserCodeError):
+            text += write_stack_trace(error, sys.argv[1:])
         print(f"bayes-rl: error: {text}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:

@@ -60,16 +60,23 @@ def export(words: Sequence[str]) -> None:
     parser.add_argument("output", metavar="OUT.safetensors", type=Path, help="file to write")
     parser.add_argument("--average", action="store_true", help="the moving average of the weights, not the newest")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT.safetensors")
-    options = parser.parse_args(words)
+    text = "your own module, or a list of modules, beside those of the run's config.yaml"
+    parser.add_argument("--import_modules", metavar="MODULE", help=text)
+    arguments = vars(parser.parse_args(words))
+    from bayes_rl.cli.user_modules import import_modules_of_run
+    from bayes_rl.errors import ConfigError
     from bayes_rl.training.export import ExportError, export_agent
 
+    modules = arguments.pop("import_modules")
     try:
-        agent = export_agent(**vars(options))
-    except (ExportError, OSError) as error:
+        import_modules_of_run(str(arguments["checkpoint"]), [f"--import_modules={modules}"] if modules else [])
+        agent = export_agent(**arguments)
+    except (ConfigError, OSError) as error:
         parser.error(error.line if isinstance(error, ExportError) else str(error))
-    game, size = agent["hyper_parameters"].get("game"), options.output.stat().st_size
-    print(f"{options.output}: {game}, {agent['frames']:,} frames, {size:,} bytes")
-    print(f"play it with: bayes-rl validate --ckpt_path {options.output}")
+    output = arguments["output"]
+    game, size = agent["hyper_parameters"].get("game"), output.stat().st_size
+    print(f"{output}: {game}, {agent['frames']:,} frames, {size:,} bytes")
+    print(f"play it with: bayes-rl validate --ckpt_path {output}")
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"report": report, "export": export}

@@ -79,7 +79,5 @@ def option_names() -> list[str]:
     parser.add_lightning_class_args(VariationalActorCritic, "model")
     parser.add_lightning_class_args(ReplayDataModule, "data")
     names = [name for action in parser._actions for name in action.option_strings]
-    return [
-        name.removeprefix("--")
-        for name in [*names, "config", "ckpt_path", "name", "allow_overrides", "on_full_disk", "seed_everything"]
-    ]
+    of_run = ("config", "import_modules", "ckpt_path", "name", "allow_overrides", "on_full_disk", "seed_everything")
+    return [name.removeprefix("--") for name in (*names, *of_run)]

@@ -228,6 +228,8 @@ SHAPES = {
 CHOICES = [
     *(
         "data.env",
+        "data.observation",
+        "data.channels",
         "data.curriculum.task_conditioning",
         "data.curriculum.epsilon_at_switch",
         "data.replay.life_loss",
