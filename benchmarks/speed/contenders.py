@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import nn
 
-from benchmarks.runner import ROOT, Cell, Options, Row
+from benchmarks.runner import ROOT, Benchmark, Cell, Options, Row, quartiles
 
 GAME = "ALE/Breakout-v5"
 HIDDEN, BATCH, SKIP, STACK, STEPS_PER_UPDATE = 512, 32, 4, 4, 4
@@ -396,3 +396,59 @@ def different_encoders(rows: list[Row]) -> list[str]:
     """Return a fault if the measured encoders do not have equally many parameters."""
     sizes = {row["encoder_parameters"] for row in rows}
     return [f"the encoders are not the same: {sorted(sizes)} parameters"] if len(sizes) > 1 else []
+
+
+# ------------------------------------------------------------------------------------------------ comparisons
+def turns(settings: Iterable[Setting], rounds: int, arms: Iterable[str]) -> list[Cell]:
+    """Return a cell for each round and each setting of the given arms; settings take turns within a round."""
+    return [
+        asdict(setting) | {"round": round} for round in range(rounds) for setting in settings if setting.arm in arms
+    ]
+
+
+def frames_per_second(rows: list[Row]) -> list[float]:
+    """Return the quartiles of the rates of some rows."""
+    return quartiles([row["frames_per_second"] for row in rows])
+
+
+def ratio_to_sb3(rows: list[Row], sb3_rows: list[Row]) -> list[float] | None:
+    """Return the quartiles of the ratios to Stable-Baselines3's rates, each within a round.
+
+    Args:
+        rows: one row of each round.
+        sb3_rows: rows of Stable-Baselines3 to compare with.
+
+    Returns:
+        Three quartiles, or None if no round has a row of Stable-Baselines3.
+    """
+    sb3_rates = {row["round"]: row["frames_per_second"] for row in sb3_rows}
+    ratios = [row["frames_per_second"] / sb3_rates[row["round"]] for row in rows if row["round"] in sb3_rates]
+    return quartiles(ratios) if ratios else None
+
+
+def rate_and_ratio(line: Row) -> tuple[str, str]:
+    """Return the rate and the ratio to Stable-Baselines3 in a line of a summary, as Markdown."""
+    low, middle, high = line["frames_per_second"]
+    rate = f"**{middle:.0f}** ({low:.0f} to {high:.0f})"
+    if line["ratio_to_sb3"] is None:
+        return rate, "-"
+    low, middle, high = line["ratio_to_sb3"]
+    return rate, f"**{middle:.2f}** ({low:.2f} to {high:.2f})"
+
+
+def keep_installed(options: Options) -> None:
+    """Leave out the arms that are not installed."""
+    options.arms = installed(options.arms)
+
+
+def comparison(**parts: Any) -> Benchmark:
+    """Return a benchmark that measures cells of `turns`, given the parts in which benchmarks differ."""
+    return Benchmark(
+        measure=measure,
+        prepare=keep_installed,
+        check=different_encoders,
+        shared={"rounds": 3, "seconds": 6},
+        facts=lambda options: {"packages": packages()},
+        child=True,
+        **parts,
+    )

@@ -31,13 +31,22 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import groupby
 
 from matplotlib.figure import Figure
 
-from benchmarks.runner import Benchmark, Cell, Options, Row, quartiles
-from benchmarks.speed.contenders import NEEDS, Setting, different_encoders, installed, measure, packages, setting_of
+from benchmarks.runner import Cell, Options, Row
+from benchmarks.speed.contenders import (
+    NEEDS,
+    Setting,
+    comparison,
+    frames_per_second,
+    rate_and_ratio,
+    ratio_to_sb3,
+    setting_of,
+    turns,
+)
 
 PARTS = ("matched", "search", "best")
 
@@ -76,12 +85,10 @@ def cells(options: Options, rows: list[Row]) -> list[Cell]:
     """Return all settings of all parts, in turns. Those of `best` follow from the rows of `search`."""
     settings = {"matched": matched(), "search": grid(), "best": best(rows)}
     return [
-        asdict(setting) | {"round": round}
+        cell
         for part in PARTS
         if part in options.parts
-        for round in range(1 if part == "search" else options.rounds)
-        for setting in settings[part]
-        if setting.arm in options.arms
+        for cell in turns(settings[part], 1 if part == "search" else options.rounds, options.arms)
     ]
 
 
@@ -95,24 +102,23 @@ def summarize(rows: list[Row]) -> list[Row]:
     def place(row: Row) -> tuple[str, int, str]:
         return row["part"], row["num_envs"] if row["part"] == "matched" else 0, row["arm"]
 
-    turns = sorted(
+    compared = sorted(
         (row for row in rows if row["part"] != "search"), key=lambda row: (order.index(place(row)), row["round"])
     )
-    for (part, num_envs, arm), group in groupby(turns, key=place):
+    for (part, num_envs, arm), group in groupby(compared, key=place):
         runs = list(group)
-        base = {r["round"]: r for r in turns if place(r) == (part, num_envs, "sb3")}
-        ratios = [r["frames_per_second"] / base[r["round"]]["frames_per_second"] for r in runs if r["round"] in base]
+        sb3_runs = [row for row in compared if place(row) == (part, num_envs, "sb3")]
         lines.append(
             {
                 "part": part,
                 "arm": arm,
                 "settings": setting_of(runs[0]).name,
                 "rounds": len(runs),
-                "frames_per_second": quartiles([r["frames_per_second"] for r in runs]),
+                "frames_per_second": frames_per_second(runs),
                 "updates_per_second": round(statistics.median(r["updates_per_second"] for r in runs), 2),
                 "peak_mib": round(max(r["peak_mib"] for r in runs), 1),
                 "replay_mib": runs[0]["replay_mib"],
-                "ratio_to_sb3": quartiles(ratios) if ratios else None,
+                "ratio_to_sb3": ratio_to_sb3(runs, sb3_runs),
             }
         )
     return lines
@@ -123,13 +129,10 @@ def table(rows: list[Row]) -> str:
     head = ("part", "arm", "settings", "rounds", "frames/s (quartiles)", "updates/s", "peak MiB", "replay MiB")
     text = [f"| {' | '.join(head)} | against SB3 (quartiles) |", "|" + "---|" * 9]
     for line in summarize(rows):
-        low, middle, high = line["frames_per_second"]
-        ratio = line["ratio_to_sb3"]
-        against = f"**{ratio[1]:.2f}** ({ratio[0]:.2f} to {ratio[2]:.2f})" if ratio else "-"
-        rates = f"**{middle:.0f}** ({low:.0f} to {high:.0f}) | {line['updates_per_second']:.1f}"
+        rate, ratio = rate_and_ratio(line)
         sizes = f"{line['peak_mib']:.0f} | {line['replay_mib']:.0f}"
         what = f"{line['part']} | {line['arm']} | {line['settings']} | {line['rounds']}"
-        text.append(f"| {what} | {rates} | {sizes} | {against} |")
+        text.append(f"| {what} | {rate} | {line['updates_per_second']:.1f} | {sizes} | {ratio} |")
     searched = [row for row in rows if row["part"] == "search"]
     text += ["", "| searched | settings | frames/s |", "|---|---|---|"] if searched else []
     for row in searched:
@@ -160,28 +163,17 @@ def draw(rows: list[Row]) -> Figure | None:
     return figure
 
 
-def prepare(options: Options) -> None:
-    """Leave out the arms that are not installed."""
-    options.arms = installed(options.arms)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the parts and the arms."""
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--arms", nargs="+", default=list(NEEDS), choices=list(NEEDS))
 
 
-BENCHMARK = Benchmark(
+BENCHMARK = comparison(
     description=__doc__,
     cells=cells,
-    measure=measure,
     table=table,
     draw=draw,
     summarize=summarize,
-    prepare=prepare,
-    check=different_encoders,
     add_arguments=add_arguments,
-    shared={"rounds": 3, "seconds": 6},
-    facts=lambda options: {"packages": packages()},
-    child=True,
 )

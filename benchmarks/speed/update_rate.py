@@ -14,12 +14,19 @@ rounds; ratios are taken within a round.
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from matplotlib.figure import Figure
 
-from benchmarks.runner import Benchmark, Cell, Options, Row, quartiles
-from benchmarks.speed.contenders import Setting, different_encoders, installed, measure, packages
+from benchmarks.runner import Cell, Options, Row
+from benchmarks.speed.contenders import (
+    Setting,
+    comparison,
+    frames_per_second,
+    rate_and_ratio,
+    ratio_to_sb3,
+    turns,
+)
 
 ARMS = ("sb3", "torchrl", "bayes_rl")
 RATES = (500, 1000, 2000, 4000, 8000)  # of the plot's axis
@@ -37,27 +44,27 @@ def fastest_settings(every: int) -> list[Setting]:
 
 def cells(options: Options, rows: list[Row]) -> list[Cell]:
     """Return all rates and libraries, in turns."""
-    return [
-        asdict(setting) | {"round": round}
-        for round in range(options.rounds)
-        for every in options.every
-        for setting in fastest_settings(every)
-        if setting.arm in options.arms
-    ]
+    settings = [setting for every in options.every for setting in fastest_settings(every)]
+    return turns(settings, options.rounds, options.arms)
 
 
 def summarize(rows: list[Row]) -> list[Row]:
     """Return a line for each number of steps per update and each arm: quartiles of its rate and of its ratio."""
     lines = []
     for every in sorted({row["steps_per_update"] for row in rows}):
-        of = {(row["arm"], row["round"]): row["frames_per_second"] for row in rows if row["steps_per_update"] == every}
-        for arm in ARMS:
-            rates = {round: rate for (name, round), rate in of.items() if name == arm}
-            ratios = [rate / of["sb3", round] for round, rate in rates.items() if ("sb3", round) in of]
-            if rates:
-                line = {"steps_per_update": every, "arm": arm, "rounds": len(rates)}
-                line |= {"frames_per_second": quartiles(list(rates.values()))}
-                lines.append(line | {"ratio_to_sb3": quartiles(ratios) if ratios else None})
+        compared = [row for row in rows if row["steps_per_update"] == every]
+        runs = {arm: [row for row in compared if row["arm"] == arm] for arm in ARMS}
+        lines += [
+            {
+                "steps_per_update": every,
+                "arm": arm,
+                "rounds": len(runs[arm]),
+                "frames_per_second": frames_per_second(runs[arm]),
+                "ratio_to_sb3": ratio_to_sb3(runs[arm], runs["sb3"]),
+            }
+            for arm in ARMS
+            if runs[arm]
+        ]
     return lines
 
 
@@ -65,11 +72,8 @@ def table(rows: list[Row]) -> str:
     """Return the summary as Markdown."""
     text = ["| agent steps per update | arm | rounds | frames/s (quartiles) | against SB3 |", "|---|---|---|---|---|"]
     for line in summarize(rows):
-        low, middle, high = line["frames_per_second"]
-        ratio = line["ratio_to_sb3"]
-        against = f"**{ratio[1]:.2f}** ({ratio[0]:.2f} to {ratio[2]:.2f})" if ratio else "-"
         what = f"{line['steps_per_update']} | {line['arm']} | {line['rounds']}"
-        text.append(f"| {what} | **{middle:.0f}** ({low:.0f} to {high:.0f}) | {against} |")
+        text.append(f"| {what} | {' | '.join(rate_and_ratio(line))} |")
     return "\n".join(text) + "\n"
 
 
@@ -91,27 +95,17 @@ def draw(rows: list[Row]) -> Figure:
     return figure
 
 
-def prepare(options: Options) -> None:
-    """Leave out the libraries that are not installed."""
-    options.arms = installed(ARMS)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the rates."""
+    """Add the rates. All arms are measured."""
+    parser.set_defaults(arms=list(ARMS))
     parser.add_argument("--every", type=int, nargs="+", default=[4, 16, 64], help="agent steps per update")
 
 
-BENCHMARK = Benchmark(
+BENCHMARK = comparison(
     description=__doc__,
     cells=cells,
-    measure=measure,
     table=table,
     draw=draw,
     summarize=summarize,
-    prepare=prepare,
-    check=different_encoders,
     add_arguments=add_arguments,
-    shared={"rounds": 3, "seconds": 6},
-    facts=lambda options: {"packages": packages()},
-    child=True,
 )
