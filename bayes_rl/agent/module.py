@@ -106,10 +106,10 @@ class VariationalActorCritic(LowOverheadModule):
         super().__init__()
         # The last argument is the option that an error message names.
         network = as_settings(NetworkSettings, network, "model.network")
-        posterior = as_settings(PosteriorSettings, posterior, "model.posterior.family")
-        likelihood = as_settings(LikelihoodSettings, likelihood, "model.likelihood.family")
+        posterior = as_settings(PosteriorSettings, posterior, "model.posterior")
+        likelihood = as_settings(LikelihoodSettings, likelihood, "model.likelihood")
         self.objective = as_settings(ObjectiveSettings, objective, "model.objective")
-        self.consolidation = as_settings(ConsolidationSettings, consolidation, "model.consolidation.method")
+        self.consolidation = as_settings(ConsolidationSettings, consolidation, "model.consolidation")
         self.optimizer_settings = as_settings(OptimizerSettings, optimizer, "model.optimizer")
         # Plain dictionaries, so that a checkpoint holds tensors and primitives only.
         groups = {

@@ -291,13 +291,18 @@ class HLGaussLikelihood(_Histogram):
         high: largest return, the upper edge of the last bin.
         num_bins: n, at least 2.
         sigma_ratio: sigma in bin widths, > 0.
+
+    Raises:
+        ConfigError: if the range or the number of bins cannot work.
+        ValueError: if `sigma_ratio` is not positive and finite.
     """
 
     edges: Tensor
 
     def __init__(self, low: float, high: float, num_bins: int, sigma_ratio: float = 0.75) -> None:
         super().__init__(low, high, num_bins)
-        check(0 < sigma_ratio < math.inf, "model.sigma_ratio", sigma_ratio, "must be positive and finite")
+        if not 0 < sigma_ratio < math.inf:  # no option of the command line
+            raise ValueError(f"sigma_ratio must be positive and finite, got {sigma_ratio}")
         self.sigma_ratio = sigma_ratio
         self.width = (high - low) / num_bins
         self.first = low + self.width / 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 from jsonargparse import Namespace
@@ -34,7 +34,7 @@ def check_values(section: str, cls: type, values: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for null, for a boolean given as a number, and for numbers out of range.
 
     Args:
-        section: `trainer`, `model` or `data`, or a group such as `model.posterior.family`.
+        section: `trainer`, `model` or `data`, or a group such as `model.posterior`.
         cls: class whose arguments the options are.
         values: options by name.
     """
@@ -43,7 +43,8 @@ def check_values(section: str, cls: type, values: Mapping[str, Any]) -> None:
             continue
         value, name, kinds = values[key], f"{section}.{key}", get_args(hint) or (hint,)
         if is_dataclass(hint):
-            check(isinstance(value, Namespace), name, value, "is no mapping of options")
+            nearest = f"{name}.{fields(hint)[0].name}"
+            check(isinstance(value, Namespace), name, value, f"is no mapping of options; nearest: {nearest!r}")
             check_values(name, hint, value)  # type: ignore[arg-type]
             continue
         check(value is not None or type(None) in kinds, name, value, "is needed; null is none")

@@ -17,16 +17,16 @@ def as_settings(cls: type[T], value: T | Mapping[str, Any], option: str) -> T:
     Args:
         cls: frozen dataclass of the group.
         value: an object of `cls`, or a dictionary of its fields as checkpoints hold it; lists become tuples.
-        option: name of the group, for the error, as `model.posterior.family`.
+        option: name of the group, for the error, as `model.posterior`.
 
     Raises:
         ConfigError: if the dictionary has a field that the group does not have, or a setting cannot work.
     """
     if isinstance(value, cls):
         return value
-    if not isinstance(value, Mapping):
-        raise ConfigError(option, value, "is no mapping of options")
     known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    if not isinstance(value, Mapping):
+        raise ConfigError(option, value, f"is no mapping of options; nearest: '{option}.{known[0]}'")
     for name, setting in value.items():
         if name not in known:
             raise ConfigError(f"{option}.{name}", setting, f"is no option{did_you_mean(str(name), known)}")

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from bayes_rl import losses
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.bayes.kl import kl_divergence
+from bayes_rl.errors import ConfigError
 from bayes_rl.types import Batch, Transition
+from bayes_rl.utils.settings import GROUPS
 from tests.helpers.agents import (
     ACTIONS,
     EVERYTHING,
@@ -347,3 +349,9 @@ def test_values_are_carried_back_through_a_chain(target: str, actor_loss: str, s
     assert (q_values - torch.tensor([[0.5, 1.8], [2.0, -1.0]])).abs().max() < 0.1
     assert module.act(states).tolist() == [1, 0]
     assert module.act_by_draw(states, [1, 2]).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("group", GROUPS["model"])
+def test_an_unknown_field_of_a_group_is_named_with_its_group(group: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^--model\.{group}\.unknown: 1 is no option"):
+        VariationalActorCritic(**{group: {"unknown": 1}})

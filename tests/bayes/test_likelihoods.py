@@ -432,5 +432,5 @@ def test_settings_that_cannot_work_are_refused(key: str, settings: tuple[Any, ..
 
 
 def test_a_sigma_of_zero_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model\.sigma_ratio"):
+    with pytest.raises(ValueError, match=r"^sigma_ratio must be positive and finite, got 0\.0$"):
         HLGaussLikelihood(0.0, 1.0, 5, sigma_ratio=0.0)

@@ -540,4 +540,5 @@ def test_a_value_in_place_of_a_group_names_an_option_of_the_group(value: str) ->
 def test_a_group_without_options_in_a_configuration_is_named() -> None:
     file = {"bad.yaml": b"model:\n  posterior: null\n"}
     line = refuse(["fit", *SMALL, "--config=bad.yaml"], "model.posterior", file)
-    assert line == "bayes-rl: error: --model.posterior: None is no mapping of options\n"
+    message = "--model.posterior: None is no mapping of options; nearest: 'model.posterior.family'"
+    assert line == f"bayes-rl: error: {message}\n"

@@ -30,8 +30,8 @@ def test_lists_of_a_checkpoint_become_tuples() -> None:
     [
         ({"famly": "members"}, "--model.posterior.famly: 'members' is no option; nearest: 'family'"),
         ({"size": 0}, "--model.posterior.size: 0 must be at least 1"),
-        (3, "--model.posterior: 3 is no mapping of options"),
-        (None, "--model.posterior: None is no mapping of options"),
+        (3, "--model.posterior: 3 is no mapping of options; nearest: 'model.posterior.family'"),
+        (None, "--model.posterior: None is no mapping of options; nearest: 'model.posterior.family'"),
     ],
 )
 def test_a_wrong_group_is_one_line(value: object, message: str) -> None:
