@@ -160,7 +160,7 @@ def test_colours_are_kept_on_request() -> None:
     pixels[..., 0], pixels[..., 2] = 200, 30
     reading = read(Box(0, 255, (64, 64, 3), BYTE), "auto", "auto", False)
     screen = reading.screen(pixels)
-    assert screen.shape == (3, 84, 84)
+    assert screen.shape == reading.space.shape == (3, 84, 84)
     assert [int(colour[40, 40]) for colour in screen] == [200, 0, 30]
 
 

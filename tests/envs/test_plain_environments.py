@@ -58,7 +58,24 @@ class Remembering(Short):
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
         self.episodes += 1
         self.time = 0
-        return np.array([self.episodes, 0], np.float32), {}
+        return self.observe(), {}
+
+    def observe(self) -> NDArray[np.float32]:
+        return np.array([self.episodes, self.time], np.float32)
+
+
+class Numbered(Short):
+    """Observes how many environments were made before."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        Numbered.made += 1
+        self.number = Numbered.made
+
+    def observe(self) -> NDArray[np.float32]:
+        return np.array([self.number, self.time], np.float32)
 
 
 class Fleeting(Short):
@@ -98,7 +115,7 @@ class Bare(gym.Env[Any, Any]):
     """Has no spaces."""
 
 
-CLASSES = (Short, Random, Remembering, Fleeting, Blank, Old, Broken, Bare)
+CLASSES = (Short, Random, Remembering, Numbered, Fleeting, Blank, Old, Broken, Bare)
 
 
 def settings_of(name: str, **change: Any) -> EnvSettings:
@@ -136,7 +153,10 @@ def test_a_reset_without_a_seed_is_seeded_by_its_generator(order_enforce: bool) 
 
 @pytest.mark.parametrize(
     ("name", "repeats"),
-    [("Short", True), ("Old", True), ("Random", False), ("Remembering", False), ("Fleeting", False)],
+    [
+        *(("Short", True), ("Old", True), ("Random", False), ("Fleeting", False)),
+        *(("Remembering", False), ("Numbered", False)),
+    ],
 )
 def test_games_that_are_no_function_of_seed_and_actions_are_recognised(name: str, repeats: bool) -> None:
     assert games_repeat(settings_of(name)) is repeats
@@ -191,5 +211,5 @@ def test_missing_spaces_are_named() -> None:
 
 
 def test_render_mode_is_no_keyword_argument() -> None:
-    with pytest.raises(ConfigError, match=r"^--data.env_kwargs: .*'render_mode'"):
+    with pytest.raises(ConfigError, match=r"^--data.env_kwargs: .*'render_mode', which this program decides"):
         make_envs(settings_of("Short", env_kwargs={"render_mode": "human"}), 1)
