@@ -146,7 +146,7 @@ class ImageReading(Reading):
 
     def __init__(self, space: gym.spaces.Box, axis: int | None, grey: bool) -> None:
         shape = _channels_first(space.low, axis).shape
-        self.size, self.axis, self.grey = shape[1:], axis, grey and shape[0] > 1
+        self.shape, self.size, self.axis, self.grey = space.shape, shape[1:], axis, grey and shape[0] > 1
         self.low, high = float(space.low.min()), float(space.high.max())
         self.factor = 255 / (high - self.low)
         self.space = gym.spaces.Box(0, 255, (1 if grey else shape[0], SIDE, SIDE), np.uint8)
@@ -155,9 +155,11 @@ class ImageReading(Reading):
         """Return the screen: pixels from 0 to 255, area-averaged to 84 x 84.
 
         Raises:
-            ValueError: if a pixel is not finite.
+            ValueError: if a pixel is not finite, or the image does not have the shape of its space.
         """
         pixels = np.asarray(observation, np.float32)
+        if pixels.shape != self.shape:
+            raise ValueError(f"an image of shape {list(pixels.shape)} is outside its space {list(self.shape)}")
         if (self.low, self.factor) != (0.0, 1.0) or not np.issubdtype(np.asarray(observation).dtype, np.integer):
             if not np.isfinite(pixels).all():
                 raise ValueError("an observation is not finite")

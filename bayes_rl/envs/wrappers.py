@@ -45,9 +45,27 @@ class ScreenObservation(gym.ObservationWrapper[Any, Any, Any]):
         self.reading = reading
         self.observation_space = reading.space
 
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start a new episode; return its first screen.
+
+        Raises:
+            TypeError: if the environment does not return an observation and a dictionary.
+        """
+        result: Any = self.env.reset(seed=seed, options=options)
+        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+            raise TypeError(f"reset() returned {type(result).__name__} instead of (observation, info)")
+        return self.observation(result[0]), result[1]
+
     def observation(self, observation: Any) -> NDArray[Any]:
-        """Return the screen of an observation."""
-        return self.reading.screen(observation)
+        """Return the screen of an observation.
+
+        Raises:
+            ValueError: if the observation does not have the shape of its space.
+        """
+        screen = self.reading.screen(observation)
+        if screen.shape != self.observation_space.shape:
+            raise ValueError(f"an observation does not fit its space {self.env.observation_space}")
+        return screen
 
 
 class PlainReset(gym.Wrapper[Any, Any, Any, Any]):

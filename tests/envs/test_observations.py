@@ -174,6 +174,8 @@ def test_values_that_a_screen_cannot_hold_are_errors() -> None:
     pixels = np.full((64, 64, 3), np.nan, REAL)
     with pytest.raises(ValueError, match="not finite"):
         read(Box(0, 1, (64, 64, 3), REAL)).screen(pixels)
+    with pytest.raises(ValueError, match=r"shape \[3, 64, 64\] is outside its space \[64, 64, 3\]"):
+        read(Box(0, 255, (64, 64, 3), BYTE)).screen(np.zeros((3, 64, 64), BYTE))
     with pytest.raises(ValueError, match="from 0 to 300"):
         read(Box(0, 10, (7, 7, 3), WHOLE)).screen(np.array([0, 300] * 72 + [0] * 3).reshape(7, 7, 3))
 

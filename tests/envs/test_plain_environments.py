@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from bayes_rl.envs.base import EnvSettings
 from bayes_rl.envs.gymnasium_envs import GymnasiumEnvs, GymnasiumKind
 from bayes_rl.envs.kinds import find_kind, games_repeat, make_envs
+from bayes_rl.envs.monitored import FailedEnvError
 from bayes_rl.errors import ConfigError, UserCodeError
 from tests.envs.kind_case import KindCase
 from tests.helpers.playing import everyone
@@ -104,6 +105,20 @@ class Old(Short):
         return np.full((20, 30, 3), self.time, np.uint8)
 
 
+class Alone(Short):
+    """Returns an observation without a dictionary, as in the days of Gym."""
+
+    def reset(self) -> Any:
+        return super().reset()[0]
+
+
+class Larger(Short):
+    """Returns more numbers than its space has."""
+
+    def observe(self) -> NDArray[np.float32]:
+        return np.zeros(3, np.float32)
+
+
 class Broken(Short):
     """Cannot be made."""
 
@@ -115,7 +130,7 @@ class Bare(gym.Env[Any, Any]):
     """Has no spaces."""
 
 
-CLASSES = (Short, Random, Remembering, Numbered, Fleeting, Blank, Old, Broken, Bare)
+CLASSES = (Short, Random, Remembering, Numbered, Fleeting, Blank, Old, Alone, Larger, Broken, Bare)
 
 
 def settings_of(name: str, **change: Any) -> EnvSettings:
@@ -203,6 +218,18 @@ def test_an_error_in_a_constructor_is_one_line_and_keeps_its_cause() -> None:
     assert isinstance(error.value.__cause__, KeyError)
     with pytest.raises(UserCodeError, match=r"^--data.env_kwargs: {'level': 3} is refused") as error:
         make_envs(settings_of("Broken", env_kwargs={"level": 3}), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("Alone", r"TypeError: reset\(\) returned ndarray instead of \(observation, info\)"),
+        ("Larger", r"ValueError: an observation does not fit its space Box\(0.0, 1.0, \(2,\), float32\)"),
+    ],
+)
+def test_an_environment_that_breaks_its_promises_is_told_which(name: str, problem: str) -> None:
+    with pytest.raises(FailedEnvError, match=f"environment 0 of BayesRLTests/{name}-v0 .* raised {problem}"):
+        games_repeat(settings_of(name))
 
 
 def test_missing_spaces_are_named() -> None:
