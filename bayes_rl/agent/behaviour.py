@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,9 +15,20 @@ from bayes_rl.metrics.uncertainty import PolicyUncertainty
 from bayes_rl.networks.actor_critic import TwinActorCritic
 from bayes_rl.types import ValueEstimate
 from bayes_rl.utils.device import to_device_async
+from bayes_rl.utils.seeds import Domain, derived_seed
 
 VALUE_DRAWS = 16
-"""Posterior draws behind a value estimate, always those of seeds 0 to 15; of a mixture all members instead."""
+"""Posterior draws behind a value estimate, always the same; of a mixture as many of each member, or a few more."""
+
+
+@lru_cache(maxsize=4096)
+def critic_of_draw(seed: int) -> int:
+    """Return the critic, 0 or 1 with equal probability, by whose values the draw named `seed` acts.
+
+    The two critics have independent posteriors. Their mean has half the variance of either, so that a draw that acts
+    by the mean explores less than the posterior is uncertain.
+    """
+    return derived_seed(Domain.CRITIC_OF_DRAW, seed) % 2
 
 
 class Behaviour:
@@ -53,7 +65,9 @@ class Behaviour:
 
     @torch.no_grad()
     def act_by_draw(self, observations: Tensor, seeds: list[int], task: int) -> Tensor:
-        """Return actions by Thompson sampling, each greedy for the mean of both critics of one posterior draw.
+        """Return actions by Thompson sampling, each greedy for one critic by one posterior draw.
+
+        The seed of an environment's episode names the draw and the critic.
 
         Args:
             observations: `[E, *observation_shape]`, on any device.
@@ -63,19 +77,36 @@ class Behaviour:
         Returns:
             `[E]` int64 on the CPU.
         """
+        return self.values_by_draw(observations, seeds, task).argmax(-1).cpu()
+
+    @torch.no_grad()
+    def values_by_draw(self, observations: Tensor, seeds: list[int], task: int) -> Tensor:
+        """Return the Q-values by which `act_by_draw` acts: of one critic by one posterior draw for each environment.
+
+        Args:
+            observations: `[E, *observation_shape]`, on any device.
+            seeds: E seeds, each the name of its environment's draw.
+            task: number of the task that the observations come from.
+
+        Returns:
+            `[E, A]` float32, on the device of the networks, in (clipped) return units.
+        """
         device = self._twin.device
         if self._episode_draws is None:
             self._episode_draws = EpisodeDraws(self._twin.posterior, self._twin.draw_shapes())
         with self._forward_context():
             draws = self._episode_draws(seeds, device)
             output = self._twin(to_device_async(observations, device)[:, None], draws, task)
-        return output.q_values.mean(0)[:, 0].argmax(-1).cpu()
+        critic = to_device_async(torch.tensor([critic_of_draw(seed) for seed in seeds]), device)
+        return output.q_values[critic, torch.arange(len(seeds), device=device), 0]
 
     @torch.no_grad()
     def estimate_values(
         self, observations: Tensor, task: int, uncertainty: PolicyUncertainty | None = None
     ) -> ValueEstimate:
         """Estimate values and their uncertainty, from both critics and `VALUE_DRAWS` posterior draws.
+
+        The variance of Q is that of `values_by_draw` over seeds.
 
         Args:
             observations: `[E, *observation_shape]`, on any device.
@@ -89,11 +120,12 @@ class Behaviour:
         with self._forward_context():
             output = self._twin(to_device_async(observations, device)[None], self._draws_for_values(device), task)
         q_values = output.q_values.flatten(0, 1)  # `[S, E, A]`, S samples of 2 critics and D draws
+        correction = 0 if self._twin.posterior.value_draws_are_complete else 1  # of a sample's variance
         if uncertainty is not None:
-            uncertainty.update(q_values)
+            uncertainty.update(q_values, correction)
         noise_std = self._twin.likelihood.std(output.raw).flatten(0, 1).mean(0)
         mean = q_values.mean(0)
-        return ValueEstimate(*(x.cpu() for x in (mean, q_values.std(0), noise_std, mean.amax(-1))))
+        return ValueEstimate(*(x.cpu() for x in (mean, q_values.std(0, correction=correction), noise_std, mean.amax(-1))))
 
     def _draws_for_values(self, device: torch.device) -> Draws:
         if self._value_draws is None:

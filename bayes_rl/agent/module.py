@@ -37,6 +37,7 @@ from bayes_rl.networks.actor_critic import TwinActorCritic, TwinSettings
 from bayes_rl.networks.layer_factory import LayerFactory
 from bayes_rl.networks.settings import NetworkSettings
 from bayes_rl.types import AgentArguments, Batch, Transition, ValueEstimate
+from bayes_rl.utils.seeds import Domain, derived_seed
 from bayes_rl.utils.settings import as_settings
 
 
@@ -359,7 +360,7 @@ class VariationalActorCritic(LowOverheadModule):
         targets = None
         if self.consolidator.needs_targets:
             targets = targets_of_sample(transition, self._mean_targets, self.device)
-        generator = torch.Generator().manual_seed(self.global_step)
+        generator = torch.Generator().manual_seed(derived_seed(Domain.FISHER_OUTPUTS, self.global_step))
         samples = TaskSamples(transition.observation, transition.action, targets, generator, self.task)
         self.consolidator.end_task(self.twin, samples)
 

@@ -17,20 +17,17 @@ from bayes_rl.data.device_replay import DeviceReplay
 from bayes_rl.data.exploration import EpsilonSchedule
 from bayes_rl.data.replay import ReplayBuffer, ReplaySettings
 from bayes_rl.data.stream import ReplayStream, StreamLoader
-from bayes_rl.envs.base import EnvSettings, EpisodeRules, VectorEnvs, episode_seed
+from bayes_rl.envs.base import EnvSettings, EpisodeRules, VectorEnvs
 from bayes_rl.envs.kinds import check_env, game_name, games_repeat, make_envs
 from bayes_rl.errors import check
 from bayes_rl.evaluation.games import GameLoader, Games
 from bayes_rl.evaluation.settings import GameSettings
 from bayes_rl.types import AgentArguments, Transition
+from bayes_rl.utils.seeds import Domain, derived_seed, seed_sequence
 from bayes_rl.utils.settings import as_settings
 
-STAGES = {"validate": 1_000_001, "test": 1_000_002, "predict": 1_000_003}
-"""Numbers in the seeds of the episodes of a stage, in the place of the rank, so that no two stages play equal games."""
-
-
-FISHER = 0x46
-"""Number in the key of the generator of transitions for the Fisher information, see `stream.SAMPLE`."""
+STAGES = {"validate": Domain.VALIDATE_GAME, "test": Domain.TEST_GAME, "predict": Domain.PREDICT_GAME}
+"""Domains of the seeds of whole games, so that no two stages play the same games."""
 
 
 ESTIMATE_EVERY = 4
@@ -262,7 +259,8 @@ class ReplayDataModule(pl.LightningDataModule):
 
     def fisher_samples(self, count: int) -> Transition:
         """Draw `count` transitions of the current task for its Fisher information, as a function of the update."""
-        rng = np.random.default_rng([self.seed, self.stream.rank, FISHER, self.stream.updates])
+        seed = seed_sequence(Domain.FISHER_TRANSITIONS, self.seed, self.stream.rank, self.stream.updates)
+        rng = np.random.default_rng(seed)
         return self.stream.replay.sample(count, rng)
 
     @property
@@ -302,7 +300,7 @@ class ReplayDataModule(pl.LightningDataModule):
         """
         count = count or self.evaluation.games
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        seeds = [episode_seed(self.seed, STAGES[stage], task, game) for game in range(count)][rank::world_size]
+        seeds = [derived_seed(STAGES[stage], self.seed, task, game) for game in range(count)][rank::world_size]
         every = 1 if stage == "predict" else ESTIMATE_EVERY
         return Games(
             self.curriculum.settings[task],

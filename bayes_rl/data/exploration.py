@@ -9,10 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayes_rl.errors import check
-
-EXPLORE, DRAW = 0x45, 0x44
-"""Numbers in the keys of the generators of this file, which separate them from generators of other purposes."""
-
+from bayes_rl.utils.seeds import Domain, derived_seed, seed_sequence
 
 BLOCK = 64
 """Steps whose random numbers are drawn at once, because making a generator takes longer than drawing from it."""
@@ -62,14 +59,14 @@ class ExplorationNoise:
     """
 
     def __init__(self, seed: int, rank: int, num_envs: int, num_actions: int) -> None:
-        self._key, self._shape, self._num_actions = [seed, rank, EXPLORE], (BLOCK, num_envs), num_actions
+        self._key, self._shape, self._num_actions = (seed, rank), (BLOCK, num_envs), num_actions
         self._block = -1
 
     def __call__(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return random actions for `step` and uniform numbers in [0, 1), to be compared with epsilon, `[E]` each."""
         block, row = divmod(step, BLOCK)
         if block != self._block:
-            rng = np.random.default_rng([*self._key, block])
+            rng = np.random.default_rng(seed_sequence(Domain.EXPLORATION, *self._key, block))
             self._actions, self._uniform = rng.integers(0, self._num_actions, self._shape), rng.random(self._shape)
             self._block = block
         return self._actions[row], self._uniform[row]
@@ -78,4 +75,4 @@ class ExplorationNoise:
 @lru_cache(maxsize=4096)
 def draw_seed(seed: int, rank: int, env: int, episode: int) -> int:
     """Return the seed, of 31 bits, of the posterior draw for one episode of an environment."""
-    return int(np.random.SeedSequence([seed, rank, DRAW, env, episode]).generate_state(1)[0] >> 1)
+    return derived_seed(Domain.EPISODE_DRAW, seed, rank, env, episode)

@@ -19,16 +19,14 @@ from bayes_rl.envs.monitored import MonitoredEnvs
 from bayes_rl.envs.observation_stack import ObservationStack
 from bayes_rl.errors import ConfigError
 from bayes_rl.types import Batch, DrawPolicy, Policy
-
-SAMPLE = 0x53
-"""Number in the keys of the generators of minibatches, which separates them from generators of other purposes."""
-
+from bayes_rl.utils.seeds import Domain, seed_sequence
+from bayes_rl.utils.version_0_1 import with_episode_seeds
 
 COUNTERS = ("vector_steps", "task_began", "updates", "finished_episodes")
 """Attributes of a stream that its state holds as numbers, beside `steps_after_prefill`."""
 
 
-ARRAYS = ("episodes", "lives", "episode_return", "seeded_episode", "restarting")
+ARRAYS = ("episodes", "lives", "episode_return", "episode_seeds", "restarting")
 """Attributes of a stream that its state holds as tensors, `[E]` each."""
 
 
@@ -40,7 +38,7 @@ class ReplayStream(IterableDataset[Batch]):
 
     Environments step while the learner works: the stream sends actions before it yields minibatches, and receives the
     results after them. Between the two, the step is pending. The order is fixed, so that a run is a function of its
-    seed. All random numbers come from generators keyed by (seed, rank, purpose, counter), so that there is no generator
+    seed. All random numbers come from generators keyed by (purpose, seed, rank, counter), so that there is no generator
     state to save. A resumed run continues from `state_dict`.
 
     Args:
@@ -111,7 +109,7 @@ class ReplayStream(IterableDataset[Batch]):
         self.stack = ObservationStack(count, replay.frame_stack, envs.screen_shape, envs.screen_dtype)
         self.lives = np.zeros(count, np.int64)
         self.histories = [ActionHistory() for _ in range(count)]
-        self.seeded_episode = np.zeros(count, np.int64)  # number of the episode that the last seeded reset started
+        self.episode_seeds = np.zeros(count, np.int64)  # of the last seeded resets
         self.restarting = np.zeros(count, bool)  # environments that start an episode instead of the next step
         self.episode_return = np.zeros(count)
         self.recent_returns: deque[float] = deque(maxlen=100)
@@ -161,7 +159,7 @@ class ReplayStream(IterableDataset[Batch]):
             while self.updates >= int(self.steps_after_prefill * self.envs.num_envs * self.updates_per_step):
                 self.steps_after_prefill += 1
                 self.step_environments()
-            rng = np.random.default_rng([self.seed, self.rank, SAMPLE, self.updates])
+            rng = np.random.default_rng(seed_sequence(Domain.MINIBATCH, self.seed, self.rank, self.updates))
             self.updates += 1
             task, replay = self.task, self.replay
             if self.finished and (index := int(rng.integers(len(self.finished) + 1))) < len(self.finished):
@@ -268,17 +266,12 @@ class ReplayStream(IterableDataset[Batch]):
         if needs_seed.any():
             self._reset(needs_seed)
 
-    def _seeds(self) -> NDArray[np.int64]:
-        """Return the seed of every environment's last seeded reset, `[E]`."""
-        episodes = enumerate(self.seeded_episode.tolist())
-        return np.array([episode_seed(self.seed, self.rank, env, episode) for env, episode in episodes], np.int64)
-
     def _reset(self, mask: NDArray[np.bool_]) -> None:
         """Start episodes, each by its seed, where `mask` is set."""
-        self.seeded_episode[mask] = self.episodes[mask] + 1
-        for env in np.flatnonzero(mask):
+        for env in np.flatnonzero(mask).tolist():
+            self.episode_seeds[env] = episode_seed(self.seed, self.rank, env, int(self.episodes[env]) + 1)
             self.histories[env] = ActionHistory()
-        screens, lives = self.envs.reset(self._seeds()[mask], mask)
+        screens, lives = self.envs.reset(self.episode_seeds[mask], mask)
         self.lives = np.where(mask, lives, self.lives)
         self._record_starts(mask, screens)
         self._screens = self.stack.array[:, -1].copy()
@@ -320,6 +313,7 @@ class ReplayStream(IterableDataset[Batch]):
         Raises:
             ConfigError: the replay is missing, or the environments show other screens than at the checkpoint.
         """
+        state = with_episode_seeds(state, self.seed, self.rank)
         for key in COUNTERS:
             setattr(self, key, state[key])
         self.steps_after_prefill = state["learning_steps"]
@@ -347,7 +341,7 @@ class ReplayStream(IterableDataset[Batch]):
             if state["in_flight"]:
                 pairs = zip(self.restarting.tolist(), self.histories, strict=True)
                 pending_actions = [0 if restarting else history.actions.pop() for restarting, history in pairs]
-            screens = self.envs.restore(self._seeds(), self.histories)
+            screens = self.envs.restore(self.episode_seeds, self.histories)
             if not np.array_equal(screens, self.stack.array[:, -1]):
                 problem = (
                     f"the environments {self.envs.name} could not be rebuilt from their seeds and actions; perhaps a "

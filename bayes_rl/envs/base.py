@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayes_rl.errors import ConfigError, check
+from bayes_rl.utils.seeds import Domain, derived_seed
 
 BoolArray = NDArray[np.bool_]
 
@@ -291,5 +292,5 @@ class VectorEnvs(ABC):
 
 
 def episode_seed(seed: int, rank: int, env: int, episode: int) -> int:
-    """Return the seed of an episode: a 31-bit hash of (run seed, rank, environment index, episode number)."""
-    return int(np.random.SeedSequence([seed, rank, env, episode]).generate_state(1)[0] >> 1)
+    """Return the seed of an episode of training: a 31-bit hash of (run seed, rank, environment index, episode number)."""
+    return derived_seed(Domain.EPISODE, seed, rank, env, episode)

@@ -29,11 +29,13 @@ class PolicyUncertainty(Metric):
         self.add_state("totals", torch.zeros(3), dist_reduce_fx="sum")
         self.add_state("states", torch.zeros(()), dist_reduce_fx="sum")
 
-    def update(self, q_draws: Tensor) -> None:
+    def update(self, q_draws: Tensor, correction: int = 1) -> None:
         """Add M states.
 
         Args:
             q_draws: Q(s, .) by D >= 2 draws of the weights, `[D, M, A]`.
+            correction: 1 if the draws are a random sample, whose variance divides by D - 1; 0 if they are all there
+                are.
 
         Raises:
             ValueError: if the shape is not `[D, M, A]` with D >= 2 and A >= 1. One draw has no standard deviation.
@@ -48,7 +50,8 @@ class PolicyUncertainty(Metric):
         at_greedy = q_draws.gather(2, greedy.expand(len(q_draws), -1).unsqueeze(2)).squeeze(2)
         # `argmax` on both sides, which takes the first of equal values: ties are no disagreement.
         disagree = (q_draws.argmax(2) != greedy).float().mean(0)
-        self.totals += torch.stack([at_greedy.std(0).sum(), disagree.sum(), (best[:, 0] - best[:, -1]).sum()])
+        std = at_greedy.std(0, correction=correction)
+        self.totals += torch.stack([std.sum(), disagree.sum(), (best[:, 0] - best[:, -1]).sum()])
         self.states += q_draws.shape[1]
 
     def compute(self) -> dict[str, Tensor]:

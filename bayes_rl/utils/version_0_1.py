@@ -1,9 +1,12 @@
-"""Options of version 0.1.0 and their present names, for checkpoints and configurations of that version."""
+"""Options and seeds of version 0.1.0, for checkpoints and configurations of that version."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
+import torch
 
 from bayes_rl.utils.settings import GROUPS
 
@@ -95,3 +98,18 @@ def present_name(option: str) -> str | None:
     section, _, key = option.partition(".")
     new = RENAMED.get(section, {}).get(key)
     return None if new is None else f"{section}.{new}"
+
+
+def with_episode_seeds(state: dict[str, Any], seed: int, rank: int) -> dict[str, Any]:
+    """Return the state of a stream with its episodes' seeds, which version 0.1.0 did not save.
+
+    Args:
+        state: of a stream, of any version.
+        seed: of the run.
+        rank: of the process.
+    """
+    if "episode_seeds" in state:
+        return state
+    names = [[seed, rank, env, episode] for env, episode in enumerate(state["seeded_episode"].tolist())]
+    seeds = [int(np.random.SeedSequence(name).generate_state(1)[0] >> 1) for name in names]
+    return {**state, "episode_seeds": torch.tensor(seeds, dtype=torch.int64)}

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from bayes_rl.agent.behaviour import VALUE_DRAWS, Behaviour
+from bayes_rl.agent.behaviour import VALUE_DRAWS, Behaviour, critic_of_draw
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.bayes.draws import draws_by_seed
 from bayes_rl.bayes.kl import bayesian_layers
@@ -23,6 +23,7 @@ from bayes_rl.evaluation.games import Game, GameLoader, Games
 from bayes_rl.metrics.calibration import LEVELS, ReturnFit, fit_returns
 from bayes_rl.networks.layer_factory import OneHotLinear
 from bayes_rl.types import Batch, Transition
+from bayes_rl.utils.seeds import Domain, derived_seed
 from tests.helpers import agents
 from tests.helpers.agents import ACTIONS, FEATURES, make_constant
 from tests.helpers.options import merged
@@ -139,20 +140,29 @@ class DrawnNetwork:
         return q_values, self.twin.likelihood.std(output.raw)
 
 
-def drawn_by_seed(module: VariationalActorCritic, seed: int) -> DrawnNetwork:
+def drawn_by_seed(module: VariationalActorCritic, seed: int, index: Tensor | None = None) -> DrawnNetwork:
     shapes = {name: tuple(layer.weight_log_var.shape) for name, layer in bayesian_layers(module.twin).items()}
     draws = draws_by_seed(module.twin.posterior, shapes, [seed])
-    return DrawnNetwork(module, draws.index[0], {name: noise[0] for name, noise in (draws.noise or {}).items()})
+    noise = {name: values[0] for name, values in (draws.noise or {}).items()}
+    return DrawnNetwork(module, draws.index[0] if index is None else index, noise)
 
 
 def valuing_networks(module: VariationalActorCritic) -> list[DrawnNetwork]:
-    """Return the networks of a value estimate: members by their means, draws of seeds 0 to 15, or the network."""
+    """Return the networks of a value estimate: all members equally often, 16 draws, or the network itself."""
     layers = module.twin.settings.layers
     if layers.bayesian == "none":
         return [DrawnNetwork(module, torch.zeros(0), {})]
+    seeds = [derived_seed(Domain.VALUE_DRAW, number) for number in range(18)]
     if layers.settings.family == "members":
-        return [DrawnNetwork(module, row, {}) for row in torch.eye(layers.settings.size)]
-    return [drawn_by_seed(module, seed) for seed in range(VALUE_DRAWS)]
+        members = list(torch.eye(layers.settings.size)) * 6
+        return [drawn_by_seed(module, seed, index) for seed, index in zip(seeds, members, strict=True)]
+    return [drawn_by_seed(module, seed) for seed in seeds[:VALUE_DRAWS]]
+
+
+def correction_of(module: VariationalActorCritic) -> int:
+    """Return 0 where the draws of an estimate are all that there are, 1 where they are a sample."""
+    layers = module.twin.settings.layers
+    return 0 if layers.bayesian != "none" and layers.settings.family == "members" else 1
 
 
 MINATAR = {"network": {"encoder": "minatar", "hidden_dim": 5}, "observation_shape": (2, 8, 8), "pixel_scale": 1.0}
@@ -181,12 +191,12 @@ def observations_of(module: VariationalActorCritic, count: int) -> Tensor:
 
 @pytest.mark.parametrize("settings", DRAWN.values(), ids=DRAWN)
 def test_actions_by_draw_equal_a_loop_over_networks_with_drawn_weights(settings: dict[str, Any]) -> None:
-    """Greedy for the mean of both critics of each environment's own draw."""
+    """Greedy for one critic by each environment's own draw."""
     module = make_module(settings)
     seeds = [5, 5, 9, 2**31 - 1, 0, *range(100, 125)]
     observations = observations_of(module, len(seeds))
     expected = [
-        drawn_by_seed(module, seed)(observation[None])[0].mean(0)[0].argmax().item()
+        drawn_by_seed(module, seed)(observation[None])[0][critic_of_draw(seed)][0].argmax().item()
         for seed, observation in zip(seeds, observations, strict=True)
     ]
     actions = module.act_by_draw(observations, seeds)
@@ -227,6 +237,37 @@ def test_a_draw_stays_until_its_seed_changes_and_no_other_is_touched(family: str
     assert (table(seeds) == 0).all()
 
 
+@pytest.mark.parametrize("settings", [s for name, s in DRAWN.items() if "images" not in name])
+def test_the_variance_of_a_draw_s_values_is_the_variance_that_is_reported(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both by 3000 draws, within 5 standard errors of their difference. The critics disagree about one action."""
+    draws = 3000
+    monkeypatch.setattr("bayes_rl.agent.behaviour.VALUE_DRAWS", draws)
+    module = make_module(settings)
+    with torch.no_grad():
+        module.twin.critics[1].bias[..., 0] += 1.0
+    states = observations_of(module, 2)
+    by_draw = [module.behaviour.values_by_draw(s.expand(draws, *s.shape), list(range(draws)), 0) for s in states]
+    thompson = torch.stack(by_draw, 1)  # `[draws, states, A]`
+    estimate = module.estimate_values(states)
+    deviation = (thompson - thompson.mean(0)).square()
+    variance, error = deviation.mean(0), deviation.std(0) / draws**0.5
+    assert (variance > 0.02).all()
+    # The draws behind the report are a sample of their own, with as large an error.
+    assert ((variance - estimate.q_std.square()).abs() < 5 * 2**0.5 * error).all()
+    assert ((thompson.mean(0) - estimate.q_mean).abs() < 5 * (2 * variance / draws).sqrt()).all()
+
+
+def test_both_critics_get_their_turn_and_an_episode_keeps_its_own() -> None:
+    chosen = torch.tensor([critic_of_draw(seed) for seed in range(4000)])
+    assert abs(chosen.float().mean() - 0.5) < 4 * 0.5 / 4000**0.5
+    module, states = make_module({"posterior": {"init_log_var": -11.0}}), torch.randn(20, FEATURES)
+    make_constant(module.twin, LOGITS, torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]))
+    for seed in (3, 4, 5, 6):
+        assert set(module.act_by_draw(states, [seed] * 20).tolist()) == {2 * critic_of_draw(seed)}
+
+
 # ------------------------------------------------------------------ value estimates
 @pytest.mark.parametrize("settings", [*DRAWN.values(), FAMILIES["none"]], ids=[*DRAWN, "none"])
 def test_value_estimates_equal_those_of_explicit_draws(settings: dict[str, Any]) -> None:
@@ -237,7 +278,7 @@ def test_value_estimates_equal_those_of_explicit_draws(settings: dict[str, Any])
     estimate = module.estimate_values(observations)
     assert all(part.device.type == "cpu" and part.dtype == torch.float32 for part in estimate)
     torch.testing.assert_close(estimate.q_mean, q.mean(0), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(estimate.q_std, q.std(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(estimate.q_std, q.std(0, correction=correction_of(module)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(estimate.noise_std, noise.mean(0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(estimate.value, q.mean(0).max(-1).values, rtol=1e-4, atol=1e-5)
     for row in range(6):  # whatever the others
@@ -316,6 +357,7 @@ class Residuals:
     realised: Tensor
     game: Tensor
     q_draws: Tensor  # of all states that were asked about, `[D, M, A]`
+    correction: int
     bias: float = 0.0
     scale: float = 1.0
 
@@ -341,9 +383,10 @@ class Residuals:
             for t in due:
                 q, noise = ask(stacks[t][None])
                 q, noise = q[:, 0, actions[t]], noise[0, actions[t]]
-                rows.append([q.mean(), q.std(), noise, came[t], number])
+                rows.append([q.mean(), q.std(correction=correction_of(module)), noise, came[t], number])
             states += [stacks[t] for t in due] + ([] if episode.terminated else [stacks[-1]])
-        return cls(*torch.tensor(rows, dtype=torch.float64).T, ask(torch.stack(states))[0].double())
+        columns = torch.tensor(rows, dtype=torch.float64).T
+        return cls(*columns, ask(torch.stack(states))[0].double(), correction_of(module))
 
     def fitted_by(self, fit: Tensor) -> Residuals:
         bias, noise, scale = fit.tolist()
@@ -382,7 +425,7 @@ class Residuals:
             ),
             "epistemic_std_mean": float((weight * self.epistemic).sum()),
             "interval_width_90": float((weight * 2 * 1.6448536 * std).sum()),
-            "epistemic_std": float(at_star.std(0).mean()),
+            "epistemic_std": float(at_star.std(0, correction=self.correction).mean()),
             "greedy_disagreement": float((self.q_draws.argmax(-1) != star).double().mean()),
             "q_gap": float((best - second).mean()),
         }

@@ -189,7 +189,7 @@ def test_environments_restart_by_themselves_until_a_seed_is_due() -> None:
         # A seed follows the first end after 12 steps; an episode has at most 7.
         assert steps / (12 + 7 + 12) <= len(envs.seeds[e]) <= steps / 12 + 1
         seeded = max(envs.seeds[e])
-        assert seeded == stream.seeded_episode[e]
+        assert envs.seeds[e][seeded] == stream.episode_seeds[e]
         played = [envs.lengths[(e + j) % 4] for j in range(seeded, stream.episodes[e])]
         assert history.resets == np.cumsum(played).tolist()
         assert len(history.actions) == sum(played) + (

@@ -16,6 +16,7 @@ from bayes_rl.bayes.parameters import PosteriorParameters, join
 from bayes_rl.bayes.priors import PRIORS, Prior, WeightwiseGaussianPrior
 from bayes_rl.errors import ConfigError, check
 from bayes_rl.utils.registry import Registry
+from bayes_rl.utils.seeds import Domain, derived_seed
 
 if TYPE_CHECKING:
     from bayes_rl.bayes.layers import BayesLayer
@@ -69,6 +70,7 @@ class PosteriorFamily(ABC):
         extra_parameters: names of a layer's parameters that `weights` or `kl_terms` need besides mean, bias and
             log-variance, each `[..., *shape]`.
         priors: values of `model.posterior.prior` for which `kl_terms` has a closed form.
+        value_draws_are_complete: whether `value_draws` holds every index equally often instead of a random sample.
         anchoring_obstacle: end of an error message that begins with the name of the method and says why EWC cannot
             protect the family; empty if EWC can.
         cuda_graph_obstacle: why an update cannot be recorded as a CUDA graph; empty if it can.
@@ -78,6 +80,7 @@ class PosteriorFamily(ABC):
     mean_parameters: tuple[str, ...] = ("weight_mu", "bias")
     extra_parameters: tuple[str, ...] = ()
     priors: tuple[str, ...] = ("gaussian", "log_uniform")
+    value_draws_are_complete: bool = False
     anchoring_obstacle: str = ""
     cuda_graph_obstacle: str = ""
 
@@ -170,9 +173,11 @@ class PosteriorFamily(ABC):
 
         Args:
             shapes: key to weight shape of every Bayesian layer. Without Bayesian layers the result is one draw.
-            count: number of draws, named by the seeds 0, 1, ... A family with finitely many indices may ignore it.
+            count: number of draws, always the same. A family with finitely many indices may return a few more.
         """
-        return draws_by_seed(self, shapes, list(range(count))) if shapes else Draws(torch.zeros(1, 0), {})
+        if not shapes:
+            return Draws(torch.zeros(1, 0), {})
+        return draws_by_seed(self, shapes, [derived_seed(Domain.VALUE_DRAW, number) for number in range(count)])
 
     def mean_draws(self, device: torch.device) -> Draws | None:
         """Return the draws over which a network averages its outputs in mode `mean`, or None.

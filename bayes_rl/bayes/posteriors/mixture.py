@@ -27,6 +27,7 @@ class Mixture(PosteriorFamily):
     mixture, which is smaller where members overlap.
     """
 
+    value_draws_are_complete = True
     anchoring_obstacle = "protects one network, not the members of a mixture"
 
     def __init__(self, settings: PosteriorSettings, sequential: bool = False) -> None:
@@ -48,8 +49,10 @@ class Mixture(PosteriorFamily):
         return replace(self.mean_draws(device), noise=None)
 
     def value_draws(self, shapes: Mapping[str, tuple[int, ...]], count: int) -> Draws:
-        """Return every member once, at its mean weights."""
-        return self.mean_draws(torch.device("cpu")) if shapes else super().value_draws(shapes, count)
+        """Return every member equally often, at least `count` draws in all, each with a diagonal part of its own."""
+        repetitions = -(-count // self.index_size)
+        draws = super().value_draws(shapes, repetitions * self.index_size)
+        return replace(draws, index=torch.eye(self.index_size).repeat(repetitions, 1)) if shapes else draws
 
     def mean_draws(self, device: torch.device) -> Draws:
         """Return every member once, at its mean weights: the mean of networks is not the network of mean weights."""
