@@ -77,7 +77,8 @@ def negative_elbo(nll: Tensor, kl: Tensor, num_data: int, temperature: float) ->
     """Return the negative ELBO per datum: mean nll + (temperature / num_data) KL(q || p), in nats.
 
     `nll` is a mean over the batch, `kl` a sum over all weights; with `temperature` 1 and `num_data` = N this is
-    -ELBO / N exactly (Blundell et al. 2015, arXiv:1505.05424, written per datum).
+    -ELBO / N exactly (Blundell et al. 2015, arXiv:1505.05424, written per datum), that of the regression on the present
+    TD targets, which move with the networks.
     """
     return nll + (temperature / num_data) * kl
 

@@ -17,7 +17,8 @@ class ObjectiveSettings:
     """Settings of the loss of an update.
 
     Args:
-        kl_temperature: T of the ELBO, weight of KL / N, >= 0; 1 is the true ELBO, 0 plain maximum likelihood.
+        kl_temperature: T, weight of KL / N, >= 0; 1 is the ELBO of the regression on the present TD targets, 0 plain
+            maximum likelihood. With a fixed noise only T x noise_std^2 counts.
         bootstrap: action whose value is the value of the next state: the `actor`'s policy, or the `greedy` action.
         target: networks that give the TD targets: the `other` pair (the original), or a moving average of both (`ema`).
         tau: weight of the newest parameters in the moving average, per update, in (0, 1].

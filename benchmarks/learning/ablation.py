@@ -2,7 +2,7 @@
 
     python -m benchmarks ablation [--games Breakout SpaceInvaders] [--seeds 1 2 3] [--jobs 2]
 
-Arms: `plain` has no Bayesian layer; `elbo` has Bayesian heads and the true ELBO (KL / N); `unscaled` has the same heads
+Arms: `plain` has no Bayesian layer; `elbo` has Bayesian heads and KL / N, the ELBO of the regression on TD targets; `unscaled` has the same heads
 and adds the whole KL to the mean loss of a minibatch, as the original system does. All other settings are those of
 `configs/minatar.yaml`. Each run trains for `--epochs` epochs, is evaluated on test games after the last one, and leaves
 a file in `docs/results/ablation/`. Runs whose file exists are not repeated. The table of all files has the mean over
