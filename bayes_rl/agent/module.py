@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -29,7 +30,7 @@ from bayes_rl.agent.training_metrics import training_values
 from bayes_rl.agent.update_guard import UpdateGuard
 from bayes_rl.bayes.likelihoods import LikelihoodSettings, make_likelihood
 from bayes_rl.bayes.settings import PosteriorSettings
-from bayes_rl.continual.base import TaskSamples, make_consolidation
+from bayes_rl.continual.base import ConsolidationMethod, TaskSamples, make_consolidation
 from bayes_rl.continual.settings import ConsolidationSettings
 from bayes_rl.evaluation.game_metrics import GameMetrics
 from bayes_rl.evaluation.games import Game, Games
@@ -150,7 +151,8 @@ class VariationalActorCritic(LowOverheadModule):
         self.guard = UpdateGuard()
         self.behaviour = Behaviour(self.twin, self._forward_context)
         self.frames = self.task = 0
-        self._trained: set[tuple[int, int]] = set()  # (pair, task) with a loss since the last optimizer step
+        # (pair, task) to the number of minibatches in its loss since the last optimizer step.
+        self._trained: Counter[tuple[int, int]] = Counter()
         self._random_state: dict[str, Tensor] | None = None  # of a checkpoint, until training begins
 
     # ------------------------------------------------------------------ beginning
@@ -239,12 +241,42 @@ class VariationalActorCritic(LowOverheadModule):
         """
         for parameter in self.twin.parameters_without_loss(self._trained):
             parameter.grad = None
-        self._trained.clear()
         if self.consolidator is not None:
-            self.consolidator.add_gradients(self.twin)
+            self._add_penalty_gradients(self.consolidator)
+        self._trained.clear()
         has_loss_scaler = str(self.trainer.precision) == "16-mixed"  # a loss scaler skips updates by itself
         # The penalty is computed only for the message of an error.
         self.guard.check(optimizer, self.twin, has_loss_scaler, lambda: {"ewc_penalty": self._penalty()})
+
+    def _add_penalty_gradients(self, consolidator: ConsolidationMethod) -> None:
+        """Add the gradient of the EWC penalty, with as much weight as this update gives to the loss.
+
+        With `update_pairs random` the loss of an update is half of the objective in expectation: each minibatch trains
+        one of the two pairs, and a shared trunk at half of its weight.
+        """
+        weighted = []
+        if self.objective.update_pairs == "random":
+            counts = [sum(n for (pair, _), n in self._trained.items() if pair == number) for number in range(2)]
+            weighted = [
+                (weight, gradients)
+                for weight, group in zip((0.5, *(n / sum(counts) for n in counts)), self._loss_groups, strict=True)
+                if weight and (gradients := [p.grad for p in group if p.grad is not None])
+            ]
+        for weight, gradients in weighted:
+            torch._foreach_div_(gradients, weight)
+        consolidator.add_gradients(self.twin)
+        for weight, gradients in weighted:
+            torch._foreach_mul_(gradients, weight)
+
+    @functools.cached_property
+    def _loss_groups(self) -> list[list[nn.Parameter]]:
+        """Parameters of a shared trunk, those of pair 0 alone and those of pair 1 alone."""
+        trunk = self.twin.trunks[0] if self.twin.shared_trunk else nn.ModuleList()
+        common = {id(p) for p in trunk.parameters()}
+        tasks = range(len(self.scores))
+        pairs = [[p for task in tasks for p in self.twin.networks([pair], task).parameters()] for pair in range(2)]
+        alone = [list({id(p): p for p in parameters if id(p) not in common}.values()) for parameters in pairs]
+        return [list(trunk.parameters()), *alone]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Run one update: forward, backward and step; then consolidation, if due; then the moving average.
@@ -274,11 +306,14 @@ class VariationalActorCritic(LowOverheadModule):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or (self.global_step + 1) % every:
             return
-        parts = {**parts, "ewc_penalty": self._penalty()}  # the key of every method's penalty
+        penalty = self._penalty()
+        # The loss of one pair, drawn at random, is half of the objective in expectation, and so is its penalty.
+        share = 0.5 if self.objective.update_pairs == "random" else 1.0
+        parts = {**parts, "ewc_penalty": share * penalty}  # the key of every method's penalty
         temperature = self.objective.kl_temperature
         values = training_values(self.twin, batch, terms.output, terms.targets, temperature, parts)
         values["train/skipped_updates"] = float(self.guard.skipped)
-        self.log_dict(values | self._frozen_share(parts["ewc_penalty"], terms.nll))
+        self.log_dict(values | self._frozen_share(penalty, terms.nll / share))
         self.log("step", float(batch.frames))
 
     @torch.no_grad()

@@ -34,7 +34,8 @@ class ObjectiveTerms(NamedTuple):
 
     Attributes:
         nll: -log likelihood of the targets in nats, summed over the trained pairs, mean over draws and batch; a scalar.
-        kl: KL(q || prior) in nats, summed over all Bayesian weights of the trained pairs; a scalar.
+        kl: KL(q || prior) in nats, summed over all Bayesian weights; of one trained pair its part, to which half of a
+            shared trunk belongs; a scalar.
         actor_loss: loss of the actors, summed over the trained pairs; a scalar.
         targets: TD targets of both pairs `[2, (D,) B]` in units of the training reward, without gradient.
         output: logits and Q-values of the twin for the observations, by sampled weights, without gradient and without

@@ -6,7 +6,7 @@ A pair is one actor and one critic. A network consists of a trunk, which is an e
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_rl.bayes.draws import Draws, WeightMode
-from bayes_rl.bayes.kl import bayesian_layers, joint_kl
+from bayes_rl.bayes.kl import CountedLayers, bayesian_layers, half_of_joint_kl, joint_kl
 from bayes_rl.bayes.layers import BayesLayer, EvaluatedLayers, joint_parameters
 from bayes_rl.bayes.likelihoods import Likelihood
 from bayes_rl.bayes.ops import joined_linear
@@ -164,7 +164,10 @@ class TwinActorCritic(nn.Module):
         return self._parameters_without_loss[key]
 
     def kl_divergence(self, pairs: Sequence[int] = (0, 1), output: TwinOutput | None = None, task: int = 0) -> Tensor:
-        """Return KL(q || prior) of the given pairs' Bayesian layers, in nats.
+        """Return KL(q || prior) of the Bayesian layers of both pairs, or the part of one pair in it, in nats.
+
+        The parts of pair 0 and of pair 1 add up to the divergence of both: half of the divergence of a shared trunk
+        belongs to each pair. In expectation, updates of one random pair then count every layer as often.
 
         Args:
             pairs: numbers of the pairs: 0, 1 or both.
@@ -173,14 +176,26 @@ class TwinActorCritic(nn.Module):
             task: number of the task whose heads are counted.
         """
         layers = self._bayesian_layers(pairs, task)
+        device = self.device if output is None else output.raw.device
+        if not layers:
+            return torch.zeros((), device=device)
+        if len(pairs) == 2:
+            return joint_kl(*self._counted(layers, output))
+        of_other = self._bayesian_layers((1 - pairs[0],), task)
+        trained = {key: layer for key, layer in layers.items() if key not in of_other}
+        common = {key: layer for key, layer in layers.items() if key in of_other}
+        other = {key: layer for key, layer in of_other.items() if key not in layers}
+        return half_of_joint_kl(*(self._counted(group, output) for group in (trained, common, other)))
+
+    def _counted(self, layers: Mapping[str, BayesLayer], output: TwinOutput | None) -> CountedLayers:
+        """Return the layers that are to be read, and those that a forward pass has evaluated already."""
         parts = output.evaluated if output else ()
         # The heads of both pairs may be one part, which cannot be used if one pair is counted alone.
         usable = {part.layers[0].key: part for part in parts if all(layer.key in layers for layer in part.layers)}
         evaluated = [usable[key] for key in layers if key in usable]
         covered = {layer.key for part in evaluated for layer in part.layers}
         remaining = [layer for key, layer in layers.items() if key not in covered]
-        device = self.device if output is None else output.raw.device
-        return joint_kl(remaining, evaluated) if layers else torch.zeros((), device=device)
+        return remaining, evaluated
 
     def _bayesian_layers(self, pairs: Sequence[int], task: int) -> dict[str, BayesLayer]:
         """Return the Bayesian layers of the given pairs by key."""

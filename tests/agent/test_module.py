@@ -32,6 +32,7 @@ from tests.helpers.agents import (
     Stream,
     equal,
     fit,
+    gradients,
     make_batch,
     make_module,
     make_trainer,
@@ -355,3 +356,45 @@ def test_values_are_carried_back_through_a_chain(target: str, actor_loss: str, s
 def test_an_unknown_field_of_a_group_is_named_with_its_group(group: str) -> None:
     with pytest.raises(ConfigError, match=rf"^--model\.{group}\.unknown: 1 is no option"):
         VariationalActorCritic(**{group: {"unknown": 1}})
+
+
+# ------------------------------------------------------------------ one pair at random
+@pytest.mark.parametrize("shared_trunk", [True, False])
+@pytest.mark.parametrize("accumulated", [1, 4])
+def test_the_penalty_counts_as_the_loss_does_where_one_pair_learns(accumulated: int, shared_trunk: bool) -> None:
+    """Half of its gradient for a shared trunk, else as many parts as the pair has minibatches of the update."""
+    rarely = {"consolidation": {"consolidate_every": 10**6}, "network": {"shared_trunk": shared_trunk}}
+    module = make_module(EWC, rarely, {"objective": {"update_pairs": "random", "kl_temperature": 0.0}})
+    assert module.consolidator is not None
+    named = dict(module.twin.named_parameters())
+    anchors = {name: p.detach() + torch.randn(p.shape) for name, p in named.items()}
+    fisher = {name: 1e6 * torch.rand(p.shape) for name, p in named.items()}  # outweighs the loss
+    module.consolidator.ewc.consolidate(anchors, fisher)
+    module.zero_grad()
+    module.consolidator.penalty(module.twin).backward()
+    whole = gradients(module.twin)
+    start = {name: p.detach().clone() for name, p in named.items()}
+    found: list[dict[str, Tensor]] = []
+    module.guard.check = lambda *_, **__: found.append(gradients(module.twin))  # type: ignore[method-assign]
+    counts: list[tuple[int, int]] = []
+    original = module.on_before_optimizer_step
+
+    def count(optimizer: torch.optim.Optimizer) -> None:
+        counts.append((module._trained[0, 0], module._trained[1, 0]))
+        with torch.no_grad():
+            for name, p in named.items():
+                p.copy_(start[name])
+        original(optimizer)
+
+    module.on_before_optimizer_step = count  # type: ignore[method-assign]
+    fit(module, [make_batch() for _ in range(8 * accumulated)], accumulate_grad_batches=accumulated)
+    assert len(found) == 8
+    assert {pair for pairs in counts for pair in range(2) if pairs[pair]} == {0, 1}
+    trunks = {0: 0, 1: 1, 2: 0, 3: 1}
+    for pairs, now in zip(counts, found, strict=True):
+        assert sum(pairs) == accumulated
+        for name, gradient in now.items():
+            kind, number = name.split(".")[:2]
+            pair = trunks[int(number)] if kind == "trunks" else int(number)
+            part = 0.5 if kind == "trunks" and shared_trunk else pairs[pair] / accumulated
+            torch.testing.assert_close(gradient, part * whole[name], rtol=1e-5, atol=50.0, msg=name)

@@ -12,7 +12,7 @@ from torch.distributions import MultivariateNormal, Normal
 from torch.distributions import kl_divergence as distribution_kl
 
 from bayes_rl.agent.module import VariationalActorCritic
-from bayes_rl.agent.objective import critic_nll, td_targets
+from bayes_rl.agent.objective import critic_nll, objective_terms, td_targets, total_loss
 from bayes_rl.bayes.draws import Draws, WeightMode
 from bayes_rl.bayes.kl import kl_divergence
 from bayes_rl.types import Batch, Transition
@@ -509,3 +509,52 @@ def test_histograms_learn_a_fixed_batch(likelihood: str, family: dict[str, Any])
     fit(module, [make_batch(discount=0.0, num_data=10**6)] * 50, note, log_every=1)
     assert nlls[0] > 2 * 2.5  # of two critics; log 21 = 3 in ignorance
     assert nlls[-1] < 0.6 * nlls[0]
+
+
+# ------------------------------------------------------------------ one pair at random
+PAIRS: list[dict[str, Any]] = [
+    {},
+    {"network": {"bayesian": "all"}},
+    {"network": {"bayesian": "trunk"}},
+    {"network": {"bayesian": "none"}},
+    {"network": {"bayesian": "all", "shared_trunk": False}},
+    {
+        "network": {"bayesian": "all"},
+        "objective": {"actor_loss": "dpg", "entropy_weight": 0.2, "target": "other"},
+    },
+    {**MEMBERS, "network": {"bayesian": "all"}, "likelihood": {"family": "learned_gaussian"}},
+    {**LOW_RANK, "network": {"bayesian": "all"}},
+    LOW_RANK,
+    {
+        **LOW_RANK,
+        "network": {"bayesian": "all", "shared_trunk": False},
+        "likelihood": {"family": "hl_gauss", "num_bins": 9},
+    },
+]
+
+
+@pytest.mark.parametrize("settings", PAIRS, ids=title)
+def test_the_loss_of_a_random_pair_is_half_of_the_loss_of_both_in_expectation(settings: dict[str, Any]) -> None:
+    """Value and gradients of every term, by equal noise; a KL that outweighs the rest."""
+    wide = {"posterior": {"init_log_var": -3.0}, "likelihood": {"noise_std": 0.7}}
+    module = make_module(wide, settings, {"objective": {"update_pairs": "random"}})
+    batch = make_batch(num_data=5)
+    weight_mode = module.twin.posterior.training_mode(module.device)
+
+    def terms_and_gradients(pairs: tuple[int, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        module.zero_grad()
+        torch.manual_seed(3)
+        networks = module.twin, module.target_twin
+        terms = objective_terms(*networks, batch.transition, weight_mode, pairs, 0, module.objective)
+        total_loss(terms, batch.num_data, module.objective).backward()
+        return torch.stack([terms.nll, terms.kl, terms.actor_loss]).detach(), gradients(module.twin)
+
+    (values_0, gradients_0), (values_1, gradients_1) = terms_and_gradients((0,)), terms_and_gradients((1,))
+    values, both = terms_and_gradients((0, 1))
+    torch.testing.assert_close(0.5 * (values_0 + values_1), 0.5 * values, rtol=1e-5, atol=1e-6)
+    for name, gradient in both.items():
+        mean = 0.5 * (gradients_0[name] + gradients_1[name])
+        torch.testing.assert_close(mean, 0.5 * gradient, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    assert (values[1] > 1) == (module.hparams.network["bayesian"] != "none")
+    for pair, own in enumerate((gradients_0, gradients_1)):  # nothing of the other pair learns
+        assert not any(g.any() for n, g in own.items() if n.startswith((f"actors.{1 - pair}.", f"critics.{1 - pair}.")))

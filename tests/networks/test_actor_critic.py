@@ -13,7 +13,7 @@ from torch.distributions import kl_divergence as distribution_kl
 
 from bayes_rl import losses
 from bayes_rl.bayes.draws import Draws
-from bayes_rl.bayes.kl import bayesian_layers
+from bayes_rl.bayes.kl import bayesian_layers, kl_divergence
 from bayes_rl.bayes.layers import BayesLayer
 from bayes_rl.bayes.posteriors import POSTERIORS
 from bayes_rl.bayes.settings import PosteriorSettings
@@ -483,18 +483,20 @@ def test_kl_is_that_of_all_weights_jointly_and_follows_them(posterior: str, shar
     target = copy.deepcopy(twin)
 
     def check(network: TwinActorCritic) -> None:
-        for pairs in ((0, 1), [0], (1,)):
-            trunks = ["0"] if shared_trunk else [str(i + j) for i in pairs for j in (0, 2)]
-            names = tuple(f"trunks.{t}." for t in trunks) + tuple(
-                f"{h}.{i}" for i in pairs for h in ("actors", "critics")
-            )
-            layers = {key: m for key, m in bayesian_layers(network).items() if key.startswith(names)}
-            kl, total = network.kl_divergence(pairs), sum(layer.kl_divergence() for layer in layers.values())
-            torch.testing.assert_close(kl.double(), kl_oracle(layers), rtol=1e-4, atol=1e-3)
-            if posterior == "low_rank":
-                assert kl > total + 0.1  # layers tell about each other
-            else:
-                torch.testing.assert_close(kl, total)
+        layers = bayesian_layers(network)
+        kl, total = network.kl_divergence(), sum(layer.kl_divergence() for layer in layers.values())
+        torch.testing.assert_close(kl.double(), kl_oracle(layers), rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(network.kl_divergence([0]) + network.kl_divergence((1,)), kl)
+        if posterior == "low_rank":
+            assert kl > total + 0.1  # layers tell about each other
+            return
+        torch.testing.assert_close(kl, total)
+        for pair in range(2):  # its heads and, of the trunks, its own or half of the shared one
+            own = [f"actors.{pair}", f"critics.{pair}"] + [f"trunks.{pair + j}." for j in (0, 2) if not shared_trunk]
+            part = sum(layer.kl_divergence() for key, layer in layers.items() if key.startswith(tuple(own)))
+            if shared_trunk:
+                part = part + 0.5 * kl_divergence(network.trunks)
+            torch.testing.assert_close(network.kl_divergence([pair]), part)
 
     check(twin)
     before = target.kl_divergence().item()
