@@ -125,9 +125,8 @@ class Behaviour:
             uncertainty.update(q_values, correction)
         noise_std = self._twin.likelihood.std(output.raw).flatten(0, 1).mean(0)
         mean = q_values.mean(0)
-        return ValueEstimate(
-            *(x.cpu() for x in (mean, q_values.std(0, correction=correction), noise_std, mean.amax(-1)))
-        )
+        q_std = q_values.std(0, correction=correction)
+        return ValueEstimate(*(x.cpu() for x in (mean, q_std, noise_std, mean.amax(-1))))
 
     def _draws_for_values(self, device: torch.device) -> Draws:
         if self._value_draws is None:

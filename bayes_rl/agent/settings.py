@@ -25,8 +25,8 @@ class ObjectiveSettings:
         actor_loss: `dpg`, the exact policy gradient, or `cross_entropy` to softmax(Q / policy_temperature).
         policy_temperature: of that softmax, in units of the training reward, > 0.
         entropy_weight: weight of the actors' entropy in their loss, in return units per nat, >= 0.
-        update_pairs: pairs that an update trains: `both`, or one at `random` (the original). The loss of one pair is half
-            of the loss of both in expectation, in all its terms.
+        update_pairs: pairs that an update trains: `both`, or one at `random` (the original). In expectation the loss of
+            one pair is half of the loss of both, in all its terms.
 
     Raises:
         ConfigError: naming the setting that cannot work.

@@ -292,5 +292,5 @@ class VectorEnvs(ABC):
 
 
 def episode_seed(seed: int, rank: int, env: int, episode: int) -> int:
-    """Return the seed of an episode of training: a 31-bit hash of (run seed, rank, environment index, episode number)."""
+    """Return the seed of a training episode, a 31-bit hash of (run seed, rank, environment index, episode number)."""
     return derived_seed(Domain.EPISODE, seed, rank, env, episode)

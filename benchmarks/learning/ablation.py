@@ -2,11 +2,12 @@
 
     python -m benchmarks ablation [--games Breakout SpaceInvaders] [--seeds 1 2 3] [--jobs 2]
 
-Arms: `plain` has no Bayesian layer; `elbo` has Bayesian heads and KL / N, the ELBO of the regression on TD targets; `unscaled` has the same heads
-and adds the whole KL to the mean loss of a minibatch, as the original system does. All other settings are those of
-`configs/minatar.yaml`. Each run trains for `--epochs` epochs, is evaluated on test games after the last one, and leaves
-a file in `docs/results/ablation/`. Runs whose file exists are not repeated. The table of all files has the mean over
-seeds with a 95 % bootstrap interval, and the share of realised returns within the agent's intervals.
+Arms: `plain` has no Bayesian layer; `elbo` has Bayesian heads and KL / N, the ELBO of the regression on TD targets;
+`unscaled` has the same heads and adds the whole KL to the mean loss of a minibatch, as the original system does. All
+other settings are those of `configs/minatar.yaml`. Each run trains for `--epochs` epochs, is evaluated on test games
+after the last one, and leaves a file in `docs/results/ablation/`. Runs whose file exists are not repeated. The table of
+all files has the mean over seeds with a 95 % bootstrap interval, and the share of realised returns within the agent's
+intervals.
 """
 
 from __future__ import annotations
