@@ -24,7 +24,8 @@ class PosteriorSettings:
         prior_precision: 1 / variance of the Gaussian prior, > 0.
         init_log_var: mean of the initial log s^2 (natural logarithm), within +-log_var_limit.
         log_var_limit: log s^2 is clamped to +- this, in (0, 60].
-        init_scale: standard deviation of the initial means, in units of 1 / sqrt(fan-in), > 0.
+        init_scale: standard deviation of the initial means, in units of that of a layer without distributions,
+            1 / sqrt(3 fan-in), > 0.
 
     Raises:
         ConfigError: naming the setting that cannot work.

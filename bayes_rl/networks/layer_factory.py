@@ -165,8 +165,10 @@ class LayerFactory:
             return self.linear(math.prod(shape), out_features)
         check(shape == (1,), "data.frame_stack", shape[0], "must be 1 where observations are single integers")
         if self.bayesian in ("all", "trunk"):
-            scale = replace(self.settings, init_scale=self.settings.init_scale * math.sqrt(self.categories))
-            return self._gained(BayesLinear(self.categories, out_features, scale, self.sequential), out_features)
+            scale = replace(self.settings, init_scale=self.settings.init_scale * math.sqrt(3 * self.categories))
+            layer = BayesLinear(self.categories, out_features, scale, self.sequential)
+            nn.init.zeros_(layer.bias)  # like that of `OneHotLinear`
+            return self._gained(layer, out_features)
         return self._gained(OneHotLinear(self.categories, out_features), out_features)
 
 

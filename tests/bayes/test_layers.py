@@ -131,8 +131,8 @@ class Regression:
         return -nll.sum(-1).mean() - layer.kl_divergence()
 
     def fit(self, layer: BayesLinear) -> float:
-        """Maximise the ELBO, which may never exceed the evidence; its last value."""
-        layer.bias.requires_grad_(False)
+        """Maximise the ELBO, which may never exceed the evidence; its last value. The regression has no bias."""
+        nn.init.zeros_(layer.bias.requires_grad_(False))
         parameters = [p for p in layer.parameters() if p.requires_grad]
         search = "strong_wolfe"
         optimizer = torch.optim.LBFGS(parameters, max_iter=300, tolerance_change=1e-13, line_search_fn=search)
@@ -521,21 +521,25 @@ def test_joint_forward_takes_integers(posterior: str) -> None:
 # ------------------------------------------------------------------ numbers
 @each_posterior
 def test_initial_means_have_the_scale_of_the_fan_in_and_log_variances_are_narrow(posterior: str) -> None:
-    """And so does the part of a draw that depends on the index of `low_rank`."""
+    """And so does the part of a draw that depends on the index of `low_rank`. A scale of 1 is that of `nn.Linear`."""
     layer = BayesLinear(256, 400, PosteriorSettings(posterior, SIZE, init_scale=2.0))
-    expected = [(layer.weight_mu, 0.0, 1 / 8), (layer.weight_log_var, -9.0, 1e-3)]
+    std = 1 / 16 / math.sqrt(3)
+    expected = [(layer.weight_mu, 0.0, 2 * std), (layer.bias, 0.0, std), (layer.weight_log_var, -9.0, 1e-3)]
     if layer.settings.family == "low_rank":
-        expected.append((layer.weight_factor, 0.0, 1 / 8 / math.sqrt(SIZE)))
+        expected.append((layer.weight_factor, 0.0, 2 * std / math.sqrt(SIZE)))
     for tensor, mean, std in expected:
         values, count = tensor.detach().double(), tensor.numel()
         assert abs(values.mean().item() - mean) < SIGMAS * std / math.sqrt(count) + 1e-6  # float32 rounding of -9
         assert abs(values.std().item() - std) < SIGMAS * std / math.sqrt(2 * count) + 1e-6
-    assert torch.equal(layer.bias, torch.zeros(SIZE, 400) if posterior == "members" else torch.zeros(400))
+    plain = nn.Linear(256, 400)
+    for name, ours in (("weight", layer.weight_mu / 2), ("bias", layer.bias)):
+        assert ours.abs().max() <= 1 / 16
+        torch.testing.assert_close(ours.abs().max(), getattr(plain, name).abs().max(), rtol=0.02, atol=0)
 
 
 def test_the_fan_in_of_a_convolution_is_its_patch() -> None:
     layer = BayesConv2d(16, 64, 5, settings=PosteriorSettings(init_scale=1.0))
-    std = 1 / math.sqrt(16 * 25)
+    std = 1 / math.sqrt(3 * 16 * 25)
     assert abs(layer.weight_mu.std().item() / std - 1) < SIGMAS / math.sqrt(2 * layer.weight_mu.numel())
 
 

@@ -15,6 +15,7 @@ from bayes_rl import losses
 from bayes_rl.bayes.draws import Draws
 from bayes_rl.bayes.kl import bayesian_layers, kl_divergence
 from bayes_rl.bayes.layers import BayesLayer
+from bayes_rl.bayes.likelihoods import LikelihoodSettings, make_likelihood
 from bayes_rl.bayes.posteriors import POSTERIORS
 from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.networks.actor_critic import TwinActorCritic, TwinOutput, TwinSettings
@@ -515,6 +516,35 @@ def test_kl_without_bayesian_layers_is_zero_and_with_them_trains_all_of_them() -
     assert {name for name, p in twin.named_parameters() if p.grad is not None} == {
         f"{head}.1.{part}" for head in ("actors", "critics") for part in ("weight_mu", "weight_log_var")
     }
+
+
+# ------------------------------------------------------------------ initial values
+INITIAL = [("nature", (4, 84, 84), 512), ("minatar", (6, 10, 10), 128), ("mlp", (4,), 128)]
+
+
+@pytest.mark.parametrize(("encoder", "shape", "hidden_dim"), INITIAL, ids=[name for name, *_ in INITIAL])
+@pytest.mark.parametrize("kind", ["heads", "all"])
+def test_bayesian_and_plain_networks_start_from_equal_values(
+    encoder: str, shape: tuple[int, ...], hidden_dim: int, kind: str
+) -> None:
+    """Standard deviation of the initial Q and logits over 50 seeds, two networks each, and 50 actions, within 3 %."""
+    if len(shape) == 3:
+        states = torch.randint(0, 256, (4, *shape), dtype=torch.uint8)
+    else:
+        states = torch.randn(4, *shape)
+
+    def spread(bayesian: str) -> Tensor:
+        outputs = []
+        for seed in range(50):
+            torch.manual_seed(seed if bayesian == "none" else 1000 + seed)
+            layers = LayerFactory(PosteriorSettings(), bayesian)
+            settings = TwinSettings(NetworkSettings(encoder, hidden_dim), shape, 50, layers)
+            with torch.no_grad():
+                output = TwinActorCritic(settings, make_likelihood(LikelihoodSettings()))(states)
+            outputs.append(torch.stack([output.q_values, output.action_logits]))
+        return torch.stack(outputs, 1).flatten(1).std(1)
+
+    torch.testing.assert_close(spread(kind), spread("none"), rtol=0.03, atol=0)
 
 
 # ------------------------------------------------------------------ acting policy

@@ -287,6 +287,9 @@ def _requirement_of_vcl() -> str:
 def add_gaussian_parameters(layer: BayesLayer, settings: PosteriorSettings, *components: int) -> float:
     """Create means, log-variances and biases of a layer.
 
+    Means and biases are initialised like weights and biases of `nn.Linear` and `nn.Conv2d`: uniformly within
+    +- 1 / sqrt(fan-in), the means times `init_scale`.
+
     Args:
         layer: layer that gets the parameters.
         settings: settings of the posterior, with the initial values.
@@ -295,11 +298,11 @@ def add_gaussian_parameters(layer: BayesLayer, settings: PosteriorSettings, *com
     Returns:
         Standard deviation of the initial means.
     """
-    shape, scale = layer.shape, settings.init_scale / math.sqrt(math.prod(layer.shape[1:]))
-    layer.weight_mu = nn.Parameter(scale * torch.randn(*components, *shape))
+    shape, bound = layer.shape, 1 / math.sqrt(math.prod(layer.shape[1:]))
+    layer.weight_mu = nn.Parameter(settings.init_scale * torch.empty(*components, *shape).uniform_(-bound, bound))
     layer.weight_log_var = nn.Parameter(settings.init_log_var + 1e-3 * torch.randn(shape))
-    layer.bias = nn.Parameter(torch.zeros(*components, shape[0]))
-    return scale
+    layer.bias = nn.Parameter(torch.empty(*components, shape[0]).uniform_(-bound, bound))
+    return settings.init_scale * bound / math.sqrt(3)
 
 
 def square(x: Tensor) -> Tensor:
