@@ -528,10 +528,7 @@ def test_bayesian_and_plain_networks_start_from_equal_values(
     encoder: str, shape: tuple[int, ...], hidden_dim: int, kind: str
 ) -> None:
     """Standard deviation of the initial Q and logits over 50 seeds, two networks each, and 50 actions, within 3 %."""
-    if len(shape) == 3:
-        states = torch.randint(0, 256, (4, *shape), dtype=torch.uint8)
-    else:
-        states = torch.randn(4, *shape)
+    states = torch.randint(0, 256, (4, *shape), dtype=torch.uint8) if len(shape) == 3 else torch.randn(4, *shape)
 
     def spread(bayesian: str) -> Tensor:
         outputs = []
