@@ -391,7 +391,8 @@ class VariationalActorCritic(LowOverheadModule):
         """
         if self.consolidator is None:
             return
-        transition = self._data.fisher_samples(self.consolidation.fisher_samples)
+        settings = self.consolidation
+        transition = self._data.fisher_samples(settings.fisher_samples, settings.fisher_newest)
         targets = None
         if self.consolidator.needs_targets:
             targets = targets_of_sample(transition, self._mean_targets, self.device)

@@ -203,6 +203,8 @@ class EWC(ConsolidationMethod):
         protects_means: whether means of Bayesian weights have anchors. Log-variances, and the factors of `low_rank`,
             never have anchors: the outputs by mean weights do not depend on them, so that their Fisher would be 0.
         protected_kind: words for the protected parameters, in the line that the user reads.
+        num_weights: number of all trained weights that the mean prediction depends on.
+        num_bayesian_weights: number of weights with a distribution; a mixture counts those of all members.
     """
 
     protects_means = True
@@ -213,6 +215,10 @@ class EWC(ConsolidationMethod):
         super().__init__(twin, settings)
         self.ewc = QuadraticPenalties(self.protected(twin), settings.strength, self._decay())
         self.monitor = PenaltyMonitor(settings.strength)
+        layers = bayesian_layers(twin)
+        spreads = {f"{prefix}.{name}" for prefix, layer in layers.items() for name in layer.spread_parameters()}
+        self.num_weights = sum(p.numel() for n, p in twin.named_parameters() if p.requires_grad and n not in spreads)
+        self.num_bayesian_weights = sum(layer.weight_mu.numel() for layer in layers.values())
         object.__setattr__(self, "_twin", None)  # `nn.Module.__setattr__` would make the networks a submodule
         self._named: dict[str, Tensor] = {}
 
@@ -320,14 +326,25 @@ class EWC(ConsolidationMethod):
 
     def describe(self) -> str:
         """Return one line for the user."""
-        settings, count = self.settings, sum(self.ewc.anchor(name).numel() for name in self.ewc.names)
+        count, size = self._num_protected(), f"{self.memory_bytes / 2**20:.1f} MiB"
         if not count:
-            return f"consolidation: {settings.method}, no penalty"
-        networks = settings.protected_networks
+            return f"consolidation: {self.settings.method}, no penalty"
+        return f"consolidation: {self.settings.method}, {self._describe_penalty(count)}, {size}"
+
+    def _num_protected(self) -> int:
+        """Return the number of weights with an anchor."""
+        return sum(self.ewc.anchor(name).numel() for name in self.ewc.names)
+
+    def _describe_penalty(self, count: int) -> str:
+        """Return words for the strength of the penalty and for the `count` weights that it protects."""
+        networks = self.settings.protected_networks
         networks = "actors and critics" if networks == "both" else f"the {networks}s"
-        strength, size = f"lambda {settings.strength:g}", f"{self.memory_bytes / 2**20:.1f} MiB"
-        protected = f"protects {count:,} {self.protected_kind} of {networks}"
-        return f"consolidation: {settings.method}, {strength}, {protected}, {size}"
+        protected = f"{count:,} {self.protected_kind} of {networks} ({self._share(count)})"
+        return f"lambda {self.settings.strength:g}, protects {protected}"
+
+    def _share(self, count: int) -> str:
+        """Return the share of `count` in all weights that the mean prediction depends on."""
+        return f"{100 * count / max(1, self.num_weights):.1f} % of all weights"
 
 
 @METHODS.register("online_ewc")

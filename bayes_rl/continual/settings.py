@@ -11,7 +11,10 @@ from bayes_rl.errors import check, check_choice
 
 METHOD_OPTIONS = tuple(
     f"consolidation.{name}"
-    for name in ("ewc_lambda", "protected_networks", "fisher", "fisher_samples", "fisher_norm", "online_decay")
+    for name in (
+        *("ewc_lambda", "protected_networks", "fisher", "fisher_samples", "fisher_newest"),
+        *("fisher_norm", "online_decay"),
+    )
 )
 """Options of the model that only a consolidation method reads: without a method they have no effect."""
 
@@ -24,15 +27,17 @@ class ConsolidationSettings:
         method: `none`; `ewc`, the exact sum of a quadratic penalty for each task, in the memory of one (Kirkpatrick et
             al. 2017, arXiv:1612.00796); `online_ewc`, one penalty with the latest anchor and a Fisher diagonal in which
             earlier tasks decay (Schwarz et al. 2018, arXiv:1805.06370); `vcl`, the posterior of Bayesian weights
-            becomes their prior, and `ewc` protects deterministic parameters only (Nguyen et al. 2018,
+            becomes their prior, and all other parameters are protected as by `ewc` (Nguyen et al. 2018,
             arXiv:1710.10628). Or a method registered by the user.
         ewc_lambda: lambda, the strength of the penalty, >= 0, in nats per squared unit of weight and unit of Fisher; 0
-            for no penalty, null for the method's default: 0.001, with `vcl` 0. The property `strength` has the number
-            in use.
+            for no penalty, null for the method's default, 0.001. With `vcl` and 0 nothing keeps the deterministic
+            parameters, by default nearly the whole network. The property `strength` has the number in use.
         protected_networks: networks whose weights are protected: the `actor`s, the `critic`s or `both`.
         fisher: expectation over the networks' own outputs (`true`), or at the actions and targets of the sample
             (`empirical`).
         fisher_samples: transitions of a task that the Fisher diagonal of the task is averaged over, >= 1.
+        fisher_newest: share of the task's replay, its newest part, from which these transitions are drawn, in (0, 1],
+            at least `fisher_samples` transitions. Older parts hold states that the present policy no longer visits.
         fisher_norm: `none`, or `mean`: the Fisher diagonal of a task is divided by its mean over all protected weights,
             so that `ewc_lambda` has one scale for all tasks.
         online_decay: factor of the Fisher diagonal of earlier tasks at the end of a task, in [0, 1], for `online_ewc`.
@@ -50,6 +55,7 @@ class ConsolidationSettings:
     protected_networks: str = "both"
     fisher: str = "true"
     fisher_samples: int = 2000
+    fisher_newest: float = 0.25
     fisher_norm: str = "mean"
     online_decay: float = 1.0
     consolidate_every: int = 0
@@ -68,6 +74,8 @@ class ConsolidationSettings:
             self.fisher_samples,
             "must be at least 1 transition",
         )
+        newest, message = self.fisher_newest, "must be a share above 0, at most 1"
+        check(0 < newest <= 1, "model.consolidation.fisher_newest", newest, message)
         check_choice("model.consolidation.fisher_norm", self.fisher_norm, ("none", "mean"))
         check(
             0 <= self.online_decay <= 1,

@@ -13,14 +13,13 @@ from bayes_rl.networks.actor_critic import TwinActorCritic
 class VariationalContinualLearning(EWC):
     """Variational continual learning: the posterior becomes the prior, and EWC protects deterministic weights.
 
-    EWC protects them only if `ewc_lambda` is above 0.
+    Without EWC (`ewc_lambda` 0) the deterministic weights are free, with Bayesian heads nearly the whole network.
 
     Args:
         twin: the networks.
         settings: settings of consolidation.
     """
 
-    default_strength = 0.0
     posterior_becomes_prior = True
     repetition_obstacle = "would count the same data again and again with vcl; drop it"
     protected_kind = "deterministic weights"
@@ -39,3 +38,11 @@ class VariationalContinualLearning(EWC):
         """Add the EWC penalty of the deterministic weights, then make the posterior the prior of the next task."""
         super().end_task(twin, samples)
         twin.become_prior(samples.task)
+
+    def describe(self) -> str:
+        """Return one line for the user, with the share that the prior keeps and the share that EWC keeps."""
+        prior = f"the prior protects {self.num_bayesian_weights:,} weights ({self._share(self.num_bayesian_weights)})"
+        count, size = self._num_protected(), f"{self.memory_bytes / 2**20:.1f} MiB"
+        free = self.num_weights - self.num_bayesian_weights
+        rest = self._describe_penalty(count) if count else f"nothing protects {free:,} others ({self._share(free)})"
+        return f"consolidation: {self.settings.method}, {prior}, {rest}, {size}"

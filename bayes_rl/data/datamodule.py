@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -257,11 +258,17 @@ class ReplayDataModule(pl.LightningDataModule):
             print(f"warning: {settings.env}: games with one seed and the same actions differ: {effect}", flush=True)
         return envs, self._replay(envs, self._replay_directory(visit))
 
-    def fisher_samples(self, count: int) -> Transition:
-        """Draw `count` transitions of the current task for its Fisher information, as a function of the update."""
+    def fisher_samples(self, count: int, newest: float) -> Transition:
+        """Draw transitions of the current task for its Fisher information, as a function of the update.
+
+        Args:
+            count: number of transitions.
+            newest: share of the replay, its newest part, to draw from, in (0, 1]; at least `count` transitions.
+        """
         seed = seed_sequence(Domain.FISHER_TRANSITIONS, self.seed, self.stream.rank, self.stream.updates)
         rng = np.random.default_rng(seed)
-        return self.stream.replay.sample(count, rng)
+        replay = self.stream.replay
+        return replay.sample(count, rng, max(count, math.ceil(newest * len(replay))))
 
     @property
     def slack(self) -> int:

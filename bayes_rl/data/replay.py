@@ -212,23 +212,32 @@ class ReplayBuffer:
         self._age[running] = 0
         return np.concatenate([newest, final])
 
-    def _window(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the first slot number with a whole stack, and the number of n-step windows from it on, `[E]` each."""
+    def _window(self, newest: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the first slot number with a whole stack, and the number of n-step windows from it on, `[E]` each.
+
+        Args:
+            newest: number of the newest windows to count, over all rings; None for all. At least two of each ring
+                count, because one slot of two is no final screen.
+        """
         oldest = np.maximum(self.written - self.ring, 0)
         low = oldest + np.where(oldest > 0, self.frame_stack - 1, 0)
-        return low, np.maximum(self.written - self.n_step - low, 0)
+        end = self.written - self.n_step
+        if newest is not None:
+            low = np.maximum(low, end - max(2, -(-newest // self.num_envs)))
+        return low, np.maximum(end - low, 0)
 
-    def sample(self, batch_size: int, rng: np.random.Generator) -> Transition:
+    def sample(self, batch_size: int, rng: np.random.Generator, newest: int | None = None) -> Transition:
         """Draw transitions uniformly, with replacement.
 
         Args:
             batch_size: B, number of transitions.
             rng: generator of the slots' numbers.
+            newest: number of the newest transitions to draw from, over all environments; None for all.
 
         Raises:
             RuntimeError: the replay holds no complete n-step window yet.
         """
-        low, count = self._window()
+        low, count = self._window(newest)
         ends = np.cumsum(count)
         if ends[-1] == 0:
             raise RuntimeError("nothing to sample: the replay holds no complete n-step window yet")

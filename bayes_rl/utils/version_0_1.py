@@ -77,6 +77,8 @@ def grouped(section: str, options: Mapping[str, Any]) -> dict[str, Any]:
         if key not in groups:
             group, _, name = renamed.get(key, key).rpartition(".")
             (result.setdefault(group, {}) if group else result)[name] = value
+    if options.get("consolidation") == "vcl" and options.get("ewc_lambda") is None:
+        result["consolidation"]["ewc_lambda"] = 0.0  # the default of version 0.1.0
     return result
 
 

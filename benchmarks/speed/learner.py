@@ -75,7 +75,7 @@ class StillData(ReplayDataModule):
             frames=0, epsilon=0.1, recent_returns=[0.0], finished_episodes=0, agent_steps=0, updates=0
         )
 
-    def fisher_samples(self, count: int) -> Transition:
+    def fisher_samples(self, count: int, newest: float) -> Transition:
         """Return the first transitions of the minibatch."""
         return Transition(*(x[:count] for x in self.batch.transition))
 

@@ -17,6 +17,9 @@ BAD = [
     ("protected_networks", "critics", "model.consolidation.protected_networks", "'critic'"),
     ("fisher", "True", "model.consolidation.fisher", "'true'"),
     ("fisher_samples", 0, "model.consolidation.fisher_samples", "0"),
+    ("fisher_newest", 0.0, "model.consolidation.fisher_newest", "0.0"),
+    ("fisher_newest", 1.1, "model.consolidation.fisher_newest", "1.1"),
+    ("fisher_newest", float("nan"), "model.consolidation.fisher_newest", "nan"),
     ("fisher_norm", "max", "model.consolidation.fisher_norm", "mean"),
     ("online_decay", -0.1, "model.consolidation.online_decay", "-0.1"),
     ("online_decay", 1.1, "model.consolidation.online_decay", "1.1"),
@@ -34,7 +37,7 @@ def test_a_setting_that_cannot_work_is_named(name: str, value: Any, key: str, sa
 
 def test_the_ends_of_the_ranges_are_allowed_and_settings_are_frozen() -> None:
     for method in ("none", "ewc", "online_ewc", "vcl"):
-        settings = ConsolidationSettings(method, 0.0, "actor", "empirical", 1, "mean", 0.0)
+        settings = ConsolidationSettings(method, 0.0, "actor", "empirical", 1, 1.0, "mean", 0.0)
     assert ConsolidationSettings(online_decay=1.0).fisher_samples == 2000
     with pytest.raises(AttributeError):
         settings.ewc_lambda = 1.0  # type: ignore[misc]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from scipy.linalg import hadamard
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from bayes_rl.bayes.kl import joint_kl
+from bayes_rl.bayes.kl import bayesian_layers, joint_kl
 from bayes_rl.bayes.layers import BayesConv2d, BayesLayer, BayesLinear
 from bayes_rl.bayes.posteriors import make_family
 from bayes_rl.bayes.settings import PosteriorSettings
+from bayes_rl.continual import TaskSamples
 from bayes_rl.errors import ConfigError
+from tests.helpers.twins import make_consolidator, make_samples, make_twin, seeded
 
 NOISE, PRECISION = 0.5, 2.0
 
@@ -135,3 +138,37 @@ def test_precision_follows_the_clamp() -> None:
 def test_other_families_cannot_become_a_prior(settings: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="mean_field with prior gaussian"):
         make_family(PosteriorSettings(**settings), sequential=True)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------ weights without a distribution
+def test_by_default_all_weights_of_a_nature_network_are_kept() -> None:
+    """By the prior, or by a penalty as strong as that of `ewc`; together these are all weights of the prediction."""
+    twin = make_twin("nature", sequential=True)
+    method = make_consolidator(twin, None, "vcl")
+    assert method.settings.strength == make_consolidator(twin, None, "ewc").settings.strength > 0
+    layers = bayesian_layers(twin)
+    bayesian = {f"{key}.{name}" for key in layers for name in ("weight_mu", "weight_log_var")}
+    deterministic = {name for name, _ in twin.named_parameters()} - bayesian
+    assert set(method.ewc.names) == deterministic
+    kept_by_prior = sum(layer.weight_mu.numel() for layer in layers.values())
+    kept_by_penalty = sum(p.numel() for name, p in twin.named_parameters() if name in deterministic)
+    weights = kept_by_prior + kept_by_penalty
+    assert kept_by_penalty > 0.9 * weights
+    assert method.describe() == (
+        f"consolidation: vcl, the prior protects {kept_by_prior} weights ({100 * kept_by_prior / weights:.1f} % of all "
+        f"weights), lambda 0.001, protects {kept_by_penalty:,} deterministic weights of actors and critics "
+        f"({100 * kept_by_penalty / weights:.1f} % of all weights), {method.memory_bytes / 2**20:.1f} MiB"
+    )
+    method.end_task(twin, TaskSamples(*make_samples(twin), seeded()))
+    with torch.no_grad():
+        for name, parameter in twin.named_parameters():
+            if name.startswith("trunks"):
+                parameter.add_(0.1)
+    assert method.penalty(twin) > 0
+
+
+def test_what_no_strength_leaves_free_is_said() -> None:
+    line = make_consolidator(make_twin("nature", sequential=True), 0.0, "vcl").describe()
+    assert re.search(
+        r"the prior protects 72 weights .*, nothing protects [\d,]+ others \(9\d\.\d % of all weights\)", line
+    )

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 
+import numpy as np
+import pytest
 import pytorch_lightning as pl
 import torch
 
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.cli.resume_rules import NETWORKS
+from bayes_rl.continual.settings import ConsolidationSettings
 from bayes_rl.data.datamodule import ReplayDataModule
+from bayes_rl.data.replay import ReplayBuffer
+from bayes_rl.types import Transition
 from bayes_rl.utils.settings import leaves
+from tests.helpers.agents import SampleData, fit, make_batch, make_module
 
 MINATAR = ["MinAtar/Breakout-v1", "MinAtar/Freeway-v1", "MinAtar/SpaceInvaders-v1"]
 
@@ -81,3 +88,37 @@ def test_the_data_module_says_what_the_networks_have_to_know() -> None:
     assert len(set(seeds)) == 3
     assert data.curriculum.epochs == 2
     assert set(leaves(dict(data.hparams))) >= NETWORKS
+
+
+# ------------------------------------------------------------------ transitions for the Fisher information
+@pytest.mark.parametrize(("count", "newest", "expected"), [(10, 0.25, 100), (300, 0.25, 300), (10, 1.0, 400)])
+def test_fisher_transitions_come_from_the_newest_part_of_the_replay(count: int, newest: float, expected: int) -> None:
+    """Observations count the steps: 400 of them in the replay, the first ones by the oldest policies."""
+    data = ReplayDataModule(env="CartPole-v1", num_envs=2, frame_stack=1, rules={"frame_skip": 1})
+    replay = ReplayBuffer(1000, 2, (1,), np.dtype(np.float32), frame_stack=1, n_step=1)
+    no, zeros = np.zeros(2, bool), np.zeros(2, np.int64)
+    for step in range(200):
+        screens = np.full((2, 1), step, np.float32)
+        replay.add(screens, zeros, np.zeros(2, np.float32), no, no, no, screens + 1)
+    data.stream = SimpleNamespace(replay=replay, rank=0, updates=0)  # type: ignore[assignment]
+    steps = torch.cat([data.fisher_samples(count, newest).observation for data.stream.updates in range(40)])
+    assert len(data.fisher_samples(count, newest).action) == count
+    oldest = 199 - expected // 2  # the newest step is not complete yet
+    assert steps.max() == 198
+    assert max(0, oldest) <= steps.min() <= oldest + 5
+    assert abs(steps.mean() - (198 + max(0, oldest)) / 2) < 4 * expected / 2 / (12 * len(steps)) ** 0.5
+
+
+def test_the_agent_takes_the_newest_quarter_unless_told_otherwise() -> None:
+    assert ConsolidationSettings().fisher_newest == 0.25
+    for options, share in (({}, 0.25), ({"fisher_newest": 0.5}, 0.5)):
+        module = make_module({"consolidation": {"method": "ewc", "consolidate_every": 1, **options}})
+        asked: list[float] = []
+
+        class Data(SampleData):
+            def fisher_samples(self, count: int, newest: float) -> Transition:
+                asked.append(newest)  # noqa: B023
+                return super().fisher_samples(count, newest)
+
+        fit(module, [make_batch()], data=Data)
+        assert asked == [share]

@@ -158,6 +158,21 @@ def test_sampling_is_uniform_over_all_slots_of_all_environments(steps: int) -> N
     assert statistic < chi2.isf(1e-6, len(wanted) - 1)
 
 
+@pytest.mark.parametrize(("newest", "share"), [(1, 2), (40, 20), (41, 21), (10**6, 10**6)])
+@pytest.mark.parametrize("steps", [50, 300])
+def test_a_sample_of_the_newest_part_holds_all_of_it_and_nothing_older(steps: int, newest: int, share: int) -> None:
+    """Two rings, each with half of the newest windows, at least two of them; no final screen among them."""
+    rules, ring = Rules(n_step=3, frame_stack=2), 100
+    replay, recorder = replay_of(rules, 2, ring), Recorder(2)
+    play([replay, recorder], steps, 5, 2, p_end=0.2)
+    replay.sample(2 * ring, EveryIndex(), newest)  # type: ignore[arg-type]
+    env, number = replay.asked
+    for e in range(2):
+        end = int(replay.written[e]) - rules.n_step
+        wanted = [m for m in recorder.chosen(e, ring, rules) if m >= end - share]
+        assert sorted(set(number[env == e].tolist())) == sorted(wanted)
+
+
 def test_a_sample_is_a_function_of_the_generator() -> None:
     replay = replay_of(Rules(), 2, 30)
     play([replay], 100, 0, 2)

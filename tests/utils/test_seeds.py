@@ -13,7 +13,7 @@ from bayes_rl.agent.behaviour import critic_of_draw
 from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.data.exploration import draw_seed
 from bayes_rl.utils.seeds import Domain, derived_seed, seed_sequence
-from tests.helpers.flat import agent_of, data_of
+from tests.helpers.agents import make_module
 from tests.helpers.scripted_envs import ScriptedEnvs, first_action, stream_of, take
 
 ENVS, STAGES = 200, ("validate", "test", "predict")
@@ -39,11 +39,11 @@ def first_numbers(monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], ReplayDat
     drawn: set[int] = set()
     stream = stream_of(envs, seed=1, draw_policy=draw_policy, batches_per_epoch=300, updates_per_step=0.1)
     take(stream, 300)
-    data = data_of("CartPole-v1", num_envs=2, frame_stack=1, frame_skip=1, seed=1)
+    data = ReplayDataModule("CartPole-v1", num_envs=2, frame_stack=1, rules={"frame_skip": 1}, seed=1)
     data.stream = stream
     for updates in range(300):
         stream.updates = updates
-        data.fisher_samples(4)
+        data.fisher_samples(4, 0.25)
     episodes = [seed for seeds in envs.seeds for seed in seeds.values()]
     return numbers + episodes + sorted(drawn), data
 
@@ -61,7 +61,7 @@ def test_no_two_purposes_share_their_random_numbers(monkeypatch: pytest.MonkeyPa
 
 def test_value_draws_are_not_the_numbers_of_a_run_s_own_seed() -> None:
     """The seeds 0 to 15 are seeds of runs: initial weights and draws would be made of the same random numbers."""
-    agent = agent_of(encoder="mlp", hidden_dim=8, observation_shape=(4,), num_actions=3)
+    agent = make_module()
     draws = agent.twin.posterior.value_draws(agent.twin.draw_shapes(), 16)
     assert draws.noise is not None
     noise = {round(float(x), 5) for values in draws.noise.values() for x in values.flatten()}

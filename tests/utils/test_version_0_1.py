@@ -6,14 +6,25 @@ import inspect
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
+import torch
 
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.utils.settings import GROUPS
-from bayes_rl.utils.version_0_1 import RENAMED, grouped, in_groups, in_present_groups, is_flat, present_name
+from bayes_rl.utils.version_0_1 import (
+    RENAMED,
+    grouped,
+    in_groups,
+    in_present_groups,
+    is_flat,
+    present_name,
+    with_episode_seeds,
+)
 
 CLASSES: dict[str, type[Any]] = {"model": VariationalActorCritic, "data": ReplayDataModule}
+NEWER: dict[str, set[str]] = {"model": {"consolidation.fisher_newest"}, "data": set()}  # without an old name
 
 
 @pytest.mark.parametrize("section", CLASSES)
@@ -23,7 +34,7 @@ def test_every_option_of_a_group_has_one_old_name(section: str) -> None:
     assert tuple(groups) == GROUPS[section]
     present = [f"{name}.{field.name}" for name, group in groups.items() for field in fields(group)]
     # `num_draws` and all others are listed once: no two old options meet in one present option.
-    assert sorted(RENAMED[section].values()) == sorted(present)
+    assert sorted([*RENAMED[section].values(), *NEWER[section]]) == sorted(present)
 
 
 @pytest.mark.parametrize("section", CLASSES)
@@ -54,3 +65,20 @@ def test_a_renamed_option_has_its_present_name() -> None:
     assert present_name("data.epsilon_start") == "data.epsilon.start"
     assert present_name("data.env") is None
     assert present_name("typo") is None
+
+
+def test_vcl_of_version_0_1_keeps_the_strength_that_it_had_by_default() -> None:
+    """0, so that its checkpoints hold no anchors."""
+    for options, strength in (({}, 0.0), ({"ewc_lambda": None}, 0.0), ({"ewc_lambda": 0.5}, 0.5)):
+        assert grouped("model", {"consolidation": "vcl", **options})["consolidation"]["ewc_lambda"] == strength
+    assert "ewc_lambda" not in grouped("model", {"consolidation": "ewc"})["consolidation"]
+
+
+def test_episode_seeds_that_version_0_1_did_not_save_are_computed() -> None:
+    state = {"seeded_episode": torch.tensor([4, 9]), "updates": 3}
+    expected = [
+        np.random.SeedSequence([7, 2, env, episode]).generate_state(1)[0] >> 1 for env, episode in ((0, 4), (1, 9))
+    ]
+    assert with_episode_seeds(state, 7, 2)["episode_seeds"].tolist() == expected
+    present = {"episode_seeds": torch.tensor([1, 2])}
+    assert with_episode_seeds(present, 7, 2) is present
