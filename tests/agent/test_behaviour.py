@@ -85,7 +85,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_acting_draws_no_random_numbers_and_leaves_no_graph(training: bool, family: str) -> None:
-    torch.manual_seed(7)
+    torch.manual_seed(9)
     wide = {"posterior": {"init_log_var": 2.0}}  # draws would change actions
     module = make_module(FAMILIES[family], wide).train(training)
     observations = torch.randn(64, FEATURES)

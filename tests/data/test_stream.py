@@ -519,7 +519,7 @@ def test_a_resumed_agent_explores_by_the_same_draws(tmp_path: Path, family: dict
     """No draw is saved: seeds of episodes name them, and weights do the rest."""
 
     def build() -> ReplayStream:
-        torch.manual_seed(5)
+        torch.manual_seed(0)
         module = make_module({"posterior": {"init_log_var": -2.0}}, family, observation_shape=(8,), num_actions=2)
         envs = make_envs(CARTPOLE, 3)
         replay = ring(envs, capacity=900, slack=150, directory=tmp_path)
