@@ -17,6 +17,7 @@ from pytorch_lightning.profilers import PassThroughProfiler, SimpleProfiler
 from torch import Tensor, nn
 
 from bayes_rl.agent.low_overhead import NOTHING, UPDATE_HOOKS, LowOverheadModule, NoProfiler, flushed_denormals
+from tests.helpers.agents import make_trainer
 
 # Lightning 2.6.6 asks torch's pytree in a way that torch 2.13 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
@@ -82,20 +83,13 @@ def learner(base: type[pl.LightningModule]) -> pl.LightningModule:
     return Learner()
 
 
-def trained(base: type[pl.LightningModule], **settings: Any) -> tuple[pl.LightningModule, pl.Trainer, Notes]:
+def trained(
+    base: type[pl.LightningModule], *callbacks: pl.Callback, **settings: Any
+) -> tuple[pl.LightningModule, pl.Trainer, Notes]:
     """Two epochs of six steps."""
     torch.manual_seed(0)
     module, notes = learner(base), Notes()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        logger=notes,
-        log_every_n_steps=1,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **settings,
-    )
+    trainer = make_trainer(*callbacks, max_epochs=2, logger=notes, log_every=1, **settings)
     trainer.fit(module, Batches())
     return module, trainer, notes
 
@@ -148,7 +142,7 @@ class Inherits(Counts):
 def test_hooks_that_a_callback_has_are_called_and_the_others_are_passed_over_in_fit_alone() -> None:
     callbacks, seen = [Counts(), Inherits()], []
     given = pl.callbacks.LambdaCallback(on_before_zero_grad=lambda *_: seen.append(1))  # a hook of the object's own
-    trained(LowOverheadModule, callbacks=[*callbacks, given])
+    trained(LowOverheadModule, *callbacks, given)
     assert len(seen) == 2 * STEPS
     given.on_before_zero_grad(None, None, None)
     assert len(seen) == 2 * STEPS + 1
@@ -204,8 +198,7 @@ def test_averages_of_gradients_do_not_get_stuck_below_what_is_fast() -> None:
                 super().optimizer_step(*args, **kwargs)
 
     module = Idle()
-    settings: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, **settings)
+    trainer = make_trainer()
     assert not flushing()
     trainer.fit(module, Batches())
     assert not flushing()
@@ -213,7 +206,7 @@ def test_averages_of_gradients_do_not_get_stuck_below_what_is_fast() -> None:
     assert not state["exp_avg"].any()
     module.fails = True
     with pytest.raises(ValueError, match="on purpose"):
-        pl.Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, **settings).fit(module, Batches())
+        make_trainer().fit(module, Batches())
     assert not flushing()
 
 

@@ -79,14 +79,15 @@ def test_gains_start_as_ones_and_belong_to_every_layer_of_the_trunk() -> None:
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_every_encoder_has_gains_of_its_channels(encoder: str) -> None:
     shape = (2, 44, 44) if encoder != "mlp" else (7,)
-    told = build_encoder(encoder, shape, 8, LayerFactory(PosteriorSettings(), "all", num_tasks=2, conditioning="gains"))
+    layers_with_gains = LayerFactory(PosteriorSettings(), "all", num_tasks=2, conditioning="gains")
+    gained = build_encoder(encoder, shape, 8, layers_with_gains)
     bare = build_encoder(encoder, shape, 8, LayerFactory(PosteriorSettings(), "all"))
     layers = [name for name, _ in bare.named_parameters() if name.endswith("weight_mu")]
-    assert sum(name.endswith("gain.1") for name, _ in told.named_parameters()) == len(layers)
-    assert told(torch.randn(3, *shape)).shape == bare(torch.randn(3, *shape)).shape
+    assert sum(name.endswith("gain.1") for name, _ in gained.named_parameters()) == len(layers)
+    assert gained(torch.randn(3, *shape)).shape == bare(torch.randn(3, *shape)).shape
 
 
-def test_acting_and_judging_follow_the_task() -> None:
+def test_actions_and_value_estimates_follow_the_task() -> None:
     module = agent("heads")
     module._trainer = None
     observation = torch.randn(50, FEATURES)
@@ -98,7 +99,7 @@ def test_acting_and_judging_follow_the_task() -> None:
     assert not torch.allclose(q, module.estimate_values(observation, task=0).q_mean)
 
 
-def test_critics_begin_anew_where_they_are_told_to() -> None:
+def test_critics_are_reset_at_a_switch_by_the_option() -> None:
     module = agent(
         "none",
         consolidation={"critic_at_switch": "reset", "optimizer_at_switch": "reset"},

@@ -16,6 +16,7 @@ from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.data.exploration import BLOCK, EpsilonSchedule, ExplorationNoise, draw_seed
 from bayes_rl.envs.base import episode_seed
 from bayes_rl.errors import ConfigError
+from tests.helpers.agents import make_trainer
 
 
 # ------------------------------------------------------------------ epsilon
@@ -135,18 +136,7 @@ def steps_of(exploration: str) -> list[tuple[str, list[int], list[int]]]:
         epsilon={"start": EPSILON, "end": EPSILON},
     )
     watch = Watch()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        log_every_n_steps=10**6,
-        callbacks=[watch],
-    )
-    trainer.fit(module, datamodule=data)
+    make_trainer(watch).fit(module, datamodule=data)
     prefill = data.stream.vector_steps - data.stream.steps_after_prefill
     assert len(watch.steps) == data.stream.vector_steps
     assert 10 < prefill < 30

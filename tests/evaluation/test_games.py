@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import astuple
 from itertools import pairwise
 
@@ -17,6 +16,7 @@ from bayes_rl.envs.kinds import make_envs
 from bayes_rl.evaluation.games import Game, GameLoader, Games
 from bayes_rl.metrics.calibration import realised_returns
 from bayes_rl.types import ValueEstimate
+from tests.helpers.playing import hashed
 from tests.helpers.replay_oracle import Rules
 from tests.helpers.scripted_envs import IDLE_FRAMES, SCRIPTED, ScriptedGames, episode_of, returns_of
 
@@ -24,16 +24,6 @@ INVADERS = EnvSettings("space_invaders", sticky_actions=0.25, max_episode_frames
 FIRED = EnvSettings("breakout", sticky_actions=0.25, max_episode_frames=600, auto_fire=True)
 MINATAR = EnvSettings("MinAtar/Breakout-v1", frame_skip=1, sticky_actions=0.1)
 CARTPOLE = EnvSettings("CartPole-v1", frame_skip=1, sticky_actions=0.0)
-
-
-def hashed(num_actions: int) -> Callable[[Tensor], Tensor]:
-    """A deterministic policy that depends on each observation alone, so that who plays beside it does not matter."""
-
-    def policy(observations: Tensor) -> Tensor:
-        flat = (observations.flatten(1).double() * 1000).round().to(torch.int64)
-        return (flat * torch.arange(1, flat.shape[1] + 1)).sum(1) % num_actions
-
-    return policy
 
 
 def noop(observations: Tensor) -> Tensor:
@@ -65,8 +55,8 @@ def worth(observations: Tensor) -> Tensor:
     return (observations.double() @ torch.arange(1.0, 5.0, dtype=torch.float64)).sin().float()
 
 
-def opinion(observations: Tensor) -> ValueEstimate:
-    """An opinion that tells its observation."""
+def value_estimate(observations: Tensor) -> ValueEstimate:
+    """An estimate from which the observation can be read."""
     value = worth(observations)
     return ValueEstimate(value[:, None].expand(-1, 3), observations[:, :3], observations[:, 1:], value)
 
@@ -78,7 +68,7 @@ def test_records_tell_the_returns_that_the_learner_would_have_read(life_loss: st
     """Clipped, with lives, ends, truncations and cuts, by the definition of the replay's transitions."""
     seeds, gamma = list(range(40)), 0.9
     rules = Rules(n_step=10**6, gamma=gamma, life_loss=life_loss, reward_clip=reward_clip, frame_stack=2)
-    games = Games(SCRIPTED, seeds, 2, IDLE_FRAMES, life_loss, reward_clip, parallel=7).play(hashed(3), opinion)
+    games = Games(SCRIPTED, seeds, 2, IDLE_FRAMES, life_loss, reward_clip, parallel=7).play(hashed(3), value_estimate)
     kinds = set()
     for game in games:
         episode, cut = episode_of(game.seed, game.actions)
@@ -99,14 +89,14 @@ def test_records_tell_the_returns_that_the_learner_would_have_read(life_loss: st
 @pytest.mark.usefixtures("scripted")
 @pytest.mark.parametrize("parallel", [1, 3, 10])
 @pytest.mark.parametrize("every", [1, 4])
-def test_the_judge_is_asked_about_every_so_many_th_state_of_the_games_and_nothing_else(
+def test_values_are_estimated_for_every_so_many_th_state_of_the_games_and_nothing_else(
     every: int, parallel: int
 ) -> None:
     asked: list[list[float]] = []
 
     def estimator(observations: Tensor) -> ValueEstimate:
         asked.extend(observations.tolist())
-        return opinion(observations)
+        return value_estimate(observations)
 
     games = Games(SCRIPTED, list(range(1, 9)), 2, IDLE_FRAMES, estimate_every=every, parallel=parallel).play(
         hashed(3), estimator
@@ -118,14 +108,14 @@ def test_the_judge_is_asked_about_every_so_many_th_state_of_the_games_and_nothin
         due = torch.from_numpy(np.stack(stacks[: len(episode.actions) : every]))
         assert len(game.estimates) == len(due)
         for estimate, observation in zip(game.estimates, due, strict=True):
-            for part, wanted in zip(estimate, opinion(observation[None]), strict=True):
+            for part, wanted in zip(estimate, value_estimate(observation[None]), strict=True):
                 assert torch.equal(part, wanted[0])
         expected += due.tolist() + ([] if episode.terminated else [stacks[-1].tolist()])
     assert sorted(asked) == sorted(expected)
 
 
 @pytest.mark.usefixtures("scripted")
-def test_without_a_judge_nothing_is_judged() -> None:
+def test_games_without_an_estimator_have_no_estimates() -> None:
     for game in Games(SCRIPTED, [1, 2, 3], 2, IDLE_FRAMES).play(hashed(3)):
         assert (game.estimates, game.bootstrap) == ([], 0.0)
         assert len(game.rewards) == len(game.actions)

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
-from torch import Tensor
 
 from bayes_rl.envs.base import EnvSettings
 from bayes_rl.envs.kinds import make_envs
 from bayes_rl.evaluation.games import Games
 from bayes_rl.evaluation.rendering import render_game
+from tests.helpers.playing import hashed
 
 INVADERS = EnvSettings("space_invaders", sticky_actions=0.25, max_episode_frames=1600)
 MINATAR = EnvSettings("MinAtar/Breakout-v1", frame_skip=1, sticky_actions=0.1)
-
-
-def hashed(num_actions: int) -> Callable[[Tensor], Tensor]:
-    """A deterministic policy that depends on each observation alone, so that who plays beside it does not matter."""
-
-    def policy(observations: Tensor) -> Tensor:
-        flat = (observations.flatten(1).double() * 1000).round().to(torch.int64)
-        return (flat * torch.arange(1, flat.shape[1] + 1)).sum(1) % num_actions
-
-    return policy
 
 
 def test_pictures_of_an_atari_game_are_in_colour_one_per_step_and_one_before() -> None:

@@ -1,4 +1,4 @@
-"""Videos: every pixel of the panel by its formula, each judgement beside its own picture, files read back."""
+"""Videos: every pixel of the panel by its formula, each value estimate beside its own picture, files read back."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ from bayes_rl.evaluation.video import (
     write_video,
 )
 from bayes_rl.training.callbacks.video_writer import VideoWriter
-from bayes_rl.types import Policy, ValueEstimate
+from bayes_rl.types import ValueEstimate
+from tests.helpers.agents import make_trainer
+from tests.helpers.playing import hashed
 
 Picture = NDArray[np.uint8]
 
@@ -59,17 +61,7 @@ def estimate(mean: Sequence[float], std: Sequence[float]) -> ValueEstimate:
     return ValueEstimate(q_mean, q_std, q_std + 1000, q_mean.amax())
 
 
-def hashed(num_actions: int) -> Policy:
-    """A deterministic policy that depends on the observation alone."""
-
-    def policy(observations: Tensor) -> Tensor:
-        flat = observations.flatten(1).to(torch.int64)
-        return (flat * torch.arange(1, flat.shape[1] + 1)).sum(1) % num_actions
-
-    return policy
-
-
-def random_judgements(seed: int, num_actions: int, count: int, shift: float = 0.0) -> list[ValueEstimate]:
+def random_estimates(seed: int, num_actions: int, count: int, shift: float = 0.0) -> list[ValueEstimate]:
     rng = np.random.default_rng(seed)
     means = rng.normal(shift, 5, (count, num_actions))
     stds = rng.uniform(0.1, 4, (count, num_actions))
@@ -136,7 +128,7 @@ def check_panel(names: Sequence[str], estimates: list[ValueEstimate], height: in
 @pytest.mark.parametrize("height", [160, 210, 400])
 def test_bars_and_lines_are_where_the_formula_says(num_actions: int, height: int, shift: float) -> None:
     names = EIGHTEEN[:num_actions]
-    estimates = random_judgements(num_actions, num_actions, 3, shift)
+    estimates = random_estimates(num_actions, num_actions, 3, shift)
     for state in range(3):
         check_panel(names, estimates, height, state, (height + state) % num_actions)
 
@@ -177,7 +169,7 @@ def test_an_agent_that_expects_nothing_has_bars_without_length(num_actions: int)
     check_panel(names, [nothing], 210, 0, 1)
 
 
-def test_the_head_line_tells_what_is_thought_of_the_chosen_action() -> None:
+def test_the_head_line_shows_the_estimate_of_the_chosen_action() -> None:
     one = estimate([1.25, -31.5, 7], [0.5, 2.25, 1])
     panel = Panel(["a", "b", "c"], [one], 210)
     for action, text in enumerate(["Q 1.25 +- 0.50", "Q -31.50 +- 2.25", "Q 7.00 +- 1.00"]):
@@ -203,7 +195,7 @@ def test_each_action_has_its_name_beside_its_bar_the_chosen_one_in_white() -> No
         assert np.array_equal(drawn[TOP:, :label], np.asarray(wanted)[TOP:, :label])
 
 
-# ------------------------------------------------------------------------------------------- pictures and judgements
+# ------------------------------------------------------------------------------------------- pictures and estimates
 def squares(count: int, height: int = 120, width: int = 90) -> list[Picture]:
     """Different pictures of few colours: a square that moves over a checked ground."""
     ground = np.indices((height, width)).sum(0) // 10 % 2
@@ -227,38 +219,38 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Picture]:
     return screens
 
 
-def test_a_game_that_nobody_judged_is_shown_bare(drawn: list[Picture]) -> None:
+def test_a_game_without_estimates_is_shown_without_a_panel(drawn: list[Picture]) -> None:
     shown = list(frames_with_panel(PLAIN, Game(1, actions=[0, 1, 1, 0, 1])))
     assert len(shown) == 6
     assert all(np.array_equal(a, b) for a, b in zip(shown, drawn, strict=True))
 
 
-def test_a_game_judged_only_now_and_then_is_shown_bare(drawn: list[Picture]) -> None:
-    game = Game(1, actions=[0, 1, 1, 0, 1], estimates=random_judgements(0, 2, 2))
+def test_a_game_with_estimates_of_some_states_is_shown_without_a_panel(drawn: list[Picture]) -> None:
+    game = Game(1, actions=[0, 1, 1, 0, 1], estimates=random_estimates(0, 2, 2))
     assert all(np.array_equal(a, b) for a, b in zip(frames_with_panel(PLAIN, game), drawn, strict=True))
 
 
-def test_beside_each_picture_stands_the_judgement_of_that_state_and_the_last_one_twice(drawn: list[Picture]) -> None:
-    actions, estimates = [0, 1, 1, 0, 1], random_judgements(3, 2, 5)
+def test_beside_each_picture_stands_the_estimate_of_that_state_and_the_last_one_twice(drawn: list[Picture]) -> None:
+    actions, estimates = [0, 1, 1, 0, 1], random_estimates(3, 2, 5)
     shown = list(frames_with_panel(PLAIN, Game(1, actions=actions, estimates=estimates)))
     assert len(shown) == len(actions) + 1
     panel = Panel(["0", "1"], estimates, 120)
     wanted = [panel.draw(j, a) for j, a in zip(estimates, actions, strict=True)]
     assert len({w.tobytes() for w in wanted}) == 5
-    for picture, screen, thought in zip(shown, drawn, [*wanted, wanted[-1]], strict=True):
+    for picture, screen, expected in zip(shown, drawn, [*wanted, wanted[-1]], strict=True):
         assert picture.shape == (120, 90 + PANEL_WIDTH, 3)
         assert picture.dtype == np.uint8
         assert np.array_equal(picture[:, :90], screen)
-        assert np.array_equal(picture[:, 90:], thought)
+        assert np.array_equal(picture[:, 90:], expected)
 
 
 def code(occupied: Tensor) -> Tensor:
-    """A number that tells which of 10 x 10 cells are occupied, `[E, 10, 10]` to `[E]`; hundredths."""
+    """A number that encodes which of 10 x 10 cells are occupied, `[E, 10, 10]` to `[E]`; hundredths."""
     return (occupied.flatten(1) * torch.arange(1, 101)).sum(1) / 100
 
 
-def test_what_a_real_judge_thinks_of_a_state_stands_beside_that_state() -> None:
-    """The judge's Q tells which cells of the screen are occupied: the head line says what its own picture shows."""
+def test_the_estimate_of_a_state_in_a_real_game_stands_beside_that_state() -> None:
+    """The Q-value encodes which cells of the screen are occupied: the head line agrees with its own picture."""
     pytest.importorskip("minatar")
 
     def estimator(observations: Tensor) -> ValueEstimate:
@@ -341,7 +333,7 @@ def test_pictures_of_few_colours_survive_exactly(drawn: list[Picture], tmp_path:
 
 
 @pytest.mark.usefixtures("gif")
-def test_pictures_of_many_colours_are_told_in_32(drawn: list[Picture], tmp_path: Path) -> None:
+def test_pictures_of_many_colours_are_written_in_32(drawn: list[Picture], tmp_path: Path) -> None:
     """A ramp of 240 greys, in 32 boxes of at most 8 when each is as wide: no grey is further than 8 from its own."""
     drawn[:] = [
         np.roll(np.arange(240, dtype=np.uint8), 9 * k)[None, :, None].repeat(20, 0).repeat(3, 2) for k in (0, 1)
@@ -354,8 +346,8 @@ def test_pictures_of_many_colours_are_told_in_32(drawn: list[Picture], tmp_path:
 
 
 @pytest.mark.usefixtures("gif")
-def test_a_judged_game_is_written_with_its_panel(drawn: list[Picture], tmp_path: Path) -> None:
-    game = Game(1, actions=[0, 1, 1, 0, 1], estimates=random_judgements(3, 2, 5))
+def test_a_game_with_estimates_is_written_with_its_panel(drawn: list[Picture], tmp_path: Path) -> None:
+    game = Game(1, actions=[0, 1, 1, 0, 1], estimates=random_estimates(3, 2, 5))
     frames = [frame for frame, _ in read(write_video(PLAIN, game, tmp_path, 10))]
     wanted = list(frames_with_panel(PLAIN, game))
     assert len(frames) == len(wanted)
@@ -489,7 +481,7 @@ def test_the_window_shows_every_picture_for_its_share_of_a_second(
 TASKS = ["MinAtar/Breakout-v1", "MinAtar/Freeway-v1"]
 
 
-def opinion(observations: Tensor) -> ValueEstimate:
+def value_estimate(observations: Tensor) -> ValueEstimate:
     q_mean = (code((observations != 0).any(1))[:, None] * torch.arange(1, 6)).sin()
     return ValueEstimate(q_mean, q_mean.abs() / 2, q_mean, q_mean.amax(-1))
 
@@ -502,12 +494,12 @@ class Player(pl.LightningModule):
         self.played: list[tuple[EnvSettings, Game]] = []
 
     def predict_step(self, games: Games, batch_idx: int) -> list[Game]:
-        played = games.play(hashed(5), opinion)
+        played = games.play(hashed(5), value_estimate)
         self.played += [(games.settings, game) for game in played]
         return played
 
 
-def predict(folder: Path, **options: Any) -> tuple[Player, ReplayDataModule]:
+def predict(folder: Path, **evaluation: Any) -> tuple[Player, ReplayDataModule]:
     """Two games of each of two tasks that end soon, as `predict` plays them; videos go to `folder`/videos."""
     pytest.importorskip("minatar")
     data = ReplayDataModule(
@@ -516,18 +508,11 @@ def predict(folder: Path, **options: Any) -> tuple[Player, ReplayDataModule]:
         frame_stack=1,
         num_envs=1,
         replay={"capacity": 100, "min_size": 10},
-        evaluation={"games": 2},
+        evaluation={"games": 2, **evaluation},
         seed=5,
-        **options,
     )
     player = Player()
-    trainer = pl.Trainer(
-        callbacks=[VideoWriter(), ModelCheckpoint(folder / "checkpoints")],
-        devices=1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = make_trainer(VideoWriter(), ModelCheckpoint(folder / "checkpoints"), enable_checkpointing=True)
     try:
         trainer.predict(player, datamodule=data)
     except ConfigError:

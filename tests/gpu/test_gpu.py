@@ -19,6 +19,7 @@ from bayes_rl.data.n_step import LIFE_LOSS
 from bayes_rl.data.replay import ReplayBuffer
 from bayes_rl.types import Batch, Transition
 from bayes_rl.utils.device import to_device_async
+from tests.helpers.agents import make_trainer
 from tests.helpers.options import merged, title
 
 pytestmark = [
@@ -86,19 +87,7 @@ def train(
 ) -> VariationalActorCritic:
     torch.manual_seed(1)
     module = VariationalActorCritic(**merged({"network": {"hidden_dim": 64}}, settings))
-    trainer = pl.Trainer(
-        accelerator="gpu",
-        devices=1,
-        max_epochs=1,
-        precision=precision,  # type: ignore[arg-type]
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=0,
-        limit_val_batches=0,
-        callbacks=list(callbacks),
-    )
+    trainer = make_trainer(*callbacks, accelerator="gpu", precision=precision, log_every=0)
     try:
         trainer.fit(module, stream, Stream(stream.replay, 0))
     finally:

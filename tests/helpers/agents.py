@@ -83,17 +83,19 @@ class EachUpdate(pl.Callback):
 
 
 def make_trainer(*callbacks: pl.Callback, log_every: int = 10**6, **settings: Any) -> pl.Trainer:
-    defaults: dict[str, Any] = {"max_epochs": 1, "limit_val_batches": 0, "log_every_n_steps": log_every}
-    return pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-        **{**defaults, **settings},
-    )
+    """Return a quiet trainer of one epoch on the CPU; `settings` replace its defaults."""
+    defaults: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 1,
+        "limit_val_batches": 0,
+        "log_every_n_steps": log_every,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return pl.Trainer(callbacks=list(callbacks), **{**defaults, **settings})
 
 
 def fit(

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bayes_rl.envs.base import Step, VectorEnvs
+from bayes_rl.types import Policy
 
 
 def everyone(envs: VectorEnvs) -> NDArray[np.bool_]:
@@ -58,3 +61,14 @@ def until_reset(envs: VectorEnvs, seeds: list[int], steps: int, salt: int = 0) -
             envs.reset(np.array(now)[over], over)
     seeds[:] = now
     return histories, record
+
+
+def hashed(num_actions: int) -> Policy:
+    """A deterministic policy whose action depends on every number of its observation, and on their order."""
+
+    def policy(observations: Tensor) -> Tensor:
+        # A prime factor has no common divisor with the number of actions, so whole numbers give all actions.
+        flat = (observations.flatten(1).double() * 1009).round().to(torch.int64)
+        return (flat * torch.arange(1, flat.shape[1] + 1)).sum(1) % num_actions
+
+    return policy

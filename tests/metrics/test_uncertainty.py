@@ -58,7 +58,7 @@ def test_policy_uncertainty_adds_up_over_updates_and_ranks_and_resets() -> None:
     assert again == pytest.approx({"epistemic_std": math.sqrt(32), "greedy_disagreement": 0.5, "q_gap": 2.0})
 
 
-def test_draws_that_agree_leave_no_doubt_and_one_action_no_gap() -> None:
+def test_draws_that_agree_have_no_uncertainty_and_one_action_has_no_gap() -> None:
     metric = PolicyUncertainty()
     metric.update(torch.zeros(3, 4, 6))  # ties too are broken alike
     assert [value.item() for value in metric.compute().values()] == [0.0, 0.0, 0.0]

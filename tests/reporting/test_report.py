@@ -438,7 +438,7 @@ def test_runs_that_do_not_compare(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert f"{short}: its 50 frames are fewer than a visit's 100" in refused(capsys, run, short)
 
 
-def test_a_wrong_path_is_told_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_of_a_wrong_path_names_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sequence(tmp_path / "ewc_seed_1")
     said = refused(capsys, tmp_path / "ewc_sed_1")
     assert said == f"bayes-rl: error: {tmp_path / 'ewc_sed_1'} is no directory; nearest: 'ewc_seed_1'\n"

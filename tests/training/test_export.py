@@ -81,11 +81,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {"observation_shape": [4], "num_actions": 2, "game": "CartPole-v1"}
     more = {"pixel_scale": 1.0, "num_categories": 0, "num_tasks": 1, "task_conditioning": "none"}
     agent = VariationalActorCritic({"encoder": "mlp", "hidden_dim": 8}, **settings, **more)  # type: ignore[arg-type]
-    data = {"env": "CartPole-v1", "frame_stack": 1, "frame_skip": 1, "sticky_actions": 0.0, "eval_games": 2}
+    data = {
+        "env": "CartPole-v1",
+        "frame_stack": 1,
+        "rules": {"frame_skip": 1, "sticky_actions": 0.0},
+        "replay": {"life_loss": "none"},
+        "evaluation": {"games": 2},
+        "seed": 3,
+    }
     saved = {
         "state_dict": agent.state_dict(),
         "hyper_parameters": dict(agent.hparams),
-        "datamodule_hyper_parameters": {**data, "seed": 3, "life_loss": "none"},
+        "datamodule_hyper_parameters": data,
         "frames": 7,
         "pytorch-lightning_version": "2.6.6",
     }
@@ -133,7 +140,7 @@ def test_predict_takes_an_export(
     assert len(list(Path("runs").rglob("videos/seed*"))) == 2
 
 
-def test_a_loaded_agent_acts_and_judges_as_the_checkpoint(trained: tuple[str, Path], tmp_path: Path) -> None:
+def test_a_loaded_agent_acts_and_estimates_values_as_the_checkpoint(trained: tuple[str, Path], tmp_path: Path) -> None:
     _, checkpoint = trained
     export_agent(checkpoint, tmp_path / "agent.safetensors")
     ours = load_agent(tmp_path / "agent.safetensors")
@@ -282,7 +289,7 @@ def damaged(change: Callable[[State, Header], object]) -> Callable[[State, Heade
 
 
 def setting(entry: str, **values: Any) -> Callable[[State, Header], None]:
-    return damaged(lambda _, header: header.update({entry: json.dumps(json.loads(header[entry]) | values)}))
+    return damaged(lambda _, header: header.update({entry: json.dumps(merged(json.loads(header[entry]), values))}))
 
 
 def model(**values: Any) -> Callable[[State, Header], None]:
@@ -359,14 +366,14 @@ HOSTILE: dict[str, tuple[Callable[[State, Header], Any], str]] = {
     "numbers that would lose digits": (damaged(retyped(torch.float64)), f"{BIAS} is torch.float64"),
     "integers for weights": (damaged(retyped(torch.int64)), f"{BIAS} is torch.int64"),
     "numbers of another kind": (damaged(retyped(torch.bool)), f"{BIAS} is torch.bool"),
-    "wider than the weights": (model(hidden_dim=10**9), "shape"),
-    "beyond any machine": (model(hidden_dim=10**300), "hidden_dim: 1000"),
-    "infinite": (model(hidden_dim=float("inf")), "hidden_dim: 'inf' is not int"),
+    "wider than the weights": (model(network={"hidden_dim": 10**9}), "shape"),
+    "beyond any machine": (model(network={"hidden_dim": 10**300}), "hidden_dim: 1000"),
+    "infinite": (model(network={"hidden_dim": float("inf")}), "hidden_dim: 'inf' is not int"),
     "as many tasks as atoms": (model(num_tasks=10**9), "too few for 1000000000 tasks"),
-    "word for a number": (model(hidden_dim="8"), "hidden_dim: '8' is not int"),
-    "truth for a number": (model(noise_std=True), "noise_std: 'True' is not float"),
+    "word for a number": (model(network={"hidden_dim": "8"}), "hidden_dim: '8' is not int"),
+    "truth for a number": (model(likelihood={"noise_std": True}), "noise_std: 'True' is not float"),
     "mapping for a word": (model(network={"encoder": {"a": 1}}), "encoder: "),
-    "range of three": (model(value_range=[1, 2, 3]), "value_range:"),
+    "range of three": (model(likelihood={"value_range": [1, 2, 3]}), "value_range:"),
     "impossible setting": (model(tau=-1.0), "tau"),
     "unknown setting": (model(__class__="os"), "knows no setting '__class__'"),
     "shape that is missing": (
@@ -376,10 +383,10 @@ HOSTILE: dict[str, tuple[Callable[[State, Header], Any], str]] = {
     "tasks of another shape": (data(tasks=["CartPole-v1", "Acrobot-v1"]), "has observation_shape (6,)"),
     "environment from a module": (data(env="antigravity:Game-v0"), "data.env"),
     "object among arguments": (data(env_kwargs={"a": [SPEC]}), "class_path is no argument"),
-    "games without end": (data(eval_games=10**12), "games: 1000000000000 is out of range"),
+    "games without end": (data(evaluation={"games": 10**12}), "games: 1000000000000 is out of range"),
     "no seed": (data(seed=-1), "seed: -1 is out of range"),
     "stack of screens": (data(frame_stack=10**7), "frame_stack"),
-    "probability of two": (data(sticky_actions=2), "data.rules.sticky_actions"),
+    "probability of two": (data(rules={"sticky_actions": 2}), "data.rules.sticky_actions"),
     "numbers for an environment": (data(env=5), "env: '5' is not str"),
 }
 
@@ -424,7 +431,7 @@ def test_how_it_was_trained_cannot_stop_an_agent_from_playing(
 ) -> None:
     """A replay of two thousand million transitions and as many environments are for the reader, not made."""
     most = 2**31 - 1
-    setting("datamodule_hyper_parameters", replay_capacity=most, num_envs=most, frames_per_epoch=most)(*sound)
+    setting("datamodule_hyper_parameters", replay={"capacity": most}, num_envs=most, frames_per_epoch=most)(*sound)
     done = run(monkeypatch, "validate", "--ckpt_path=hostile.safetensors", "--trainer.enable_progress_bar=false")
     assert scores(done)["val/games"] == 2
 

@@ -152,9 +152,9 @@ def test_updates_follow_the_limits(limits: dict[str, Any], updates: int | None) 
     assert forecast.updates_of(trainer, SimpleNamespace(batches_per_epoch=100)) == updates  # type: ignore[arg-type]
 
 
-def test_durations_are_told_in_the_unit_that_fits() -> None:
-    told = [forecast.duration(seconds) for seconds in (0, 20, 89, 91, 3000, 3600 * 2.54, 3600 * 20, 86_400 * 3)]
-    assert told == [
+def test_durations_are_written_in_the_unit_that_fits() -> None:
+    durations = [forecast.duration(seconds) for seconds in (0, 20, 89, 91, 3000, 3600 * 2.54, 3600 * 20, 86_400 * 3)]
+    assert durations == [
         *("about 1 seconds", "about 20 seconds", "about 89 seconds", "about 2 minutes", "about 50 minutes"),
         *("about 2.5 hours", "about 20 hours", "about 3.0 days"),
     ]

@@ -10,7 +10,7 @@ import pytest
 from bayes_rl.training.callbacks.resource_report import ResourceReport
 
 
-def test_time_is_told_once_from_training_alone(
+def test_time_is_printed_once_from_training_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = [0.0]
