@@ -10,7 +10,6 @@ from typing import Any, Literal
 from jsonargparse import ArgumentError, Namespace
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from bayes_rl.agent.compilation import check_capture
@@ -32,6 +31,7 @@ from bayes_rl.training.export import is_export, load_weights, read_export
 from bayes_rl.training.preflight import check_networks, check_room
 from bayes_rl.training.run_callbacks import make_callbacks
 from bayes_rl.training.run_directory import next_version, run_directory, run_of
+from bayes_rl.training.tensorboard_log import TensorBoardLog
 from bayes_rl.types import AGENT_ARGUMENTS
 from bayes_rl.utils.files import write_atomic
 from bayes_rl.utils.stop_signals import STOP
@@ -189,7 +189,7 @@ class BayesCLI(LightningCLI):
         if self.config.subcommand != "fit":
             kwargs["logger"] = False  # playing games adds nothing to the curves of the run
         elif options.trainer.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(str(run.parent), name="", version=run.name, default_hp_metric=False)
+            kwargs["logger"] = TensorBoardLog(str(run.parent), name="", version=run.name, default_hp_metric=False)
         resuming = self.config.subcommand == "fit" and bool(options.get("ckpt_path"))
         kwargs["plugins"] = [AtomicCheckpointIO(options.on_full_disk, resuming), *self._plugins()]
         data = options.data

@@ -24,6 +24,7 @@ from bayes_rl.errors import check
 from bayes_rl.evaluation.games import GameLoader, Games
 from bayes_rl.evaluation.settings import GameSettings
 from bayes_rl.types import AgentArguments, Transition
+from bayes_rl.utils.failures import warn_of_failure
 from bayes_rl.utils.seeds import Domain, derived_seed, seed_sequence
 from bayes_rl.utils.settings import as_settings
 
@@ -150,7 +151,8 @@ class ReplayDataModule(pl.LightningDataModule):
         self.reading = probe.reading
         planes, *height_and_width = probe.screen_shape  # a vector has no height and width
         self.observation_shape = (frame_stack * planes, *height_and_width)
-        probe.close()
+        with warn_of_failure("closing the environments that show the shapes"):
+            probe.close()
 
     def agent_arguments(self) -> AgentArguments:
         """Return the arguments of `VariationalActorCritic` that follow from the environments and the tasks."""
@@ -344,5 +346,6 @@ class ReplayDataModule(pl.LightningDataModule):
     def teardown(self, stage: str) -> None:
         """Close the training environments."""
         if stage == "fit" and hasattr(self, "stream"):
-            self.stream.finish_step()
+            with warn_of_failure("the last step of the training environments"):
+                self.stream.finish_step()
             self.stream.envs.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from bayes_rl.data.n_step import (
 from bayes_rl.data.replay_files import ReplayFiles
 from bayes_rl.errors import ConfigError, check, check_choice
 from bayes_rl.types import Transition
+from bayes_rl.utils.files import FULL
 
 REPLAY_DEVICES = ("cpu", "cuda")
 
@@ -124,7 +127,8 @@ class ReplayBuffer:
         self.n_step, self.gamma = n_step, gamma
         self.life_loss, self.reward_clip = life_loss, reward_clip
         self.slots = ring + slack
-        self.files = ReplayFiles(directory, num_envs, self.slots, self.screen_shape, screen_dtype)
+        with self._named_capacity(directory):
+            self.files = ReplayFiles(directory, num_envs, self.slots, self.screen_shape, screen_dtype)
         self.written = np.zeros(num_envs, np.int64)
         self._age = np.zeros(num_envs, np.int64)  # steps since the reset, per ring
         self._base = np.arange(num_envs) * self.slots
@@ -144,10 +148,23 @@ class ReplayBuffer:
         """Number of slots that `sample` draws from. If a drawn slot holds a final screen, `sample` draws again."""
         return int(self._window()[1].sum())
 
+    @contextlib.contextmanager
+    def _named_capacity(self, directory: Path | None) -> Iterator[None]:
+        """Turn the error of a full disk in this block into a `ConfigError` of the capacity."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise ConfigError(
+                "data.replay.capacity", self.capacity, f"finds no room on the disk of {directory}"
+            ) from None
+
     def _write(self, envs: slice | NDArray[np.int64], screens: NDArray[Any], flags: Any) -> NDArray[np.int64]:
         """Write the next slot of each of the rings `envs`, and return the slots' indices."""
         if not self._history_began:
-            self.files.begin_history()
+            with self._named_capacity(self.files.directory):
+                self.files.begin_history()
             self._history_began = True
         slot = self._base[envs] + self.written[envs] % self.slots
         self.written[envs] += 1

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,35 @@ def replay_layout(
         # decrease when a run resumes from an older checkpoint, because the slots were overwritten all the same.
         "written.int64": ((2, num_envs), np.dtype(np.int64)),
     }
+
+
+def allocate_files(sizes: Mapping[Path, int], new: bool) -> None:
+    """Give files their sizes, with all their blocks on the disk.
+
+    A write to a hole of a mapped file kills the process (SIGBUS) if the disk is full. File systems that allocate no
+    blocks ahead keep the holes.
+
+    Args:
+        sizes: of the files, in bytes.
+        new: begin with files of zeros. An error deletes these files.
+
+    Raises:
+        OSError: if there is no room.
+    """
+    try:
+        for path, size in sizes.items():
+            with open(path, "w+b" if new else "r+b") as file:
+                file.truncate(size)
+                try:
+                    if hasattr(os, "posix_fallocate"):
+                        os.posix_fallocate(file.fileno(), 0, size)
+                except OSError as error:
+                    if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                        raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None
+    except OSError:
+        for path in sizes if new else ():
+            path.unlink(missing_ok=True)
+        raise
 
 
 class ReplayFiles:
@@ -134,11 +166,14 @@ class ReplayFiles:
         """
         self._files: list[np.memmap[Any, Any]] = []
         arrays = []
+        if self.directory is not None and mode:
+            sizes = self._manifest()["files"]
+            allocate_files({self.directory / name: size for name, size in sizes.items()}, new=mode == "w+")
         for name, (shape, dtype) in self._layout.items():
             if self.directory is None or not mode:
                 arrays.append(np.zeros(shape, dtype))
                 continue
-            self._files.append(np.memmap(self.directory / name, dtype, mode, shape=shape))  # type: ignore[call-overload]
+            self._files.append(np.memmap(self.directory / name, dtype, "r+", shape=shape))
             # A plain array of the same memory: indexing a memmap takes three times as long.
             arrays.append(self._files[-1].view(np.ndarray))
         self.screens, self.actions, self.rewards, self.flags, self.ages, self.written = arrays

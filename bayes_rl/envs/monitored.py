@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bayes_rl.envs.base import UNSEEDED, BoolArray, Step, VectorEnvs
 from bayes_rl.errors import ConfigError, RunError
+from bayes_rl.utils.failures import warn_of_failure
 
 
 class FailedEnvError(RunError):
@@ -79,8 +80,9 @@ class MonitoredEnvs(VectorEnvs):
         return step
 
     def close(self) -> None:
-        """Close the environments."""
-        self.envs.close()
+        """Close the environments. An error of theirs harms nothing that was played, and costs one line."""
+        with warn_of_failure(f"closing the environments{f' of {self.name}' if self.name else ''}"):
+            self.envs.close()
 
     def _check_screens(self, screens: NDArray[Any], mask: BoolArray | bool) -> None:
         if self._floating and not np.isfinite(screens).all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from bayes_rl.envs.kinds import action_names
 from bayes_rl.evaluation.games import Game
 from bayes_rl.evaluation.rendering import render_game
 from bayes_rl.types import ValueEstimate
+from bayes_rl.utils.files import TEMPORARY, write_atomic
 
 PANEL_WIDTH = 200  # pixels
 
@@ -93,20 +95,28 @@ def write_video(settings: EnvSettings, game: Game, directory: Path, fps: int) ->
     Raises:
         ConfigError: if games of this kind cannot be drawn here.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    stem = directory / f"seed{game.seed}_score{game.score:g}"
+    stem = f"seed{game.seed}_score{game.score:g}"
     try:
         from moviepy import ImageSequenceClip
     except ImportError:
         frames = [
             Image.fromarray(frame).quantize(32, dither=Image.Dither.NONE) for frame in frames_with_panel(settings, game)
         ]
-        path = stem.with_name(stem.name + ".gif")
-        frames[0].save(path, save_all=True, append_images=frames[1:], duration=10 * max(2, round(100 / fps)), loop=0)
+        path = directory / f"{stem}.gif"
+        shown = {"duration": 10 * max(2, round(100 / fps)), "loop": 0}
+        write_atomic(
+            path, lambda file: frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:], **shown)
+        )
         return path
-    path = stem.with_name(stem.name + ".mp4")
     clip = ImageSequenceClip(list(frames_with_panel(settings, game)), fps=fps)
-    clip.write_videofile(str(path), logger=None, audio=False)
+    path = directory / f"{stem}.mp4"
+    half_written = directory / f"{stem}{TEMPORARY}.mp4"  # the encoder knows the format by the ending
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        clip.write_videofile(str(half_written), logger=None, audio=False)
+        os.replace(half_written, path)
+    finally:
+        half_written.unlink(missing_ok=True)
     return path
 
 

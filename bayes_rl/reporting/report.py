@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from bayes_rl.metrics import continual
 from bayes_rl.metrics.atari_scores import RANDOM_AND_HUMAN
 from bayes_rl.reporting.figures import draw_curves, draw_matrices, score_table, summary_table
 from bayes_rl.reporting.runs import ReportError, Run, read_file, read_run
+from bayes_rl.utils.failures import warn_of_failure
 
 COMPARED = {
     "tasks": "data.tasks",
@@ -155,8 +157,10 @@ def measure(runs: Sequence[Run], bounds: Tensor, alone: Sequence[Sequence[Run]])
     return {name: torch.stack(values) for name, values in columns.items()}
 
 
-def compare(runs: Sequence[Run], singles: Sequence[Run], bounds: Tensor, kind: str) -> tuple[str, dict[str, Figure]]:
-    """Return the report in Markdown, and its figures by file name.
+def compare(
+    runs: Sequence[Run], singles: Sequence[Run], bounds: Tensor, kind: str
+) -> tuple[str, dict[str, Callable[[], Figure]]]:
+    """Return the report in Markdown, and functions that draw its figures, by file name.
 
     Args:
         runs: over all tasks.
@@ -182,8 +186,8 @@ def compare(runs: Sequence[Run], singles: Sequence[Run], bounds: Tensor, kind: s
     schedule = max(runs, key=lambda run: float(run.frames[-1])).switches()
     means = {label: continual.normalise(scores, *bounds).nanmean(0).numpy() for label, scores in raw.items()}
     return "\n\n".join(paragraphs) + "\n", {
-        "curves.png": draw_curves(curves, references, tasks, schedule),
-        "matrix.png": draw_matrices(means, tasks),
+        "curves.png": partial(draw_curves, curves, references, tasks, schedule),
+        "matrix.png": partial(draw_matrices, means, tasks),
     }
 
 
@@ -193,7 +197,7 @@ class Report(NamedTuple):
     Attributes:
         text: the report in Markdown.
         warnings: one line for each run that is not finished.
-        files: `report.md` and the figures.
+        files: `report.md`, and the figures that could be drawn.
     """
 
     text: str
@@ -235,6 +239,9 @@ def write_report(
     text += "".join(f"* warning: {warning}\n" for warning in warnings)
     output.mkdir(parents=True, exist_ok=True)
     (output / "report.md").write_text(text, encoding="utf-8")
-    for name, figure in figures.items():
-        figure.savefig(output / name, dpi=120)
-    return Report(text, warnings, [output / name for name in ("report.md", *figures)])
+    files = [output / "report.md"]
+    for name, draw in figures.items():
+        with warn_of_failure(f"drawing {output / name}"):
+            draw().savefig(output / name, dpi=120)
+            files.append(output / name)
+    return Report(text, warnings, files)

@@ -12,7 +12,6 @@ manifest is accepted, with a note.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
@@ -28,7 +27,7 @@ import torch
 from pytorch_lightning.plugins import CheckpointIO
 
 from bayes_rl.errors import ConfigError, check_choice
-from bayes_rl.utils.files import read_checksummed_json, sync_directory, write_checksummed_json, write_temporary
+from bayes_rl.utils.files import FULL, read_checksummed_json, sync_directory, write_checksummed_json, write_temporary
 from bayes_rl.utils.stop_signals import STOP
 
 FORMAT = 1
@@ -39,9 +38,6 @@ PACKAGES = ("torch", "pytorch_lightning", "gymnasium", "ale_py", "numpy", "bayes
 
 DECIDING = ("ale_py", "torch", "gymnasium", "pytorch_lightning", "numpy")
 """Packages whose versions may change the numbers of a resumed run."""
-
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 ON_FULL_DISK = ("stop", "continue")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,10 @@ try:
     import fcntl
 except ImportError:  # not a Unix: no locks
     fcntl = None  # type: ignore[assignment]
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the errors of a full disk."""
 
 
 TEMPORARY = ".tmp"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -352,3 +354,94 @@ def test_without_a_directory_everything_is_in_memory() -> None:
     files.begin_history()
     files.flush()
     assert (files.mapped, files.history, files.geometry) == (False, None, [1, 5, 2])
+
+
+# ------------------------------------------------------------------ room on the disk
+def held(folder: Path) -> dict[str, bool]:
+    """Return whether each file of a replay has all its blocks on the disk."""
+    files = [path for path in folder.iterdir() if path.name != "replay.json"]
+    return {path.name: path.stat().st_blocks * 512 >= path.stat().st_size for path in files}
+
+
+def begin(folder: Path) -> ReplayFiles:
+    files = ReplayFiles(folder, 2, 50_000, (1, 2, 2), UINT8)
+    files.begin_history()
+    return files
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="allocates no blocks ahead")
+def test_all_blocks_are_on_the_disk_before_the_first_write(tmp_path: Path) -> None:
+    files = begin(tmp_path)
+    assert len(held(tmp_path)) == 6
+    assert all(held(tmp_path).values())
+    assert not files.screens.any()
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="allocates no blocks ahead")
+def test_holes_of_earlier_versions_are_filled_and_what_was_written_stays(tmp_path: Path) -> None:
+    files = begin(tmp_path)
+    for path in tmp_path.iterdir():
+        if path.name != "replay.json":
+            size = path.stat().st_size
+            os.truncate(path, 0)
+            os.truncate(path, size)
+    assert not all(held(tmp_path).values())
+    (tmp_path / "actions.int16").write_bytes(np.arange(100_000, dtype=np.int16).tobytes())
+    again = ReplayFiles(tmp_path, 2, 50_000, (1, 2, 2), UINT8)
+    assert again.mapped
+    assert again.history == files.history
+    assert all(held(tmp_path).values())
+    assert again.actions[:5].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("file", range(6))
+def test_a_full_disk_is_one_line_and_leaves_no_files(
+    file: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter(range(100))
+
+    def full(*_: Any) -> None:
+        if next(calls) == file:
+            raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    replay = replay_of(RULES, 2, 20, 10, tmp_path)
+    with pytest.raises(ConfigError) as error:
+        play([replay], 1, 0, 2)
+    assert str(error.value) == f"--data.replay.capacity: 40 finds no room on the disk of {tmp_path}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_at_a_resume_is_one_line_and_leaves_all_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play([replay_of(RULES, 2, 20, 10, tmp_path)], 30, 0, 2)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.EDQUOT, "full")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(ConfigError, match=r"data\.replay\.capacity"):
+        replay_of(RULES, 2, 20, 10, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_that_allocates_nothing_ahead_is_used(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: Any) -> None:
+        raise OSError(number, "unsupported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unsupported, raising=False)
+    play([replay_of(RULES, 2, 20, 10, tmp_path)], 30, 0, 2)
+
+
+def test_any_other_error_of_the_disk_is_raised_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "posix_fallocate", broken, raising=False)
+    with pytest.raises(OSError, match="screens"):
+        play([replay_of(RULES, 2, 20, 10, tmp_path)], 1, 0, 2)

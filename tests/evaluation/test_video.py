@@ -441,6 +441,7 @@ def test_with_moviepy_it_is_an_mp4(drawn: list[Picture], monkeypatch: pytest.Mon
 
         def write_videofile(self, filename: str, logger: object, audio: bool) -> None:
             assert logger is None
+            Path(filename).write_bytes(b"a film")
             clips.append((self.sequence, self.fps, filename, audio))
 
     moviepy = types.ModuleType("moviepy")
@@ -448,8 +449,11 @@ def test_with_moviepy_it_is_an_mp4(drawn: list[Picture], monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "moviepy", moviepy)
     path = write_video(PLAIN, Game(7, 12.5, actions=[0] * 5), tmp_path / "videos", 12)
     ((sequence, fps, filename, audio),) = clips
-    assert (path, filename, fps, audio) == (tmp_path / "videos" / "seed7_score12.5.mp4", str(path), 12, False)
-    assert (tmp_path / "videos").is_dir()
+    assert (path, fps, audio) == (tmp_path / "videos" / "seed7_score12.5.mp4", 12, False)
+    assert filename.endswith(".mp4"), "moviepy reads the format from the ending"
+    assert filename != str(path), "a half written video would look like a whole one"
+    assert path.read_bytes() == b"a film"
+    assert list((tmp_path / "videos").iterdir()) == [path]
     assert all(np.array_equal(a, b) for a, b in zip(sequence, drawn, strict=True))
 
 

@@ -47,4 +47,6 @@ class ErrorLog(Callback):
         if isinstance(exception, FailedEnvError) and trainer.training and trainer.global_step:
             trainer.save_checkpoint(saved)
             return f"continue with new games by --ckpt_path {saved} --data.refill_replay true"
+        if trainer.state.fn == "fit" and trainer.validating and last.is_file():  # saved when the validation began
+            return f"{last} holds every update, and begins with this validation"
         return f"{last} was saved before the error" if last.is_file() else "no checkpoint was saved yet"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from bayes_rl.reporting.learning_curve import write_curve
-from bayes_rl.training.checkpoint_io import FULL
 from bayes_rl.training.run_directory import data_of, run_directory
+from bayes_rl.utils.failures import warn_of_failure
 
 
 class LearningCurve(Callback):
@@ -44,11 +43,6 @@ class LearningCurve(Callback):
             row["visit"] = -1.0 if before else float(data.visit)
         self.history = [r for r in self.history if r["frames"] < row["frames"]] + [row]
         if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
-            try:
+            # The next validation draws the curve again; on a full disk, a failed checkpoint decides about the run.
+            with warn_of_failure("writing the learning curve"):
                 write_curve(self.history, data.game, run_directory(trainer), data.curriculum.names if several else ())
-            except (
-                OSError
-            ) as error:  # the next validation draws the curve again; a failed checkpoint decides whether the run stops
-                if error.errno not in FULL:
-                    raise
-                print("no room on the disk for the learning curve", file=sys.stderr, flush=True)

@@ -11,9 +11,11 @@ from pytorch_lightning.callbacks import Callback
 
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.data.datamodule import ReplayDataModule
-from bayes_rl.errors import ConfigError
+from bayes_rl.errors import ConfigError, RunError
+from bayes_rl.evaluation.games import Game, Games
 from bayes_rl.evaluation.video import play_in_window, write_video
 from bayes_rl.training.run_directory import run_directory
+from bayes_rl.utils.failures import describe_error, warn_of_failure
 
 
 class VideoWriter(Callback):
@@ -41,17 +43,35 @@ class VideoWriter(Callback):
         assert isinstance(data, ReplayDataModule)
         directory = run_directory(trainer) / "videos"
         for game in outputs:
-            path = write_video(batch.settings, game, directory, data.evaluation.fps)
-            print(f"seed {game.seed}: score {game.score:g} in {game.frames:,} frames, {path}", flush=True)
+            video = try_video(batch, game, directory, data.evaluation.fps)
+            print(f"seed {game.seed}: score {game.score:g} in {game.frames:,} frames, {video}", flush=True)
             if data.evaluation.render == "human":
-                play_in_window(batch.settings, game, data.evaluation.fps)
+                with warn_of_failure("showing the game in a window"):
+                    play_in_window(batch.settings, game, data.evaluation.fps)
+
+
+def try_video(games: Games, game: Game, directory: Path, fps: int) -> str:
+    """Write the video of a game, and return its path, or the reason why there is none.
+
+    Args:
+        games: the set that the game belongs to.
+        game: to draw.
+        directory: of the video.
+        fps: images per second.
+    """
+    try:
+        return str(write_video(games.settings, game, directory, fps))
+    except ConfigError as error:  # games of this kind cannot be drawn here
+        return f"no video: {error}"
+    except Exception as error:  # an environment, an encoder and a disk may raise anything
+        return f"no video: {describe_error(error)}"
 
 
 def record_game(data: ReplayDataModule, agent: VariationalActorCritic, task: int, run: Path) -> str:
     """Play one game of a task, and return the path of its video, or the reason why there is none."""
     games = data.games("predict", 1, task)
-    game = games.play(partial(agent.act, task=task))[0]
     try:
-        return str(write_video(games.settings, game, run / "videos", data.evaluation.fps))
-    except ConfigError as error:  # the package that draws this environment is not installed
-        return f"none ({error})"
+        game = games.play(partial(agent.act, task=task))[0]
+    except RunError as error:  # the environment failed in a game that no score depends on
+        return f"no video: {error}"
+    return try_video(games, game, run / "videos", data.evaluation.fps)

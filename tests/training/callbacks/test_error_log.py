@@ -121,7 +121,7 @@ def test_a_failing_reset_is_named_too(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert f"(seed {Fragile.made[-4].seed}, 0 actions since) raised ValueError: no board" in line
 
 
-def test_a_game_that_fails_in_a_validation_ends_the_run_with_the_last_checkpoint_intact(
+def test_a_game_that_fails_in_a_validation_loses_no_update(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plays: list[int] = []
@@ -142,5 +142,9 @@ def test_a_game_that_fails_in_a_validation_ends_the_run_with_the_last_checkpoint
     assert "environment 0 of BayesRLTests/Fragile-v0" in line
     assert "1 actions since) raised ValueError: gone" in line
     saved = torch.load("runs/cartpole/version_0/checkpoints/last.ckpt", weights_only=True)
-    assert saved["global_step"] == 60
-    assert "last.ckpt was saved before the error" in line
+    assert saved["global_step"] == 120
+    assert "last.ckpt holds every update, and begins with this validation" in line
+    assert len(np.load("runs/cartpole/version_0/metrics.npy")) == 1
+    monkeypatch.setattr(Fragile, "happens", None)  # the environment is mended
+    run(monkeypatch, "fit", "--ckpt_path=last")
+    assert len(np.load("runs/cartpole/version_0/metrics.npy")) == 2
