@@ -27,7 +27,7 @@ SHORT = [*TINY, "--trainer.max_epochs=1", "--data.frames_per_epoch=200"]
 
 
 class Undrawable(CartPoleEnv):
-    """CartPole that draws what `drawing` says."""
+    """CartPole that draws what `drawing` says, and cannot be closed."""
 
     drawing: Any = None
 
@@ -35,6 +35,9 @@ class Undrawable(CartPoleEnv):
         if self.drawing is None:
             raise NotImplementedError
         return None if self.drawing == "nothing" else self.drawing
+
+    def close(self) -> None:
+        raise RuntimeError("the window is stuck")
 
 
 @pytest.fixture(autouse=True)
