@@ -146,9 +146,11 @@ class OldId(NamedTuple):
 
 
 def old_id(env: str) -> OldId | None:
-    """Return the parts of an old id of a bundled game; None for other ids."""
+    """Return the parts of an old id of a bundled game; None for other ids, and for an id that a user registered."""
     parts = OLD_ID.fullmatch(env)
-    if parts is None or env in atari_games():
+    if parts is None or env in atari_games() or (parts["version"] == "5" and not parts["ram"]):
+        return None
+    if env in gym.registry and not str(gym.registry[env].entry_point).startswith("ale_py"):
         return None
     rom = re.sub(r"(?<!^)(?=[A-Z])", "_", parts["game"]).lower()
     if rom not in atari_games():

@@ -100,8 +100,8 @@ class GymnasiumKind(EnvKind):
         return env in gym.registry
 
     def ids(self) -> Iterable[str]:
-        """Return every id in Gymnasium's registry."""
-        return gym.registry
+        """Return every id in Gymnasium's registry but those of Atari games, which are another kind."""
+        return [env for env, spec in gym.registry.items() if not str(spec.entry_point).startswith("ale_py")]
 
     def check(self, settings: EnvSettings) -> None:
         """Refuse a crop, and a constructor argument that this program decides."""

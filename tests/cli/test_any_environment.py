@@ -49,6 +49,8 @@ def test_it_trains_resumes_validates_and_reports(
     assert f"reads  {GAMES[env]}\n" in printed
     assert "raw scores of whole greedy games" in printed
     assert "warning" not in printed
+    if image:
+        assert f"rules  {env} is breakout with frame_skip 2, sticky_actions 0\n" in printed
     last = Path("runs/any/version_0/checkpoints/last.ckpt")
     steps = saved(last)["global_step"]
     assert steps > 0

@@ -15,9 +15,9 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from bayes_rl.envs.atari import FIRE, AtariEnvs, AtariKind, atari_games
+from bayes_rl.envs.atari import FIRE, AtariEnvs, AtariKind, atari_games, old_id
 from bayes_rl.envs.base import EnvSettings, episode_seed
-from bayes_rl.envs.kinds import find_kind, game_name, make_envs, resolve
+from bayes_rl.envs.kinds import KINDS, find_kind, game_name, make_envs, resolve
 from bayes_rl.errors import ConfigError
 from tests.envs.kind_case import KindCase
 from tests.helpers.playing import copied, ended, equal, everyone, run, script
@@ -379,6 +379,20 @@ def test_an_option_that_contradicts_an_old_id_is_refused() -> None:
     for change in ({"sticky_actions": 0.5}, {"frame_skip": 8}):
         with pytest.raises(ConfigError, match=f"--data.rules.{next(iter(change))}: .* contradicts Breakout"):
             resolve(EnvSettings("BreakoutDeterministic-v4", **change))
+
+
+def test_an_id_that_was_never_there_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"'Breakout-v5' is no known game .* nearest: 'breakout'"):
+        make_envs(EnvSettings("Breakout-v5"), 1)
+    assert not any(old_id(env) for kind in KINDS for env in kind.ids()), "an old id is no nearest id"
+
+
+def test_a_user_s_environment_may_have_the_name_of_a_game() -> None:
+    gym.register("TennisDeterministic-v4", "gymnasium.envs.classic_control.cartpole:CartPoleEnv")
+    try:
+        assert not isinstance(find_kind("TennisDeterministic-v4"), AtariKind)
+    finally:
+        gym.registry.pop("TennisDeterministic-v4")
 
 
 def test_every_id_of_the_emulator_is_played_or_refused_by_this_kind() -> None:
