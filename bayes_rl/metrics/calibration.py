@@ -109,6 +109,33 @@ def interval_coverage(
     return inside.mean(1) if weight is None else inside @ weight
 
 
+def gaussian_crps(mean: Tensor, std: Tensor, realised: Tensor) -> Tensor:
+    """Return the continuous ranked probability score of N(mean, std^2) for realised returns, all `[M]`.
+
+    The score is the integral over y of (P(Y <= y) - 1[realised <= y])^2, in return units, >= 0, the lower the better.
+    Its closed form is that of Gneiting et al. (2005), std (z (2 Phi(z) - 1) + 2 phi(z) - 1 / sqrt(pi)) with
+    z = (realised - mean) / std. Without a spread it is |realised - mean|.
+    """
+    check_vectors(mean=mean, std=std, realised=realised)
+    error = realised - mean
+    z = error / std
+    density = (-0.5 * z.square()).exp() / math.sqrt(2 * math.pi)
+    crps = std * (z * (2 * torch.special.ndtr(z) - 1) + 2 * density - 1 / math.sqrt(math.pi))
+    return torch.where(std == 0, error.abs(), crps)
+
+
+def gaussian_log_score(mean: Tensor, std: Tensor, realised: Tensor) -> Tensor:
+    """Return the logarithmic score of N(mean, std^2): the log density of realised returns, all `[M]`.
+
+    The score is in nats, the higher the better (Gneiting and Raftery 2007). Without a spread it is infinite:
+    positive where the prediction is exact, else negative.
+    """
+    check_vectors(mean=mean, std=std, realised=realised)
+    error = realised - mean
+    score = -0.5 * (error / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
+    return torch.where(std == 0, torch.where(error == 0, math.inf, -math.inf), score)
+
+
 def game_weights(game: Tensor) -> Tensor:
     """Return weights `[M]` float64 that count each game of the ids `game` `[M]` alike: 1 / (games x its length).
 
@@ -182,30 +209,32 @@ def _top(rises: Callable[[float], bool], low: float, high: float) -> float:
     return (low + high) / 2
 
 
-def conformal_scale(mean: Tensor, std: Tensor, realised: Tensor, level: float) -> float:
-    """Return the factor c for which mean +- c std contains a new return with probability >= `level`.
+def conformal_scale(mean: Tensor, std: Tensor, realised: Tensor, level: float, game: Tensor | None = None) -> float:
+    """Return the factor c for which mean +- c std contains a return of a new game with probability >= `level`.
 
-    The method is split conformal prediction with the score |realised - mean| / std: c is the ceil((M + 1) level)-th
-    smallest of M scores of games that neither trained the agent nor are the games of the intervals (Lei et al. 2018,
-    arXiv:1604.04173). It assumes no distribution, only that the scores and the new score are exchangeable. Steps of
-    one game are not: over all steps of all games the guarantee holds approximately and on average over games, and
-    its correction is that of M independent scores, which is too small. With one step drawn from each game the
-    guarantee is exact, for such a step.
+    The method is split conformal prediction with the score |realised - mean| / std, on games that neither trained the
+    agent nor are the games of the intervals (Lei et al. 2018, arXiv:1604.04173). Steps of one game are dependent, and
+    a long game has more of them. So the unit is the game: each of G games and the unknown new game has the weight
+    1 / (G + 1), divided equally among the game's steps, and c is the least score at which the weights of all scores up
+    to c reach `level` (Lee, Barber and Willett 2023, arXiv:2306.06342). It assumes no distribution, only games that
+    are exchangeable. The probability is that of a step drawn uniformly from a new game.
 
     Args:
         mean: predicted returns, `[M]`.
         std: predictive std, `[M]`.
         realised: realised returns, `[M]`.
         level: wanted coverage, inside (0, 1).
+        game: ids of games `[M]`; None makes each step a game.
 
     Returns:
-        c, which is 1.645 for a Gaussian at level 0.9; infinite if M < level / (1 - level), because no finite interval
+        c, which is 1.645 for a Gaussian at level 0.9; infinite if G < level / (1 - level), because no finite interval
         has this coverage then; NaN if a score is NaN.
 
     Raises:
         ValueError: if shapes do not agree, a std is negative, or `level` is outside (0, 1).
     """
-    check_vectors(mean=mean, std=std, realised=realised)
+    ids = torch.arange(len(mean)) if game is None else game
+    check_vectors(mean=mean, std=std, realised=realised, game=ids)
     check_not_negative(std=std)
     _check_inside_0_and_1("level", [level])
     mean, std, realised = float64(mean, std, realised)
@@ -213,8 +242,11 @@ def conformal_scale(mean: Tensor, std: Tensor, realised: Tensor, level: float) -
     scores = torch.where(distance == 0, distance, distance / std)  # exact and certain: 0, not 0 / 0
     if scores.isnan().any():
         return math.nan
-    rank = math.ceil(round((len(scores) + 1) * level, 9))  # 100 x 0.55 = 55.00000000000001 is rank 55
-    return scores.sort().values[rank - 1].item() if rank <= len(scores) else math.inf
+    games, (ordered, order) = len(ids.unique()), scores.sort()
+    weights = game_weights(ids.cpu())[order] * games / (games + 1)
+    # Rounded, because 55 weights of 1 / 100 must reach 0.55.
+    number = int((weights.cumsum(0).round(decimals=9) < round(level, 9)).sum())
+    return ordered[number].item() if number < len(ordered) else math.inf
 
 
 class ReturnFit(NamedTuple):
@@ -241,13 +273,13 @@ def fit_returns(mean: Tensor, epistemic_std: Tensor, realised: Tensor, game: Ten
 
     Values whose order alone matters for acting keep a constant error for long, and noise cannot narrow a posterior
     that is wider than the errors. Bias and scale correct both in intervals of other games. The scale is 1 if there
-    are too few residuals (at most 8) to fit one.
+    are too few games (at most 8) to fit one.
 
     Args:
         mean: predicted returns, `[M]`.
         epistemic_std: posterior std of the prediction, `[M]`.
         realised: realised returns, `[M]`.
-        game: ids of games `[M]`, each game counting alike; None counts each step alike.
+        game: ids of games `[M]`, each game counting alike; None counts each step alike, as a game.
 
     Returns:
         Bias and noise std in return units, and the scale; all NaN if an input is not finite.
@@ -263,7 +295,7 @@ def fit_returns(mean: Tensor, epistemic_std: Tensor, realised: Tensor, game: Ten
     if math.isnan(noise):
         return ReturnFit(math.nan, math.nan, math.nan)
     std = (epistemic_std.square() + noise**2).sqrt()
-    half_width = conformal_scale(mean - bias, std, realised, FITTED_LEVEL)
+    half_width = conformal_scale(mean - bias, std, realised, FITTED_LEVEL, game)
     scale = half_width / torch.special.ndtri(torch.tensor((1 + FITTED_LEVEL) / 2, dtype=torch.float64)).item()
     return ReturnFit(bias, noise, scale if math.isfinite(scale) else 1.0)
 
@@ -278,6 +310,8 @@ class ReturnCalibration(Metric):
       arXiv:1807.00263) weight and sum (p_j - share of outcomes below the p_j-quantile)^2; this metric takes absolute
       differences, and central intervals. With n independent returns, perfect predictions have an error of about
       0.3 / sqrt(n);
+    * `crps`: continuous ranked probability score of the prediction, the lower the better;
+    * `log_score`: log density of the realised returns under the prediction, in nats, the higher the better;
     * `return_rmse`, `return_bias`: root mean square and mean of the errors, mean - realised, without the fitted bias.
       If `return_bias` is above 0, the agent predicts too much;
     * `return_correlation`: Pearson's correlation of mean and realised, in [-1, 1]; 0 if either is constant;
@@ -343,6 +377,8 @@ class ReturnCalibration(Metric):
             "coverage_50": coverage[LEVELS.index(0.5)],
             "coverage_90": coverage[LEVELS.index(0.9)],
             "calibration_error": (coverage - torch.tensor(LEVELS, dtype=torch.float64)).abs().mean(),
+            "crps": weight @ gaussian_crps(mean - bias, std, realised),
+            "log_score": weight @ gaussian_log_score(mean - bias, std, realised),
             "return_rmse": (weight @ error.square()).sqrt(),
             "return_bias": weight @ error,
             "return_correlation": _correlation(mean, realised, weight),

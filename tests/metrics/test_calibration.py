@@ -24,7 +24,9 @@ from bayes_rl.metrics.calibration import (
     fit_return_noise,
     fit_returns,
     game_weights,
+    gaussian_crps,
     gaussian_intervals,
+    gaussian_log_score,
     gaussian_quantiles,
     interval_coverage,
     realised_returns,
@@ -39,6 +41,8 @@ KEYS = {
     "return_correlation",
     "epistemic_std_mean",
     "interval_width_90",
+    "crps",
+    "log_score",
 }
 
 
@@ -353,6 +357,8 @@ def test_return_statistics_are_those_of_numpy() -> None:
             "return_correlation": np.corrcoef(mean.numpy(), realised.numpy())[0, 1],
             "epistemic_std_mean": epistemic.mean().item(),
             "interval_width_90": width,
+            "crps": gaussian_crps(mean, (epistemic**2 + noise**2).sqrt(), realised).mean().item(),
+            "log_score": norm.logpdf(realised, mean, (epistemic**2 + noise**2).sqrt()).mean(),
         },
         rel=1e-5,  # stored in float32
     )
@@ -453,3 +459,66 @@ def test_fitted_intervals_hold_on_other_games(bias: float, epistemic: float, err
     assert values["return_bias"].item() == pytest.approx(bias, abs=4 * error / math.sqrt(4000))  # as it was predicted
     width = 2 * 1.6448536 * fit.scale * math.hypot(epistemic, fit.noise_std)
     assert values["interval_width_90"].item() == pytest.approx(width, rel=1e-4)
+
+
+# ------------------------------------------------------------------ games of different lengths
+def games_of_two_lengths(link: str, seed: int) -> list[Tensor]:
+    """400 games of 20 or 400 steps, half of each; predictions, their std, returns and game ids."""
+    rng = np.random.default_rng(seed)
+    long = rng.random(400) < 0.5
+    error = {
+        "none": 0.5 + rng.random(400),
+        "long games err more": np.where(long, 3.0, 0.5),
+        "short games err more": np.where(long, 0.5, 3.0),
+    }[link]
+    game = np.repeat(np.arange(400), np.where(long, 400, 20))
+    realised = torch.from_numpy(error[game] * rng.standard_normal(len(game)))
+    return [torch.zeros(len(game)).double(), torch.full((len(game),), 0.1).double(), realised, torch.from_numpy(game)]
+
+
+@pytest.mark.parametrize("link", ["none", "long games err more", "short games err more"])
+def test_90_percent_intervals_cover_90_percent_of_new_games_however_length_and_error_go_together(link: str) -> None:
+    """The mean over five pairs of samples: one pair scatters by about 0.01."""
+    coverages = []
+    for seed in range(5):
+        fit = fit_returns(*games_of_two_lengths(link, 2 * seed))
+        mean, std, realised, game = games_of_two_lengths(link, 2 * seed + 1)
+        total = fit.scale * (std**2 + fit.noise_std**2).sqrt()
+        coverages.append(interval_coverage(mean - fit.bias, total, realised, [0.9], game_weights(game)).item())
+    assert np.mean(coverages) == pytest.approx(0.9, abs=0.02)
+
+
+def test_conformal_scale_weighs_games_by_hand() -> None:
+    """Game 0 has the scores 1, 2, 3, game 1 the score 10: with weights 1/9 thrice, 1/3, and 1/3 of the new game."""
+    game, scores = torch.tensor([0, 0, 0, 1]), torch.tensor([1.0, 2.0, 3.0, 10.0])
+    zero, one = torch.zeros(4), torch.ones(4)
+
+    def scale(level: float) -> float:
+        return conformal_scale(zero, one, scores, level, game)
+
+    assert [scale(level) for level in (0.1, 0.12, 0.3, 0.34, 0.66)] == [1, 2, 3, 10, 10]
+    assert scale(0.67) == math.inf
+
+
+def test_a_fit_on_eight_games_leaves_the_scale_alone_however_long_they_are() -> None:
+    mean, std, realised, game = drawn(8, 40, 0.0, 0.1, 1.0)
+    assert fit_returns(mean, std, realised, game).scale == 1.0
+    mean, std, realised, game = drawn(9, 40, 0.0, 0.1, 1.0)
+    assert fit_returns(mean, std, realised, game).scale != 1.0
+
+
+# ------------------------------------------------------------------ scores of a prediction
+@pytest.mark.parametrize(("mean", "std", "realised"), [(0.0, 1.0, 0.3), (2.0, 0.5, -1.0), (-3.0, 4.0, 9.0)])
+def test_crps_equals_the_numerical_integral(mean: float, std: float, realised: float) -> None:
+    below = quad(lambda y: norm.cdf(y, mean, std) ** 2, mean - 40 * std, realised)[0]
+    above = quad(lambda y: norm.sf(y, mean, std) ** 2, realised, mean + 40 * std)[0]
+    ours = gaussian_crps(*(torch.tensor([x], dtype=torch.float64) for x in (mean, std, realised)))
+    assert ours.item() == pytest.approx(below + above, rel=1e-6)
+    score = gaussian_log_score(*(torch.tensor([x], dtype=torch.float64) for x in (mean, std, realised)))
+    assert score.item() == pytest.approx(norm.logpdf(realised, mean, std), rel=1e-12)
+
+
+def test_scores_of_a_prediction_without_a_spread() -> None:
+    mean, std, realised = torch.zeros(2), torch.zeros(2), torch.tensor([0.0, -2.5])
+    assert gaussian_crps(mean, std, realised).tolist() == [0.0, 2.5]
+    assert gaussian_log_score(mean, std, realised).tolist() == [math.inf, -math.inf]
