@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_rl.evaluation.games import Game
-from bayes_rl.metrics.atari_scores import human_normalised_score
+from bayes_rl.metrics.atari_scores import NEGATIVE_REWARDS, human_normalised_score
 from bayes_rl.metrics.calibration import ReturnCalibration, ReturnFit, fit_returns, realised_returns
 from bayes_rl.metrics.returns import EpisodeReturns
 from bayes_rl.metrics.uncertainty import PolicyUncertainty
@@ -16,11 +16,14 @@ from bayes_rl.metrics.uncertainty import PolicyUncertainty
 SCORES: list[tuple[str, str]] = [
     ("games", "games"),
     ("games_cut", "cut when idle"),
+    ("games_truncated", "at frame limit"),
     ("return_mean", "mean"),
     ("return_median", "median"),
     ("return_iqm", "IQM"),
     ("return_min", "min"),
     ("return_max", "max"),
+    ("points_won", "points won"),
+    ("points_lost", "points lost"),
     ("human_normalised", "human-normalised"),
     ("return_rmse", "error of values"),
     ("coverage_50", "in 50 % interval"),
@@ -48,6 +51,7 @@ class GameMetrics(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.returns, self.calibration, self.uncertainty = EpisodeReturns(), ReturnCalibration(), PolicyUncertainty()
+        self.raw_calibration = ReturnCalibration()  # of the likelihood's own noise, without `return_fit`
         self.register_buffer("return_fit", torch.full((3,), float("nan")))
         self._residuals: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
@@ -61,8 +65,9 @@ class GameMetrics(nn.Module):
             gamma: discount per agent step.
         """
         device = self.return_fit.device
-        columns = zip(*((g.score, float(g.frames), float(g.cut)) for g in played), strict=True)
-        self.returns.update(*(torch.tensor(column, device=device) for column in columns))
+        rows = ((g.score, g.frames, g.cut, g.truncated, g.counted, g.points_lost) for g in played)
+        columns = zip(*rows, strict=True)
+        self.returns.update(*(torch.tensor(column, dtype=torch.float32, device=device) for column in columns))
         for number, game in zip(numbers, played, strict=True):
             if game.estimates:
                 self._compare(game, number, every, gamma)
@@ -73,14 +78,15 @@ class GameMetrics(nn.Module):
         actions = torch.tensor(game.actions[::every])[:, None]
         q_mean, q_std, noise_std, _ = (torch.stack(part) for part in zip(*game.estimates, strict=True))
         mean, epistemic, noise = (x.gather(1, actions)[:, 0].float() for x in (q_mean, q_std, noise_std))
+        games = torch.full((len(mean),), number)
+        columns = (mean, epistemic, noise, realised, games)
+        mean_there, epistemic_there, noise_there, *outcome = (x.to(self.return_fit.device) for x in columns)
+        self.raw_calibration.update(mean_there, epistemic_there, noise_there, *outcome)
         bias, scale = 0.0, 1.0
         if not self.return_fit.isnan().any():
             bias, fitted, scale = self.return_fit.tolist()
-            noise = torch.full_like(mean, fitted)
-        games = torch.full((len(mean),), number)
-        device = self.return_fit.device
-        prediction = (mean.to(device), epistemic.to(device), noise.to(device))
-        self.calibration.update(*prediction, realised.to(device), games.to(device), bias, scale)
+            noise_there = torch.full_like(mean_there, fitted)
+        self.calibration.update(mean_there, epistemic_there, noise_there, *outcome, bias, scale)
         self._residuals.append((mean, epistemic, realised, games))
 
     def finish(self, game: str, fit: bool) -> dict[str, Tensor]:
@@ -94,16 +100,21 @@ class GameMetrics(nn.Module):
             Scalars by name, without a prefix.
         """
         scores = self.returns.compute()
-        normalised = human_normalised_score(game, float(scores["return_mean"]))
+        if game not in NEGATIVE_REWARDS:  # all points are won: they are the score
+            del scores["points_won"], scores["points_lost"]
+        normalised = human_normalised_score(game, float(scores["return_counted"]))
         if normalised is not None:
             scores["human_normalised"] = torch.tensor(normalised)
         scores |= self.calibration.compute() | self.uncertainty.compute()
+        raw = self.raw_calibration.compute()
+        scores |= {f"raw_{key}": raw[key] for key in ("coverage_50", "coverage_90")}
+        scores |= {key: raw[key] for key in ("crps", "log_score")}  # of the raw prediction as well
         if fit and self._residuals:
             mean, epistemic, realised, games = (torch.cat(part) for part in zip(*self._residuals, strict=True))
             self.return_fit.copy_(torch.tensor(fit_returns(mean, epistemic, realised, games)))
         scores |= {f"fitted_{key}": self.return_fit[i].clone() for i, key in enumerate(ReturnFit._fields)}
         self._residuals.clear()
         with torch.inference_mode(False):  # a later `fit` could not write to tensors of inference mode
-            for metric in (self.returns, self.calibration, self.uncertainty):
+            for metric in (self.returns, self.calibration, self.raw_calibration, self.uncertainty):
                 metric.reset()
         return scores

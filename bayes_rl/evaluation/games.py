@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -9,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayes_rl.envs.base import BoolArray, EnvSettings, Step
-from bayes_rl.envs.kinds import make_envs
+from bayes_rl.envs.kinds import game_name, make_envs
 from bayes_rl.envs.monitored import MonitoredEnvs
 from bayes_rl.envs.observation_stack import ObservationStack
+from bayes_rl.metrics.atari_scores import most_if_stopped
 from bayes_rl.types import Policy, ValueEstimate, ValueEstimator
 
 
@@ -42,6 +44,9 @@ class Game:
         frames: length in environment frames.
         actions: executed action of every step; (seed, actions) reproduces the game.
         cut: whether the game was stopped because no reward came for too long.
+        truncated: whether the game was stopped at its limit of frames.
+        most_if_stopped: greatest score that counts if the game was stopped either way.
+        points_lost: size of the sum of the raw negative rewards.
         rewards: of every step, as the learner reads them (clipped, with the penalty of a lost life).
         discounts: of every step, 0 where the learner's return ends, else 1.
         estimates: of every `estimate_every`-th state, from the first.
@@ -57,6 +62,14 @@ class Game:
     discounts: list[float] = field(default_factory=list)
     estimates: list[ValueEstimate] = field(default_factory=list)
     bootstrap: float = 0.0
+    truncated: bool = False
+    most_if_stopped: float = math.inf
+    points_lost: float = 0.0
+
+    @property
+    def counted(self) -> float:
+        """Score that human-normalised scores and the choice of the best checkpoint count."""
+        return min(self.score, self.most_if_stopped) if self.cut or self.truncated else self.score
 
 
 class Games:
@@ -110,7 +123,8 @@ class Games:
             return []
         envs = MonitoredEnvs(make_envs(self.settings, self.parallel))
         stack = ObservationStack(self.parallel, self.frame_stack, envs.screen_shape, envs.screen_dtype)
-        games = [Game(seed) for seed in self.seeds]
+        most = most_if_stopped(game_name(self.settings.env))
+        games = [Game(seed, most_if_stopped=most) for seed in self.seeds]
         waiting = list(range(len(games)))
         playing = np.full(self.parallel, -1)  # index into `games`, or -1
         rewarded_at = np.zeros(self.parallel, np.int64)
@@ -126,11 +140,14 @@ class Games:
                 stack.begin(screens, free)
                 rewarded_at[free] = 0
                 lives = np.where(free, new_lives, lives)
-            if (playing < 0).all():
+            active = np.flatnonzero(playing >= 0)
+            if not len(active):
                 break
             if estimator is not None:
                 self._estimate(estimator, stack, games, playing)
-            executed = envs.send(policy(stack.observations()).numpy())
+            actions = np.zeros(self.parallel, np.int64)  # 0 where no game is left: the policy is not asked there
+            actions[active] = policy(stack.observations()[active]).numpy()
+            executed = envs.send(actions)
             step = envs.recv()
             stack.push(step.screens)
             self._record_step(games, playing, step, executed, step.lives < lives, rewarded_at)
@@ -198,6 +215,8 @@ class Games:
     def _record(self, game: Game, step: Step, slot: int, action: int, life_lost: bool) -> None:
         reward, terminated = float(step.rewards[slot]), bool(step.terminated[slot])
         game.score += reward
+        game.points_lost += max(-reward, 0.0)
+        game.truncated = bool(step.truncated[slot]) and not terminated
         game.frames += self.settings.frame_skip
         game.actions.append(action)
         if self.reward_clip is not None:

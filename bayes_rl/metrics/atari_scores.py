@@ -1,6 +1,8 @@
-"""Human-normalised scores of Atari games."""
+"""Human-normalised scores of Atari games, and what a stopped game counts."""
 
 from __future__ import annotations
+
+import math
 
 # Random and human scores of the Atari-57 protocol, from the data tables of dqn_zoo (`atari_data.py`).
 RANDOM_AND_HUMAN = {
@@ -62,6 +64,33 @@ RANDOM_AND_HUMAN = {
     "yars_revenge": (3092.9, 54576.9),
     "zaxxon": (32.5, 9173.3),
 }
+
+NEGATIVE_REWARDS = {
+    "boxing",
+    "double_dunk",
+    "fishing_derby",
+    "ice_hockey",
+    "pitfall",
+    "pong",
+    "private_eye",
+    "skiing",
+    "surround",
+    "tennis",
+}
+"""Games in which points can be lost, so that an agent gains by stalling: in Tennis, never to serve scores 0, above the
+human's -8.3."""
+
+
+def most_if_stopped(game: str) -> float:
+    """Return the greatest score that counts for a stopped game: that of random play if points can be lost.
+
+    Args:
+        game: short name (`tennis`).
+
+    Returns:
+        The score, or infinity if every score counts.
+    """
+    return RANDOM_AND_HUMAN[game][0] if game in NEGATIVE_REWARDS else math.inf
 
 
 def human_normalised_score(game: str, score: float) -> float | None:

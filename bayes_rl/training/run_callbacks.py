@@ -34,7 +34,7 @@ def make_callbacks(run: Path, epochs_per_task: int | None, progress_bar: bool) -
     }
     selected: KeptCheckpoint
     if epochs_per_task is None:
-        selected = KeptCheckpoint(filename="best", monitor="val/return_mean", mode="max", **saving)
+        selected = KeptCheckpoint(filename="best", monitor="val/return_counted", mode="max", **saving)
     else:
         selected = TaskEnds(filename="end_of_task_{epoch}", save_top_k=-1, every_n_epochs=epochs_per_task, **saving)
     callbacks: list[Callback] = [

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 
 from bayes_rl.errors import ConfigError
 from bayes_rl.evaluation.game_metrics import LABELS, SCORES, GameMetrics
 from bayes_rl.evaluation.games import Game
 from bayes_rl.evaluation.settings import GameSettings
+from bayes_rl.metrics.atari_scores import most_if_stopped
 from bayes_rl.metrics.calibration import fit_returns
 from bayes_rl.types import ValueEstimate
 
@@ -84,11 +88,49 @@ def test_intervals_of_later_games_use_the_fit() -> None:
     assert widths[0] != pytest.approx(wanted, rel=1e-2)
 
 
+def test_the_likelihood_s_own_noise_is_tested_after_every_validation() -> None:
+    """Raw coverage and scores are those of the first validation, whatever noise was fitted meanwhile."""
+    games, metrics = [make_game(seed) for seed in range(12)], GameMetrics()
+    keys = ("raw_coverage_50", "raw_coverage_90", "crps", "log_score")
+    rows = []
+    for _ in range(2):
+        add(metrics, games)
+        rows.append(metrics.finish("x", fit=True))
+    assert [float(rows[1][key]) for key in keys] == [float(rows[0][key]) for key in keys]
+    assert float(rows[0]["raw_coverage_90"]) == float(rows[0]["coverage_90"])
+    assert float(rows[1]["raw_coverage_90"]) != float(rows[1]["coverage_90"])  # the fitted intervals are wider
+    scores = []
+    for game in games:
+        for state, estimate in enumerate(game.estimates):
+            action, t = game.actions[2 * state], 2 * state
+            realised = sum(0.9 ** (k - t) * game.rewards[k] for k in range(t, len(game.rewards)))
+            std = math.hypot(float(estimate.q_std[action]), float(estimate.noise_std[action]))
+            scores.append(norm.logpdf(realised, float(estimate.q_mean[action]), std))
+    assert float(rows[1]["log_score"]) == pytest.approx(np.mean(scores), rel=1e-4)
+
+
+@pytest.mark.parametrize(("game", "normalised"), [("tennis", 0.0), ("breakout", -1.7 / 28.8)])
+@pytest.mark.parametrize("stop", ["cut", "truncated"])
+def test_a_stopped_game_counts_at_most_as_random_play(game: str, normalised: float, stop: str) -> None:
+    """Standing still scores 0, above a human's -8.3 in Tennis; the raw scores stay as they are."""
+    metrics, most = GameMetrics(), most_if_stopped(game)
+    add(metrics, [replace(make_game(1), score=0.0, cut=stop == "cut", truncated=stop != "cut", most_if_stopped=most)])
+    scores = metrics.finish(game, fit=False)
+    assert float(scores["human_normalised"]) == pytest.approx(normalised, abs=1e-6)
+    assert float(scores["return_mean"]) == float(scores["return_max"]) == 0.0
+    assert float(scores[f"games_{stop}"]) == 1.0
+    worse = Game(1, score=-24.0, most_if_stopped=-23.8, cut=True)  # stalling must not help who is behind either
+    ended = Game(1, score=20.0, most_if_stopped=-23.8)
+    assert (worse.counted, ended.counted) == (-24.0, 20.0)
+
+
 def test_every_row_of_the_table_is_a_metric_of_games_or_of_the_draws() -> None:
     metrics = GameMetrics()
     add(metrics, [make_game(1)])
-    scores = metrics.finish("breakout", fit=False)
+    scores = metrics.finish("tennis", fit=False)  # a game that has all of them
     assert set(LABELS) <= set(scores)
+    add(metrics, [make_game(1)])
+    assert set(scores) - set(metrics.finish("breakout", fit=False)) == {"points_won", "points_lost"}
     assert len(LABELS) == len(SCORES) == len({label for _, label in SCORES})
 
 

@@ -14,6 +14,7 @@ from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.envs.base import EnvSettings
 from bayes_rl.envs.kinds import make_envs
 from bayes_rl.evaluation.games import Game, GameLoader, Games
+from bayes_rl.metrics.atari_scores import human_normalised_score
 from bayes_rl.metrics.calibration import realised_returns
 from bayes_rl.types import ValueEstimate
 from tests.helpers.playing import hashed
@@ -223,7 +224,52 @@ def test_the_policy_sees_what_it_sees_in_training() -> None:
 
     Games(CARTPOLE, [1, 2, 3, 4], 3, 0, parallel=2).play(policy)
     assert shapes == {((2, 12), torch.float32)}
-    assert starts >= 4
+    assert starts == 4
+
+
+@pytest.mark.parametrize("settings", [MINATAR, CARTPOLE], ids=lambda s: s.env)
+def test_the_policy_is_asked_for_the_states_of_games_alone(settings: EnvSettings) -> None:
+    """An environment whose games are all over is stepped on beside the others; nobody looks at its screens."""
+    asked = 0
+
+    def policy(observations: Tensor) -> Tensor:
+        nonlocal asked
+        asked += len(observations)
+        return hashed(2)(observations)
+
+    games = Games(settings, list(range(9)), 3, 0, parallel=4).play(policy)
+    assert asked == sum(len(game.actions) for game in games)
+
+
+def test_tennis_without_a_serve_counts_at_most_as_random_play() -> None:
+    """By the frame limit and by the idle limit alike; the points of a game that goes on are told."""
+    tennis = EnvSettings("tennis", sticky_actions=0.25, max_episode_frames=400)
+    for idle, limit in ((0, "truncated"), (100, "cut")):
+        games = Games(tennis, [1, 2], 4, idle, parallel=2).play(noop)
+        assert all(getattr(game, limit) and game.score == 0 for game in games)
+        assert all(human_normalised_score("tennis", game.counted) == 0 for game in games)
+    long = EnvSettings("tennis", sticky_actions=0.25, max_episode_frames=6000)
+    (game,) = Games(long, [3], 4, 0).play(hashed(18))
+    rewards, _ = replayed(long, game)
+    assert game.points_lost == -sum(min(reward, 0) for reward in rewards) > 0
+
+
+@pytest.mark.usefixtures("scripted")
+def test_a_game_that_ends_at_its_limit_was_not_stopped() -> None:
+    """Scripted games terminate, are truncated, or both at once; and some are cut before."""
+    seen = set()
+    for game in Games(SCRIPTED, list(range(1, 40)), 2, IDLE_FRAMES).play(hashed(3)):
+        episode, cut = told(game.seed, game.actions)
+        assert (game.cut, game.truncated) == (cut, not cut and episode.truncated and not episode.terminated)
+        seen.add((episode.terminated, episode.truncated, cut))
+    assert seen == {(True, False, False), (False, True, False), (True, True, False), (False, True, True)}
+
+
+def test_only_a_game_that_was_stopped_is_truncated() -> None:
+    for game in Games(CARTPOLE, [1, 2], 1, 0).play(noop):
+        assert not game.truncated
+    short = EnvSettings("CartPole-v1", frame_skip=1, sticky_actions=0.0, max_episode_frames=5)
+    assert all(game.truncated for game in Games(short, [1, 2], 1, 0).play(noop))
 
 
 def test_no_seeds_are_no_games() -> None:

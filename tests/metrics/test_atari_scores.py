@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from bayes_rl.metrics.atari_scores import human_normalised_score
+from bayes_rl.metrics.atari_scores import (
+    NEGATIVE_REWARDS,
+    RANDOM_AND_HUMAN,
+    human_normalised_score,
+    most_if_stopped,
+)
 
 
 @pytest.mark.parametrize(
@@ -31,3 +38,10 @@ def test_a_worse_than_random_player_scores_below_zero() -> None:
 @pytest.mark.parametrize("game", ["", "catch", "Breakout"])
 def test_a_game_without_a_human_score_gives_none(game: str) -> None:
     assert human_normalised_score(game, 10.0) is None
+
+
+def test_a_stopped_game_counts_at_most_as_random_play_where_points_can_be_lost() -> None:
+    assert most_if_stopped("tennis") == -23.8
+    assert most_if_stopped("breakout") == most_if_stopped("CartPole-v1") == math.inf
+    lose_at_random = {game for game, (random, _) in RANDOM_AND_HUMAN.items() if random < 0}
+    assert lose_at_random <= NEGATIVE_REWARDS <= set(RANDOM_AND_HUMAN)

@@ -42,12 +42,16 @@ def test_episode_returns_accumulates_over_updates_and_resets() -> None:
     assert scores == {
         "games": 4.0,
         "games_cut": 0.0,
+        "games_truncated": 0.0,
         "return_mean": 4.0,
+        "return_counted": 4.0,
         "return_median": 3.0,
         "return_iqm": 3.0,
         "return_min": 1.0,
         "return_max": 9.0,
         "length_mean": 250.0,
+        "points_won": 4.0,
+        "points_lost": 0.0,
     }
     metric.reset()
     metric.update(torch.tensor([7.0]), torch.tensor([50.0]))
@@ -60,3 +64,18 @@ def test_updates_weigh_games_not_batches() -> None:
     metric.update(torch.tensor([0.0, 0.0, 0.0]), torch.ones(3))
     metric.update(torch.tensor([8.0]), torch.ones(1))
     assert metric.compute()["return_mean"].item() == 2.0
+
+
+def test_stopped_games_and_lost_points_are_counted_apart() -> None:
+    metric = EpisodeReturns()
+    flags = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    metric.update(
+        torch.tensor([0.0, -3.0]), torch.ones(2), *flags, torch.tensor([-20.0, -3.0]), torch.tensor([0.0, 5.0])
+    )
+    metric.update(torch.tensor([6.0]), torch.ones(1))
+    scores = {key: value.item() for key, value in metric.compute().items()}
+    names = ("games_cut", "games_truncated", "return_mean", "return_counted", "points_won", "points_lost")
+    assert [scores[name] for name in names] == pytest.approx([1, 1, 1, -17 / 3, 8 / 3, 5 / 3])
+    metric.reset()
+    metric.update(torch.tensor([6.0]), torch.ones(1))
+    assert metric.compute()["games_cut"].item() == metric.compute()["points_lost"].item() == 0

@@ -14,8 +14,12 @@ class KeptCheckpoint(ModelCheckpoint):
 
     @functools.cached_property
     def state_key(self) -> str:
-        """Key of the callback's state in checkpoints; cached, as Lightning reads it at every hook of every update."""
-        return super().state_key
+        """Key of the callback's state in checkpoints; cached, as Lightning reads it at every hook of every update.
+
+        Version 0.1.0 chose by `val/return_mean`, whose unit is the same. The key keeps that name, so that a resumed run
+        remembers its best score.
+        """
+        return super().state_key.replace("val/return_counted", "val/return_mean")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the state, with all paths in the present directory."""
