@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 
     Attributes:
         transition: the minibatch.
-        num_data: N of the ELBO: transitions the posterior is conditioned on (those in the replay).
+        num_data: N of the ELBO: transitions that the minibatches are drawn from.
         frames: environment frames collected so far, over all ranks.
         task: number of the task that the minibatch comes from.
     """

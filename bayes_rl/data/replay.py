@@ -131,22 +131,28 @@ class ReplayBuffer:
             self.files = ReplayFiles(directory, num_envs, self.slots, self.screen_shape, screen_dtype)
         self.written = np.zeros(num_envs, np.int64)
         self._age = np.zeros(num_envs, np.int64)  # steps since the reset, per ring
-        self._base = np.arange(num_envs) * self.slots
+        self._rings = np.arange(num_envs)
+        self._base = self._rings * self.slots
+        self._last_screens = np.zeros(num_envs, np.int32)  # ever written, per ring
+        self._last_screens_before = np.zeros(num_envs * self.slots, np.int32)  # of the ring, before each slot
         self._history_began = False
 
     def __len__(self) -> int:
-        """Return N of the ELBO: the number of written slots among the newest `ring` slots of each ring."""
+        """Return N of the ELBO: the number of transitions that `sample` draws from."""
+        low, count = self._window()
+        ends = (self._slot(self._rings, number) for number in (low, low + count))
+        before, after = (self._last_screens_before[slots] for slots in ends)
+        return int((count - (after - before)).sum())
+
+    @property
+    def stored(self) -> int:
+        """Number of written slots among the newest `ring` slots of each ring, which `min_size` is compared with."""
         return int(np.minimum(self.written, self.ring).sum())
 
     @property
     def nbytes(self) -> int:
         """Bytes of all slots at full size."""
         return self.files.nbytes
-
-    @property
-    def sampleable(self) -> int:
-        """Number of slots that `sample` draws from. If a drawn slot holds a final screen, `sample` draws again."""
-        return int(self._window()[1].sum())
 
     @contextlib.contextmanager
     def _named_capacity(self, directory: Path | None) -> Iterator[None]:
@@ -168,6 +174,8 @@ class ReplayBuffer:
             self._history_began = True
         slot = self._base[envs] + self.written[envs] % self.slots
         self.written[envs] += 1
+        self._last_screens_before[slot] = self._last_screens[envs]
+        self._last_screens[envs] += (flags & LAST_SCREEN) > 0
         # A process can be killed at any line. The largest number of slots rises before a slot loses its old content,
         # and the number of valid slots rises after the slot is whole.
         np.maximum(self.files.written[1], self.written, out=self.files.written[1])
@@ -335,3 +343,12 @@ class ReplayBuffer:
             self.files.written[0] = written
         self.written[:] = written
         self._age[:] = state["age"].numpy()
+        self._count_last_screens()
+
+    def _count_last_screens(self) -> None:
+        """Count the last screens before each slot of each ring by the flags in the files."""
+        for ring, written in enumerate(self.written.tolist()):
+            slots = self._slot(np.full(1, ring), np.arange(max(0, written - self.slots), written))
+            last = ((self.files.flags[slots] & LAST_SCREEN) > 0).astype(np.int32)
+            self._last_screens_before[slots] = np.cumsum(last) - last
+            self._last_screens[ring] = last.sum()

@@ -170,7 +170,7 @@ class ReplayStream(IterableDataset[Batch]):
     def _prefill(self) -> None:
         """Step until the replay is large enough to learn from."""
         size = min(self.replay_min_size, self.replay.ring * self.replay.num_envs)
-        while len(self.replay) < size or self.replay.sampleable < 1:
+        while self.replay.stored < size or len(self.replay) < 1:
             self.step_environments()
 
     def step_environments(self) -> None:

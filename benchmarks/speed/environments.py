@@ -107,7 +107,7 @@ def stream(game: str, num_envs: int, capacity: int, full: bool) -> Iterator[Turn
                 steps.step_environments()
             steps.finish_step()
 
-        while full and len(replay) < replay.ring * num_envs:
+        while full and replay.stored < replay.ring * num_envs:
             turn(1)
         yield turn
         steps.envs.close()

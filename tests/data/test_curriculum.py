@@ -105,7 +105,7 @@ def test_a_switch_leaves_the_old_games_and_fills_the_new_replay_at_random_first(
     batches = list(stream)
     assert seen(batches) == {1}
     assert {batch.task for batch in batches} == {1}
-    assert batches[0].num_data >= 30
+    assert 30 > batches[0].num_data >= 20  # 30 slots, of which some are last screens, and three hold no whole return
     assert batches[-1].frames - batches[0].frames == 27  # ten updates, one for three steps of three environments
     assert batches[0].frames - frames >= 27  # the prefill
     assert stream.updates == 20

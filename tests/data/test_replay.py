@@ -75,9 +75,9 @@ def test_every_sampleable_slot_agrees_with_the_oracle(
     replay, recorder = replay_of(rules, num_envs, ring, slack), Recorder(num_envs)
     play([replay, recorder], steps, seed, num_envs, p_end, p_life)
     wanted = {(e, m) for e in range(num_envs) for m in recorder.chosen(e, ring, rules)}
-    assert len(replay) == sum(min(ring, len(s)) for s in recorder.slots)
+    assert replay.stored == sum(min(ring, len(s)) for s in recorder.slots)
+    assert len(replay) == len(wanted), "N is the number of transitions that can be drawn"
     if not wanted:
-        assert replay.sampleable == 0
         with pytest.raises(RuntimeError, match="nothing to sample"):
             replay.sample(1, np.random.default_rng(0))
         return
@@ -124,6 +124,7 @@ def test_n_step_and_gamma_may_change_between_samples() -> None:
         replay.n_step, replay.gamma = n_step, gamma
         slots, got = every_slot(replay)
         assert set(slots) == {(e, m) for e in range(2) for m in recorder.chosen(e, 30, rules)}
+        assert len(set(slots)) == len(replay)
         assert_agrees(recorder, rules, slots, got)
 
 
@@ -195,7 +196,7 @@ def test_the_smallest_ring_allowed_always_has_something_to_sample(n_step: int, f
             ring += 1
     for t in range(40):
         add([replay], [(2 * t, 0, 0.0, "T")], [2 * t + 1])
-        if replay.sampleable:
+        if len(replay):
             replay.sample(4, EveryIndex(1000))  # type: ignore[arg-type]
 
 

@@ -45,7 +45,7 @@ class EveryIndex:
 
 def every_slot(replay: Seen) -> tuple[list[tuple[int, int]], Transition]:
     """All slots that `sample` can return, each at least once, and their transitions."""
-    transition = replay.sample(replay.sampleable, EveryIndex())  # type: ignore[arg-type]
+    transition = replay.sample(int(replay._window()[1].sum()), EveryIndex())  # type: ignore[arg-type]
     env, number = replay.asked
     return list(zip(env.tolist(), number.tolist(), strict=True)), transition
 
