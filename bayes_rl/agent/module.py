@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from bayes_rl.agent.behaviour import Behaviour
+from bayes_rl.agent.clamped_targets import ClampedTargetMonitor
 from bayes_rl.agent.compilation import compile_update
 from bayes_rl.agent.low_overhead import LowOverheadModule, flushed_denormals
 from bayes_rl.agent.objective import ObjectiveTerms, objective_terms, td_targets, total_loss
@@ -76,6 +78,7 @@ class VariationalActorCritic(LowOverheadModule):
         consolidator: protects earlier tasks, or None.
         scores: metrics of whole games, one `GameMetrics` for each task.
         guard: skips updates that are not finite, and counts them.
+        clamped_targets: warns of targets that the likelihood cannot hold; None if it holds all.
         behaviour: acts and estimates values by `twin`.
         frames: environment frames seen in training, the axis of every curve.
         task: number of the task that is trained.
@@ -149,6 +152,8 @@ class VariationalActorCritic(LowOverheadModule):
         self.target_twin = copy.deepcopy(self.twin).requires_grad_(False) if self.objective.target == "ema" else None
         self.consolidator = make_consolidation(self.twin, self.consolidation)
         self.guard = UpdateGuard()
+        bounds = self.twin.likelihood.bounds
+        self.clamped_targets = None if bounds == (-math.inf, math.inf) else ClampedTargetMonitor(bounds)
         self.behaviour = Behaviour(self.twin, self._forward_context)
         self.frames = self.task = 0
         # (pair, task) to the number of minibatches in its loss since the last optimizer step.
@@ -171,9 +176,11 @@ class VariationalActorCritic(LowOverheadModule):
         return make_optimizer(self.twin, rates, settings.weight_decay, settings.adam_eps, fused)
 
     def on_train_start(self) -> None:
-        """Set the current task from the data module, describe the consolidation, restore the random generators."""
+        """Set the current task from the data module, log what the run should know, restore the random generators."""
         if self.consolidator is not None:
             rank_zero_info(self.consolidator.describe())
+        if self.clamped_targets is not None and (line := self.clamped_targets.describe(*self._data.return_bounds)):
+            rank_zero_info(line)
         if len(self.scores) > 1:
             self.task = self._data.curriculum.task(self._data.visit)
         # Not in `on_load_checkpoint`: Lightning draws random numbers of its own between the two.
@@ -313,8 +320,16 @@ class VariationalActorCritic(LowOverheadModule):
         temperature = self.objective.kl_temperature
         values = training_values(self.twin, batch, terms.output, terms.targets, temperature, parts)
         values["train/skipped_updates"] = float(self.guard.skipped)
+        self._warn_of_clamped_targets(values["train/clamped_targets"], len(batch.transition.action))
         self.log_dict(values | self._frozen_share(penalty, terms.nll / share))
         self.log("step", float(batch.frames))
+
+    def _warn_of_clamped_targets(self, share: Tensor | float, targets: int) -> None:
+        if self.clamped_targets is None:
+            return  # without a look at `share`, which would wait for the device
+        message = self.clamped_targets.add(float(share), targets)
+        if message is not None:
+            warnings.warn(message, stacklevel=2)
 
     @torch.no_grad()
     def _penalty(self) -> Tensor:

@@ -129,6 +129,20 @@ def td_targets(
     return losses.td_target(reward, discount, probs, q_values).expand(2, *q_values.shape[1:-1])
 
 
+def learned_targets(output: TwinOutput, action: Tensor, targets: Tensor) -> Tensor:
+    """Return targets of the learned values: Q = learned value + prior function, and the likelihood is of the former.
+
+    Args:
+        output: outputs of the twin.
+        action: actions `[B]`.
+        targets: TD targets `[2, (D,) B]` in clipped return units.
+    """
+    if output.prior_values is None:
+        return targets
+    prior_values = output.prior_values.expand_as(output.q_values)
+    return targets - prior_values.gather(-1, action.expand(targets.shape)[..., None]).squeeze(-1)
+
+
 def critic_nll(
     twin: TwinActorCritic, output: TwinOutput, transition: Transition, targets: Tensor, pairs: Sequence[int]
 ) -> Tensor:
@@ -143,8 +157,7 @@ def critic_nll(
     """
     action = transition.action.expand(targets.shape)[..., None, None]
     raw = output.raw.gather(-2, action.expand(*action.shape[:-1], output.raw.shape[-1])).squeeze(-2)
-    if output.prior_values is not None:  # Q = learned value + prior function, and the likelihood is that of the former
-        targets = targets - output.prior_values.expand_as(output.q_values).gather(-1, action[..., 0]).squeeze(-1)
+    targets = learned_targets(output, transition.action, targets)
     # The mean is over trained pairs, draws and batch. Times the number of pairs, it is a sum over the pairs.
     return len(pairs) * _of_pairs(pairs, twin.likelihood.nll(raw, targets)).mean()
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bayes_rl import losses
+from bayes_rl.agent.objective import learned_targets
 from bayes_rl.bayes.kl import bayesian_layers
 from bayes_rl.networks.actor_critic import TwinActorCritic, TwinOutput
 from bayes_rl.types import Batch
@@ -40,6 +41,8 @@ def training_values(
     q = q_values.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
     sampled_q = output.q_values.gather(-1, actions.expand(targets.shape).unsqueeze(-1)).squeeze(-1)
     agree = output.mean_action_probs().argmax(-1) == q_values.argmax(-1)
+    low, high = twin.likelihood.bounds
+    of_likelihood = learned_targets(output, actions, targets)
     values: dict[str, Tensor | float] = {
         **{f"train/{name}": value for name, value in parts.items()},
         "train/elbo_loss": losses.negative_elbo(nll, kl, batch.num_data, temperature),
@@ -50,6 +53,7 @@ def training_values(
         "train/q": q.mean(),
         "train/q_max": q_values.max(-1).values.mean(),
         "train/td_error": (targets - sampled_q).abs().mean(),
+        "train/clamped_targets": ((of_likelihood < low) | (of_likelihood > high)).float().mean(),
         "train/twin_gap": (output.q_values[0] - output.q_values[1]).abs().mean(),
         "train/actor_agrees": agree.float().mean(),
         "train/policy_entropy": losses.entropy(output.action_logits),

@@ -61,9 +61,11 @@ class Likelihood(nn.Module, ABC):
 
     Attributes:
         outputs: n, the number of outputs of the critic's head for an action.
+        bounds: smallest and largest return that the family holds; a target beyond them counts as the nearest bound.
     """
 
     outputs: int
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
     @classmethod
     @abstractmethod
@@ -235,6 +237,7 @@ class _Histogram(Likelihood):
         check(ordered, "model.likelihood.value_range", (low, high), "must be two finite numbers, the smaller one first")
         check(num_bins >= 2, "model.likelihood.num_bins", num_bins, "must be 2 or more")
         self.low, self.high, self.outputs = low, high, num_bins
+        self.bounds = (low, high)
         self.register_buffer("index", torch.arange(num_bins, dtype=torch.float32), persistent=False)
 
     def project(self, target: Tensor) -> Tensor:

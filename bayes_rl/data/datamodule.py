@@ -16,6 +16,7 @@ import torch
 from bayes_rl.data.curriculum import CurriculumSettings, make_curriculum
 from bayes_rl.data.device_replay import DeviceReplay
 from bayes_rl.data.exploration import EpsilonSchedule
+from bayes_rl.data.n_step import return_bounds
 from bayes_rl.data.replay import ReplayBuffer, ReplaySettings
 from bayes_rl.data.stream import ReplayStream, StreamLoader
 from bayes_rl.envs.base import EnvSettings, EpisodeRules, VectorEnvs
@@ -321,6 +322,13 @@ class ReplayDataModule(pl.LightningDataModule):
             every,
             task=task,
         )
+
+    @property
+    def return_bounds(self) -> tuple[float, float]:
+        """Smallest and largest discounted return, in clipped return units; infinite if rewards are not clipped."""
+        settings, rules = self.replay_settings, self.settings
+        steps = -(-rules.max_episode_frames // rules.frame_skip)
+        return return_bounds(settings.gamma, settings.life_loss, settings.reward_clip, steps)
 
     @property
     def gamma(self) -> float:

@@ -12,6 +12,7 @@ return still bootstraps from the episode's final screen.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +49,21 @@ def check_return_rules(n_step: int, gamma: float, life_loss: str, reward_clip: f
     check(0 <= gamma <= 1, "data.replay.gamma", gamma, "must lie in [0, 1]")
     check_choice("data.replay.life_loss", life_loss, LIFE_LOSS)
     check(reward_clip is None or reward_clip > 0, "data.replay.reward_clip", reward_clip, "must be positive, or null")
+
+
+def return_bounds(gamma: float, life_loss: str, reward_clip: float | None, steps: int) -> tuple[float, float]:
+    """Return the smallest and the largest discounted return of an episode, in clipped return units.
+
+    Args:
+        gamma: discount per agent step.
+        life_loss: one of `LIFE_LOSS`; the penalty of a lost life is not clipped.
+        reward_clip: largest size of a reward; None, for raw rewards, makes the bounds infinite.
+        steps: largest number of agent steps of an episode.
+    """
+    if reward_clip is None:
+        return -math.inf, math.inf
+    discounted_steps = steps if gamma == 1 else (1 - gamma**steps) / (1 - gamma)
+    return -(reward_clip + (life_loss == "penalty")) * discounted_steps, reward_clip * discounted_steps
 
 
 def discount_powers(gamma: float, n_step: int) -> NDArray[np.float64]:

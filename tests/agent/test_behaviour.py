@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -312,6 +313,7 @@ class Updates:
 class Data(pl.LightningDataModule):
     """Scripted games: those of seeds 1 to 6 to validate on, others to test and to show."""
 
+    return_bounds = (-math.inf, math.inf)
     life_loss: str = "none"
     reward_clip: float | None = None
     gamma: float = GAMMA

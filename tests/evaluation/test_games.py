@@ -259,9 +259,9 @@ def test_a_game_that_ends_at_its_limit_was_not_stopped() -> None:
     """Scripted games terminate, are truncated, or both at once; and some are cut before."""
     seen = set()
     for game in Games(SCRIPTED, list(range(1, 40)), 2, IDLE_FRAMES).play(hashed(3)):
-        episode, cut = told(game.seed, game.actions)
-        assert (game.cut, game.truncated) == (cut, not cut and episode.truncated and not episode.terminated)
-        seen.add((episode.terminated, episode.truncated, cut))
+        episode, idle = episode_of(game.seed, game.actions)
+        assert (game.cut, game.truncated) == (idle, not idle and episode.truncated and not episode.terminated)
+        seen.add((episode.terminated, episode.truncated, idle))
     assert seen == {(True, False, False), (False, True, False), (True, True, False), (False, True, True)}
 
 

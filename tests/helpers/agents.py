@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -54,6 +55,7 @@ class SampleData(pl.LightningDataModule):
     """Data module of one task, with a stream of given batches, and the same samples for every Fisher."""
 
     visit = 0
+    return_bounds = (-math.inf, math.inf)
     curriculum = SimpleNamespace(visit=lambda _: 0, task=lambda _: 0, ends=lambda _: False)
 
     def __init__(self, stream: Stream) -> None:
