@@ -79,13 +79,14 @@ class GameMetrics(nn.Module):
         q_mean, q_std, noise_std, _ = (torch.stack(part) for part in zip(*game.estimates, strict=True))
         mean, epistemic, noise = (x.gather(1, actions)[:, 0].float() for x in (q_mean, q_std, noise_std))
         games = torch.full((len(mean),), number)
-        columns = (mean, epistemic, noise, realised, games)
-        mean_there, epistemic_there, noise_there, *outcome = (x.to(self.return_fit.device) for x in columns)
+        device = self.return_fit.device
+        mean_there, epistemic_there, noise_there = mean.to(device), epistemic.to(device), noise.to(device)
+        outcome = (realised.to(device), games.to(device))
         self.raw_calibration.update(mean_there, epistemic_there, noise_there, *outcome)
         bias, scale = 0.0, 1.0
         if not self.return_fit.isnan().any():
-            bias, fitted, scale = self.return_fit.tolist()
-            noise_there = torch.full_like(mean_there, fitted)
+            bias, fitted_std, scale = self.return_fit.tolist()
+            noise_there = torch.full_like(mean_there, fitted_std)
         self.calibration.update(mean_there, epistemic_there, noise_there, *outcome, bias, scale)
         self._residuals.append((mean, epistemic, realised, games))
 
