@@ -19,7 +19,7 @@ FIXED = {
 """Data options that a resumed run cannot change: the state of environments, replay and counters depends on them."""
 
 
-NETWORKS = {"tasks", "curriculum.task_conditioning"}
+NETWORKS = {"tasks", "spaces_of", "curriculum.task_conditioning"}
 """Data options that decide the shape of the networks."""
 
 

@@ -21,7 +21,8 @@ from bayes_rl.data.replay import ReplayBuffer, ReplaySettings
 from bayes_rl.data.stream import ReplayStream, StreamLoader
 from bayes_rl.envs.base import EnvSettings, EpisodeRules, VectorEnvs
 from bayes_rl.envs.kinds import check_env, game_name, games_repeat, make_envs
-from bayes_rl.errors import check
+from bayes_rl.envs.shared_spaces import task_name, task_settings
+from bayes_rl.errors import ConfigError, check
 from bayes_rl.evaluation.games import GameLoader, Games
 from bayes_rl.evaluation.settings import GameSettings
 from bayes_rl.types import AgentArguments, Transition
@@ -37,6 +38,29 @@ ESTIMATE_EVERY = 4
 """Agent steps between two value estimates in a validation game: consecutive states have similar values."""
 
 
+def single_task_settings(settings: EnvSettings, tasks: list[str] | None, spaces_of: list[str]) -> EnvSettings:
+    """Return the settings of a game with the observations and actions that it shares with others.
+
+    Args:
+        settings: of the game.
+        tasks: the option `data.tasks`, which must be null.
+        spaces_of: ids of the games, that of `settings` among them.
+
+    Raises:
+        ConfigError: the games cannot share a network, or the game is not among them.
+    """
+    key = "data.spaces_of"
+    check(tasks is None, key, spaces_of, "is for a single --data.env; --data.tasks share their spaces anyway")
+    names, name = [task_name(env) for env in spaces_of], task_name(settings.env)
+    check(name in names, key, spaces_of, f"does not name --data.env {settings.env}")
+    try:
+        return task_settings(settings, spaces_of)[names.index(name)]
+    except ConfigError as error:
+        if error.key == "data.tasks":  # the user typed another option
+            error.key, error.args = key, (str(error).replace("--data.tasks", f"--{key}"),)
+        raise
+
+
 class ReplayDataModule(pl.LightningDataModule):
     """Data module that streams n-step transitions from an env-stepping replay. Validation batches are whole games.
 
@@ -49,6 +73,8 @@ class ReplayDataModule(pl.LightningDataModule):
             game (`breakout`).
         env_kwargs: keyword arguments of the environment's constructor, e.g. '{size: 20}' of bayes_rl/DeepSea-v0.
         tasks: several games to learn one after the other, instead of `env`; all are Atari games, or none is.
+        spaces_of: several games, `env` among them. `env` is learned alone, with the observations and actions that all
+            of them share: a reference for agents that learn all of them as `tasks`.
         observation: reading of observations: auto, image, planes or vector; a line at the start says the reading.
         channels: place of the channels in observations of three axes: auto, first or last.
         grey: average the colours of images; otherwise each colour is a channel.
@@ -76,6 +102,7 @@ class ReplayDataModule(pl.LightningDataModule):
         env: str = "breakout",
         env_kwargs: dict[str, Any] | None = None,
         tasks: list[str] | None = None,
+        spaces_of: list[str] | None = None,
         observation: str = "auto",
         channels: str = "auto",
         grey: bool = True,
@@ -112,6 +139,7 @@ class ReplayDataModule(pl.LightningDataModule):
             "grey": grey,
             "env_kwargs": env_kwargs,
             "tasks": tasks,
+            "spaces_of": spaces_of,
             "num_envs": num_envs,
             "frame_stack": frame_stack,
             "updates_per_step": updates_per_step,
@@ -131,6 +159,8 @@ class ReplayDataModule(pl.LightningDataModule):
             channels=channels,
             grey=grey,
         )
+        if spaces_of is not None:
+            first = single_task_settings(first, tasks, spaces_of)
         self.curriculum = make_curriculum(first, tasks, self.curriculum_settings, frames_per_epoch)
         self.settings, self.visit = self.curriculum.settings[0], 0  # of the current task
         self.directory: Path | None = None  # of the replay's files; None keeps the replay in memory

@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bayes_rl.metrics.intervals import FEWEST_RUNS, jackknife_interval, leave_one_out
 from bayes_rl.metrics.returns import interquartile_mean
 
 Floats = NDArray[np.float64]
@@ -51,44 +52,57 @@ class Band(NamedTuple):
     high: Floats
 
 
-def bootstrap_interval(
-    values: Tensor, statistic: Callable[[Tensor], Tensor], level: float = 0.95, resamples: int = 2000
-) -> tuple[float, float]:
-    """Return the percentile interval of a statistic by stratified bootstrap over runs.
+class Measures(NamedTuple):
+    """Numbers of the runs of one method.
 
-    The method is that of Agarwal et al. (2021, arXiv:2108.13264). Runs are drawn with replacement within each task,
-    independently of the other tasks; tasks are not drawn. So the interval covers other seeds on these tasks. The draws
-    are the same on every call.
+    Attributes:
+        values: of N runs on M tasks (or cells), `[N, M]`, by column.
+        without_reference: the same values without one single-task run, for each task and each of its runs.
+    """
+
+    values: Mapping[str, Tensor]
+    without_reference: Sequence[Sequence[Mapping[str, Tensor]]] = ()
+
+
+INTERVALS = (
+    f"[a, b] is a 95 % interval over {FEWEST_RUNS} or more seeds (Student's t, jackknife over runs and references), "
+    "(a to b) is min to max over fewer."
+)
+"""Legend of the ranges that `estimate` writes."""
+
+
+def estimate(
+    values: Tensor, statistic: Callable[[Tensor], Tensor], without_reference: Sequence[Sequence[Tensor]] = ()
+) -> str:
+    """Return a statistic over runs and tasks as `0.50 [0.40, 0.60]`, with its 95 % interval.
+
+    Below `FEWEST_RUNS` runs, or references that the statistic depends on, the range is `(0.40 to 0.60)`: the least and
+    the greatest statistic of a single run. Runs with a value that is not finite are left out, and the text counts them.
+    One run has no range.
 
     Args:
         values: of N runs on M tasks, `[N, M]`.
-        statistic: a vector `[N * M]` to a scalar.
-        level: share of the resampled statistics inside, in (0, 1).
-        resamples: number of times that all runs are drawn.
-
-    Returns:
-        The lower and the upper end, in the unit of the statistic.
+        statistic: mean or interquartile mean: a vector `[N * M]` to a scalar.
+        without_reference: `[N, M]` without one reference, for each task and each of its references.
     """
-    generator = torch.Generator().manual_seed(0)
-    runs = torch.randint(len(values), (resamples, *values.shape), generator=generator)
-    resampled = values[runs, torch.arange(values.shape[1])].flatten(1)
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=values.dtype)
-    low, high = torch.vmap(statistic)(resampled).quantile(ends).tolist()
-    return low, high
-
-
-def estimate(values: Tensor, statistic: Callable[[Tensor], Tensor]) -> str:
-    """Return a statistic over runs and tasks `[N, M]` as `0.50 [0.40, 0.60]`, with its 95 % bootstrap interval.
-
-    Runs with a value that is not finite are left out, and the text counts them. One run has no interval.
-    """
-    known = values[values.isfinite().all(1)]
+    finite = values.isfinite().all(1)
+    known = values[finite]
     if not known.numel():
         return NOTHING
-    text = _number(statistic(known.flatten()).item(), 2)
+    whole = statistic(known.flatten())
+    text = _number(whole.item(), 2)
     if len(known) > 1:
-        low, high = bootstrap_interval(known, statistic)
-        text += f" [{_number(low, 2)}, {_number(high, 2)}]"
+        references = [
+            torch.stack([statistic(other[finite].flatten()) for other in task]) for task in without_reference if task
+        ]
+        matter = [estimates for estimates in references if not (estimates == whole).all()]
+        if len(known) < FEWEST_RUNS or any(len(e) < FEWEST_RUNS or not e.isfinite().all() for e in matter):
+            ends = torch.stack([statistic(run) for run in known])
+            text += f" ({_number(ends.min().item(), 2)} to {_number(ends.max().item(), 2)})"
+        else:
+            averaged = known.numel() - (2 * (known.numel() // 4) if statistic is interquartile_mean else 0)
+            low, high = jackknife_interval(whole.item(), [leave_one_out(known, statistic), *matter], averaged)
+            text += f" [{_number(low, 2)}, {_number(high, 2)}]"
     return text if len(known) == len(values) else f"{text} ({len(known)} of {len(values)} runs)"
 
 
@@ -112,20 +126,25 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
 
 
-def summary_table(measured: Mapping[str, Mapping[str, Tensor]]) -> str:
+def summary_table(measured: Mapping[str, Measures]) -> str:
     """Return the columns of `SUMMARY` that have numbers, a row per method, and their definitions.
 
     Args:
-        measured: values of N runs on M tasks (or cells), `[N, M]`, by method and column.
+        measured: numbers by method.
     """
     cells = {
         name: [
-            estimate(values[name], interquartile_mean if name == "IQM" else torch.mean) for values in measured.values()
+            estimate(
+                values[name],
+                interquartile_mean if name == "IQM" else torch.mean,
+                [[other[name] for other in task] for task in without_reference],
+            )
+            for values, without_reference in measured.values()
         ]
         for name in SUMMARY
     }
     columns = [name for name in SUMMARY if set(cells[name]) != {NOTHING}]
-    seeds = [str(len(values["IQM"])) for values in measured.values()]
+    seeds = [str(len(measures.values["IQM"])) for measures in measured.values()]
     rows = [*zip(measured, seeds, *(cells[name] for name in columns), strict=True)]
     legend = [f"* {name}: {SUMMARY[name]}" for name in columns]
     return "\n".join([table(["method", "seeds", *columns], rows), "", *legend])

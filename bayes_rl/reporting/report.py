@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from bayes_rl.envs.shared_spaces import task_name
 from bayes_rl.errors import did_you_mean
 from bayes_rl.metrics import continual
 from bayes_rl.metrics.atari_scores import RANDOM_AND_HUMAN
-from bayes_rl.reporting.figures import draw_curves, draw_matrices, score_table, summary_table
+from bayes_rl.reporting.figures import INTERVALS, Measures, draw_curves, draw_matrices, score_table, summary_table
 from bayes_rl.reporting.runs import ReportError, Run, read_file, read_run
 from bayes_rl.utils.failures import warn_of_failure
 
@@ -29,8 +31,12 @@ COMPARED = {
 """Attributes of a run that must be equal in all runs of a report, and their options."""
 
 
+NOT_NORMALISED = {"isolated forgetting", "zero-shot transfer"}
+"""Columns of the summary that no reference has a part in."""
+
+
 def check_runs(runs: Sequence[Run], singles: Sequence[Run], allow_incomplete: bool) -> list[str]:
-    """Return warnings about runs that are not finished.
+    """Return warnings about runs that are not finished, and about references of other spaces.
 
     Raises:
         ReportError: if the runs cannot be compared.
@@ -56,7 +62,17 @@ def check_runs(runs: Sequence[Run], singles: Sequence[Run], allow_incomplete: bo
             raise ReportError(
                 f"{run.path}: its {run.frames[-1]:,.0f} frames are fewer than a visit's {first.frames_per_task:,}"
             )
-    return warnings
+    return warnings + reference_warnings(singles, first)
+
+
+def reference_warnings(singles: Sequence[Run], sequence: Run) -> list[str]:
+    """Return warnings about references that may have other actions and observations than the sequence."""
+    fix = f"learn it again with --data.spaces_of '{json.dumps(sequence.envs)}'"
+    return [
+        f"{run.path}: may have other actions and observations than the sequence, which biases the comparison; {fix}"
+        for run in singles
+        if [task_name(str(env)) for env in run.spaces] != sequence.tasks
+    ]
 
 
 def label_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -77,7 +93,7 @@ def find_bounds(
     Args:
         task: short name.
         kind: `human` for published scores of random play and of humans, or `reference`.
-        references: `[random, reference]` by task.
+        references: `[random, reference]` by task; a reference of null is taken from the single-task runs.
         singles: single-task runs; without a reference score, their first and last scores are the bounds.
         runs: runs over all tasks, whose untrained scores count as 0 if no single-task run has one.
 
@@ -88,10 +104,12 @@ def find_bounds(
     alone = [run for run in singles if run.tasks == [task]]
     pair = RANDOM_AND_HUMAN.get(task) if kind == "human" else references.get(task)
     if kind == "reference" and task not in references and alone:
-        before = [run.scores[0, 0] for run in alone if run.frames[0] == 0]
-        before = before or [run.scores[0, run.tasks.index(task)] for run in runs if run.frames[0] == 0]
+        before = [run.counted[0, 0] for run in alone if run.frames[0] == 0]
+        before = before or [run.counted[0, run.tasks.index(task)] for run in runs if run.frames[0] == 0]
         low = np.mean(before) if before else 0.0
-        pair = [float(low), float(np.mean([run.scores[-1, 0] for run in alone]))]
+        pair = [float(low), float(np.mean([run.counted[-1, 0] for run in alone]))]
+    if isinstance(pair, list) and len(pair) == 2 and pair[1] is None and alone:
+        pair = [pair[0], float(np.mean([run.counted[-1, 0] for run in alone]))]
     if pair is None:
         raise ReportError(f"{task}: no {kind} score is known; {give}, or a single-task run of it")
     numbers = isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(x, int | float) for x in pair)
@@ -115,7 +133,7 @@ def transfer(run: Run, task: int, alone: Sequence[Run], low: float, high: float)
         return torch.tensor(math.nan, dtype=torch.float64)
 
     def area(of: Run, column: int, start: float, end: float) -> Tensor:
-        frames, scores = of.frames, of.scores[:, column]
+        frames, scores = of.frames, of.counted[:, column]
         if frames[0] > 0:  # no validation at frame 0: the score of random play
             frames, scores = np.append(0.0, frames), np.append(low, scores)
         normalised = continual.normalise(torch.from_numpy(scores), low, high)
@@ -141,7 +159,7 @@ def measure(runs: Sequence[Run], bounds: Tensor, alone: Sequence[Sequence[Run]])
     columns: dict[str, list[Tensor]] = {}
     for run in runs:
         raw = run.matrix()
-        scores = continual.normalise(raw, *bounds)
+        scores = continual.normalise(run.matrix(run.counted), *bounds)
         values = {
             "average performance": scores[-1],
             "IQM": scores[-1],
@@ -157,34 +175,70 @@ def measure(runs: Sequence[Run], bounds: Tensor, alone: Sequence[Sequence[Run]])
     return {name: torch.stack(values) for name, values in columns.items()}
 
 
+def runs_of_tasks(singles: Sequence[Run], tasks: Sequence[str]) -> list[list[Run]]:
+    """Return the single-task runs of each task."""
+    return [[run for run in singles if run.tasks == [task]] for task in tasks]
+
+
+def measure_method(
+    runs: Sequence[Run], singles: Sequence[Run], bounds_of: Callable[[Sequence[Run]], Tensor]
+) -> Measures:
+    """Return the numbers of one method, and the same without each single-task run in turn.
+
+    Scores that count as 0 and as 1 may depend on the single-task runs, and forward transfer does: they have a spread of
+    their own, which belongs to the intervals.
+
+    Args:
+        runs: of one method.
+        singles: single-task runs.
+        bounds_of: returns the raw scores that count as 0 and as 1, `[2, T]`, by the single-task runs, or raises
+            `ReportError`.
+    """
+    tasks = runs[0].tasks
+    alone = runs_of_tasks(singles, tasks)
+    whole = measure(runs, bounds_of(singles), alone)
+
+    def values_without(left_out: Run) -> dict[str, Tensor]:
+        others = [run for run in singles if run is not left_out]
+        try:
+            return measure(runs, bounds_of(others), runs_of_tasks(others, tasks))
+        except ReportError:  # nothing is normalised without the only reference of a task
+            return {name: value if name in NOT_NORMALISED else value * math.nan for name, value in whole.items()}
+
+    return Measures(whole, [[values_without(run) for run in task] for task in alone])
+
+
 def compare(
-    runs: Sequence[Run], singles: Sequence[Run], bounds: Tensor, kind: str
+    runs: Sequence[Run], singles: Sequence[Run], bounds_of: Callable[[Sequence[Run]], Tensor], kind: str
 ) -> tuple[str, dict[str, Callable[[], Figure]]]:
     """Return the report in Markdown, and functions that draw its figures, by file name.
 
     Args:
         runs: over all tasks.
         singles: single-task runs.
-        bounds: raw scores that count as 0 and as 1, `[2, T]`.
+        bounds_of: returns the raw scores that count as 0 and as 1, `[2, T]`, by the single-task runs, or raises
+            `ReportError`.
         kind: name of the score that counts as 1.
     """
-    groups, tasks = label_runs(runs), runs[0].tasks
-    alone = [[run for run in singles if run.tasks == [task]] for task in tasks]
-    raw = {label: torch.stack([run.matrix() for run in group]) for label, group in groups.items()}
+    groups, tasks, bounds = label_runs(runs), runs[0].tasks, bounds_of(singles)
+    alone = runs_of_tasks(singles, tasks)
+    raw, counted = (
+        {label: torch.stack([run.matrix(of(run)) for run in group]) for label, group in groups.items()}
+        for of in (operator.attrgetter("scores"), operator.attrgetter("counted"))
+    )
     names = {run: label for label, group in groups.items() for run in group}
     names |= {run: f"{run.tasks[0]} alone" for run in singles}
     paragraphs = (
         f"# {len(tasks)} tasks in turn, {runs[0].cycles} x {runs[0].frames_per_task:,} frames each",
-        summary_table({label: measure(group, bounds, alone) for label, group in groups.items()}),
-        f"Normalised scores: 0 is random or untrained play, 1 the {kind} score. "
-        "Intervals: 95 %, stratified bootstrap over seeds.",
+        summary_table({label: measure_method(group, singles, bounds_of) for label, group in groups.items()}),
+        f"Normalised scores: 0 is random or untrained play, 1 the {kind} score. " + INTERVALS,
         score_table(raw, tasks, bounds),
         "\n".join(f"* `{r.path}`: {name}, seed {r.seed}, {r.frames[-1]:,.0f} frames" for r, name in names.items()),
     )
     curves = {label: [(run.frames, run.scores) for run in group] for label, group in groups.items()}
     references = [[(run.frames, run.scores) for run in group] for group in alone]
     schedule = max(runs, key=lambda run: float(run.frames[-1])).switches()
-    means = {label: continual.normalise(scores, *bounds).nanmean(0).numpy() for label, scores in raw.items()}
+    means = {label: continual.normalise(scores, *bounds).nanmean(0).numpy() for label, scores in counted.items()}
     return "\n\n".join(paragraphs) + "\n", {
         "curves.png": partial(draw_curves, curves, references, tasks, schedule),
         "matrix.png": partial(draw_matrices, means, tasks),
@@ -196,7 +250,7 @@ class Report(NamedTuple):
 
     Attributes:
         text: the report in Markdown.
-        warnings: one line for each run that is not finished.
+        warnings: one line for each run that is not finished, or is no fair reference.
         files: `report.md`, and the figures that could be drawn.
     """
 
@@ -234,8 +288,12 @@ def write_report(
     if scores and not set(scores) & set(sequences[0].tasks):
         raise ReportError(f"{references} names none of the tasks {', '.join(sequences[0].tasks)}")
     kind = normalise or ("reference" if scores or singles else "human")
-    bounds = [find_bounds(task, kind, scores, singles, sequences) for task in sequences[0].tasks]
-    text, figures = compare(sequences, singles, torch.tensor(bounds, dtype=torch.float64).T, kind)
+
+    def bounds_of(singles: Sequence[Run]) -> Tensor:
+        pairs = [find_bounds(task, kind, scores, singles, sequences) for task in sequences[0].tasks]
+        return torch.tensor(pairs, dtype=torch.float64).T
+
+    text, figures = compare(sequences, singles, bounds_of, kind)
     text += "".join(f"* warning: {warning}\n" for warning in warnings)
     output.mkdir(parents=True, exist_ok=True)
     (output / "report.md").write_text(text, encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,10 @@ class Run:
         settings: options by which two runs of one method may differ.
         frames, visit: environment frames and visit (-1 before training) at each validation, `[P]`.
         scores: raw score of each task at each validation, `[P, T]`.
+        counted_scores: score of each task in which a stopped game may count as random play, `[P, T]`; None if the run
+            has none, as runs of version 0.1.0.
+        envs: ids of the tasks, as in `data.tasks`.
+        spaces: ids of the games whose observations and actions a single-task run shares; empty if it has its own.
     """
 
     path: Path
@@ -51,6 +55,14 @@ class Run:
     frames: Floats
     visit: Floats
     scores: Floats
+    counted_scores: Floats | None = None
+    spaces: Sequence[str] = ()
+    envs: Sequence[str] = ()
+
+    @property
+    def counted(self) -> Floats:
+        """Scores that normalised numbers count, `[P, T]`: a stopped game may count as random play."""
+        return self.scores if self.counted_scores is None else self.counted_scores
 
     def ends(self) -> list[int | None]:
         """Return the row of the validation before training and after each visit, `[V + 1]`; None if not finished."""
@@ -62,10 +74,14 @@ class Run:
             ends[latest] = ends[latest] if trained > self.frames_per_task - self.epoch_frames / 2 else None
         return ends
 
-    def matrix(self) -> Tensor:
-        """Return raw scores `[V + 1, T]`, float64: row 0 before training, row v + 1 after visit v; NaN if missing."""
+    def matrix(self, scores: Floats | None = None) -> Tensor:
+        """Return scores `[P, T]`, the raw ones by default, as `[V + 1, T]`, float64.
+
+        Row 0 is before training, row v + 1 after visit v; NaN if missing.
+        """
+        scores = self.scores if scores is None else scores
         nothing = np.full(len(self.tasks), np.nan)
-        return torch.from_numpy(np.stack([nothing if row is None else self.scores[row] for row in self.ends()]))
+        return torch.from_numpy(np.stack([nothing if row is None else scores[row] for row in self.ends()]))
 
     def switches(self) -> list[float]:
         """Return frames at the start of training and after each visit, `[V + 1]`; as planned if not finished."""
@@ -137,6 +153,7 @@ def read_run(path: Path) -> Run:
     frames, visit = column("frames"), column("visit") if several else np.zeros(len(rows))
     if not ((np.diff(frames) > 0).all() and np.isfinite(visit).all()):
         raise ReportError(f"{path / 'metrics.npy'}: frames must increase, and visit be a number")
+    prefixes = [f"{task}/" if several else "" for task in tasks]
     return Run(
         path=path,
         seed=setting("seed_everything", object, "unknown"),
@@ -148,5 +165,16 @@ def read_run(path: Path) -> Run:
         settings=chosen,
         frames=frames,
         visit=visit,
-        scores=np.stack([column(f"{task}/return_mean" if several else "return_mean") for task in tasks], axis=1),
+        scores=np.stack([column(f"{prefix}return_mean") for prefix in prefixes], axis=1),
+        counted_scores=_counted_scores(column, prefixes),
+        spaces=setting("data.spaces_of", list, []),
+        envs=[*map(str, envs)],
     )
+
+
+def _counted_scores(column: Callable[[str], Floats], prefixes: Sequence[str]) -> Floats | None:
+    """Return the columns `return_counted`, `[P, T]`, or None in a run of version 0.1.0."""
+    try:
+        return np.stack([column(f"{prefix}return_counted") for prefix in prefixes], axis=1)
+    except ReportError:
+        return None

@@ -39,7 +39,7 @@ SECTIONS = {"model": VariationalActorCritic, "data": ReplayDataModule}
 
 PLAYED = {
     *("env", "env_kwargs", "observation", "channels", "grey"),
-    *("tasks", "frame_stack", "seed", "curriculum.task_conditioning"),
+    *("tasks", "spaces_of", "frame_stack", "seed", "curriculum.task_conditioning"),
     *("rules.frame_skip", "rules.sticky_actions", "rules.crop", "rules.max_episode_frames"),
     *("rules.full_action_space", "rules.auto_fire", "replay.life_loss", "replay.reward_clip", "replay.gamma"),
     *("evaluation.games", "evaluation.idle_frames"),

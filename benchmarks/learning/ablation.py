@@ -6,8 +6,8 @@ Arms: `plain` has no Bayesian layer; `elbo` has Bayesian heads and KL / N, the E
 `unscaled` has the same heads and adds the whole KL to the mean loss of a minibatch, as the original system does. All
 other settings are those of `configs/minatar.yaml`. Each run trains for `--epochs` epochs, is evaluated on test games
 after the last one, and leaves a file in `docs/results/ablation/`. Runs whose file exists are not repeated. The table of
-all files has the mean over seeds with a 95 % bootstrap interval, and the share of realised returns within the agent's
-intervals.
+all files has the mean over seeds with a 95 % interval, below five seeds with minimum and maximum, and the share of
+realised returns within the agent's intervals.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import argparse
 import time
 
 import numpy as np
+import torch
 import yaml
 
 from bayes_rl import losses
+from bayes_rl.reporting.figures import INTERVALS, estimate
 from benchmarks.learning.silent_run import prepare_run, silence_lightning
 from benchmarks.runner import ROOT, Benchmark, Cell, Options, Row
 
@@ -52,17 +54,10 @@ def measure(cell: Cell, options: Options) -> Row:
     }
 
 
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Return the mean over runs and its 95 % percentile bootstrap interval."""
-    draws = np.random.default_rng(0).choice(values, (10_000, len(values))).mean(1)
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return float(np.mean(values)), float(low), float(high)
-
-
 def table(rows: list[Row]) -> str:
     """Return scores and calibration of all finished runs as Markdown."""
     lines = [
-        "| game | arm | seeds | score (95 % interval) | in 50 % interval | in 90 % interval | calibration error |",
+        "| game | arm | seeds | score | in 50 % interval | in 90 % interval | calibration error |",
         "|---|---|---|---|---|---|---|",
     ]
     for game in sorted({row["game"] for row in rows}):
@@ -70,12 +65,12 @@ def table(rows: list[Row]) -> str:
             found = [row for row in rows if (row["game"], row["arm"]) == (game, arm)]
             if not found:
                 continue
-            mean, low, high = interval([row["return_mean"] for row in found])
+            score = estimate(torch.tensor([[row["return_mean"]] for row in found]), torch.mean)
             parts = [np.mean([row[k] for row in found]) for k in ("coverage_50", "coverage_90", "calibration_error")]
             seeds = ", ".join(str(row["seed"]) for row in found)
-            columns = [game, arm, seeds, f"{mean:.2f} ({low:.2f} to {high:.2f})", *(f"{p:.2f}" for p in parts)]
+            columns = [game, arm, seeds, score, *(f"{p:.2f}" for p in parts)]
             lines.append("| " + " | ".join(columns) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", f"Scores: {INTERVALS}"]) + "\n"
 
 
 def cells(options: Options, rows: list[Row]) -> list[Cell]:

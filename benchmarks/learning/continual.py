@@ -50,7 +50,9 @@ def options_of(arm: str) -> list[str]:
         return ARMS[arm]
     config = yaml.safe_load(CONFIG.read_text())["data"]
     epochs = config["curriculum"]["frames_per_task"] // config["frames_per_epoch"]
-    env = ["--data.tasks=null", f"--data.env={arm.partition(':')[2]}", "--data.curriculum.task_conditioning=none"]
+    # By the observations and actions of the sequence: by its own ones a game is easier or harder to learn.
+    env = ["--data.tasks=null", f"--data.env={arm.partition(':')[2]}", f"--data.spaces_of={json.dumps(tasks())}"]
+    env += ["--data.curriculum.task_conditioning=none"]
     return [*env, f"--trainer.max_epochs={epochs}", *ARMS["fine_tuning"]]
 
 
@@ -81,8 +83,9 @@ def measure(cell: Cell, options: Options) -> Row:
 
 
 def random_score(task: str) -> float:
-    """Return the mean score of uniformly random play, with the game's own actions."""
-    config = yaml.safe_load(CONFIG.read_text())["data"] | {"tasks": None, "env": task, "seed": 0}
+    """Return the mean score of uniformly random play, with the actions of the sequence."""
+    config = yaml.safe_load(CONFIG.read_text())["data"] | {"seed": 0}
+    config |= {"tasks": None, "env": task, "spaces_of": config["tasks"]}
     data = ReplayDataModule(**config)
     generator = torch.Generator().manual_seed(0)
     games = data.games("test", RANDOM_GAMES).play(
@@ -92,7 +95,11 @@ def random_score(task: str) -> float:
 
 
 def references(folder: Path, command: str) -> list[str]:
-    """Return the report's options for scores 0 and 1, or none before all games have been learned alone."""
+    """Return the report's options for scores 0 and 1, or none before all games have been learned alone.
+
+    `references.json` has both scores, for other runs. The report itself takes score 1 from the single-task runs, so
+    that its intervals know their spread.
+    """
     pairs: dict[str, list[float]] = {}
     for task in tasks():
         files = (folder / "runs").glob(f"{name_of(f'single:{task}', '*')}/origin.json")
@@ -102,7 +109,9 @@ def references(folder: Path, command: str) -> list[str]:
         pairs[task_name(task)] = [random_score(task), float(np.mean(alone))]
     file = folder / "references.json"
     write_json(file, {**pairs, "random_games": RANDOM_GAMES, **origin(command)})
-    return ["--references", str(file), "--normalise", "reference"]
+    random = folder / "random_scores.json"
+    write_json(random, {task: [low, None] for task, (low, _) in pairs.items()})
+    return ["--references", str(random), "--normalise", "reference"]
 
 
 def report(options: Options, results: Results) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from bayes_rl.cli.resume_rules import NETWORKS
 from bayes_rl.continual.settings import ConsolidationSettings
 from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.data.replay import ReplayBuffer
+from bayes_rl.errors import ConfigError
 from bayes_rl.types import Transition
 from bayes_rl.utils.settings import leaves
 from tests.helpers.agents import SampleData, fit, make_batch, make_module
@@ -48,6 +50,34 @@ def test_agent_arguments_describe_several_tasks() -> None:
     assert (arguments["num_tasks"], arguments["task_conditioning"], arguments["num_actions"]) == (3, "heads", 6)
     assert arguments["observation_shape"] == (34, 10, 10)
     assert VariationalActorCritic({"encoder": "mlp", "hidden_dim": 8}, **arguments).hparams.num_tasks == 3
+
+
+@pytest.mark.parametrize("games", [MINATAR, ["breakout", "tennis"]], ids=["MinAtar", "Atari"])
+def test_a_reference_plays_with_the_spaces_of_the_sequence(games: list[str]) -> None:
+    common: dict[str, Any] = {"rules": {"frame_skip": 4 if games[0] == "breakout" else 1}, "frame_stack": 2}
+    sequence = ReplayDataModule(tasks=games, curriculum={"frames_per_task": 100_000}, **common)
+    for number, game in enumerate(games):
+        alone = ReplayDataModule(env=game, spaces_of=games, **common)
+        assert alone.curriculum.settings == (sequence.curriculum.settings[number],)
+        assert alone.num_tasks == 1
+        for key in ("observation_shape", "num_actions", "pixel_scale", "num_categories"):
+            assert alone.agent_arguments()[key] == sequence.agent_arguments()[key]  # type: ignore[literal-required]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"env": "MinAtar/Asterix-v1", "spaces_of": MINATAR}, "does not name --data.env MinAtar/Asterix-v1"),
+        ({"env": "breakout", "spaces_of": ["breakout", "CartPole-v1"]}, "mixes kinds"),
+        ({"env": "breakout", "spaces_of": ["breakout"]}, "names one game"),
+        ({"tasks": MINATAR, "spaces_of": MINATAR}, "is for a single --data.env"),
+    ],
+)
+def test_spaces_that_cannot_be_shared_are_refused_by_the_option_s_name(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem) as error:
+        ReplayDataModule(**options)
+    assert error.value.key == "data.spaces_of"
+    assert str(error.value).startswith("--data.spaces_of: ")
 
 
 def test_an_agent_is_trained_and_tested_from_python() -> None:

@@ -56,10 +56,18 @@ def sequence(
     return save(path, in_present_groups(config), columns)
 
 
-def single(path: Path, env: str, scores: Sequence[float], first: int = 0, seed: int = 1) -> Path:
-    """A single-task run, validated every epoch from frame `first` on."""
+def single(
+    path: Path,
+    env: str,
+    scores: Sequence[float],
+    first: int = 0,
+    seed: int = 1,
+    spaces_of: Sequence[str] = ("breakout", "pong"),
+) -> Path:
+    """A single-task run with the spaces of a sequence, validated every epoch from frame `first` on."""
     frames = [first + EPOCH * i for i in range(len(scores))]
-    config = {"seed_everything": seed, "data": {"env": env, "tasks": None, "frames_per_epoch": EPOCH}}
+    data = {"env": env, "tasks": None, "spaces_of": list(spaces_of), "frames_per_epoch": EPOCH}
+    config = {"seed_everything": seed, "data": data}
     return save(path, config, {"frames": frames, "return_mean": scores})
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgba
-from scipy.stats import trim_mean
+from scipy.stats import t as student
 
-from bayes_rl.metrics.returns import interquartile_mean
 from bayes_rl.reporting.figures import (
+    Measures,
     band,
-    bootstrap_interval,
     draw_curves,
     draw_matrices,
     estimate,
@@ -32,48 +29,9 @@ from tests.helpers.run_directories import (
 # Intervals
 
 
-def slow_interval(values: torch.Tensor, statistic: Callable[[list[float]], float]) -> tuple[float, float]:
-    """Percentiles of resampled statistics, drawn one run and one task at a time with the generator's numbers."""
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.randint(len(values), (2000, *values.shape), generator=generator).tolist()
-    results = []
-    for draw in draws:
-        chosen = [values[run][task].item() for row in draw for task, run in enumerate(row)]
-        results.append(statistic(chosen))
-    return np.percentile(results, 2.5).item(), np.percentile(results, 97.5).item()
-
-
-@pytest.mark.parametrize("shape", [(2, 1), (3, 4), (5, 3)])
-def test_interval_equals_a_loop(shape: tuple[int, int]) -> None:
-    values = torch.from_numpy(np.random.default_rng(1).standard_normal(shape))
-    for ours, theirs in ((interquartile_mean, lambda x: trim_mean(x, 0.25)), (torch.mean, np.mean)):
-        assert bootstrap_interval(values, ours) == pytest.approx(slow_interval(values, theirs), abs=1e-12)
-
-
-def test_interval_equals_the_exact_distribution() -> None:
-    """All 27 x 27 resamples of 3 runs of 2 tasks, far apart so that mixing tasks would show."""
-    values = torch.tensor([[0.0, 100.0], [1.0, 130.0], [5.0, 170.0]], dtype=torch.float64)
-    draws = itertools.product(itertools.product(range(3), repeat=3), repeat=2)
-    exact = np.array([np.mean([[values[r, t] for r in runs] for t, runs in enumerate(draw)]) for draw in draws])
-    for level in (0.5, 0.8, 0.95):
-        low, high = bootstrap_interval(values, torch.mean, level, resamples=50_000)
-        # The share below an end of 50 000 draws has a standard error of at most 0.0023.
-        for end, share in ((low, (1 - level) / 2), (high, (1 + level) / 2)):
-            assert (exact < end - 1e-9).mean() - 0.01 <= share <= (exact <= end + 1e-9).mean() + 0.01
-
-
-def test_interval_leaves_equal_runs_and_the_global_generator_alone() -> None:
-    values = torch.tensor([[0.1, 0.9]] * 4, dtype=torch.float64)
-    torch.manual_seed(3)
-    before = torch.random.get_rng_state()
-    assert bootstrap_interval(values, torch.mean) == (0.5, 0.5)
-    assert torch.equal(before, torch.random.get_rng_state())
-
-
 def test_estimate() -> None:
     values = torch.tensor([[0.0, 1.0], [0.5, 1.5]], dtype=torch.float64)
-    low, high = bootstrap_interval(values, torch.mean)
-    assert estimate(values, torch.mean) == f"0.75 [{low:.2f}, {high:.2f}]"
+    assert estimate(values, torch.mean) == "0.75 (0.50 to 1.00)"  # min to max of the two runs
     assert estimate(values[:1], torch.mean) == "0.50"
     assert estimate(torch.cat([values[:1], torch.tensor([[9.0, NAN]])]), torch.mean) == "0.50 (1 of 2 runs)"
     assert estimate(torch.full((2, 2), NAN), torch.mean) == "-"
@@ -81,11 +39,40 @@ def test_estimate() -> None:
     assert estimate(torch.tensor([[-0.001]]), torch.mean) == "0.00"
 
 
+@pytest.mark.parametrize("runs", [2, 3, 4, 5, 8])
+def test_fewer_than_five_runs_have_no_95_percent_interval(runs: int) -> None:
+    """Above, the mean has Student's interval."""
+    values = torch.from_numpy(np.random.default_rng(runs).standard_normal((runs, 3)))
+    means = values.mean(1).numpy()
+    text = f"{means.mean():.2f} ({means.min():.2f} to {means.max():.2f})"
+    if runs >= 5:
+        low, high = student.interval(0.95, runs - 1, means.mean(), means.std(ddof=1) / runs**0.5)
+        text = f"{means.mean():.2f} [{low:.2f}, {high:.2f}]"
+    assert estimate(values, torch.mean) == text.replace("-0.00", "0.00")
+
+
+def test_references_widen_an_interval_or_are_too_few_for_one() -> None:
+    values = torch.from_numpy(np.random.default_rng(0).standard_normal((6, 2)))
+
+    def ends(text: str) -> tuple[float, float]:
+        low, high = text.partition("[")[2].rstrip("]").split(", ")
+        return float(low), float(high)
+
+    alone = estimate(values, torch.mean)
+    moved = [[values + shift for shift in (-0.5, -0.2, 0.1, 0.2, 0.4)]]
+    (low, high), (wide_low, wide_high) = ends(alone), ends(estimate(values, torch.mean, moved))
+    assert wide_low < low < high < wide_high
+    assert estimate(values, torch.mean, [[values] * 3, []]) == alone  # references that do not matter
+    least, most = values.mean(1).min(), values.mean(1).max()
+    for few in (moved[0][:4], [values * NAN]):
+        assert estimate(values, torch.mean, [few]).endswith(f"({least:.2f} to {most:.2f})")
+
+
 def test_summary_trims_only_its_iqm() -> None:
     values = torch.tensor([[0.0, 1.0, 2.0, 13.0]], dtype=torch.float64)
     known = dict.fromkeys(("average performance", "IQM"), values)
     rest = ("new tasks", "forgetting", "backward transfer", "forward transfer", "isolated forgetting")
-    text = summary_table({"a": {**known, **dict.fromkeys((*rest, "zero-shot transfer"), values * NAN)}})
+    text = summary_table({"a": Measures({**known, **dict.fromkeys((*rest, "zero-shot transfer"), values * NAN)})})
     assert tables(text) == [[{"method": "a", "seeds": "1", "average performance": "4.00", "IQM": "1.50"}]]
     assert [line.split(":")[0] for line in text.splitlines()[-2:]] == ["* average performance", "* IQM"]
 

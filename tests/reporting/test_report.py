@@ -112,10 +112,10 @@ def test_seeds_are_averaged_and_methods_kept_apart(tmp_path: Path) -> None:
     text = report(tmp_path, *runs, *references(tmp_path / "r.json"))
     summary, scores = tables(text)
     assert [(row["method"], row["seeds"]) for row in summary] == [("fine-tuning", "2"), ("ewc", "1")]
-    # Per task one of two seeds twice, or both: means .4, .45, .5 with probabilities 1/16, 4/16, ..., so 95 % spans all.
-    assert summary[0]["average performance"] == "0.45 [0.40, 0.50]"
-    assert summary[0]["forgetting"].startswith("0.30 [")
-    assert summary[0]["isolated forgetting"] == "0.60 [0.60, 0.60]"  # 6 / 10: the scale is that of both seeds
+    assert summary[0]["average performance"] == "0.45 (0.40 to 0.50)"
+    assert summary[0]["forgetting"] == "0.30 (0.30 to 0.30)"
+    assert "(a to b) is min to max over fewer" in text
+    assert summary[0]["isolated forgetting"] == "0.60 (0.60 to 0.60)"  # 6 / 10: the scale is that of both seeds
     assert summary[1]["average performance"] == "0.50"
     assert summary[1]["zero-shot transfer"] == "0.14"  # 1 / 7
     assert scores[0]["after its visit"] == "8.5 [8.0, 9.0]"
@@ -155,6 +155,60 @@ def test_forward_transfer_averages_the_areas_of_the_references(tmp_path: Path) -
     torch.testing.assert_close(values, torch.tensor([[-0.1, -0.35]], dtype=torch.float64))
     with_one_missing = measure([run], bounds, [[], [read_run(alone[0])]])["forward transfer"]
     torch.testing.assert_close(with_one_missing, torch.tensor([[NAN, -0.35]], dtype=torch.float64), equal_nan=True)
+
+
+def test_intervals_know_the_spread_of_the_references(tmp_path: Path) -> None:
+    """With five references apart, score 1 and forward transfer are less certain than with five equal ones."""
+    runs = [
+        sequence(tmp_path / f"a{seed}", {v: [(a + seed / 9, b) for a, b in r] for v, r in ROWS.items()}, seed=seed)
+        for seed in range(1, 6)
+    ]
+    widths = []
+    for spread, name in ((0, "equal"), (1, "apart")):
+        alone = [
+            single(tmp_path / f"{name}{env}{seed}", env, (0, 5, 10 + spread * (seed - 3)), seed=seed)
+            for env in ("breakout", "pong")
+            for seed in range(1, 6)
+        ]
+        summary, _ = tables(report(tmp_path, *runs, *alone))
+        ends = [re.findall(r"-?[0-9.]+", summary[0][column]) for column in ("average performance", "forward transfer")]
+        widths.append([float(high) - float(low) for _, low, high in ends])
+    assert all(apart > 1.2 * equal > 0 for equal, apart in zip(*widths, strict=True))
+
+
+def test_a_reference_of_null_is_that_of_the_single_task_runs(tmp_path: Path) -> None:
+    alone = [single(tmp_path / env, env, (3, 5, 10)) for env in ("breakout", "pong")]
+    given = references(tmp_path / "r.json", {"breakout": [0, None], "pong": [0, None]})
+    summary, scores = tables(report(tmp_path, sequence(tmp_path / "a"), *alone, *given))
+    assert {(row["as 0"], row["as 1"]) for row in scores} == {("0", "10")}
+    assert summary[0]["average performance"] == "0.40"
+    assert not [line for line in (tmp_path / "out/report.md").read_text().splitlines() if "warning" in line]
+
+
+def test_a_reference_of_other_spaces_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = [
+        single(tmp_path / "b", "breakout", (0, 5, 10), spaces_of=()),
+        single(tmp_path / "p", "pong", (0, 5, 10)),
+    ]
+    text = report(tmp_path, sequence(tmp_path / "a"), *alone)
+    (warning,) = [line for line in text.splitlines() if "warning" in line]
+    assert f"{alone[0]}: may have other actions and observations" in warning
+    assert """--data.spaces_of '["breakout", "pong"]'""" in warning
+
+
+def test_stopped_games_count_as_random_play_in_normalised_numbers_alone(tmp_path: Path) -> None:
+    """Raw scores stay in the table of scores; runs without the column count as they are."""
+    path = sequence(tmp_path / "a")
+    rows = np.load(path / "metrics.npy")
+    names = [(name, np.float64) for name in rows.dtype.names]
+    counted = np.empty(len(rows), [*names, ("breakout/return_counted", "f8"), ("pong/return_counted", "f8")])
+    for name in rows.dtype.names:
+        counted[name] = rows[name]
+    counted["breakout/return_counted"], counted["pong/return_counted"] = rows["breakout/return_mean"], 0
+    np.save(path / "metrics.npy", counted)
+    summary, scores = tables(report(tmp_path, path, *references(tmp_path / "r.json")))
+    assert summary[0]["average performance"] == "0.10"  # of 2 and 0 of 10, not of 2 and 6
+    assert scores[1]["at the end"] == "6.0"
 
 
 def test_forward_transfer_against_a_perfect_reference_is_no_number(tmp_path: Path) -> None:
@@ -280,7 +334,7 @@ def test_an_incomplete_run_is_refused_unless_allowed(tmp_path: Path, capsys: pyt
     assert summary[0]["seeds"] == "2"
     assert summary[0]["average performance"] == "0.40 (1 of 2 runs)"
     assert summary[0]["isolated forgetting"] == "0.67 (1 of 2 runs)"
-    assert summary[0]["zero-shot transfer"] == "0.17 [0.17, 0.17]"  # the first visit tells
+    assert summary[0]["zero-shot transfer"] == "0.17 (0.17 to 0.17)"  # the first visit tells
     assert scores[0]["after its visit"] == "8.0 [8.0, 8.0]"
     assert scores[1]["at the end"] == "6.0"
     alone = [single(tmp_path / env, env, (0, 5, 10)) for env in ("breakout", "pong")]
