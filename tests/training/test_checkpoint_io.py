@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,7 @@ from bayes_rl.utils.files import (
     remove_temporaries,
     write_checksummed_json,
 )
+from bayes_rl.utils.stop_signals import STOP, Stopped
 from tests.helpers.command_line import error_of
 
 ROOT = Path(cli.__file__).parents[2]
@@ -345,6 +347,24 @@ def test_another_version_is_named_once_and_no_error(
     assert printed.count("since this checkpoint") == 1
     assert expected + "a resumed run may differ\n" in printed
     assert changed_versions(now) == changed_versions({}) == ""
+
+
+# ------------------------------------------------------------------------------------------------ signals
+def test_a_save_is_finished_before_a_signal_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def signalled(path: Path, write: Any) -> Path:
+        assert STOP.deferred
+        assert STOP.saving
+        STOP.received = signal.SIGTERM
+        return files.write_temporary(path, write)
+
+    monkeypatch.setattr(checkpoints, "write_temporary", signalled)
+    monkeypatch.setattr(STOP, "received", None)  # restored afterwards
+    with pytest.raises(Stopped) as stop:
+        AtomicCheckpointIO().save_checkpoint({"number": 1}, tmp_path / "last.ckpt")
+    assert stop.value.code == 143
+    assert not STOP.deferred
+    assert not STOP.saving
+    assert load_verified(tmp_path / "last.ckpt")[0] == {"number": 1}
 
 
 # ------------------------------------------------------------------------------------------------ full disk

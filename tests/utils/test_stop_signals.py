@@ -146,6 +146,20 @@ def test_a_library_that_does_not_return_is_ended_when_the_patience_is_over() -> 
     assert ended(process) == (143, "")
 
 
+def test_a_second_signal_ends_a_library_that_does_not_return() -> None:
+    code = """
+stop_signals.PATIENCE = 60
+say("ready")
+ctypes.CDLL(None).system(b"exec sleep 60 >/dev/null 2>&1")
+"""
+    process = begin(code)
+    time.sleep(0.3)  # until the library has begun
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == (143, "")
+
+
 def test_a_work_that_is_never_done_is_ended_when_the_patience_is_over() -> None:
     process = begin('STOP.deferred = True\nsay("ready")\nwhile True:\n    time.sleep(0.01)')
     process.send_signal(signal.SIGHUP)
