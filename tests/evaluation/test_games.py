@@ -123,10 +123,12 @@ def test_games_without_an_estimator_have_no_estimates() -> None:
 
 
 # ------------------------------------------------------------------ real games
-@pytest.mark.parametrize("settings", [MINATAR, CARTPOLE], ids=lambda s: s.env)
-def test_games_are_named_by_their_seeds_however_many_are_played_at_once(settings: EnvSettings) -> None:
+@pytest.mark.parametrize(("settings", "num_actions"), [(MINATAR, 3), (CARTPOLE, 2)], ids=[MINATAR.env, CARTPOLE.env])
+def test_games_are_named_by_their_seeds_however_many_are_played_at_once(
+    settings: EnvSettings, num_actions: int
+) -> None:
     seeds = [4, 8, 15, 16, 23, 42, 108]
-    policy = hashed(2)
+    policy = hashed(num_actions)
     wanted = Games(settings, seeds, 3, 0, parallel=1).play(policy)
     assert [g.seed for g in wanted] == seeds
     assert len({astuple(g)[1:3] for g in wanted}) > 1
@@ -192,7 +194,7 @@ def test_a_reward_sets_the_idle_frames_back() -> None:
     assert Games(CARTPOLE, [1, 2], 1, 2).play(noop) == Games(CARTPOLE, [1, 2], 1, 0).play(noop)
     settings, limit = EnvSettings("MinAtar/Asterix-v1", frame_skip=1, sticky_actions=0.1), 30
     causes = set()
-    for game in Games(settings, list(range(12)), 1, limit, parallel=5).play(hashed(5)):
+    for game in Games(settings, list(range(40)), 1, limit, parallel=5).play(hashed(5)):
         rewards, over = replayed(settings, game)
         paid = [-1, *np.flatnonzero(rewards), len(rewards) - 1 + over]
         waits = np.diff(paid)
