@@ -284,11 +284,12 @@ class ReplayDataModule(pl.LightningDataModule):
     def _envs_and_replay(self, visit: int) -> tuple[VectorEnvs, ReplayBuffer]:
         """Return new environments and an empty replay for a visit. Warn if games do not repeat."""
         settings = self.curriculum.settings[self.curriculum.task(visit)]
-        envs = make_envs(settings, self.num_envs)
-        envs.repeatable = games_repeat(settings)
-        if not envs.repeatable:
+        repeatable = games_repeat(settings)
+        if not repeatable:
             effect = "the run cannot be repeated exactly, and a resumed run starts new games"
             print(f"warning: {settings.env}: games with one seed and the same actions differ: {effect}", flush=True)
+        envs = make_envs(settings, self.num_envs)
+        envs.repeatable = repeatable
         return envs, self._replay(envs, self._replay_directory(visit))
 
     def fisher_samples(self, count: int, newest: float) -> Transition:
