@@ -13,7 +13,7 @@ class ConfigError(ValueError):
 
     def __init__(self, key: str, value: object, problem: str) -> None:
         super().__init__(f"--{key}: {value!r} {problem}")
-        self.key, self.problem = key, problem
+        self.key, self.value, self.problem = key, value, problem
 
     def of_task(self, env: str) -> ConfigError:
         """Return the error of one of several tasks: an error of `data.env` becomes one of `data.tasks`."""

@@ -34,12 +34,14 @@ class Batch(NamedTuple):
         num_data: N of the ELBO: transitions that the minibatches are drawn from.
         frames: environment frames collected so far, over all ranks.
         task: number of the task that the minibatch comes from.
+        learning_frames: environment frames collected since learning began, without the random prefills.
     """
 
     transition: Transition
     num_data: int
     frames: int
     task: int = 0
+    learning_frames: int = 0
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`. Lightning calls this; without it, it would search batches for tensors."""

@@ -25,7 +25,7 @@ from bayes_rl.agent.clamped_targets import ClampedTargetMonitor
 from bayes_rl.agent.compilation import compile_update
 from bayes_rl.agent.low_overhead import LowOverheadModule, flushed_denormals
 from bayes_rl.agent.objective import ObjectiveTerms, objective_terms, td_targets, total_loss
-from bayes_rl.agent.optimizer import can_fuse, make_optimizer, moving_average_pairs
+from bayes_rl.agent.optimizer import can_fuse, make_optimizer, moving_average_pairs, set_rates
 from bayes_rl.agent.settings import ObjectiveSettings, OptimizerSettings, check_agent
 from bayes_rl.agent.task_switching import consolidation_is_due, reset_for_task, targets_of_sample
 from bayes_rl.agent.training_metrics import training_values
@@ -216,6 +216,8 @@ class VariationalActorCritic(LowOverheadModule):
             batch: the minibatch, with the number of data and of frames so far.
             batch_idx: number of the minibatch in this epoch.
         """
+        if not self.optimizer_settings.is_constant:
+            set_rates(self.trainer.optimizers[0], self.optimizer_settings, batch.learning_frames)
         # The draws of weights come before the choice of pairs: this order fixes the random numbers of a seed.
         weight_mode = self.twin.posterior.training_mode(self.device)
         pairs = (0, 1) if self.objective.update_pairs == "both" else (int(torch.randint(2, ())),)
@@ -320,6 +322,7 @@ class VariationalActorCritic(LowOverheadModule):
         temperature = self.objective.kl_temperature
         values = training_values(self.twin, batch, terms.output, terms.targets, temperature, parts)
         values["train/skipped_updates"] = float(self.guard.skipped)
+        values |= {f"train/{group['name']}_lr": group["lr"] for group in self.trainer.optimizers[0].param_groups}
         self._warn_of_clamped_targets(values["train/clamped_targets"], len(batch.transition.action))
         self.log_dict(values | self._frozen_share(penalty, terms.nll / share))
         self.log("step", float(batch.frames))

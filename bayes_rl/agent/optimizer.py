@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bayes_rl.agent.settings import OptimizerSettings
 from bayes_rl.bayes.kl import bayesian_layers
 from bayes_rl.networks.actor_critic import TwinActorCritic
 
@@ -72,6 +74,35 @@ def parameter_groups(twin: TwinActorCritic, rates: dict[str, float], weight_deca
         {"params": parameters, "lr": rates[owner], "weight_decay": weight_decay * decayed, "name": owner}
         for (owner, decayed), parameters in groups.items()
     ]
+
+
+def scheduled_share(settings: OptimizerSettings, frames: int) -> float:
+    """Return the share of the step sizes that the schedule leaves, in [0, 1].
+
+    Args:
+        settings: of the optimizer.
+        frames: environment frames since learning began.
+    """
+    warm_up = min(1.0, frames / settings.warmup_frames) if settings.warmup_frames else 1.0
+    if settings.schedule == "constant":
+        return warm_up
+    progress = min(1.0, max(0, frames - settings.warmup_frames) / settings.decay_frames)
+    fall = progress if settings.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * progress))
+    return warm_up * (1 + fall * (settings.final_share - 1))
+
+
+def set_rates(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, frames: int) -> None:
+    """Set the step sizes of all groups by the schedule. They are a function of the frames: there is no state to save.
+
+    Args:
+        optimizer: with the groups of `parameter_groups`.
+        settings: of the optimizer.
+        frames: environment frames since learning began.
+    """
+    share = scheduled_share(settings, frames)
+    rates = {"actor": settings.actor_lr, "critic": settings.critic_lr}
+    for group in optimizer.param_groups:
+        group["lr"] = share * rates[group["name"]]
 
 
 def moving_average_pairs(average: TwinActorCritic, newest: TwinActorCritic) -> tuple[list[Tensor], list[Tensor]]:

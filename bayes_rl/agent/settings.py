@@ -62,13 +62,22 @@ class ObjectiveSettings:
         )
 
 
+SCHEDULES = ("constant", "linear", "cosine")
+"""Values of the option `model.optimizer.schedule`."""
+
+
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """Settings of Adam.
+    """Settings of Adam, and the schedule of both step sizes.
 
     Args:
         actor_lr: step size of the actors' heads (and of trunks of their own), > 0.
         critic_lr: step size of the critics and of a shared trunk, > 0.
+        schedule: of both step sizes: `constant`, or falling to `final_share` in `decay_frames`, `linear` or `cosine`.
+        warmup_frames: environment frames of learning in which both step sizes rise linearly from 0, >= 0.
+        decay_frames: environment frames of learning after the warm-up in which both step sizes fall, >= 0; `linear`
+            and `cosine` need them.
+        final_share: share of the step sizes that is left after the decay, in [0, 1].
         adam_eps: offset of the denominator, >= 0.
         weight_decay: decoupled weight decay of deterministic matrices and kernels, per unit of step size, >= 0.
 
@@ -80,12 +89,28 @@ class OptimizerSettings:
     critic_lr: float = 2.5e-4
     adam_eps: float = 1e-5
     weight_decay: float = 0.0
+    schedule: str = "constant"
+    warmup_frames: int = 0
+    decay_frames: int = 0
+    final_share: float = 0.0
 
     def __post_init__(self) -> None:
+        check_choice("model.optimizer.schedule", self.schedule, SCHEDULES)
+        for key in ("warmup_frames", "decay_frames"):
+            check(getattr(self, key) >= 0, f"model.optimizer.{key}", getattr(self, key), "must be zero or more frames")
+        check(0 <= self.final_share <= 1, "model.optimizer.final_share", self.final_share, "must lie within 0 and 1")
+        falls = self.schedule == "constant" or self.decay_frames > 0
+        message = "falls for a number of frames: name --model.optimizer.decay_frames"
+        check(falls, "model.optimizer.schedule", self.schedule, message)
         for key in ("actor_lr", "critic_lr"):
             check(getattr(self, key) > 0, f"model.optimizer.{key}", getattr(self, key), "must be positive")
         for key in ("adam_eps", "weight_decay"):
             check(getattr(self, key) >= 0, f"model.optimizer.{key}", getattr(self, key), "must be zero or positive")
+
+    @property
+    def is_constant(self) -> bool:
+        """True if the step sizes never change."""
+        return self.schedule == "constant" and not self.warmup_frames
 
 
 def check_agent(

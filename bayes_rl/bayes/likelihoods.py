@@ -62,10 +62,12 @@ class Likelihood(nn.Module, ABC):
     Attributes:
         outputs: n, the number of outputs of the critic's head for an action.
         bounds: smallest and largest return that the family holds; a target beyond them counts as the nearest bound.
+        ignored_settings: fields of `LikelihoodSettings` that the family does not read.
     """
 
     outputs: int
     bounds: tuple[float, float] = (-math.inf, math.inf)
+    ignored_settings: tuple[str, ...] = ()
 
     @classmethod
     @abstractmethod
@@ -133,6 +135,7 @@ class _Gaussian(Likelihood):
     """N(y | raw, exp(log_noise)^2), with one noise for all states and actions."""
 
     outputs = 1
+    ignored_settings = ("value_range", "num_bins")
     log_noise: Tensor
 
     def log_std(self) -> Tensor:
@@ -227,6 +230,7 @@ class _Histogram(Likelihood):
     density. Targets beyond `low` and `high` count as these.
     """
 
+    ignored_settings = ("noise_std",)
     index: Tensor
     first: float
     width: float

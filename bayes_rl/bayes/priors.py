@@ -26,9 +26,11 @@ class Prior(ABC):
 
     Attributes:
         precision: 1 / variance, if all weights have the same Gaussian prior; otherwise None.
+        ignored_settings: fields of `PosteriorSettings` about the prior that the prior does not read.
     """
 
     precision: float | None = None
+    ignored_settings: tuple[str, ...] = ()
 
     @abstractmethod
     def kl_divergence(self, parameters: PosteriorParameters, copies: int = 1) -> Tensor:
@@ -72,6 +74,8 @@ class LogUniformPrior(Prior):
     Args:
         settings: not used.
     """
+
+    ignored_settings = ("prior_precision",)
 
     def __init__(self, settings: PosteriorSettings) -> None:
         pass

@@ -4,31 +4,53 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentError, Namespace
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 
 from bayes_rl.agent.compilation import check_capture
 from bayes_rl.agent.module import VariationalActorCritic
-from bayes_rl.cli.arguments import check_config, given_options, typed_options, with_bundled_configs, with_own_config
-from bayes_rl.cli.parser_errors import format_parser_error, option_names, trainer_error
+from bayes_rl.cli.arguments import (
+    PREFIX,
+    accept_exponents,
+    check_config,
+    environment_options,
+    given_options,
+    typed_options,
+    with_bundled_configs,
+    with_own_config,
+    with_whole_numbers,
+)
+from bayes_rl.cli.option_conditions import check_effects
+from bayes_rl.cli.parser_errors import format_parser_error, option_names
 from bayes_rl.cli.process import share_cores, silence_warnings
-from bayes_rl.cli.resume_rules import apply_checkpoint_options, report_trainer_differences
-from bayes_rl.cli.saved_runs import find_checkpoint, saved_options, saved_trainer
+from bayes_rl.cli.resume_rules import (
+    FOR_ONE_COMMAND,
+    apply_checkpoint_options,
+    reached_limit,
+    report_trainer_differences,
+)
+from bayes_rl.cli.saved_runs import SavedRun, find_checkpoint, read_saved_run, saved_trainer
+from bayes_rl.cli.trainer_errors import one_line, place_error, trainer_error
 from bayes_rl.cli.user_modules import check_modules, import_user_modules, module_hint, write_stack_trace
 from bayes_rl.cli.validation import check_trainer, check_values
 from bayes_rl.data.datamodule import ReplayDataModule
-from bayes_rl.errors import ConfigError, RunError, UserCodeError
+from bayes_rl.errors import ConfigError, RunError, UserCodeError, check, did_you_mean
 from bayes_rl.reporting.score_table import as_scores, score_table
+from bayes_rl.training.callbacks.error_log import write_error_log
 from bayes_rl.training.callbacks.run_lock import RunLock
+from bayes_rl.training.callbacks.save_on_error import SaveOnError
 from bayes_rl.training.callbacks.video_writer import record_game
 from bayes_rl.training.checkpoint_io import FULL, ON_FULL_DISK, AtomicCheckpointIO
 from bayes_rl.training.export import is_export, load_weights, read_export
-from bayes_rl.training.preflight import check_networks, check_room
+from bayes_rl.training.preflight import check_intervals, check_monitors, check_networks, check_room
 from bayes_rl.training.run_callbacks import make_callbacks
 from bayes_rl.training.run_directory import next_version, run_directory, run_of
 from bayes_rl.training.tensorboard_log import TensorBoardLog
@@ -40,8 +62,9 @@ from bayes_rl.utils.stop_signals import STOP
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 
-EXACT = {"exit_on_error": False, "allow_abbrev": False}
-"""Options of the parser: it raises errors, which `main` prints, and accepts no shortened option."""
+EXACT = {"exit_on_error": False, "allow_abbrev": False, "default_env": True, "env_prefix": PREFIX}
+"""Options of the parser: it raises errors, which `main` prints, accepts no shortened option, and reads environment
+variables such as `BAYES_RL_FIT__TRAINER__MAX_EPOCHS`."""
 
 
 class BayesCLI(LightningCLI):
@@ -53,6 +76,7 @@ class BayesCLI(LightningCLI):
 
     model: VariationalActorCritic
     datamodule: ReplayDataModule
+    _saved: SavedRun | None = None  # of the checkpoint
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of a run, and the defaults of the trainer."""
@@ -93,10 +117,10 @@ class BayesCLI(LightningCLI):
         options.ckpt_path = find_checkpoint(path, self._run_directory())
         if self.config.subcommand == "fit" and is_export(path):
             raise ConfigError("ckpt_path", path, "holds no replay and no optimizer; resume from a checkpoint")
-        saved = saved_options(options.ckpt_path, AGENT_ARGUMENTS)
-        self._saved_model = saved["model"]
+        self._saved = read_saved_run(options.ckpt_path, AGENT_ARGUMENTS)
         typed, fitting = given_options(self._words, []), self.config.subcommand == "fit"
-        apply_checkpoint_options(options, saved, typed, given_options(self._words, self._configs()), fitting)
+        given = given_options(self._words, self._configs()) | {*environment_options(self.config.subcommand)}
+        apply_checkpoint_options(options, self._saved.options, typed, given, fitting)
         check_modules(options.data, self._imported)
         report_trainer_differences(saved_trainer(options.ckpt_path), options.trainer, fitting)
 
@@ -107,7 +131,7 @@ class BayesCLI(LightningCLI):
         """
         words = sys.argv[1:] if args is None else args
         assert isinstance(words, list)
-        words = with_bundled_configs(words)
+        words = with_whole_numbers(with_bundled_configs(words))
         self._words = with_own_config(words)
         self._resumes_alone = self._words != words
         for name, value in typed_options(self._words):
@@ -116,6 +140,7 @@ class BayesCLI(LightningCLI):
         self._imported = import_user_modules(self._words)
         self.config = parser.parse_args(self._words)
         options = self._options()
+        self._check_environment()
         seed = options.seed_everything
         if isinstance(seed, bool) or seed is None or not 0 <= seed < 2**32:
             raise ConfigError("seed_everything", seed, "must be a whole number from 0 to 4294967295")
@@ -134,6 +159,13 @@ class BayesCLI(LightningCLI):
         if options.data.tasks and "data.env" in typed:
             raise ConfigError("data.env", options.data.env, "is not played beside --data.tasks; drop one of them")
 
+    def _check_environment(self) -> None:
+        """Raise `ConfigError` at an environment variable that names no option."""
+        for name, variable in environment_options(self.config.subcommand).items():
+            known = option_names() if name not in self._options() else ()
+            problem = f"names no option{did_you_mean(name, known)} (environment variable {variable})"
+            check(not known, name, os.environ[variable], problem)
+
     def _check_name(self, name: str) -> None:
         inside = not Path(name).is_absolute() and ".." not in Path(name).parts
         short = all(len(os.fsencode(part)) <= 200 for part in Path(name).parts)
@@ -148,9 +180,9 @@ class BayesCLI(LightningCLI):
         """Set the model's shapes, which the data decides."""
         options = self._options()
         data = ReplayDataModule(**options.data.clone().as_dict())
-        if options.get("ckpt_path"):
+        if self._saved is not None:
             for key in ("observation_shape", "num_actions", "num_categories"):
-                value, saved = getattr(data, key), self._saved_model[key]
+                value, saved = getattr(data, key), self._saved.options["model"][key]
                 if value != (tuple(saved) if key == "observation_shape" else saved):
                     problem = f"has {key} {value}; the checkpoint's agent was trained with {saved}"
                     raise ConfigError("data.env", data.settings.env, problem)
@@ -158,23 +190,36 @@ class BayesCLI(LightningCLI):
             options.model[key] = decided
         if data.num_tasks > 1 and self.config.subcommand == "fit":
             self._plan_epochs(data)
+        resuming = self._saved is not None and self.config.subcommand == "fit"
+        if resuming and (line := reached_limit(self._saved, options.trainer)):  # type: ignore[arg-type]
+            print(f"{options.ckpt_path}: {line}")
+            raise SystemExit(0)
         check_networks(options.model.as_dict())
+        self._check_effects()
         options.weights_only = True  # a checkpoint from elsewhere executes nothing
         if "verbose" in options:
             options.verbose = False  # `score_table` is printed instead
+
+    def _check_effects(self) -> None:
+        """Refuse typed options that have no effect, and name those of configurations that were chosen."""
+        options, verb, typed = self._options(), self.config.subcommand, given_options(self._words, [])
+        configured = given_options([], self._configs()) | {*environment_options(verb)}
+        usual: Any = self._parser(verb).get_defaults() if configured else {}
+        chosen = {key for key in configured - typed if key in options and options[key] != usual.get(key)}
+        if line := check_effects(options, verb, typed, chosen):
+            print(f"without effect in the configuration: {line}", file=sys.stderr)
 
     def _plan_epochs(self, data: ReplayDataModule) -> None:
         """Plan as many epochs as the tasks take, unless fewer are configured, and a validation before training."""
         trainer, planned = self._options().trainer, data.curriculum.visits * data.curriculum.epochs
         given = given_options(self._words, [Path(str(c)) for c in self._options().get("config") or []])
+        given |= {*environment_options("fit")}
         if "trainer.max_epochs" not in given:
             trainer.max_epochs = planned
         if trainer.max_epochs is None or not 0 <= trainer.max_epochs <= planned:
             problem = f"is not what the tasks take: {planned} epochs of --data.frames_per_epoch; drop it"
             raise ConfigError("trainer.max_epochs", trainer.max_epochs, problem)
-        if self._resumes_alone:
-            trainer.num_sanity_val_steps = 0  # the run has validated its untrained agent
-        elif "trainer.num_sanity_val_steps" not in given and not self._options().get("ckpt_path"):
+        if "trainer.num_sanity_val_steps" not in given and not self._options().get("ckpt_path"):
             trainer.num_sanity_val_steps = data.num_tasks
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
@@ -191,6 +236,8 @@ class BayesCLI(LightningCLI):
         elif options.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLog(str(run.parent), name="", version=run.name, default_hp_metric=False)
         resuming = self.config.subcommand == "fit" and bool(options.get("ckpt_path"))
+        if resuming and options.data.tasks:
+            kwargs["num_sanity_val_steps"] = 0  # the run has validated its untrained agent
         kwargs["plugins"] = [AtomicCheckpointIO(options.on_full_disk, resuming), *self._plugins()]
         data = options.data
         epochs_per_task = round(data.curriculum.frames_per_task / data.frames_per_epoch) if data.tasks else None
@@ -199,16 +246,61 @@ class BayesCLI(LightningCLI):
         precision = options.trainer.precision
         if precision not in (None, "32-true", "32", 32, "bf16-mixed", "16-mixed"):
             raise ConfigError("trainer.precision", precision, "is none of 32-true, bf16-mixed, 16-mixed")
-        try:
-            trainer = super().instantiate_trainer(**kwargs)
-        except (ValueError, TypeError, MisconfigurationException) as error:
-            raise trainer_error(error, options.trainer) from None
+        self._check_place(run)
+        trainer = super().instantiate_trainer(**kwargs)
+        forks = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+        problem = "starts processes of its own, which cannot share a replay; use auto"
+        check(not forks, "trainer.strategy", options.trainer.strategy, problem)
         if trainer.world_size > 1:
             key = "num_nodes" if options.trainer.num_nodes > 1 else "devices"
             raise ConfigError(f"trainer.{key}", options.trainer[key], "is more than one process can do; use 1")
         if not getattr(trainer, "fast_dev_run", False):
             self.datamodule.directory = run / "replay"
         return trainer
+
+    def _check_place(self, run: Path) -> None:
+        """Raise `ConfigError` unless the directory of the run can be made and written to."""
+        place = next(path for path in (run.absolute(), *run.absolute().parents) if path.exists())
+        root, problem = self._options().trainer.default_root_dir, f"cannot be written to: {place} is "
+        key, value = ("trainer.default_root_dir", str(root)) if root else ("name", os.path.relpath(run))
+        check(place.is_dir(), key, value, problem + "a file")
+        check(os.access(place, os.W_OK | os.X_OK), key, value, problem + "protected")
+        check(os.statvfs(place).f_blocks > 0, key, value, problem + "no place for files")
+
+    def instantiate_classes(self) -> None:
+        """Make data, agent, and trainer; an error of a part of the trainer becomes one line."""
+        with self._explained_errors():
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the verb; an error of a part of the trainer becomes one line."""
+        with self._explained_errors():
+            super()._run_subcommand(subcommand)
+
+    @contextmanager
+    def _explained_errors(self) -> Iterator[None]:
+        """Turn every error into one line, after the callback `SaveOnError` has saved what was learned.
+
+        An error that an option of the trainer caused names the option. The stack trace of any other error is written
+        to `error.log`.
+        """
+        try:
+            yield
+        except (ConfigError, RunError, ArgumentError):
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise
+            trainer, options = getattr(self, "trainer", None), self._options()
+            run = run_directory(trainer) if trainer is not None else self._run_directory()
+            explained = trainer_error(error, options.trainer) or place_error(error, options, run)
+            saved = next((c.remark for c in getattr(trainer, "callbacks", ()) if isinstance(c, SaveOnError)), "")
+            if explained is not None:
+                raise ConfigError(explained.key, explained.value, explained.problem + saved) from error
+            if trainer is None:
+                raise  # the constructor of an environment or of the agent
+            path = write_error_log(run, error)
+            raise RunError(f"{one_line(error)}{saved}; the stack trace is in {path}") from error
 
     def _plugins(self) -> list[Any]:
         """Return the plugins of the option `trainer.plugins`."""
@@ -219,10 +311,14 @@ class BayesCLI(LightningCLI):
         """Check memory and disk, then lock the run's directory."""
         device, accumulated = self.trainer.strategy.root_device, self.trainer.accumulate_grad_batches
         check_capture(self.model.hparams["compile"], device, accumulated)
+        check_intervals(self.trainer, self.datamodule)
+        check_monitors(self.trainer, self.model, self.datamodule)
         check_room(self.trainer, self.model, self.datamodule)
         if self.datamodule.directory is not None:
             key = "ckpt_path" if self._options().get("ckpt_path") else "name"
-            self.trainer.callbacks.append(RunLock(self.datamodule.directory.parent, key))  # type: ignore[attr-defined]
+            run = self.datamodule.directory.parent
+            self.trainer.callbacks.insert(0, SaveOnError(run / "checkpoints/last.ckpt"))  # type: ignore[attr-defined]
+            self.trainer.callbacks.append(RunLock(run, key))  # type: ignore[attr-defined]
 
     def after_fit(self) -> None:
         """Play the test games with the best checkpoint, and print scores and files."""
@@ -245,9 +341,23 @@ class BayesCLI(LightningCLI):
             "checkpoint": os.path.relpath(best) if best else "none",
             **{name: str(run / file) for name, file in curve.items() if (run / file).exists()},
             "video": videos,
-            "TensorBoard": f"{os.path.relpath(sys.executable)} -m tensorboard.main --logdir {run}",
+            **self._curves(),
         }
         print(self._score_table(scores, files))
+
+    def _curves(self) -> dict[str, str]:
+        """Return where the loggers of this run have written, by the names of the loggers."""
+        places: dict[str, str] = {}
+        for logger in self.trainer.loggers:
+            directory = getattr(logger, "log_dir", None)
+            if directory and Path(directory).is_dir():
+                place = os.path.relpath(directory)
+                command = f"{os.path.relpath(sys.executable)} -m tensorboard.main --logdir {place}"
+                if isinstance(logger, TensorBoardLogger):
+                    places["TensorBoard"] = command
+                else:
+                    places[type(logger).__name__.removesuffix("Logger")] = place
+        return places
 
     def after_validate(self) -> None:
         """Print the scores."""
@@ -268,13 +378,25 @@ class BayesCLI(LightningCLI):
 
 
 class _SaveConfig(SaveConfigCallback):
-    """Callback that writes `config.yaml` into a new run, and never replaces one."""
+    """Callback that writes `config.yaml`: the options of the latest fit of a run, which the next fit resumes with."""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        path = run_directory(trainer) / "config.yaml"
-        if stage == "fit" and not path.exists():
-            text = self.parser.dump(self.config, skip_none=False)
-            write_atomic(path, lambda file: file.write(text.encode()))
+        if stage == "fit" and not self._path(trainer).exists():
+            self._write(trainer)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        # Not before: options that end a resumed run at once must not be remembered.
+        self._write(trainer)
+
+    def _path(self, trainer: Any) -> Path:
+        return run_directory(trainer) / "config.yaml"
+
+    def _write(self, trainer: Any) -> None:
+        config = self.config.clone()
+        for key, value in FOR_ONE_COMMAND.items():
+            config[key] = value
+        text = self.parser.dump(config, skip_none=False)
+        write_atomic(self._path(trainer), lambda file: file.write(text.encode()))
 
 
 def run(args: ArgsType = None) -> BayesCLI:
@@ -286,6 +408,7 @@ def run(args: ArgsType = None) -> BayesCLI:
     """
     silence_warnings()
     share_cores()
+    accept_exponents()
     with STOP.listening():
         return BayesCLI(
             VariationalActorCritic,

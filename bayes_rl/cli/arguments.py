@@ -2,22 +2,84 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
+from jsonargparse import get_loader, set_loader
 
 import bayes_rl
 from bayes_rl.cli.saved_runs import _is_file, find_checkpoint, own_config
 from bayes_rl.errors import ConfigError, did_you_mean
 from bayes_rl.utils.settings import GROUPS, leaves
 
+PREFIX = "BAYES_RL"
+"""Beginning of the environment variables that set options, as `BAYES_RL_FIT__TRAINER__MAX_EPOCHS`."""
+
+
 SECTIONS = ("trainer", "model", "data")
+
+
+EXPONENT = re.compile(r"[-+]?\d+(?:\.\d+)?[eE]\+?\d+")
+"""Number such as 1e6, which YAML takes for a fraction."""
+
+
+def whole_numbers(text: str) -> str:
+    """Return YAML text with whole numbers such as 1e6 or 2.5e5 written out; text in quotes stays.
+
+    An option that takes a fraction takes a whole number as well.
+    """
+    if not re.search(EXPONENT, text):
+        return text
+    try:
+        tokens = list(yaml.scan(text, Loader=yaml.SafeLoader))
+    except yaml.YAMLError:
+        return text  # the parser reports it
+    for token in reversed(tokens):
+        is_plain = isinstance(token, yaml.ScalarToken) and token.plain
+        if is_plain and re.fullmatch(EXPONENT, token.value) and float(token.value).is_integer():
+            text = f"{text[: token.start_mark.index]}{int(float(token.value))}{text[token.end_mark.index :]}"
+    return text
+
+
+def with_whole_numbers(words: list[str]) -> list[str]:
+    """Return the command line with whole numbers such as 1e6 written out in the options of trainer, model and data."""
+    result, before = [], ""
+    for word in words:
+        option, equals, value = word.partition("=")
+        if word.startswith("--") and equals and _takes_numbers(option):
+            word = f"{option}={whole_numbers(value)}"
+        elif not word.startswith("--") and _takes_numbers(before):
+            word = whole_numbers(word)
+        before = word
+        result.append(word)
+    return result
+
+
+def _takes_numbers(option: str) -> bool:
+    return option.startswith(tuple(f"--{section}." for section in SECTIONS)) or option == "--seed_everything"
+
+
+def accept_exponents() -> None:
+    """Make the parser read whole numbers such as 1e6 in configuration files, and within values that are typed."""
+    load = get_loader("yaml")
+    if load is not _load_with_exponents:
+        _LOADERS.append(load)
+        set_loader("yaml", _load_with_exponents, exceptions=(yaml.YAMLError,))
+
+
+_LOADERS: list[Any] = []  # the parser's own, below the one that reads exponents
+
+
+def _load_with_exponents(stream: str) -> Any:
+    return _LOADERS[-1](whole_numbers(stream))
 
 
 def typed_options(words: list[str]) -> list[tuple[str, str | None]]:
     """Return the options on the command line in order, each with the word behind it, or None without one."""
-    following = [*words[1:], "--"]
+    following = [*words[1:], "--"][: len(words)]
     found: list[tuple[str, str | None]] = []
     for word, after in zip(words, following, strict=True):
         if word.startswith("-c") and not word.startswith("--"):
@@ -65,6 +127,16 @@ def with_own_config(words: list[str]) -> list[str]:
         words.append(f"--ckpt_path={path}")
     config = own_config(path)
     return [words[0], f"--config={config}", *words[1:]] if config else words
+
+
+def environment_options(verb: str) -> dict[str, str]:
+    """Return the options of a verb that environment variables set, each with the name of its variable.
+
+    Configuration files and the command line win over the environment.
+    """
+    beginning = f"{PREFIX}_{verb.upper()}__"
+    names = [name for name in os.environ if name.startswith(beginning)]
+    return {name.removeprefix(beginning).lower().replace("__", "."): name for name in names}
 
 
 def bundled_configs() -> dict[str, Path]:

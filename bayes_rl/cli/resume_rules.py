@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from pytorch_lightning.callbacks import Timer
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from bayes_rl.cli.saved_runs import SavedRun
 from bayes_rl.errors import ConfigError
 from bayes_rl.types import AGENT_ARGUMENTS
 from bayes_rl.utils.settings import leaves
@@ -33,6 +38,10 @@ LEARNING = {
 
 MOMENTARY = {"refill_replay", "evaluation.render", "evaluation.fps", "replay.device", "compile"}
 """Options that hold for one command, or change the speed alone: never taken from a checkpoint."""
+
+
+FOR_ONE_COMMAND: dict[str, Any] = {"ckpt_path": None, "allow_overrides": False, "data.refill_replay": False}
+"""Options that a run's configuration does not keep, with the values that it has in their place."""
 
 
 DECISIVE: dict[str, tuple[object, ...]] = {
@@ -125,6 +134,25 @@ def report_trainer_differences(saved: dict[str, Any], now: Any, fitting: bool) -
         before, after = (None if value in usual else value for value in (saved.get(key), now.get(key)))
         if saved and before != after and (fitting or key == "precision"):
             print(f"trainer.{key}: {saved.get(key)} in the run's config.yaml, {now.get(key)} now")
+
+
+def reached_limit(saved: SavedRun, trainer: Any) -> str | None:
+    """Return a line that says that a run has reached a limit of the trainer, with both numbers, or None.
+
+    Args:
+        saved: run that is resumed.
+        trainer: options of the trainer.
+    """
+    number, seconds = "{} {} are trained and --trainer.{} is {}: nothing is left; nearest: {}", saved.seconds
+    for key, done, unit in (("max_epochs", saved.epochs, "epochs"), ("max_steps", saved.updates, "updates")):
+        limit = trainer[key]
+        if limit is not None and 0 <= limit <= done:
+            return number.format(done, unit, key, limit, done + 1)
+    with contextlib.suppress(MisconfigurationException):  # the trainer refuses the value
+        time_left = Timer(trainer.max_time).time_remaining()
+        if time_left is not None and time_left <= seconds:
+            return number.format(f"{seconds:.0f}", "seconds", "max_time", trainer.max_time, "a longer time")
+    return None
 
 
 def _same(saved: Any, asked: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -84,8 +84,24 @@ def _last_written(checkpoint: Path) -> float:
     return max(file.stat().st_mtime for file in checkpoint.parent.glob("*.ckpt"))
 
 
-def saved_options(path: str, needed: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return the options of `model` and `data` in an exported agent, or in a checkpoint that its manifest verifies.
+class SavedRun(NamedTuple):
+    """Options and length of a run as a checkpoint holds them.
+
+    Attributes:
+        options: options of `model` and `data` in their groups.
+        epochs: finished epochs.
+        updates: optimizer steps.
+        seconds: time of training, counted if the run had `--trainer.max_time`.
+    """
+
+    options: dict[str, dict[str, Any]]
+    epochs: int = 0
+    updates: int = 0
+    seconds: float = 0.0
+
+
+def read_saved_run(path: str, needed: Iterable[str]) -> SavedRun:
+    """Return what an exported agent, or a checkpoint that its manifest verifies, holds of its run.
 
     No code in the file is executed.
 
@@ -112,4 +128,14 @@ def saved_options(path: str, needed: Iterable[str]) -> dict[str, dict[str, Any]]
         saved["data"] = {key: value for key, value in leaves(saved["data"]).items() if key in PLAYED}
     elif made_by is None:
         print(f"{path} has no manifest {manifest_of(Path(path)).name}: whether it is whole cannot be verified")
-    return saved
+    return SavedRun(saved) if exported else SavedRun(saved, *_length(checkpoint))
+
+
+def _length(checkpoint: dict[str, Any]) -> tuple[int, int, float]:
+    """Return finished epochs, optimizer steps and seconds of training; zeros for a checkpoint without them."""
+    try:
+        epochs = int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+        updates, timer = int(checkpoint["global_step"]), checkpoint.get("callbacks", {}).get("Timer", {})
+        return epochs, updates, float(timer.get("time_elapsed", {}).get("train", 0.0))
+    except (KeyError, TypeError, ValueError, AttributeError):  # Lightning reports such a checkpoint
+        return 0, 0, 0.0

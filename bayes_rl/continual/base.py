@@ -79,6 +79,11 @@ class ConsolidationMethod(nn.Module, ABC):
             bayesian_part: part of the networks whose layers are Bayesian: `heads`, `trunk`, `all` or `none`.
         """
 
+    @classmethod
+    def ignored_settings(cls, settings: ConsolidationSettings) -> tuple[str, ...]:
+        """Return the fields of `ConsolidationSettings` that the method does not read beside the others."""
+        return ()
+
     @property
     def needs_targets(self) -> bool:
         """True if `end_task` needs the TD targets of its samples."""
@@ -145,6 +150,11 @@ class NoConsolidation(ConsolidationMethod):
     """Plain fine-tuning, without protection of earlier tasks."""
 
     default_strength = 0.0
+
+    @classmethod
+    def ignored_settings(cls, settings: ConsolidationSettings) -> tuple[str, ...]:
+        """Return all settings of a method."""
+        return ("ewc_lambda", "protected_networks", "fisher", "fisher_samples", "fisher_norm", "online_decay")
 
     @property
     def active(self) -> bool:

@@ -230,6 +230,12 @@ class EWC(ConsolidationMethod):
         message = f"{obstacle}; choose --model.posterior.family {' or '.join(protectable)}"
         check(bayesian_part == "none" or not obstacle, "model.consolidation.method", method, message)
 
+    @classmethod
+    def ignored_settings(cls, settings: ConsolidationSettings) -> tuple[str, ...]:
+        """Return the decay of `online_ewc`, and without a strength all settings of the penalty."""
+        penalty = ("protected_networks", "fisher", "fisher_samples", "fisher_norm")
+        return ("online_decay",) if settings.strength else ("online_decay", *penalty)
+
     def _decay(self) -> float | None:
         """Return the decay of `QuadraticPenalties`."""
         return None
@@ -355,6 +361,11 @@ class OnlineEWC(EWC):
         twin: the networks.
         settings: settings of consolidation; `online_decay` is the decay.
     """
+
+    @classmethod
+    def ignored_settings(cls, settings: ConsolidationSettings) -> tuple[str, ...]:
+        """Return all settings of the penalty if the penalty has no strength."""
+        return () if settings.strength else super().ignored_settings(settings)
 
     def _decay(self) -> float | None:
         """Return the decay of `QuadraticPenalties`."""

@@ -165,7 +165,8 @@ class ReplayStream(IterableDataset[Batch]):
             if self.finished and (index := int(rng.integers(len(self.finished) + 1))) < len(self.finished):
                 task, replay = self.finished[index]
             num_data = len(self.replay) + sum(len(earlier_replay) for _, earlier_replay in self.finished)
-            yield Batch(replay.sample(self.batch_size, rng), num_data * self.world_size, self.frames, task)
+            learned = self.steps_after_prefill * self.envs.num_envs * self.world_size * self.frame_skip
+            yield Batch(replay.sample(self.batch_size, rng), num_data * self.world_size, self.frames, task, learned)
 
     def _prefill(self) -> None:
         """Step until the replay is large enough to learn from."""

@@ -121,11 +121,13 @@ class EnvKind(ABC):
         reads_observations: whether observations of this kind have to be read, by the options `data.observation`,
             `data.channels` and `data.grey`.
         repeatable: whether every episode of this kind is known to be a function of its seed and actions.
+        ignored_rules: fields of `EpisodeRules` that the kind does not read.
     """
 
     title: str = "an environment of its own kind"
     reads_observations: bool = False
     repeatable: bool = False
+    ignored_rules: tuple[str, ...] = ()
 
     @abstractmethod
     def knows(self, env: str) -> bool:

@@ -94,6 +94,7 @@ class GymnasiumKind(EnvKind):
 
     title = "a Gymnasium environment"
     reads_observations = True
+    ignored_rules = ("full_action_space", "auto_fire")
 
     def knows(self, env: str) -> bool:
         """Return whether `env` is in Gymnasium's registry."""

@@ -12,6 +12,7 @@ from bayes_rl.metrics.atari_scores import NEGATIVE_REWARDS, human_normalised_sco
 from bayes_rl.metrics.calibration import ReturnCalibration, ReturnFit, fit_returns, realised_returns
 from bayes_rl.metrics.returns import EpisodeReturns
 from bayes_rl.metrics.uncertainty import PolicyUncertainty
+from bayes_rl.types import ValueEstimate
 
 SCORES: list[tuple[str, str]] = [
     ("games", "games"),
@@ -119,3 +120,16 @@ class GameMetrics(nn.Module):
             for metric in (self.returns, self.calibration, self.raw_calibration, self.uncertainty):
                 metric.reset()
         return scores
+
+
+def score_names(game: str) -> list[str]:
+    """Return the names of all metrics that a validation of one task logs.
+
+    Args:
+        game: short name, for human-normalised scores.
+    """
+    metrics, number = GameMetrics(), torch.ones(1)
+    estimate = ValueEstimate(number, number, number, number)
+    metrics.update([Game(0, actions=[0], rewards=[0.0], discounts=[0.0], estimates=[estimate])], [0], 1, 0.0)
+    metrics.uncertainty.update(torch.ones(2, 1, 2))
+    return list(metrics.finish(game, fit=False))

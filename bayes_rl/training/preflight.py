@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from bayes_rl.agent.module import VariationalActorCritic
+from bayes_rl.bayes.kl import bayesian_layers
 from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.data.device_replay import copy_bytes
 from bayes_rl.data.replay_files import replay_layout
-from bayes_rl.errors import check
+from bayes_rl.errors import check, did_you_mean
+from bayes_rl.evaluation.game_metrics import score_names
 from bayes_rl.networks.encoders import ENCODERS
 from bayes_rl.utils.files import check_disk
 
@@ -118,11 +120,15 @@ def available_memory() -> int:
     return max(0, available)
 
 
+def updates_per_epoch(trainer: pl.Trainer, data: ReplayDataModule) -> int:
+    """Return the number of updates of an epoch under the trainer's limit."""
+    limit, count = trainer.limit_train_batches, data.batches_per_epoch
+    return int(count * limit) if isinstance(limit, float) else min(count, limit)
+
+
 def updates_of(trainer: pl.Trainer, data: ReplayDataModule) -> int | None:
     """Return the number of updates of a whole run, or None if only a user ends it."""
-    limit, count = trainer.limit_train_batches, data.batches_per_epoch
-    count = int(count * limit) if isinstance(limit, float) else min(count, limit)
-    epochs, steps = trainer.max_epochs, trainer.max_steps
+    count, epochs, steps = updates_per_epoch(trainer, data), trainer.max_epochs, trainer.max_steps
     updates = epochs * count if epochs is not None and epochs >= 0 else None
     if steps is None or steps < 0:
         return updates
@@ -148,6 +154,51 @@ def check_networks(options: dict[str, Any]) -> None:
 def _check_networks(agent: VariationalActorCritic, need: int, free: int, where: str) -> None:
     problem = f"makes networks that need {_mib(need)} of {where}, {_mib(free)} are available"
     check(need < free, "model.network.hidden_dim", agent.hparams.network["hidden_dim"], problem)
+
+
+def check_intervals(trainer: pl.Trainer, data: ReplayDataModule) -> None:
+    """Raise `ConfigError` if a validation is due after more updates than an epoch has."""
+    every, count = trainer.val_check_interval, updates_per_epoch(trainer, data)
+    too_long = isinstance(every, int) and every > count and trainer.check_val_every_n_epoch is not None
+    problem = (
+        f"is more than the {count} updates of an epoch; nearest: {count}, or --trainer.check_val_every_n_epoch null"
+    )
+    check(not too_long or not trainer.limit_val_batches, "trainer.val_check_interval", every, problem)
+
+
+TRAINING_TAGS = (
+    *("train/nll", "train/kl", "train/actor_loss", "train/ewc_penalty", "train/elbo_loss", "train/num_data"),
+    *("train/temperature", "train/kl_to_nll", "train/ewc_to_nll", "train/q", "train/q_max", "train/td_error"),
+    *("train/twin_gap", "train/actor_agrees", "train/policy_entropy", "train/noise_std", "train/clamped_targets", "train/skipped_updates"),
+    *("train/frozen_share", "train/epsilon", "train/episodes", "train/agent_steps", "train/updates"),
+    *("train/return_mean", "time/fps", "train/actor_lr", "train/critic_lr", "step"),
+)
+"""Tags of training that every run logs."""
+
+
+def logged_tags(agent: VariationalActorCritic, data: ReplayDataModule) -> set[str]:
+    """Return the names of all values that a fit logs, which callbacks can monitor."""
+    layers = bayesian_layers(agent.twin)
+    posterior = ("std_mean", "log_var_min", "log_var_max") if layers else ()
+    scores = score_names(data.game)
+    prefixes = [f"val/{name}/" for name in data.curriculum.names] if data.num_tasks > 1 else ["val/"]
+    return {
+        *TRAINING_TAGS,
+        *(f"kl/{name}" for name in layers),
+        *(f"posterior/{name}" for name in posterior),
+        *(f"{prefix}{score}" for prefix in prefixes for score in scores),
+        *(("val/human_normalised",) if data.num_tasks > 1 and "human_normalised" in scores else ()),
+    }
+
+
+def check_monitors(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayDataModule) -> None:
+    """Raise `ConfigError` if a callback monitors a value that no run logs."""
+    tags = logged_tags(agent, data)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        monitor, name = getattr(callback, "monitor", None), type(callback).__name__
+        known = monitor is None or monitor in tags
+        problem = f"monitors {monitor!r}, which this fit does not log{did_you_mean(str(monitor), tags)}"
+        check(known, "trainer.callbacks", name, problem)
 
 
 def check_room(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayDataModule) -> None:

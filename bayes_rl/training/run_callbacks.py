@@ -29,17 +29,20 @@ def make_callbacks(run: Path, epochs_per_task: int | None, progress_bar: bool) -
     """
     saving: dict[str, Any] = {
         "dirpath": run / "checkpoints",
-        "save_on_train_epoch_end": True,
         "enable_version_counter": False,
     }
+    at_epoch_end = {**saving, "save_on_train_epoch_end": True}
     selected: KeptCheckpoint
     if epochs_per_task is None:
-        selected = KeptCheckpoint(filename="best", monitor="val/return_counted", mode="max", **saving)
+        # Saved by the validation itself: later in the epoch, the weights are no longer those that were validated.
+        scored = {**saving, "save_on_train_epoch_end": False}
+        selected = KeptCheckpoint(filename="best", monitor="val/return_counted", mode="max", **scored)
     else:
-        selected = TaskEnds(filename="end_of_task_{epoch}", save_top_k=-1, every_n_epochs=epochs_per_task, **saving)
+        ends = {**at_epoch_end, "every_n_epochs": epochs_per_task}
+        selected = TaskEnds(filename="end_of_task_{epoch}", save_top_k=-1, **ends)
     callbacks: list[Callback] = [
         selected,
-        KeptCheckpoint(filename="last", **saving),  # `save_last` would follow the best checkpoint only
+        KeptCheckpoint(filename="last", **at_epoch_end),  # `save_last` would follow the best checkpoint only
         StreamMetrics(),
         LearningCurve(),
         VideoWriter(),

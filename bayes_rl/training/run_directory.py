@@ -7,6 +7,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 
 from bayes_rl.data.datamodule import ReplayDataModule
+from bayes_rl.training.callbacks.checkpoints import KeptCheckpoint
 
 
 def run_of(checkpoint: str | Path) -> Path | None:
@@ -22,8 +23,12 @@ def next_version(directory: Path) -> Path:
 
 
 def run_directory(trainer: pl.Trainer) -> Path:
-    """Return the directory for the files of a run: the parent of its checkpoints, whatever the logger."""
-    checkpoints = getattr(trainer.checkpoint_callback, "dirpath", None)
+    """Return the directory for the files of a run: the parent of its checkpoints, whatever the logger.
+
+    A user's own checkpoint callback may write elsewhere.
+    """
+    directories = [c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, KeptCheckpoint)]
+    checkpoints = next((path for path in directories if path), None)
     return Path(checkpoints).parent if checkpoints else Path(trainer.log_dir or trainer.default_root_dir)
 
 

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from pytorch_lightning.callbacks import GradientAccumulationScheduler
+from pytorch_lightning.loggers import CSVLogger
 
 from bayes_rl.cli import main
 from bayes_rl.cli.app import BayesCLI
@@ -193,6 +196,82 @@ def test_a_lost_replay_is_collected_again_once(
     assert not run_in(small, monkeypatch, "fit", "--ckpt_path=last", "--trainer.max_epochs=3").datamodule.refill_replay
 
 
+# ------------------------------------------------------------------------------------------- what a resume remembers
+def exit_code_of(monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
+    """Do what `bayes-rl WORDS` does, and return the code with which the command exits."""
+    monkeypatch.setattr(sys, "argv", ["bayes-rl", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return stop.value.code
+
+
+TYPED_ONCE = [
+    *("--trainer.max_epochs=2", "--trainer.max_steps=90000", "--trainer.max_time=01:00:00:00"),
+    *("--trainer.gradient_clip_val=0.5", "--trainer.gradient_clip_algorithm=value", "--trainer.precision=bf16-mixed"),
+    *("--trainer.accumulate_grad_batches=2", "--trainer.limit_val_batches=1.0", "--trainer.detect_anomaly=true"),
+    *("--trainer.val_check_interval=0.5", "--trainer.log_every_n_steps=7", "--trainer.min_epochs=1"),
+    *("--trainer.callbacks=GradientAccumulationScheduler", "--trainer.callbacks.scheduling={0: 2}"),
+    *("--trainer.logger=CSVLogger", "--trainer.logger.save_dir=csv"),
+]
+
+
+def test_every_trainer_option_typed_on_a_resume_holds_for_the_next_one(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small / "runs/game/version_0/config.yaml"
+    typed = [word for word in TYPED_ONCE if "accumulate_grad_batches" not in word]  # the callback does it, too
+    first = run_in(small, monkeypatch, "fit", "--ckpt_path=last", "--name=game", *typed)
+    remembered = yaml.safe_load(config.read_text())
+    assert (remembered["ckpt_path"], remembered["data"]["refill_replay"]) == (None, False)
+    next_fit = run_in(small, monkeypatch, "fit", "--ckpt_path=last", "--name=game", "--trainer.max_epochs=3")
+    trainers = [dict(program.config["fit"]["trainer"].as_dict(), max_epochs=0) for program in (first, next_fit)]
+    assert trainers[0] == trainers[1]
+    assert (next_fit.trainer.gradient_clip_val, next_fit.trainer.log_every_n_steps) == (0.5, 7)  # type: ignore[attr-defined]
+    assert isinstance(next_fit.trainer.logger, CSVLogger)
+    assert any(isinstance(c, GradientAccumulationScheduler) for c in next_fit.trainer.callbacks)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ([], "1 epochs are trained and --trainer.max_epochs is 1: nothing is left; nearest: 2"),
+        (["--trainer.max_epochs=0"], "1 epochs are trained and --trainer.max_epochs is 0: nothing is left; nearest: 2"),
+        (
+            ["--trainer.max_epochs=9", "--trainer.max_steps=7"],
+            "50 updates are trained and --trainer.max_steps is 7: nothing is left; nearest: 51",
+        ),
+    ],
+)
+def test_a_run_at_its_limit_says_so_and_trains_nothing(
+    small: Path, typed: list[str], line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(small)
+    before = {path: path.read_bytes() for path in small.rglob("*") if path.is_file()}
+    assert exit_code_of(monkeypatch, "fit", "--ckpt_path=last", "--name=game", *typed) == 0
+    assert capsys.readouterr().out == f"runs/game/version_0/checkpoints/last.ckpt: {line}\n"
+    assert {path: path.read_bytes() for path in small.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_at_its_limit_of_time_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limit = ["--trainer.max_time=00:00:00:01", "--trainer.max_epochs=-1"]
+    run_in(tmp_path, monkeypatch, "fit", *GAMES["cartpole"], *QUIET, *SMALL, "--name=game", *limit)
+    capsys.readouterr()
+    assert exit_code_of(monkeypatch, "fit", "--ckpt_path=last", "--name=game") == 0
+    assert "seconds are trained and --trainer.max_time is 00:00:00:01: nothing is left" in capsys.readouterr().out
+
+
+def test_options_that_end_a_resumed_run_at_once_are_not_remembered(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small / "runs/game/version_0/config.yaml"
+    before = config.read_bytes()
+    typed = ["--trainer.max_epochs=2", "--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/nothing"]
+    assert exit_code_of(monkeypatch, "fit", "--ckpt_path=last", *typed) == 2
+    assert config.read_bytes() == before
+
+
 # ------------------------------------------------------------------------------------------------------- signals
 def learning(folder: Path, *words: str) -> subprocess.Popen[str]:
     """A fit in a process of its own, once it has logged updates."""
@@ -243,3 +322,15 @@ def test_sigterm_saves_and_a_second_ctrl_c_leaves_the_checkpoint_as_it_was(tmp_p
     assert "once more to leave at once" in printed
     assert "saved" not in printed
     assert last.read_bytes() == kept
+
+
+def test_an_interrupted_extension_goes_on_by_the_advised_command(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = restored(small, "--trainer.max_epochs=4", "--data.frames_per_epoch=200", "--trainer.gradient_clip_val=3")
+    until(process, "length ")
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, printed
+    assert "go on with --ckpt_path last" in printed
+    resumed = run_in(small, monkeypatch, "fit", "--ckpt_path", "last")
+    assert (resumed.trainer.current_epoch, resumed.trainer.max_epochs) == (4, 4)
+    assert resumed.trainer.gradient_clip_val == 3

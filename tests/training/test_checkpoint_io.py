@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from bayes_rl.cli import app as cli
-from bayes_rl.cli.saved_runs import saved_options
+from bayes_rl.cli.saved_runs import read_saved_run
 from bayes_rl.errors import ConfigError
 from bayes_rl.training import checkpoint_io as checkpoints
 from bayes_rl.training.callbacks.run_lock import RunLock
@@ -231,7 +231,7 @@ def test_every_damage_is_refused_by_one_line_and_nothing_is_touched(name: str, r
             path.write_bytes(data)
         damage(random.Random(f"{name} {case}"), LAST)
         before = hashes(folder)
-        for read in (lambda: saved_options(str(LAST), ["game"]), lambda: AtomicCheckpointIO().load_checkpoint(LAST)):
+        for read in (lambda: read_saved_run(str(LAST), ["game"]), lambda: AtomicCheckpointIO().load_checkpoint(LAST)):
             with pytest.raises(ConfigError, match="--ckpt_path: ") as error:
                 read()
             assert len(str(error.value).splitlines()) == 1
@@ -261,7 +261,7 @@ def test_a_manifest_names_size_hash_and_versions_and_no_path(run: Path) -> None:
 
 def test_a_checkpoint_without_a_manifest_is_read_with_a_note(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest_of(LAST).unlink()
-    saved_options(str(LAST), ["game"])
+    read_saved_run(str(LAST), ["game"])
     (line,) = capsys.readouterr().out.splitlines()
     assert "no manifest" in line
 

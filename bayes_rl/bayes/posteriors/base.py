@@ -74,6 +74,7 @@ class PosteriorFamily(ABC):
         anchoring_obstacle: end of an error message that begins with the name of the method and says why EWC cannot
             protect the family; empty if EWC can.
         cuda_graph_obstacle: why an update cannot be recorded as a CUDA graph; empty if it can.
+        ignored_settings: fields of `PosteriorSettings` that the family does not read.
     """
 
     index_size: int = 0
@@ -83,6 +84,7 @@ class PosteriorFamily(ABC):
     value_draws_are_complete: bool = False
     anchoring_obstacle: str = ""
     cuda_graph_obstacle: str = ""
+    ignored_settings: tuple[str, ...] = ()
 
     def __init__(self, settings: PosteriorSettings, sequential: bool = False) -> None:
         self.settings, self.sequential = settings, sequential

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 class MeanField(PosteriorFamily):
     """Gaussian N(mu, s^2) for each weight, independent of all others: draws have no index."""
 
+    ignored_settings = ("size", "num_draws")
+
     def add_parameters(self, layer: BayesLayer) -> None:
         """Create means, log-variances and biases."""
         add_gaussian_parameters(layer, self.settings)

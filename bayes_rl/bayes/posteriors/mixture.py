@@ -29,6 +29,7 @@ class Mixture(PosteriorFamily):
 
     value_draws_are_complete = True
     anchoring_obstacle = "protects one network, not the members of a mixture"
+    ignored_settings = ("num_draws",)
 
     def __init__(self, settings: PosteriorSettings, sequential: bool = False) -> None:
         super().__init__(settings, sequential)

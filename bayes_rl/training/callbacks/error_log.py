@@ -12,6 +12,14 @@ from bayes_rl.envs.monitored import FailedEnvError
 from bayes_rl.errors import RunError
 
 
+def write_error_log(directory: Path, error: BaseException) -> Path:
+    """Write the stack trace of an error to `error.log` in a run's directory, and return the path."""
+    path = directory / "error.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    return path
+
+
 class ErrorLog(Callback):
     """Writer of `error.log`, the stack trace of the error that ended a run.
 
@@ -36,9 +44,7 @@ class ErrorLog(Callback):
         """
         if not isinstance(exception, RunError):
             return
-        path = self.directory / "error.log"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(traceback.format_exception(exception)), encoding="utf-8")
+        path = write_error_log(self.directory, exception)
         exception.remark = f"; {self._name_checkpoint(trainer, exception)}, the stack trace is in {path}"
 
     def _name_checkpoint(self, trainer: pl.Trainer, exception: RunError) -> str:

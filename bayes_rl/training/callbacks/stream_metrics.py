@@ -13,7 +13,7 @@ from bayes_rl.training.run_directory import data_of
 
 
 class StreamMetrics(Callback):
-    """Log of the stream: returns in training, epsilon, frames per second and counters; and of learning rates."""
+    """Log of the stream: returns in training, epsilon, frames per second and counters."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the measurement of frames per second."""
@@ -36,6 +36,4 @@ class StreamMetrics(Callback):
         self._mark = (now, frames)
         if stream.recent_returns:
             values["train/return_mean"] = float(np.mean(stream.recent_returns))
-        for group in trainer.optimizers[0].param_groups:
-            values[f"lr/{group['name']}"] = group["lr"]
         pl_module.log_dict(values)

@@ -1,0 +1,215 @@
+"""Conditions under which options have an effect: without it, a typed option is refused, a configured one is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+from bayes_rl.bayes.likelihoods import LIKELIHOODS
+from bayes_rl.bayes.posteriors import POSTERIORS
+from bayes_rl.bayes.priors import PRIORS
+from bayes_rl.bayes.settings import PosteriorSettings
+from bayes_rl.continual.base import METHODS
+from bayes_rl.continual.settings import ConsolidationSettings
+from bayes_rl.envs.kinds import KINDS, find_kind
+from bayes_rl.errors import ConfigError
+
+HAS_NO_EFFECT = "has no effect; it acts {}"
+
+
+class Condition(NamedTuple):
+    """Condition under which options have an effect.
+
+    Attributes:
+        names: of the options.
+        holds: function of all options of a verb.
+        text: condition in words, behind "it acts".
+    """
+
+    names: tuple[str, ...]
+    holds: Callable[[Any], bool]
+    text: str
+
+
+def several_tasks(options: Any) -> bool:
+    """Return whether a run has several tasks."""
+    return bool(options.data.tasks)
+
+
+def is_bayesian(options: Any) -> bool:
+    """Return whether any layer is Bayesian."""
+    return bool(options.model.network.bayesian != "none")
+
+
+def in_group(section: str, *names: str) -> tuple[str, ...]:
+    """Return the full names of options of a group, for example of `model.posterior`."""
+    return tuple(f"{section}.{name}" for name in names)
+
+
+def read_by_family(section: str, registry: Any, choice: str, *names: str) -> list[Condition]:
+    """Return a condition for each of the options that some registered families ignore.
+
+    Args:
+        section: group of the options, for example `model.likelihood`.
+        registry: of the families.
+        choice: option of the group that names the family.
+        names: options of the group.
+    """
+
+    def condition(name: str) -> Condition:
+        readers = [family for family, made in registry.items() if name not in ignored(made)]
+
+        def holds(options: Any) -> bool:
+            return name not in ignored(registry[options[f"{section}.{choice}"]])
+
+        return Condition((f"{section}.{name}",), holds, f"with --{section}.{choice} {either(readers)}")
+
+    return [condition(name) for name in names]
+
+
+def ignored(family: Any) -> tuple[str, ...]:
+    """Return the settings that a family declares to ignore."""
+    return getattr(family, "ignored_settings", ())
+
+
+def either(words: Iterable[str]) -> str:
+    """Return words as `a, b or c`."""
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def reads_rule(name: str) -> Condition:
+    """Return the condition that some game of a run reads a rule of `data.rules`."""
+    titles = dict.fromkeys(kind.title for kind in KINDS if name not in kind.ignored_rules)
+
+    def holds(options: Any) -> bool:
+        games = options.data.tasks or [options.data.env]
+        return any(name not in find_kind(game).ignored_rules for game in games)
+
+    return Condition((f"data.rules.{name}",), holds, f"in {either(titles)}")
+
+
+def reads_consolidation(name: str) -> Condition:
+    """Return the condition that the consolidation method reads one of its settings."""
+
+    def holds(options: Any) -> bool:
+        settings = ConsolidationSettings(**options.model.consolidation.as_dict())
+        return name not in settings.method_class.ignored_settings(settings)
+
+    def readers(strength: float | None = None) -> list[str]:
+        names = [method for method in METHODS if METHODS[method] is not METHODS["none"]]
+        made = {method: ConsolidationSettings(method, strength) for method in names}
+        return [m for m, settings in made.items() if name not in settings.method_class.ignored_settings(settings)]
+
+    condition = "" if readers() == readers(1.0) else " and --model.consolidation.ewc_lambda above 0"
+    text = f"with --model.consolidation.method {either(readers(1.0))}{condition}"
+    return Condition((f"model.consolidation.{name}",), holds, text)
+
+
+def conditions() -> list[Condition]:
+    """Return all conditions; they depend on the registered families, methods and kinds of environments."""
+    posterior = [field.name for field in fields(PosteriorSettings)]
+    return [
+        Condition(
+            in_group("data.epsilon", "start", "end", "decay_frames"),
+            lambda o: o.model.exploration != "thompson",
+            "with --model.exploration epsilon or both",
+        ),
+        Condition(
+            ("data.epsilon.start",),
+            lambda o: o.data.epsilon.decay_frames > 0,
+            "with --data.epsilon.decay_frames above 0",
+        ),
+        Condition(
+            in_group("data.curriculum", "frames_per_task", "cycles", "task_conditioning", "keep_replays"),
+            several_tasks,
+            "with several --data.tasks",
+        ),
+        Condition(
+            (
+                "data.curriculum.epsilon_at_switch",
+                *in_group("model.consolidation", "optimizer_at_switch", "critic_at_switch"),
+            ),
+            several_tasks,
+            "with several --data.tasks",
+        ),
+        Condition(
+            ("data.curriculum.epsilon_at_switch",),
+            lambda o: o.model.exploration != "thompson",
+            "with --model.exploration epsilon or both",
+        ),
+        reads_rule("auto_fire"),
+        reads_rule("full_action_space"),
+        Condition(
+            ("data.rules.full_action_space",),
+            lambda o: not several_tasks(o),
+            "with one game: several have all actions",
+        ),
+        Condition(
+            ("model.objective.tau",), lambda o: o.model.objective.target == "ema", "with --model.objective.target ema"
+        ),
+        Condition(
+            ("model.objective.policy_temperature",),
+            lambda o: o.model.objective.actor_loss == "cross_entropy",
+            "with --model.objective.actor_loss cross_entropy",
+        ),
+        Condition(
+            ("model.objective.kl_temperature", *in_group("model.posterior", *posterior)),
+            is_bayesian,
+            "with Bayesian layers: --model.network.bayesian heads, trunk or all",
+        ),
+        *read_by_family("model.posterior", POSTERIORS, "family", "size", "num_draws"),
+        *read_by_family("model.posterior", PRIORS, "prior", "prior_precision"),
+        *read_by_family("model.likelihood", LIKELIHOODS, "family", "noise_std", "value_range", "num_bins"),
+        *(
+            reads_consolidation(name)
+            for name in ("ewc_lambda", "protected_networks", "fisher", "fisher_samples", "fisher_norm", "online_decay")
+        ),
+        Condition(
+            in_group("model.optimizer", "decay_frames", "final_share"),
+            lambda o: o.model.optimizer.schedule != "constant",
+            "with --model.optimizer.schedule linear or cosine",
+        ),
+        Condition(
+            ("trainer.gradient_clip_algorithm",),
+            lambda o: bool(o.trainer.gradient_clip_val),
+            "with --trainer.gradient_clip_val above 0",
+        ),
+        Condition(("data.refill_replay", "allow_overrides"), lambda o: bool(o.get("ckpt_path")), "with --ckpt_path"),
+    ]
+
+
+VERBS = {"data.evaluation.render": ("predict",), "data.evaluation.fps": ("fit", "predict")}
+"""Options that act in some verbs only."""
+
+
+def check_effects(options: Any, verb: str, typed: set[str], configured: set[str]) -> str:
+    """Refuse a typed option that has no effect.
+
+    Args:
+        options: of the verb.
+        verb: `fit`, `validate`, `test` or `predict`.
+        typed: names of the options on the command line.
+        configured: names of the options in configuration files with another value than the default.
+
+    Returns:
+        A line that names the configured options without an effect, empty if there are none.
+
+    Raises:
+        ConfigError: at a typed option that has no effect, naming the condition under which the option acts.
+    """
+    idle: dict[str, str] = {}
+    for condition in conditions():
+        names = [name for name in condition.names if name in typed | configured]
+        if names and not condition.holds(options):
+            idle |= {name: condition.text for name in names if name not in idle}
+    idle |= {
+        name: f"in the verb {either(verbs)}"
+        for name, verbs in VERBS.items()
+        if name in typed | configured and verb not in verbs
+    }
+    for name, text in idle.items():
+        if name in typed:
+            raise ConfigError(name, options[name], HAS_NO_EFFECT.format(text))
+    return "; ".join(f"--{name} acts {text}" for name, text in idle.items())

@@ -1,0 +1,47 @@
+"""Callback that saves a fit which ends by an error of another part."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from bayes_rl.errors import RunError
+from bayes_rl.training.checkpoint_io import FULL
+
+
+class SaveOnError(Callback):
+    """Save of `last.ckpt` after an error that a callback, a logger or a validation raises between two updates.
+
+    Within an update, weights and stream do not belong together, and the previous checkpoint stays.
+
+    Args:
+        path: of the checkpoint.
+
+    Attributes:
+        remark: clause that names the checkpoint, for the line of the error; empty if nothing was saved.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.remark = path, ""
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Save, unless the error is one of the agent or of an environment, or the disk is full."""
+        full = isinstance(exception, OSError) and exception.errno in FULL
+        if not isinstance(exception, Exception) or isinstance(exception, RunError) or full or not _between(trainer):
+            return
+        try:
+            trainer.save_checkpoint(self.path)
+        except Exception:  # a part that is broken may not be able to save its state either
+            return
+        self.remark = f"; what was learned is in {os.path.relpath(self.path)}: drop the option, --ckpt_path last"
+
+
+def _between(trainer: pl.Trainer) -> bool:
+    """Return whether a fit is between two updates, of which there was at least one."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    progress = loop.batch_progress.current
+    return trainer.state.fn == "fit" and trainer.global_step > 0 and progress.ready == progress.processed
