@@ -325,12 +325,14 @@ def test_sigterm_saves_and_a_second_ctrl_c_leaves_the_checkpoint_as_it_was(tmp_p
 
 
 def test_an_interrupted_extension_goes_on_by_the_advised_command(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    process = restored(small, "--trainer.max_epochs=4", "--data.frames_per_epoch=200", "--trainer.gradient_clip_val=3")
-    until(process, "length ")
+    more = ["--trainer.max_epochs=40", "--trainer.gradient_clip_val=3"]
+    process = learning(small, "--ckpt_path=last", *more)
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 130, printed
     assert "go on with --ckpt_path last" in printed
+    before = checkpoint(small / "runs/game/version_0")["global_step"]
     resumed = run_in(small, monkeypatch, "fit", "--ckpt_path", "last")
-    assert (resumed.trainer.current_epoch, resumed.trainer.max_epochs) == (4, 4)
+    assert before < resumed.trainer.global_step == 40 * 50
+    assert (resumed.trainer.current_epoch, resumed.trainer.max_epochs) == (40, 40)
     assert resumed.trainer.gradient_clip_val == 3

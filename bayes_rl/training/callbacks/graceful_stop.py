@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
+from bayes_rl.training.callbacks.checkpoints import KeptCheckpoint
 from bayes_rl.utils.stop_signals import STOP, Stopped
 
 
@@ -90,5 +91,5 @@ class GracefulStop(Callback):
             trainer.save_checkpoint(last)
 
     def _last(self, trainer: pl.Trainer) -> Path | None:
-        directory = getattr(trainer.checkpoint_callback, "dirpath", None)
-        return None if directory is None else Path(directory) / "last.ckpt"
+        directories = (c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, KeptCheckpoint))
+        return next((Path(directory) / "last.ckpt" for directory in directories if directory), None)

@@ -33,11 +33,12 @@ class SaveOnError(Callback):
         full = isinstance(exception, OSError) and exception.errno in FULL
         if not isinstance(exception, Exception) or isinstance(exception, RunError) or full or not _between(trainer):
             return
-        try:
-            trainer.save_checkpoint(self.path)
-        except Exception:  # a part that is broken may not be able to save its state either
-            return
-        self.remark = f"; what was learned is in {os.path.relpath(self.path)}: drop the option, --ckpt_path last"
+        if not trainer.validating:  # every validation begins with a save
+            try:
+                trainer.save_checkpoint(self.path)
+            except Exception:  # a part that is broken may not be able to save its state either
+                return
+        self.remark = f"; what was learned is in {os.path.relpath(self.path)}"
 
 
 def _between(trainer: pl.Trainer) -> bool:
