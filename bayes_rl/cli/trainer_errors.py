@@ -101,10 +101,12 @@ def one_line(error: BaseException) -> str:
 def _part(error: BaseException, given: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the option and the class of the innermost part of the trainer that was at work, or None."""
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
-        owner = frame.f_locals.get("self")
-        for key, kind in PARTS:
-            if isinstance(owner, kind) and key in given and not type(owner).__module__.startswith("bayes_rl."):
-                return key, type(owner).__name__
+        # Lightning's own function that calls a hook names the callback: a hook need not be a method.
+        owners = [frame.f_locals.get(name) for name in ("self", "callback")]
+        for owner in [owner for owner in owners if not type(owner).__module__.startswith("bayes_rl.")]:
+            for key, kind in PARTS:
+                if isinstance(owner, kind) and key in given:
+                    return key, type(owner).__name__
     return None
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from pytorch_lightning.callbacks import GradientAccumulationScheduler
+from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import CSVLogger
 
 from bayes_rl.cli import main
@@ -109,6 +109,23 @@ def test_one_epoch_and_two_more_are_three_in_one_go(game: str, tmp_path: Path, m
     a, b = referenced(straight), referenced(parts)
     assert {"screens", "actions", "rewards", "flags", "ages"} == {name.split(".")[0] for name in a}
     assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_scheduled_step_sizes_resume_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = ["--model.optimizer.schedule=cosine", "--model.optimizer.warmup_frames=90"]
+    options = [*GAMES["cartpole"], *QUIET, *SMALL, *schedule, "--model.optimizer.decay_frames=200", "--name=game"]
+    run_in(tmp_path / "straight", monkeypatch, "fit", *options, "--trainer.max_epochs=2")
+    run_in(tmp_path / "parts", monkeypatch, "fit", *options, "--trainer.max_epochs=1")
+    run_in(tmp_path / "parts", monkeypatch, "fit", "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    straight, parts = (tmp_path / name / "runs/game/version_0" for name in ("straight", "parts"))
+    assert differences(checkpoint(straight), checkpoint(parts)) == []
+    logged = comparable_curves(straight)
+    assert differences(logged, comparable_curves(parts)) == []
+    for name in ("train/actor_lr", "train/critic_lr"):
+        rates = [value for _, value in logged[name]]
+        highest = rates.index(max(rates))
+        assert 0 < highest < len(rates) - 1
+        assert rates == [*sorted(rates[:highest]), *sorted(rates[highest:], reverse=True)]
 
 
 def test_the_walk_sees_every_kind_of_difference() -> None:
@@ -208,9 +225,9 @@ def exit_code_of(monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
 TYPED_ONCE = [
     *("--trainer.max_epochs=2", "--trainer.max_steps=90000", "--trainer.max_time=01:00:00:00"),
     *("--trainer.gradient_clip_val=0.5", "--trainer.gradient_clip_algorithm=value", "--trainer.precision=bf16-mixed"),
-    *("--trainer.accumulate_grad_batches=2", "--trainer.limit_val_batches=1.0", "--trainer.detect_anomaly=true"),
+    *("--trainer.limit_val_batches=1.0", "--trainer.detect_anomaly=true", "--trainer.num_sanity_val_steps=1"),
     *("--trainer.val_check_interval=0.5", "--trainer.log_every_n_steps=7", "--trainer.min_epochs=1"),
-    *("--trainer.callbacks=GradientAccumulationScheduler", "--trainer.callbacks.scheduling={0: 2}"),
+    *("--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/games", "--trainer.callbacks.patience=99"),
     *("--trainer.logger=CSVLogger", "--trainer.logger.save_dir=csv"),
 ]
 
@@ -219,8 +236,7 @@ def test_every_trainer_option_typed_on_a_resume_holds_for_the_next_one(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small / "runs/game/version_0/config.yaml"
-    typed = [word for word in TYPED_ONCE if "accumulate_grad_batches" not in word]  # the callback does it, too
-    first = run_in(small, monkeypatch, "fit", "--ckpt_path=last", "--name=game", *typed)
+    first = run_in(small, monkeypatch, "fit", "--ckpt_path=last", "--name=game", *TYPED_ONCE)
     remembered = yaml.safe_load(config.read_text())
     assert (remembered["ckpt_path"], remembered["data"]["refill_replay"]) == (None, False)
     next_fit = run_in(small, monkeypatch, "fit", "--ckpt_path=last", "--name=game", "--trainer.max_epochs=3")
@@ -228,7 +244,7 @@ def test_every_trainer_option_typed_on_a_resume_holds_for_the_next_one(
     assert trainers[0] == trainers[1]
     assert (next_fit.trainer.gradient_clip_val, next_fit.trainer.log_every_n_steps) == (0.5, 7)  # type: ignore[attr-defined]
     assert isinstance(next_fit.trainer.logger, CSVLogger)
-    assert any(isinstance(c, GradientAccumulationScheduler) for c in next_fit.trainer.callbacks)  # type: ignore[attr-defined]
+    assert any(isinstance(c, EarlyStopping) for c in next_fit.trainer.callbacks)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -15,19 +15,11 @@ import yaml
 
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.cli import main
+from tests.helpers.command_line import SHORTEST, UPDATES
 
 QUICK, ALL = 15, 200
 """Numbers of generated command lines of the quick and of the slow test."""
 
-
-UPDATES = 20  # of an epoch
-SMALL = [
-    *("--data.env=CartPole-v1", "--data.frame_stack=1", "--data.num_envs=2", "--data.rules.frame_skip=1"),
-    *("--data.frames_per_epoch=80", "--data.replay.min_size=40", "--data.replay.capacity=500"),
-    *("--data.evaluation.games=1", "--data.rules.max_episode_frames=20", "--data.replay.batch_size=4"),
-    *("--model.network.encoder=mlp", "--model.network.hidden_dim=8", "--name=game"),
-    *("--trainer.max_epochs=2", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
-]
 
 TREES: dict[str, list[Any]] = {
     "logger": [
@@ -187,7 +179,7 @@ def check(number: int, updates: list[int], monkeypatch: pytest.MonkeyPatch, capf
     Path("a_file").write_text("")
     if config is not None:
         Path("mine.yaml").write_text(yaml.safe_dump(config))
-    monkeypatch.setattr(sys, "argv", ["bayes-rl", "fit", *SMALL, *words])
+    monkeypatch.setattr(sys, "argv", ["bayes-rl", "fit", *SHORTEST, *words])
     capfd.readouterr()
     code: Any = 0
     try:

@@ -29,6 +29,17 @@ TINY = [
 SHORT = ["fit", *TINY, "--trainer.log_every_n_steps=1", "--data.frames_per_epoch=240", "--data.evaluation.games=1"]
 """Words of a run of two epochs of 60 updates each."""
 
+SHORTEST = [
+    *("--data.env=CartPole-v1", "--data.frame_stack=1", "--data.num_envs=2", "--data.rules.frame_skip=1"),
+    *("--data.frames_per_epoch=80", "--data.replay.min_size=40", "--data.replay.capacity=500"),
+    *("--data.evaluation.games=1", "--data.rules.max_episode_frames=20", "--data.replay.batch_size=4"),
+    *("--model.network.encoder=mlp", "--model.network.hidden_dim=8", "--name=game"),
+    *("--trainer.max_epochs=2", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
+]
+"""Options of the shortest run: two epochs of `UPDATES` updates."""
+
+UPDATES = 20
+
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> app.BayesCLI:
     """Do what `bayes-rl WORDS` does, and return its objects."""

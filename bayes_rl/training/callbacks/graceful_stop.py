@@ -61,6 +61,11 @@ class GracefulStop(Callback):
         STOP.take_over()
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
+        self.save_before_validation(trainer)
+        STOP.allow()
+
+    def save_before_validation(self, trainer: pl.Trainer) -> None:
+        """Save the agent in a state that begins with the validation that has not played a game yet."""
         progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
         progress.total.reset_on_restart()  # a validation that is repeated has been counted
         progress.increment_ready()
@@ -68,7 +73,6 @@ class GracefulStop(Callback):
         self._save(trainer)
         progress.reset_on_restart()
         progress.total.reset_on_restart()
-        STOP.allow()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave after a signal at the end of the epoch before, which is saved."""

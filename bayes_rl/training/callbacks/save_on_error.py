@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from bayes_rl.errors import RunError
+from bayes_rl.training.callbacks.graceful_stop import GracefulStop
 from bayes_rl.training.checkpoint_io import FULL
 
 
@@ -33,12 +34,22 @@ class SaveOnError(Callback):
         full = isinstance(exception, OSError) and exception.errno in FULL
         if not isinstance(exception, Exception) or isinstance(exception, RunError) or full or not _between(trainer):
             return
-        if not trainer.validating:  # every validation begins with a save
-            try:
-                trainer.save_checkpoint(self.path)
-            except Exception:  # a part that is broken may not be able to save its state either
-                return
+        try:
+            self._save(trainer)
+        except Exception:  # a part that is broken may not be able to save its state either
+            return
         self.remark = f"; what was learned is in {os.path.relpath(self.path)}"
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        """Save, unless the beginning of this validation or the end of the epoch before has saved all updates."""
+        loop = trainer.fit_loop
+        epoch = loop.epoch_progress.current
+        if trainer.validating:
+            if loop.epoch_loop.val_loop.batch_progress.current.ready == 0:
+                stop = next(c for c in trainer.callbacks if isinstance(c, GracefulStop))  # type: ignore[attr-defined]
+                stop.save_before_validation(trainer)
+        elif epoch.ready == epoch.started:
+            trainer.save_checkpoint(self.path)
 
 
 def _between(trainer: pl.Trainer) -> bool:
