@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from bayes_rl.cli import app, main
+from bayes_rl.cli.arguments import whole_numbers
 from tests.helpers.command_line import SHORTEST, UPDATES, error_of, run
 
 
@@ -107,7 +108,7 @@ def test_the_closing_table_names_places_that_exist(
 
 
 def test_whole_numbers_with_an_exponent_and_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("mine.yaml").write_text("data:\n  replay: {capacity: 2e3}\n  env_kwargs: {text: '1e3'}\n")
+    Path("mine.yaml").write_text("data:\n  replay: {capacity: 2e3}\n")
     monkeypatch.setenv("BAYES_RL_FIT__DATA__REPLAY__N_STEP", "7")
     monkeypatch.setenv("BAYES_RL_FIT__TRAINER__MAX_EPOCHS", "9")
     configs: list[Any] = []
@@ -122,7 +123,7 @@ def test_whole_numbers_with_an_exponent_and_environment_variables(monkeypatch: p
         run(monkeypatch, "fit", *SHORTEST, "--config=mine.yaml", *typed)
     data, trainer = configs[0].data, configs[0].trainer
     assert (data.frames_per_epoch, data.replay.capacity, data.replay.gamma, data.replay.n_step) == (120, 2000, 0.1, 7)
-    assert data.env_kwargs == {"text": "1e3"}
+    assert whole_numbers("{a: 1e3, b: '1e3', c: 1e-3, d: 2.5e0}") == "{a: 1000, b: '1e3', c: 1e-3, d: 2.5e0}"
     assert trainer.log_every_n_steps == 20
     assert trainer.max_epochs == 2  # the command line wins over the environment
 

@@ -42,7 +42,7 @@ class SaveOnError(Callback):
 
     def _save(self, trainer: pl.Trainer) -> None:
         """Save, unless the beginning of this validation or the end of the epoch before has saved all updates."""
-        loop = trainer.fit_loop
+        loop: Any = trainer.fit_loop
         epoch = loop.epoch_progress.current
         if trainer.validating:
             if loop.epoch_loop.val_loop.batch_progress.current.ready == 0:
