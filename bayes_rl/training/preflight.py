@@ -158,7 +158,8 @@ def _check_networks(agent: VariationalActorCritic, need: int, free: int, where: 
 
 def check_intervals(trainer: pl.Trainer, data: ReplayDataModule) -> None:
     """Raise `ConfigError` if a validation is due after more updates than an epoch has."""
-    every, count = trainer.val_check_interval, updates_per_epoch(trainer, data)
+    # Lightning's trainer has no such attribute if the interval is a time.
+    every, count = getattr(trainer, "val_check_interval", None), updates_per_epoch(trainer, data)
     too_long = isinstance(every, int) and every > count and trainer.check_val_every_n_epoch is not None
     problem = (
         f"is more than the {count} updates of an epoch; nearest: {count}, or --trainer.check_val_every_n_epoch null"
