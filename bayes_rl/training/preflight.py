@@ -170,7 +170,14 @@ def check_intervals(trainer: pl.Trainer, data: ReplayDataModule) -> None:
 TRAINING_TAGS = (
     *("train/nll", "train/kl", "train/actor_loss", "train/ewc_penalty", "train/elbo_loss", "train/num_data"),
     *("train/temperature", "train/kl_to_nll", "train/ewc_to_nll", "train/q", "train/q_max", "train/td_error"),
-    *("train/twin_gap", "train/actor_agrees", "train/policy_entropy", "train/noise_std", "train/clamped_targets", "train/skipped_updates"),
+    *(
+        "train/twin_gap",
+        "train/actor_agrees",
+        "train/policy_entropy",
+        "train/noise_std",
+        "train/clamped_targets",
+        "train/skipped_updates",
+    ),
     *("train/frozen_share", "train/epsilon", "train/episodes", "train/agent_steps", "train/updates"),
     *("train/return_mean", "time/fps", "train/actor_lr", "train/critic_lr", "step"),
 )
