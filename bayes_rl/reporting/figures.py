@@ -66,7 +66,7 @@ class Measures(NamedTuple):
 
 INTERVALS = (
     f"[a, b] is a 95 % interval over {FEWEST_RUNS} or more seeds (Student's t, jackknife over runs and references), "
-    "(a to b) is min to max over fewer."
+    "(a to b) is min to max of single seeds where there are fewer."
 )
 """Legend of the ranges that `estimate` writes."""
 

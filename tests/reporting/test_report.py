@@ -114,7 +114,7 @@ def test_seeds_are_averaged_and_methods_kept_apart(tmp_path: Path) -> None:
     assert [(row["method"], row["seeds"]) for row in summary] == [("fine-tuning", "2"), ("ewc", "1")]
     assert summary[0]["average performance"] == "0.45 (0.40 to 0.50)"
     assert summary[0]["forgetting"] == "0.30 (0.30 to 0.30)"
-    assert "(a to b) is min to max over fewer" in text
+    assert "(a to b) is min to max of single seeds" in text
     assert summary[0]["isolated forgetting"] == "0.60 (0.60 to 0.60)"  # 6 / 10: the scale is that of both seeds
     assert summary[1]["average performance"] == "0.50"
     assert summary[1]["zero-shot transfer"] == "0.14"  # 1 / 7
