@@ -9,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from bayes_rl.training.callbacks.checkpoints import KeptCheckpoint
 from bayes_rl.training.run_callbacks import make_callbacks
 from tests.helpers.command_line import TINY, run, weights
 
@@ -49,3 +50,12 @@ def test_the_best_checkpoint_holds_weights_that_were_validated(interval: str, mo
     assert torch.load(path, weights_only=True)["frames"] == best[1]
     assert saved.keys() == best[2].keys()
     assert all(torch.equal(saved[name], best[2][name]) for name in saved)
+
+
+def test_the_best_checkpoint_is_chosen_by_the_score_that_counts(tmp_path: Path) -> None:
+    """Not by the raw mean, by which standing still is best in Tennis; older checkpoints still find their state."""
+    best, last = [c for c in make_callbacks(tmp_path, None, False) if isinstance(c, KeptCheckpoint)]
+    assert (best.monitor, best.mode, best.filename) == ("val/return_counted", "max", "best")
+    assert (last.monitor, last.filename) == (None, "last")
+    assert best.state_key.startswith("KeptCheckpoint{'monitor': 'val/return_mean', 'mode': 'max', ")
+    assert best.state_key != last.state_key
