@@ -154,10 +154,12 @@ ctypes.CDLL(None).system(b"exec sleep 60 >/dev/null 2>&1")
 """
     process = begin(code)
     time.sleep(0.3)  # until the library has begun
+    began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     assert ended(process) == (143, "")
+    assert time.monotonic() - began < 20
 
 
 def test_a_work_that_is_never_done_is_ended_when_the_patience_is_over() -> None:
