@@ -45,8 +45,10 @@ def report(words: Sequence[str]) -> None:
 
     try:
         written = write_report(**vars(options))
-    except (ReportError, OSError) as error:
+    except ReportError as error:
         parser.error(str(error))
+    except OSError as error:
+        parser.error(f"--output: {str(options.output)!r} cannot be written to: {error.strerror}: {error.filename}")
     for warning in written.warnings:
         print(f"bayes-rl: warning: {warning}", file=sys.stderr)
     print(written.text, *written.files, sep="\n")

@@ -527,4 +527,5 @@ def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     other = references(tmp_path / "r.json", {"MinAtar/Pong-v1": [0, 1]})
     assert "names none of the tasks breakout, " in refused(capsys, run, *other)
     (tmp_path / "file").touch()
-    assert "file" in refused(capsys, run, "--output", tmp_path / "file")
+    line = refused(capsys, run, "--output", tmp_path / "file")
+    assert f"--output: {str(tmp_path / 'file')!r} cannot be written to: File exists" in line
