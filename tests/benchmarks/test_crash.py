@@ -87,8 +87,14 @@ def test_files_of_the_run_and_not_a_number_are_no_difference() -> None:
 
 @pytest.mark.parametrize(("code", "seconds"), [(0, 1.0), (143, 1.0), (130, 5.5)])
 def test_a_wrong_exit_code_and_a_late_end_are_faults(code: int, seconds: float) -> None:
-    assert len(crash.faults_of_end({"signals": "SIGINT+SIGTERM"}, code, seconds, 5.0)) == 1
-    assert crash.faults_of_end({"signals": "SIGINT+SIGTERM"}, 130, 5.0, 5.0) == []
+    moment = {"signals": "SIGINT+SIGTERM", "phase": "update"}
+    assert len(crash.faults_of_end(moment, code, seconds, 5.0)) == 1
+    assert crash.faults_of_end(moment, 130, 5.0, 5.0) == []
+
+
+def test_a_process_that_was_at_its_end_anyway_has_no_fault() -> None:
+    for phase in ("video", "bayes-rl export"):
+        assert crash.faults_of_end({"signals": "SIGINT", "phase": phase}, 0, 1.0, 5.0) == []
 
 
 def test_every_fault_is_a_failure_of_the_benchmark() -> None:
