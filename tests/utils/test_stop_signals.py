@@ -28,11 +28,17 @@ def say(word):
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 
+def hear_every_signal() -> None:
+    """Restore the default handlers: under `nohup`, a process inherits that SIGHUP is ignored."""
+    for number in CODES:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def begin(code: str, **options: object) -> subprocess.Popen[str]:
     """Start a process that listens to signals while it runs `code`, once it has printed `ready`."""
     body = "\n".join("        " + line for line in code.strip().splitlines())
     program = f"{BEGIN}\ntry:\n    with STOP.listening():\n{body}\nexcept Stopped as stop:\n    end_process(stop)\n"
-    given = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options}
+    given = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "preexec_fn": hear_every_signal, **options}
     process = subprocess.Popen(
         [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, **given
     )
@@ -45,8 +51,11 @@ def ended(process: subprocess.Popen[str], seconds: float = 20) -> tuple[int, str
     """Return the exit code of a process and what it printed since."""
     if process.stdout is None:
         return process.wait(timeout=seconds), ""
+    watchdog = threading.Timer(seconds, process.kill)  # `read` has no limit of its own
+    watchdog.start()
     with process.stdout:  # `communicate` forgets what was buffered
         printed = process.stdout.read()
+    watchdog.cancel()
     return process.wait(timeout=seconds), printed
 
 
@@ -222,11 +231,12 @@ say(signal.getsignal(signal.SIGTERM) == STOP._hear)
     assert ended(begin(code)) == (0, "True\n")
 
 
-def test_the_handlers_before_come_back() -> None:
+def test_the_handlers_before_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop_signals, "SIGNALS", (signal.SIGINT, signal.SIGTERM))  # SIGHUP is ignored under `nohup`
     before = [signal.getsignal(number) for number in stop_signals.SIGNALS]
     listener = stop_signals.StopSignals()
     with listener.listening():
-        assert [signal.getsignal(number) for number in stop_signals.SIGNALS] == [listener._hear] * 3
+        assert [signal.getsignal(number) for number in stop_signals.SIGNALS] == [listener._hear] * 2
     assert [signal.getsignal(number) for number in stop_signals.SIGNALS] == before
     assert signal.set_wakeup_fd(-1) == -1
     deadline = time.monotonic() + 10
