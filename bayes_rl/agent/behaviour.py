@@ -118,9 +118,11 @@ class Behaviour:
         """
         device = self._twin.device
         with self._forward_context():
-            output = self._twin(to_device_async(observations, device)[None], self._draws_for_values(device), task)
+            draws = self._draws_for_values(device)
+            output = self._twin(to_device_async(observations, device)[None], draws, task)
         q_values = output.q_values.flatten(0, 1)  # `[S, E, A]`, S samples of 2 critics and D draws
-        correction = 0 if self._twin.posterior.value_draws_are_complete else 1  # of a sample's variance
+        # A sample's variance needs a correction. Two plain critics, which have one draw, are no sample but all values.
+        correction = 0 if self._twin.posterior.value_draws_are_complete or draws.size == 1 else 1
         if uncertainty is not None:
             uncertainty.update(q_values, correction)
         noise_std = self._twin.likelihood.std(output.raw).flatten(0, 1).mean(0)

@@ -269,7 +269,7 @@ class VariationalActorCritic(LowOverheadModule):
             weighted = [
                 (weight, gradients)
                 for weight, group in zip((0.5, *(n / sum(counts) for n in counts)), self._loss_groups, strict=True)
-                if weight and (gradients := [p.grad for p in group if p.grad is not None])
+                if 0 < weight < 1 and (gradients := [p.grad for p in group if p.grad is not None])
             ]
         for weight, gradients in weighted:
             torch._foreach_div_(gradients, weight)

@@ -302,7 +302,8 @@ class ReplayDataModule(pl.LightningDataModule):
         seed = seed_sequence(Domain.FISHER_TRANSITIONS, self.seed, self.stream.rank, self.stream.updates)
         rng = np.random.default_rng(seed)
         replay = self.stream.replay
-        return replay.sample(count, rng, max(count, math.ceil(newest * len(replay))))
+        newest_windows = None if newest == 1 else max(count, math.ceil(newest * replay.num_windows))
+        return replay.sample(count, rng, newest_windows)
 
     @property
     def slack(self) -> int:

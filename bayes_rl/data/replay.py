@@ -145,6 +145,11 @@ class ReplayBuffer:
         return int((count - (after - before)).sum())
 
     @property
+    def num_windows(self) -> int:
+        """Number of complete n-step windows, over all rings; those that begin at a final screen count as well."""
+        return int(self._window()[1].sum())
+
+    @property
     def stored(self) -> int:
         """Number of written slots among the newest `ring` slots of each ring, which `min_size` is compared with."""
         return int(np.minimum(self.written, self.ring).sum())
@@ -257,7 +262,7 @@ class ReplayBuffer:
         Args:
             batch_size: B, number of transitions.
             rng: generator of the slots' numbers.
-            newest: number of the newest transitions to draw from, over all environments; None for all.
+            newest: number of the newest windows to draw from, over all environments; None for all.
 
         Raises:
             RuntimeError: the replay holds no complete n-step window yet.

@@ -163,7 +163,7 @@ def valuing_networks(module: VariationalActorCritic) -> list[DrawnNetwork]:
 def correction_of(module: VariationalActorCritic) -> int:
     """Return 0 where the draws of an estimate are all that there are, 1 where they are a sample."""
     layers = module.twin.settings.layers
-    return 0 if layers.bayesian != "none" and layers.settings.family == "members" else 1
+    return 0 if layers.bayesian == "none" or layers.settings.family == "members" else 1
 
 
 MINATAR = {"network": {"encoder": "minatar", "hidden_dim": 5}, "observation_shape": (2, 8, 8), "pixel_scale": 1.0}
@@ -258,6 +258,23 @@ def test_the_variance_of_a_draw_s_values_is_the_variance_that_is_reported(
     # The draws behind the report are a sample of their own, with as large an error.
     assert ((variance - estimate.q_std.square()).abs() < 5 * 2**0.5 * error).all()
     assert ((thompson.mean(0) - estimate.q_mean).abs() < 5 * (2 * variance / draws).sqrt()).all()
+
+
+@pytest.mark.parametrize("shared_trunk", [True, False])
+def test_without_a_posterior_the_reported_spread_is_that_of_two_critics(shared_trunk: bool) -> None:
+    """Values a and b with equal probability have the standard deviation |a - b| / 2, as draws of a critic have."""
+    module = make_module(FAMILIES["none"], {"network": {"shared_trunk": shared_trunk}})
+    states = observations_of(module, 5)
+    q_values = module.twin(states).q_values
+    half_gap = (q_values[0] - q_values[1]).abs() / 2
+    estimate = module.estimate_values(states, measure=True)
+    torch.testing.assert_close(estimate.q_std, half_gap)
+    greedy = q_values.mean(0).argmax(-1, keepdim=True)
+    reported = module.scores[0].uncertainty.compute()["epistemic_std"]
+    torch.testing.assert_close(reported, half_gap.gather(-1, greedy).mean())
+    seeds = [next(s for s in range(100) if critic_of_draw(s) == critic) for critic in range(2)]
+    acted = torch.stack([module.behaviour.values_by_draw(states, [seed] * 5, 0) for seed in seeds])
+    torch.testing.assert_close(acted.std(0, correction=0), estimate.q_std)
 
 
 def test_both_critics_get_their_turn_and_an_episode_keeps_its_own() -> None:

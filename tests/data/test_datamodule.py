@@ -139,6 +139,28 @@ def test_fisher_transitions_come_from_the_newest_part_of_the_replay(count: int, 
     assert abs(steps.mean() - (198 + max(0, oldest)) / 2) < 4 * expected / 2 / (12 * len(steps)) ** 0.5
 
 
+@pytest.mark.parametrize(("newest", "oldest_steps"), [(1.0, (0, 0)), (0.5, (62, 24))])
+def test_final_screens_take_no_place_from_transitions_for_the_fisher_information(
+    newest: float, oldest_steps: tuple[int, int]
+) -> None:
+    """Ring 0 has an episode and a final screen for each of 100 steps, ring 1 one episode: 199 and 99 complete windows.
+
+    Half of all windows is 149, 75 from either ring.
+    """
+    data = ReplayDataModule(env="CartPole-v1", num_envs=2, frame_stack=1, rules={"frame_skip": 1})
+    replay = ReplayBuffer(1000, 2, (1,), np.dtype(np.float32), frame_stack=1, n_step=1)
+    no, zeros = np.zeros(2, bool), np.zeros(2, np.int64)
+    for step in range(100):
+        screens = np.array([[step], [1000 + step]], np.float32)
+        replay.add(screens, zeros, np.zeros(2, np.float32), np.array([True, False]), no, no, screens)
+    data.stream = SimpleNamespace(replay=replay, rank=0, updates=0)  # type: ignore[assignment]
+    drawn = [data.fisher_samples(20, newest).observation for data.stream.updates in range(300)]
+    assert set(torch.cat(drawn).flatten().tolist()) == {
+        *range(oldest_steps[0], 100),
+        *range(1000 + oldest_steps[1], 1099),
+    }
+
+
 def test_the_agent_takes_the_newest_quarter_unless_told_otherwise() -> None:
     assert ConsolidationSettings().fisher_newest == 0.25
     for options, share in (({}, 0.25), ({"fisher_newest": 0.5}, 0.5)):
