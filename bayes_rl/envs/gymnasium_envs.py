@@ -285,6 +285,8 @@ def pad_spaces(settings: Sequence[EnvSettings], kinds: Sequence[GymnasiumKind]) 
 def rgb_image(rendered: Any) -> NDArray[np.uint8]:
     """Return a rendered image `[H, W, 3]` as uint8, enlarged to at least 160 pixels in height (MinAtar draws 10).
 
+    Whole numbers reach from 0 to 255. Real numbers reach from 0 to 1, or to 255 if a pixel is greater than 1.
+
     Raises:
         ValueError: if `rendered` is no image.
     """
@@ -293,6 +295,9 @@ def rgb_image(rendered: Any) -> NDArray[np.uint8]:
         raise ValueError(f"render() returned {type(rendered).__name__}{shape} instead of an image [H, W, 3]")
     array = np.asarray(rendered)
     if array.dtype != np.uint8:
-        array = (array * 255).astype(np.uint8)
+        if not (array.min() >= 0 and array.max() <= 255):
+            raise ValueError(f"render() returned pixels from {array.min()} to {array.max()} instead of 0 to 255")
+        from_0_to_1 = array.dtype == np.bool_ or (np.issubdtype(array.dtype, np.floating) and array.max() <= 1)
+        array = (array * 255 if from_0_to_1 else array).astype(np.uint8)
     factor = -(-MIN_HEIGHT // array.shape[0])
     return array.repeat(factor, 0).repeat(factor, 1)

@@ -48,7 +48,7 @@ def import_user_module(name: str, key: str, value: object) -> None:
     check(all(part.isidentifier() for part in name.split(".")), key, value, problem)
     try:
         importlib.import_module(name)
-    except Exception as error:  # a module may raise anything
+    except (Exception, SystemExit) as error:  # a module may raise anything, and a script ends with `sys.exit`
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             raise ConfigError(key, value, problem) from None
         reason = " ".join(f"{type(error).__name__}: {error}".split())

@@ -56,8 +56,15 @@ class NumberReading(Reading):
         self.space = gym.spaces.Box(0, self.count - 1, (1,), np.int32)
 
     def screen(self, observation: Any) -> NDArray[np.int32]:
-        """Return the number, counted from 0."""
-        return np.array([int(observation) - self.start], np.int32)
+        """Return the number, counted from 0.
+
+        Raises:
+            ValueError: if the number names no state.
+        """
+        number = int(observation) - self.start
+        if not 0 <= number < self.count:
+            raise ValueError(f"the observation {observation} is outside its space of {self.count} states")
+        return np.array([number], np.int32)
 
     def describe(self) -> str:
         """Return the number of states."""
@@ -86,8 +93,14 @@ class VectorReading(Reading):
             self.space = gym.spaces.Box(-np.inf, np.inf, flat.shape, np.float32)
 
     def screen(self, observation: Any) -> NDArray[Any]:
-        """Return the numbers of an observation in one row."""
-        return np.asarray(gym.spaces.flatten(self.original, observation)).astype(self.space.dtype)
+        """Return the numbers of an observation in one row.
+
+        Raises:
+            ValueError: if a number is no byte although the space says so.
+        """
+        if self.space.dtype == np.uint8:
+            return _bytes(np.asarray(observation)).ravel()
+        return np.asarray(gym.spaces.flatten(self.original, observation)).astype(np.float32)
 
     def describe(self) -> str:
         """Return the length of the vector."""
@@ -119,13 +132,10 @@ class PlanesReading(Reading):
         """Return the planes, channels first.
 
         Raises:
-            ValueError: if a value does not fit into a byte although the space says so.
+            ValueError: if a value is no byte although the space says so.
         """
         planes = _channels_first(np.asarray(observation), self.axis)
-        wide = self.bytes and planes.dtype.itemsize > 1
-        if wide and ((planes < 0) | (planes > 255)).any():
-            raise ValueError(f"an observation has values from {planes.min()} to {planes.max()}, outside its space")
-        return planes.astype(self.space.dtype)
+        return _bytes(planes) if self.bytes else planes.astype(np.float32)
 
     def describe(self) -> str:
         """Return number and size of the planes, the place of the channels, and the greatest value."""
@@ -149,21 +159,26 @@ class ImageReading(Reading):
         self.shape, self.size, self.axis, self.grey = space.shape, shape[1:], axis, grey and shape[0] > 1
         self.low, high = float(space.low.min()), float(space.high.max())
         self.factor = 255 / (high - self.low)
+        self.scaled = (self.low, high) != (0, 255) or np.issubdtype(space.dtype, np.floating)
         self.space = gym.spaces.Box(0, 255, (1 if grey else shape[0], SIDE, SIDE), np.uint8)
 
     def screen(self, observation: Any) -> NDArray[np.uint8]:
         """Return the screen: pixels from 0 to 255, area-averaged to 84 x 84.
 
         Raises:
-            ValueError: if a pixel is not finite, or the image does not have the shape of its space.
+            ValueError: if the image or a pixel is outside its space.
         """
-        pixels = np.asarray(observation, np.float32)
+        pixels = np.asarray(observation)
         if pixels.shape != self.shape:
             raise ValueError(f"an image of shape {list(pixels.shape)} is outside its space {list(self.shape)}")
-        if (self.low, self.factor) != (0.0, 1.0) or not np.issubdtype(np.asarray(observation).dtype, np.integer):
+        if self.scaled:
             if not np.isfinite(pixels).all():
                 raise ValueError("an observation is not finite")
-            pixels = np.rint((pixels - self.low) * self.factor).clip(0, 255)
+            # Rounding forgives values that arithmetic puts a little beyond the bounds.
+            pixels = np.rint((pixels.astype(np.float32) - self.low) * self.factor)
+            if pixels.min() < 0 or pixels.max() > 255:
+                raise _outside(np.asarray(observation))
+        pixels = _bytes(pixels).astype(np.float32)
         image = torch.from_numpy(np.ascontiguousarray(_channels_first(pixels, self.axis)))
         image = image[:3].mean(0, keepdim=True) if self.grey else image  # a fourth channel is opacity
         return torch.nn.functional.interpolate(image[None], (SIDE, SIDE), mode="area")[0].to(torch.uint8).numpy()
@@ -293,6 +308,24 @@ def _is_flattenable(space: gym.Space[Any]) -> bool:
 def _channels_first(array: NDArray[Any], axis: int | None) -> NDArray[Any]:
     """Return an array `[C, H, W]`."""
     return array[None] if axis is None else np.moveaxis(array, axis, 0)
+
+
+def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return whole numbers from 0 to 255 as uint8.
+
+    Raises:
+        ValueError: if there are other numbers.
+    """
+    with np.errstate(invalid="ignore"):  # a number that is no byte is an error below
+        whole = array.astype(np.uint8)
+    if array.dtype != np.uint8 and not np.array_equal(whole, array):
+        raise _outside(array)
+    return whole
+
+
+def _outside(array: NDArray[Any]) -> ValueError:
+    """Return the error that the numbers of an observation are outside their space."""
+    return ValueError(f"an observation has {array.dtype} values from {array.min()} to {array.max()}, outside its space")
 
 
 def _place(axis: int | None) -> str:

@@ -172,9 +172,13 @@ class NumberedEnv(gym.Wrapper[Any, Any, Any, Any]):
             raise
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Play one step."""
+        """Play one step. A reward may be an array of one number."""
         try:
-            return *self.env.step(action)[:4], {}
+            observation, returned, terminated, truncated, _ = self.env.step(action)
+            reward: Any = returned
+            if np.size(reward) != 1 or reward is None:
+                raise TypeError(f"step() returned the reward {reward!r} instead of one number")
+            return observation, np.asarray(reward).item(), terminated, truncated, {}
         except Exception as error:
             error.environment = self.number  # type: ignore[attr-defined]
             raise

@@ -209,14 +209,16 @@ def test_an_environment_of_ten_lines_that_is_random_by_itself_trains_resumes_and
     assert "Dice-v0: raw scores of whole greedy games" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("place", ["module", "constructor"])
+@pytest.mark.parametrize("place", ["module", "script", "constructor"])
 def test_an_error_in_a_user_s_code_is_one_line_and_its_stack_trace_a_file(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str
 ) -> None:
-    fault = "raise KeyError('level 3')\n"
-    if place == "module":
+    error = "SystemExit(0)" if place == "script" else "KeyError('level 3')"
+    fault = f"raise {error}\n"
+    if place != "constructor":
         Path(f"{name}.py").write_text(fault)
-        beginning = f"--data.env: '{name}:Corridor-v0' fails while {name} is imported: KeyError: 'level 3'"
+        reason = "SystemExit: 0" if place == "script" else "KeyError: 'level 3'"
+        beginning = f"--data.env: '{name}:Corridor-v0' fails while {name} is imported: {reason}"
     else:
         Path(f"{name}.py").write_text(
             ENVIRONMENT.replace("    def reset", f"    def __init__(self):\n        {fault}\n    def reset")

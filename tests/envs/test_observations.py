@@ -176,8 +176,34 @@ def test_values_that_a_screen_cannot_hold_are_errors() -> None:
         read(Box(0, 1, (64, 64, 3), REAL)).screen(pixels)
     with pytest.raises(ValueError, match=r"shape \[3, 64, 64\] is outside its space \[64, 64, 3\]"):
         read(Box(0, 255, (64, 64, 3), BYTE)).screen(np.zeros((3, 64, 64), BYTE))
-    with pytest.raises(ValueError, match="from 0 to 300"):
+    with pytest.raises(ValueError, match="from 0 to 300, outside its space"):
         read(Box(0, 10, (7, 7, 3), WHOLE)).screen(np.array([0, 300] * 72 + [0] * 3).reshape(7, 7, 3))
+
+
+@pytest.mark.parametrize(
+    ("space", "value", "problem"),
+    [
+        (Discrete(3, start=1), 4, "the observation 4 is outside its space of 3 states"),
+        (Discrete(3, start=1), 0, "the observation 0 is outside its space of 3 states"),
+        (Box(0, 255, (9,), BYTE), WHOLE(-3), "int64 values from -3 to -3"),
+        (Box(0, 255, (9,), BYTE), REAL(0.5), "float32 values from 0.5 to 0.5"),
+        (Box(0, 7, (5, 5, 2), BYTE), np.int8(-3), "int8 values from -3 to -3"),
+        (Box(0, 7, (5, 5, 2), BYTE), REAL(0.5), "float32 values from 0.5 to 0.5"),
+        (Box(0, 255, (64, 64, 3), BYTE), WHOLE(300), "int64 values from 300 to 300"),
+        (Box(0, 255, (64, 64, 3), BYTE), REAL(0.5), "float32 values from 0.5 to 0.5"),
+        (Box(0, 1, (64, 64, 3), REAL), BYTE(200), "uint8 values from 200 to 200"),
+        (Box(0, 1, (64, 64, 3), REAL), REAL(-1), "float32 values from -1.0 to -1.0"),
+    ],
+)
+def test_values_outside_a_space_are_not_misread(space: Space[Any], value: Any, problem: str) -> None:
+    observation = np.full(space.shape, value, np.asarray(value).dtype) if space.shape else value
+    with pytest.raises(ValueError, match=problem):
+        read(space).screen(observation)
+
+
+def test_rounding_is_not_outside_a_space() -> None:
+    assert (read(Box(0, 1, (64, 64, 3), REAL)).screen(np.full((64, 64, 3), 1.0001, REAL)) == 255).all()
+    assert (read(Box(0, 255, (64, 64, 3), BYTE)).screen(np.full((64, 64, 3), 7, REAL)) == 7).all()
 
 
 def test_memory_is_a_vector_of_bytes() -> None:

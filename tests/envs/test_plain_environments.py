@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -119,6 +120,21 @@ class Larger(Short):
         return np.zeros(3, np.float32)
 
 
+class Rewarding(Short):
+    """Returns as reward and as image what `env_kwargs` say."""
+
+    def __init__(self, reward: Any = 0.0, image: Any = None) -> None:
+        super().__init__()
+        self.reward, self.image = reward, image
+
+    def step(self, action: int) -> tuple[NDArray[np.float32], Any, bool, bool, dict[str, Any]]:
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, self.reward, terminated, truncated, info
+
+    def render(self) -> Any:
+        return self.image
+
+
 class Broken(Short):
     """Cannot be made."""
 
@@ -130,7 +146,7 @@ class Bare(gym.Env[Any, Any]):
     """Has no spaces."""
 
 
-CLASSES = (Short, Random, Remembering, Numbered, Fleeting, Blank, Old, Alone, Larger, Broken, Bare)
+CLASSES = (Short, Random, Remembering, Numbered, Fleeting, Blank, Old, Alone, Larger, Rewarding, Broken, Bare)
 
 
 def settings_of(name: str, **change: Any) -> EnvSettings:
@@ -230,6 +246,37 @@ def test_an_error_in_a_constructor_is_one_line_and_keeps_its_cause() -> None:
 def test_an_environment_that_breaks_its_promises_is_told_which(name: str, problem: str) -> None:
     with pytest.raises(FailedEnvError, match=f"environment 0 of BayesRLTests/{name}-v0 .* raised {problem}"):
         games_repeat(settings_of(name))
+
+
+def test_an_array_of_one_number_is_a_reward() -> None:
+    envs = make_envs(settings_of("Rewarding", env_kwargs={"reward": np.array([1.5])}), 2)
+    envs.reset(np.array([1, 2]), everyone(envs))
+    assert envs.step(np.array([0, 1])).rewards.tolist() == [1.5, 1.5]
+
+
+@pytest.mark.parametrize("reward", [None, [1.0, 2.0]])
+def test_another_reward_is_told_with_its_environment(reward: Any) -> None:
+    problem = rf"environment 0 of .* raised TypeError: step\(\) returned the reward {re.escape(repr(reward))} instead"
+    with pytest.raises(FailedEnvError, match=problem):
+        games_repeat(settings_of("Rewarding", env_kwargs={"reward": reward}))
+
+
+@pytest.mark.parametrize(
+    ("pixel", "drawn"),
+    [(200, 200), (1, 1), (0.5, 127), (1.0, 255), (200.0, 200), (True, 255), (np.uint8(1), 1)],
+)
+def test_an_image_of_any_numbers_is_drawn_as_meant(pixel: Any, drawn: int) -> None:
+    settings = settings_of("Rewarding", env_kwargs={"image": [[[pixel] * 3] * 8] * 160})
+    image = next(find_kind(settings.env).render(settings, 1, []))
+    assert image.dtype == np.uint8
+    assert (image == drawn).all()
+
+
+@pytest.mark.parametrize("pixel", [-1, 256, np.nan])
+def test_pixels_beyond_the_range_are_told(pixel: float) -> None:
+    settings = settings_of("Rewarding", env_kwargs={"image": np.full((8, 8, 3), pixel)})
+    with pytest.raises(ConfigError, match=r"cannot be drawn here: ValueError: render\(\) returned pixels from"):
+        next(find_kind(settings.env).render(settings, 1, []))
 
 
 def test_missing_spaces_are_named() -> None:
