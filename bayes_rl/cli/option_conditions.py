@@ -97,12 +97,12 @@ def reads_consolidation(name: str) -> Condition:
         settings = ConsolidationSettings(**options.model.consolidation.as_dict())
         return name not in settings.method_class.ignored_settings(settings)
 
-    def readers(strength: float | None = None) -> list[str]:
+    def readers(strength: float) -> list[str]:
         names = [method for method in METHODS if METHODS[method] is not METHODS["none"]]
         made = {method: ConsolidationSettings(method, strength) for method in names}
         return [m for m, settings in made.items() if name not in settings.method_class.ignored_settings(settings)]
 
-    condition = "" if readers() == readers(1.0) else " and --model.consolidation.ewc_lambda above 0"
+    condition = "" if readers(0.0) == readers(1.0) else " and --model.consolidation.ewc_lambda above 0"
     text = f"with --model.consolidation.method {either(readers(1.0))}{condition}"
     return Condition((f"model.consolidation.{name}",), holds, text)
 
