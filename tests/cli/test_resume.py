@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.loggers import CSVLogger
 
 from bayes_rl.cli import main
@@ -278,14 +278,23 @@ def test_a_run_at_its_limit_of_time_says_so(
     assert "seconds are trained and --trainer.max_time is 00:00:00:01: nothing is left" in capsys.readouterr().out
 
 
+class FailingAtOnce(Callback):
+    """Callback that raises an error before the first update."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        raise ValueError("this callback cannot begin")
+
+
 def test_options_that_end_a_resumed_run_at_once_are_not_remembered(
-    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(small)
     config = small / "runs/game/version_0/config.yaml"
     before = config.read_bytes()
-    typed = ["--trainer.max_epochs=2", "--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/nothing"]
-    assert exit_code_of(monkeypatch, "fit", "--ckpt_path=last", *typed) == 2
-    assert config.read_bytes() == before
+    monitor = ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/nothing"]
+    for typed in (monitor, [f"--trainer.callbacks={__name__}.FailingAtOnce"]):
+        assert exit_code_of(monkeypatch, "fit", "--ckpt_path=last", "--trainer.max_epochs=2", *typed) == 2
+        assert config.read_bytes() == before
 
 
 # ------------------------------------------------------------------------------------------------------- signals
