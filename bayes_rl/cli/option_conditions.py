@@ -162,10 +162,7 @@ def conditions() -> list[Condition]:
         *read_by_family("model.posterior", POSTERIORS, "family", "size", "num_draws"),
         *read_by_family("model.posterior", PRIORS, "prior", "prior_precision"),
         *read_by_family("model.likelihood", LIKELIHOODS, "family", "noise_std", "value_range", "num_bins"),
-        *(
-            reads_consolidation(name)
-            for name in ("ewc_lambda", "protected_networks", "fisher", "fisher_samples", "fisher_norm", "online_decay")
-        ),
+        *(reads_consolidation(name) for name in METHODS["none"].ignored_settings(ConsolidationSettings())),
         Condition(
             in_group("model.optimizer", "decay_frames", "final_share"),
             lambda o: o.model.optimizer.schedule != "constant",
@@ -210,6 +207,6 @@ def check_effects(options: Any, verb: str, typed: set[str], configured: set[str]
         if name in typed | configured and verb not in verbs
     }
     for name, text in idle.items():
-        if name in typed:
+        if name in typed and options[name] is not None:  # null takes a configured value back
             raise ConfigError(name, options[name], HAS_NO_EFFECT.format(text))
     return "; ".join(f"--{name} acts {text}" for name, text in idle.items())

@@ -154,7 +154,8 @@ class NoConsolidation(ConsolidationMethod):
     @classmethod
     def ignored_settings(cls, settings: ConsolidationSettings) -> tuple[str, ...]:
         """Return all settings of a method."""
-        return ("ewc_lambda", "protected_networks", "fisher", "fisher_samples", "fisher_norm", "online_decay")
+        fisher = ("fisher", "fisher_samples", "fisher_newest", "fisher_norm")
+        return ("ewc_lambda", "protected_networks", *fisher, "online_decay")
 
     @property
     def active(self) -> bool:

@@ -233,7 +233,7 @@ class EWC(ConsolidationMethod):
     @classmethod
     def ignored_settings(cls, settings: ConsolidationSettings) -> tuple[str, ...]:
         """Return the decay of `online_ewc`, and without a strength all settings of the penalty."""
-        penalty = ("protected_networks", "fisher", "fisher_samples", "fisher_norm")
+        penalty = ("protected_networks", "fisher", "fisher_samples", "fisher_newest", "fisher_norm")
         return ("online_decay",) if settings.strength else ("online_decay", *penalty)
 
     def _decay(self) -> float | None:

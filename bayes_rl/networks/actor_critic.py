@@ -114,7 +114,6 @@ class TwinActorCritic(nn.Module):
         self.actors = nn.ModuleList(layers.output(width, num_actions) for _ in range(num_heads))
         critic_outputs = num_actions * likelihood.outputs
         self.critics = nn.ModuleList(layers.output(width, critic_outputs) for _ in range(num_heads))
-        # List to which layers append their KL divergence during a forward pass. `forward` empties it at its end.
         # What the running forward pass has built and `kl_divergence` uses again. `forward` empties the list at its end.
         self._evaluated: list[EvaluatedLayers] = []
         for name, layer in bayesian_layers(self).items():

@@ -34,6 +34,7 @@ IDLE: dict[str, tuple[list[str], str]] = {
     "model.consolidation.critic_at_switch=reset": ([], "several --data.tasks"),
     "model.consolidation.fisher=empirical": ([], "--model.consolidation.method ewc, online_ewc or vcl"),
     "model.consolidation.fisher_samples=9": ([], "--model.consolidation.method ewc, online_ewc or vcl"),
+    "model.consolidation.fisher_newest=0.5": ([], "--model.consolidation.method ewc, online_ewc or vcl"),
     "model.consolidation.fisher_norm=none": ([], "--model.consolidation.method ewc, online_ewc or vcl"),
     "model.consolidation.protected_networks=actor": ([], "--model.consolidation.method ewc, online_ewc or vcl"),
     "model.consolidation.ewc_lambda=0": ([], "--model.consolidation.method ewc, online_ewc or vcl"),

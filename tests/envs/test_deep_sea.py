@@ -332,7 +332,7 @@ def test_sampled_transitions_are_the_definitions() -> None:
     replay = ring(envs, n_step=1, gamma=0.5, frame_stack=2)
     stream = stream_of(envs, replay, epsilon=RANDOM, batch_size=32, frame_skip=1)
     seen, ends = set(), 0
-    for batch in take(stream, 60):
+    for batch in take(stream, 120):
         observation, action, reward, discount, next_observation = batch.transition
         for stack in (observation, next_observation):
             assert (stack.dtype, stack.shape) == (torch.int32, (32, 2))

@@ -17,7 +17,6 @@ import torch
 from ale_py.vector_env import AtariVectorEnv
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageSequence
-from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from bayes_rl.data.datamodule import ReplayDataModule
@@ -39,6 +38,7 @@ from bayes_rl.evaluation.video import (
     play_in_window,
     write_video,
 )
+from bayes_rl.training.callbacks.checkpoints import KeptCheckpoint
 from bayes_rl.training.callbacks.video_writer import VideoWriter
 from bayes_rl.types import ValueEstimate
 from tests.helpers.agents import make_trainer
@@ -516,7 +516,7 @@ def predict(folder: Path, **evaluation: Any) -> tuple[Player, ReplayDataModule]:
         seed=5,
     )
     player = Player()
-    trainer = make_trainer(VideoWriter(), ModelCheckpoint(folder / "checkpoints"), enable_checkpointing=True)
+    trainer = make_trainer(VideoWriter(), KeptCheckpoint(folder / "checkpoints"), enable_checkpointing=True)
     try:
         trainer.predict(player, datamodule=data)
     except ConfigError:

@@ -24,7 +24,8 @@ from bayes_rl.utils.version_0_1 import (
 )
 
 CLASSES: dict[str, type[Any]] = {"model": VariationalActorCritic, "data": ReplayDataModule}
-NEWER: dict[str, set[str]] = {"model": {"consolidation.fisher_newest"}, "data": set()}  # without an old name
+SCHEDULE = {f"optimizer.{name}" for name in ("schedule", "warmup_frames", "decay_frames", "final_share")}
+NEWER = {"model": {"consolidation.fisher_newest"} | SCHEDULE, "data": set[str]()}  # without an old name
 
 
 @pytest.mark.parametrize("section", CLASSES)
