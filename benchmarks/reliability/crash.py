@@ -351,12 +351,18 @@ def stop_fit(cell: Cell, seed: int, rng: random.Random, limit: float) -> Row:
 
 
 def wait_for(process: int, report: Report, phase: int, delay: float) -> bool:
-    """Wait until a run reports a phase, and `delay` seconds more. Return False if the run ended before the phase."""
+    """Wait until a run reports a phase, and `delay` seconds more, at most until the next phase.
+
+    Returns:
+        False if the run ended before the phase.
+    """
     while report["phase"] != phase:
         if ended(process) is not None:
             return False
         time.sleep(0.0005)
-    time.sleep(delay)
+    end = time.monotonic() + delay
+    while report["phase"] == phase and time.monotonic() < end:
+        time.sleep(0.0005)
     return True
 
 
