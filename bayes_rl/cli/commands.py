@@ -89,6 +89,7 @@ def main() -> None:
     with STOP.listening():
         try:
             _run_verb()
+            STOP.allow()  # a destructor or foreign code may have caught `Stopped`
         except Stopped as stop:
             end_process(stop)
 

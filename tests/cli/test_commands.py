@@ -86,3 +86,20 @@ def test_a_named_configuration_runs_in_any_folder(beside: bool, monkeypatch: pyt
         Path("configs/cartpole.yaml").write_text("data: {env: Acrobot-v1}\n")
     quick = ["--trainer.fast_dev_run=true", "--trainer.enable_progress_bar=false", "--data.replay.min_size=64"]
     assert run(monkeypatch, "fit", "--config", "cartpole", *quick).datamodule.settings.env == "CartPole-v1"
+
+
+def test_a_signal_that_a_destructor_catches_still_decides_the_exit_code() -> None:
+    """Python ignores exceptions in destructors, `Stopped` too; the verb then ends as if no signal had come."""
+    program = (
+        "import os, signal, sys\n"
+        "from bayes_rl.cli import commands\n"
+        "class Closed:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "commands.COMMANDS['report'] = lambda words: Closed() and print('reported')\n"
+        "sys.argv = ['bayes-rl', 'report']\n"
+        "commands.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 143
+    assert done.stdout == "reported\n"
