@@ -63,7 +63,10 @@ def _takes_numbers(option: str) -> bool:
 
 
 def accept_exponents() -> None:
-    """Make the parser read whole numbers such as 1e6 in configuration files, and within values that are typed."""
+    """Make the parser read whole numbers such as 1e6 in configuration files, variables and parts of typed values."""
+    for variable in list(os.environ):
+        if re.match(rf"{PREFIX}_[A-Z]+__({'|'.join(SECTIONS)})__", variable, re.IGNORECASE):
+            os.environ[variable] = whole_numbers(os.environ[variable])
     load = get_loader("yaml")
     if load is not _load_with_exponents:
         _LOADERS.append(load)

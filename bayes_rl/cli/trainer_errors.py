@@ -54,13 +54,16 @@ def trainer_error(error: BaseException, options: Namespace) -> ConfigError | Non
     whole = " ".join(str(error).split())
     if made := re.search(CLASS_PROBLEM, whole) or re.search(REFUSED_CLASS, whole):
         key = next((key for key, value in trainer.items() if made["path"] in str(value)), "callbacks")
-        reasons = re.split(r"(?:^| )- ", made["reason"])
+        own_reason = made["reason"].partition("Not a valid subclass of ")[0]  # the parser lists more ways
+        reasons = [text.strip() for text in re.split(r"(?:^| )- ", own_reason)]
         reason = "; ".join(reason for reason in reasons if reason and not reason.startswith("Expected a "))
         return ConfigError(f"trainer.{key}", *class_problem(f"trainer.{key}", made["path"], reason))
     given = {key: value for key, value in trainer.items() if value != DEFAULTS.get(key)}
     part = _part(error, given)
     if part is not None:
-        return ConfigError(f"trainer.{part[0]}", part[1], f"is refused: {text}")
+        key, name = part
+        typed = trainer[key] if isinstance(trainer[key], str) else name
+        return ConfigError(f"trainer.{key}", typed, f"is refused: {text}")
     named = _named_option(text, given) or _named_option(text, trainer)
     return None if named is None else ConfigError(f"trainer.{named}", shown(trainer[named]), f"is refused: {text}")
 
@@ -117,6 +120,6 @@ def _named_option(text: str, options: Mapping[str, Any]) -> str | None:
         if word in options:
             return word
     for key, value in options.items():
-        if isinstance(value, str) and len(value) > 1 and value.lower() in text.lower():
+        if value and isinstance(value, str) and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE):
             return key
     return None

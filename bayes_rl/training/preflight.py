@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from bayes_rl.agent.module import VariationalActorCritic
@@ -201,9 +202,12 @@ def logged_tags(agent: VariationalActorCritic, data: ReplayDataModule) -> set[st
 
 def check_monitors(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayDataModule) -> None:
     """Raise `ConfigError` if a callback monitors a value that no run logs."""
-    tags = logged_tags(agent, data)
+    all_tags, validates = logged_tags(agent, data), bool(trainer.limit_val_batches)
+    logs_training = bool(trainer.log_every_n_steps)  # type: ignore[attr-defined]
+    logged = {tag for tag in all_tags if (validates if tag.startswith("val/") else logs_training)}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         monitor, name = getattr(callback, "monitor", None), type(callback).__name__
+        tags = all_tags if isinstance(callback, ModelCheckpoint) else logged  # without a value, it saves nothing
         known = monitor is None or monitor in tags
         problem = f"monitors {monitor!r}, which this fit does not log{did_you_mean(str(monitor), tags)}"
         check(known, "trainer.callbacks", name, problem)

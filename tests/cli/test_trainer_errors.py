@@ -38,6 +38,9 @@ FAILURES = {
 """Hook to the updates after which the hook fails, and the updates that are saved."""
 
 
+MONITOR = ["--trainer.callbacks=EarlyStopping"]
+
+
 @pytest.mark.parametrize("hook", FAILURES)
 def test_an_error_of_a_callback_is_one_line_and_loses_no_update(
     hook: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -77,6 +80,20 @@ def test_an_error_of_a_callback_is_one_line_and_loses_no_update(
             ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/return_man"],
             "--trainer.callbacks: 'EarlyStopping' monitors 'val/return_man', which this fit does not log",
         ),
+        (["--trainer.max_time=5"], "--trainer.max_time: '5' is refused: "),
+        (["--trainer.accelerator=tpu"], "--trainer.accelerator: 'tpu' is refused: "),
+        (
+            [*MONITOR, "--trainer.callbacks.monitor=val/crps", "--trainer.callbacks.mode=up"],
+            "--trainer.callbacks: 'EarlyStopping' is refused: `mode` can be min, max, got up",
+        ),
+        (
+            [*MONITOR, "--trainer.callbacks.monitor=val/crps", "--trainer.limit_val_batches=0"],
+            "--trainer.callbacks: 'EarlyStopping' monitors 'val/crps', which this fit does not log",
+        ),
+        (
+            [*MONITOR, "--trainer.callbacks.monitor=train/nll", "--trainer.log_every_n_steps=0"],
+            "--trainer.callbacks: 'EarlyStopping' monitors 'train/nll', which this fit does not log",
+        ),
         (["--data.rules.crop=3"], "--data.rules.crop: '3' is no [int, int, int, int] or null"),
         (["--model.likelihood.value_range=3"], "--model.likelihood.value_range: "),
         (["--data.replay.n_step=few"], "--data.replay.n_step: 'few' is no int"),
@@ -92,7 +109,7 @@ def test_the_error_names_the_key_that_was_typed(
     monkeypatch.setattr(pl.Trainer, "_run", lambda *_, **__: pytest.fail("training began"))
     line = error_of(monkeypatch, capsys, "fit", *SHORTEST, *words).removeprefix("bayes-rl: error: ")
     assert line.startswith(beginning), line
-    assert not re.search("Union|Namespace|Parser key|<class", line), line
+    assert not re.search("Union|Namespace|Parser key|<class|Not a valid subclass", line), line
 
 
 def test_the_closing_table_names_places_that_exist(
@@ -109,7 +126,7 @@ def test_the_closing_table_names_places_that_exist(
 
 def test_whole_numbers_with_an_exponent_and_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("mine.yaml").write_text("data:\n  replay: {capacity: 2e3}\n")
-    monkeypatch.setenv("BAYES_RL_FIT__DATA__REPLAY__N_STEP", "7")
+    monkeypatch.setenv("BAYES_RL_FIT__DATA__REPLAY__N_STEP", "7e0")
     monkeypatch.setenv("BAYES_RL_FIT__TRAINER__MAX_EPOCHS", "9")
     configs: list[Any] = []
 
