@@ -71,6 +71,7 @@ IDLE: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("option", IDLE)
+@pytest.mark.usefixtures("not_trained")
 def test_a_typed_option_without_effect_is_refused_with_its_condition(
     option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
