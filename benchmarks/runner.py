@@ -319,7 +319,7 @@ class Child:
 
     @property
     def ended(self) -> bool:
-        """Whether the process has ended."""
+        """True once the process has ended."""
         return self._process.poll() is not None
 
     def result(self) -> Row | str:

@@ -250,7 +250,7 @@ class VariationalActorCritic(LowOverheadModule):
         """
         for parameter in self.twin.parameters_without_loss(self._trained):
             parameter.grad = None
-        if self.consolidator is not None:
+        if self.consolidator is not None and self.consolidator.active:
             self._add_penalty_gradients(self.consolidator)
         self._trained.clear()
         has_loss_scaler = str(self.trainer.precision) == "16-mixed"  # a loss scaler skips updates by itself
@@ -258,7 +258,7 @@ class VariationalActorCritic(LowOverheadModule):
         self.guard.check(optimizer, self.twin, has_loss_scaler, lambda: {"ewc_penalty": self._penalty()})
 
     def _add_penalty_gradients(self, consolidator: ConsolidationMethod) -> None:
-        """Add the gradient of the EWC penalty, with as much weight as this update gives to the loss.
+        """Add the gradient of the consolidation penalty, with as much weight as this update gives to the loss.
 
         With `update_pairs random` the loss of an update is half of the objective in expectation: each minibatch trains
         one of the two pairs, and a shared trunk at half of its weight.

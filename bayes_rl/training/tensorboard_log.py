@@ -1,4 +1,4 @@
-"""TensorBoard's logger of a run, which goes on without curves while the disk is full."""
+"""TensorBoard logger that leaves out points of curves while the disk is full."""
 
 from __future__ import annotations
 

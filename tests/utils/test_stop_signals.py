@@ -234,13 +234,15 @@ say(signal.getsignal(signal.SIGTERM) == STOP._hear)
 def test_the_handlers_before_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stop_signals, "SIGNALS", (signal.SIGINT, signal.SIGTERM))  # SIGHUP is ignored under `nohup`
     before = [signal.getsignal(number) for number in stop_signals.SIGNALS]
+    threads = set(threading.enumerate())  # an interrupted command of another test may have left one
     listener = stop_signals.StopSignals()
     with listener.listening():
+        assert {thread.name for thread in set(threading.enumerate()) - threads} == {"stop signals"}
         assert [signal.getsignal(number) for number in stop_signals.SIGNALS] == [listener._hear] * 2
     assert [signal.getsignal(number) for number in stop_signals.SIGNALS] == before
     assert signal.set_wakeup_fd(-1) == -1
     deadline = time.monotonic() + 10
-    while "stop signals" in [thread.name for thread in threading.enumerate()]:
+    while set(threading.enumerate()) - threads:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
