@@ -21,7 +21,7 @@ PATIENCE = 4.0
 
 
 SAVE_PATIENCE = 60.0
-"""The same while a save is due that must not be lost, in seconds."""
+"""Seconds from the first signal until the process is ended while `StopSignals.saving` is set."""
 
 
 class Stopped(SystemExit):
@@ -32,14 +32,15 @@ class StopSignals:
     """Listener for SIGINT, SIGTERM and SIGHUP.
 
     The first signal raises `Stopped` in the main thread: at once, or, while `deferred` is set, at the next call of
-    `allow`. A second signal ends the process without `Stopped`, as does the end of the patience, unless `saving` is
-    set. A thread watches for both, because the main thread hears no signal inside a library, and because foreign code
-    may catch `Stopped`.
+    `allow`. A second signal ends the process at once, without `Stopped`; while `saving` is set, a second signal does
+    nothing. The process also ends without `Stopped` `PATIENCE` seconds after the first signal, or `PATIENCE` seconds
+    after the end of a save; a save has `SAVE_PATIENCE` seconds. A thread watches for these ends, because the main
+    thread hears no signal inside a library, and because foreign code may catch `Stopped`.
 
     Attributes:
         received: number of the first signal, or None before it.
-        deferred: whether the main thread holds updates that no checkpoint holds.
-        saving: whether a save is due that a second signal must not prevent.
+        deferred: whether `Stopped` waits for the next call of `allow`, because no checkpoint holds the newest updates.
+        saving: whether a save is pending or running. While `saving` is set, a second signal does nothing.
     """
 
     def __init__(self) -> None:
@@ -47,7 +48,7 @@ class StopSignals:
         self.deferred = self.saving = False
         self._previous: dict[int, Any] = {}
         self._pipe: tuple[int, int] | None = None
-        self._terminals: list[int] = []  # output streams that go to a terminal; a closed one is none
+        self._terminals: list[int] = []  # those of descriptors 1 (stdout) and 2 (stderr) that are terminals
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -99,17 +100,17 @@ class StopSignals:
                 os.dup2(nowhere.fileno(), stream)
 
     def _hear(self, number: int, frame: Any) -> None:
+        if number == getattr(signal, "SIGHUP", None):
+            self._leave_terminals()  # also as a second signal: a save may still print
         if self.received is not None:
             if not self.saving:
                 os._exit(128 + self.received)
             return
         self.received = number
-        if number == getattr(signal, "SIGHUP", None):
-            self._leave_terminals()
         if not self.deferred:
             self.leave()
-        # `print` could interrupt itself.
-        os.write(1, b"\nstopping after this update; once more to leave at once\n")
+        with contextlib.suppress(OSError):  # of a reader that the signal has ended too, as in `bayes-rl fit | tee`
+            os.write(1, b"\nstopping after this update; once more to leave at once\n")  # `print` could interrupt itself
 
     def leave(self) -> NoReturn:
         """Raise `Stopped` with the exit code of the first signal."""
@@ -137,7 +138,7 @@ class StopSignals:
     def _watch(self, pipe: int) -> None:
         """End the process at a second signal, or when the patience with the first one is over."""
         signals: list[int] = []
-        began = 0.0
+        began = saved = 0.0
         while True:
             if select.select([pipe], [], [], 0.05 if signals else None)[0]:
                 content = os.read(pipe, 64)
@@ -147,8 +148,10 @@ class StopSignals:
                 began = began if signals else time.monotonic()
                 signals += [number for number in content if number in SIGNALS]
                 continue  # the main thread comes first
-            patience = SAVE_PATIENCE if self.saving else PATIENCE
-            if time.monotonic() - began > patience or (len(signals) > 1 and not self.saving):
+            now = time.monotonic()
+            saved = now if self.saving else saved
+            late = now - began > SAVE_PATIENCE if self.saving else now - max(began, saved) > PATIENCE
+            if late or (len(signals) > 1 and not self.saving):
                 os._exit(128 + signals[0])
 
 

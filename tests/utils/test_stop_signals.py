@@ -119,6 +119,38 @@ say("not reached")
     assert printed.splitlines()[-1] == "saved"
 
 
+def test_after_a_long_save_the_process_ends_by_itself() -> None:
+    code = """
+import atexit
+atexit.register(lambda: (time.sleep(0.2), print("cleaned up")))
+with STOP.save_in_progress():
+    say("ready")
+    time.sleep(1.5)  # longer than the patience, which begins anew
+"""
+    process = begin(code)
+    process.send_signal(signal.SIGTERM)
+    code_of_exit, printed = ended(process)
+    assert code_of_exit == 143
+    assert printed.splitlines()[-1] == "cleaned up"
+
+
+def test_a_reader_of_the_output_that_has_ended_prevents_no_save(tmp_path: Path) -> None:
+    code = f"""
+STOP.deferred = True
+say("ready")
+while STOP.received is None:
+    time.sleep(0.01)
+open({str(tmp_path / "saved")!r}, "w").close()
+STOP.allow()
+"""
+    process = begin(code)
+    assert process.stdout is not None
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130
+    assert (tmp_path / "saved").exists()
+
+
 def test_a_save_within_deferred_work_leaves_the_signal_deferred() -> None:
     code = """
 STOP.deferred = True
