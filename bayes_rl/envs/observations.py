@@ -1,4 +1,8 @@
-"""Readings of observations: how an observation of a Gymnasium space becomes a screen."""
+"""Readings: objects that convert observations of a Gymnasium space into arrays for the networks.
+
+Such an array is called a screen, even if it is no picture. Its shape is (1,) for a state number, (N,) for a vector, and
+(C, H, W) for planes and images.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ OBSERVATIONS = ("auto", "image", "planes", "vector")
 CHANNELS = ("auto", "first", "last")
 """Values of the option `data.channels`: the place of the channels among three axes."""
 
-IMAGE_SIDE = 32  # pixels; smaller arrays are planes, not images
+IMAGE_SIDE = 32  # pixels; with `auto`, an array with a shorter side is no image
 
 FEW = 4  # an axis that has at most 4 entries, beside two longer ones, holds the channels
 
@@ -30,7 +34,7 @@ class Reading(ABC):
     """Way in which the observations of a space become screens.
 
     Attributes:
-        space: of a screen, channels first.
+        space: space of the screens.
     """
 
     space: gym.spaces.Box
@@ -72,7 +76,9 @@ class NumberReading(Reading):
 
 
 class VectorReading(Reading):
-    """Reading of any space as one vector. Bytes stay uint8, to be divided by 255; other numbers become float32.
+    """Reading of any space as one vector, by Gymnasium's `flatten`; a state number becomes a one-hot vector.
+
+    Integers with bounds 0 and 255 become uint8, which the networks divide by 255. Other numbers become float32.
 
     Args:
         space: of the observations.
@@ -109,7 +115,9 @@ class VectorReading(Reading):
 
 
 class PlanesReading(Reading):
-    """Reading of an array as planes of its own size. Whole numbers from 0 to 255 become uint8, others float32.
+    """Reading of an array as planes of its own size.
+
+    Integers with bounds within 0 and 255 become uint8, other numbers float32.
 
     Args:
         space: of the observations, with two or three axes.
@@ -196,9 +204,10 @@ def read_observations(
 ) -> Reading:
     """Return the reading of a space.
 
-    With `auto`, bounds, axes and sides decide. A space of two or three axes is an image if it has 1 or 3 channels,
-    sides of at least 32, and whole numbers from 0 to 255 (three axes: or real numbers from 0 to 1 or 255). Other
-    spaces of three axes are planes. All other arrays are vectors.
+    With `auto`, bounds, axes and sides decide. A Discrete space is a number. A Box of 2 or 3 axes is an image if it
+    has 1 or 3 channels, sides of at least 32, and integers from 0 to 255. A Box of 3 axes may also hold real numbers
+    from 0 to 1, or from 0 to 255. Other Boxes of 3 axes are planes. A Box of more axes is refused. Every other space is
+    a vector, but a Dict or Tuple with an array of 3 or more axes is refused.
 
     Args:
         env: id of the environment, for messages.
@@ -224,7 +233,7 @@ def read_observations(
     has_channels = isinstance(reading, PlanesReading | ImageReading) and axes == 3
     problem = f"has no effect: {env} observes {reading.describe()}; nearest: 'auto'"
     check(channels == "auto" or has_channels, "data.channels", channels, problem)
-    problem = f"has no effect: {env} observes {reading.describe()}, which keeps its colours; drop it"
+    problem = f"has no effect: {env} observes {reading.describe()}, which is never made grey; drop it"
     check(grey or isinstance(reading, ImageReading), "data.grey", grey, problem)
     return reading
 
@@ -264,7 +273,8 @@ def _image(env: str, space: gym.spaces.Box, axis: int | None, grey: bool) -> Ima
 def _channel_axis(env: str, shape: Sequence[int], channels: str) -> int:
     """Return the axis of the channels among three, 0 or 2.
 
-    The other two sides are equal, or both longer than 4 where the channels are at most 4.
+    Two rules are tried in this order, and each must fit exactly one axis: the other two axes have equal lengths; or the
+    axis has at most `FEW` entries, and both other axes have more.
 
     Raises:
         ConfigError: if `channels` is `auto` and the sides decide nothing.
