@@ -65,14 +65,15 @@ def test_equal_runs_have_an_interval_of_no_width() -> None:
 
 
 @pytest.mark.parametrize("runs", [5, 8, 10])
-@pytest.mark.parametrize("tasks", [1, 3])
+@pytest.mark.parametrize(("tasks", "correlation"), [(1, 0.0), (3, 0.0), (3, 0.5)])
 @pytest.mark.parametrize("statistic", [torch.mean, interquartile_mean], ids=["mean", "IQM"])
 def test_95_percent_intervals_cover_the_truth_in_92_to_98_percent(
-    runs: int, tasks: int, statistic: Callable[[Tensor], Tensor]
+    runs: int, tasks: int, correlation: float, statistic: Callable[[Tensor], Tensor]
 ) -> None:
     """2000 samples of normal runs, whose truth is 0: a share of 0.95 scatters by 0.005."""
     samples, numbers = 2000, runs * tasks
-    values = normal(samples, runs, tasks, seed=runs)
+    of_runs, of_tasks = normal(samples, runs, 1, seed=100 + runs), normal(samples, runs, tasks, seed=runs)
+    values = math.sqrt(correlation) * of_runs + math.sqrt(1 - correlation) * of_tasks
     averaged = numbers if statistic is torch.mean else middle(numbers)
     rows = torch.arange(runs)
     others = torch.stack([rows[rows != left_out] for left_out in range(runs)])
