@@ -14,12 +14,15 @@ import os
 import platform
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,12 +95,14 @@ class Benchmark:
         key: fields that identify a row where rows of several commits stand in one file. Every row then has its own
             origin, and replaces an earlier row with the same key.
         files: pattern with the fields of a cell in braces, where every row is a file of its own. The output is then a
-            directory, every row has its own origin, and cells whose file exists are not measured again.
+            directory, every row has its own origin, and cells whose file has the same fields are not measured again.
         accepts_more: whether unknown words are collected in `options.more` instead of being refused.
         check: finds faults that make a comparison of the rows void. The runner stops before it stores such a row.
         verdict: finds failures among the stored rows. The exit status is 1 if there are any.
         seconds_left: time in seconds until a child process is killed.
         finish: last step, after the table.
+        expected_minutes: of a cell, given all rows so far. With it, every stored row is followed by a line on the
+            remaining time.
     """
 
     description: str
@@ -119,6 +124,7 @@ class Benchmark:
     verdict: Callable[[list[Row]], list[str]] = _accept_all
     seconds_left: Callable[[Options], float] = _no_limit
     finish: Callable[[Options, Results], None] | None = None
+    expected_minutes: Callable[[Cell, list[Row]], float] | None = None
 
 
 # ------------------------------------------------------------------------------------------------ origin and files
@@ -147,6 +153,11 @@ def write_json(path: Path, content: Any) -> None:
     text = json.dumps(content, indent=2) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def read_rows(folder: Path, pattern: str = "*.json") -> list[Row]:
+    """Return the rows of a directory, where each is a file of its own, in the order of their names."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(pattern))]
 
 
 def markdown(rows: Sequence[Row], columns: Sequence[str] = ()) -> str:
@@ -186,7 +197,7 @@ def quartiles(values: Sequence[float]) -> list[float]:
 
 def cell_name(cell: Cell) -> str:
     """Return a cell in words."""
-    return ", ".join(f"{key} {value}" for key, value in cell.items() if value not in ({}, None))
+    return cell.get("run") or ", ".join(f"{key} {value}" for key, value in cell.items() if value not in ({}, None))
 
 
 # ----------------------------------------------------------------------------------------------------------- results
@@ -211,8 +222,8 @@ class Results:
 
     def has(self, cell: Cell) -> bool:
         """Return whether a row of this cell is stored."""
-        if self.benchmark.files:
-            return self._file(cell).exists()
+        if self.benchmark.files and not self._file(cell).exists():
+            return False
         fields = self.benchmark.key or tuple(cell)
         return any(all(row.get(name) == cell.get(name) for name in fields) for row in self.rows)
 
@@ -256,8 +267,7 @@ class Results:
 
     def _read(self) -> list[Row]:
         if self.benchmark.files:
-            pattern = re.sub(r"\{\w+\}", "*", self.benchmark.files)
-            return [json.loads(path.read_text()) for path in sorted(self.output.glob(pattern))]
+            return read_rows(self.output, re.sub(r"\{\w+\}", "*", self.benchmark.files))
         if not self.output.exists():
             return []
         content = json.loads(self.output.read_text())
@@ -410,14 +420,30 @@ class Loop:
         words = ", ".join(f"{key} {_formatted(value)}" for key, value in numbers.items())
         print(f"{cell_name(cell)}: {words}", flush=True)
         self.results.add(cell, result)
+        self._show_remaining_time()
+
+    def _show_remaining_time(self) -> None:
+        """Print how many cells are left and how long they will take, if the benchmark can tell."""
+        if (expected := self.benchmark.expected_minutes) is None:
+            return
+        rows = self.results.rows
+        cells = json.loads(json.dumps(self.benchmark.cells(self.options, rows)))
+        left = [cell for cell in cells if not self.results.has(cell)]
+        to_measure = left[: max(0, self.options.most - len(self.results.added))]
+        hours = sum(expected(cell, rows) for cell in to_measure) / 60 / self._jobs
+        print(f"{len(left)} of {len(cells)} are left; about {hours:.1f} h for {len(to_measure)} of them", flush=True)
+
+    @property
+    def _jobs(self) -> int:
+        """Measurements at the same time."""
+        return int(self.options.jobs) if "jobs" in self.benchmark.shared else 1
 
     def _run_children(self) -> None:
         """Measure every cell in a process of its own, several at a time if the benchmark has `--jobs`."""
         running: list[Child] = []
-        jobs = self.options.jobs if "jobs" in self.benchmark.shared else 1
         try:
             while True:
-                while len(running) < jobs and (cell := self._next_cell()) is not None:
+                while len(running) < self._jobs and (cell := self._next_cell()) is not None:
                     running.append(self._start(cell))
                 if not running:
                     return
@@ -437,6 +463,23 @@ class Loop:
         return Child(self.name, cell, self.words, self.options.output, threads, self.benchmark.show_output)
 
 
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise `SystemExit` within this block, so that child processes are ended and files removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: Any) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(benchmark: Benchmark, name: str, words: Sequence[str]) -> int:
     """Run a benchmark and return the exit status.
 
@@ -454,7 +497,8 @@ def main(benchmark: Benchmark, name: str, words: Sequence[str]) -> int:
     source = {**origin(" ".join(["python -m benchmarks", name, *words])), **shared, **benchmark.facts(options)}
     results = Results(benchmark, options.output, source, options.keep)
     loop = Loop(benchmark, name, options, words, results)
-    loop.run()
+    with exit_on_sigterm():
+        loop.run()
     if results.rows:
         print(benchmark.table(results.rows))
     if benchmark.finish is not None:

@@ -10,18 +10,20 @@ not repeated, so that a stopped sweep continues. The table and the plot show all
 from __future__ import annotations
 
 import argparse
-import time
+from collections.abc import Sequence
 from typing import Any
 
-import pytorch_lightning as pl
+import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
+from benchmarks.learning.episodes import EpisodeLog
 from benchmarks.learning.silent_run import prepare_run, silence_lightning
 from benchmarks.runner import ROOT, Benchmark, Cell, Options, Row
 
 SIZES = list(range(10, 51, 2))
-SOLVED_BELOW = 0.9
+SOLVED_BELOW = 0.9  # share of bad episodes
+GOOD_ABOVE = 0.5  # return; that of the treasure is 1 less the cost of the way
 # The same networks without members and prior functions, with random actions instead.
 EPSILON = {
     "model": {
@@ -33,43 +35,11 @@ EPSILON = {
 }
 
 
-class Episodes(pl.Callback):
-    """Callback that counts finished training episodes and ends the run at the solution or at the limit.
-
-    Args:
-        limit: episodes after which the run ends.
-        name: of the run, for its progress lines.
-    """
-
-    def __init__(self, limit: int, name: str) -> None:
-        self.limit, self.name = limit, name
-        self.episodes = self.good = 0
-        self.first_good: int | None = None
-        self.solved: int | None = None
-        self.start = self.shown = time.monotonic()
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Count the episodes that ended since the last update."""
-        stream = trainer.datamodule.stream  # type: ignore[attr-defined]
-        new = stream.finished_episodes - self.episodes
-        for score in list(stream.recent_returns)[len(stream.recent_returns) - new :]:
-            self.episodes += 1
-            if score > 0.5:  # the treasure, less the cost of the way
-                self.good += 1
-                self.first_good = self.first_good or self.episodes
-            if self.solved is None and 1 - self.good / self.episodes < SOLVED_BELOW:
-                self.solved = self.episodes
-        if time.monotonic() - self.shown > 20:
-            self.shown = time.monotonic()
-            print(f"{self.name}: {self.episodes} episodes, {self.good} good, {self.seconds:.0f} s", flush=True)
-        if self.solved is not None or self.episodes >= self.limit:
-            trainer.should_stop = True
-            stream.batches_per_epoch = 1  # ends the epoch too
-
-    @property
-    def seconds(self) -> float:
-        """Wall-clock since the start."""
-        return time.monotonic() - self.start
+def solved_after(returns: Sequence[float]) -> int | None:
+    """Return the number of episodes after which the share of bad ones is below 0.9 for the first time, or None."""
+    bad = np.cumsum(np.asarray(returns) <= GOOD_ABOVE)
+    reached = np.flatnonzero(bad / np.arange(1, len(bad) + 1) < SOLVED_BELOW)
+    return int(reached[0]) + 1 if len(reached) else None
 
 
 def run(size: int, agent: str, seed: int, limit: int) -> Row:
@@ -82,19 +52,21 @@ def run(size: int, agent: str, seed: int, limit: int) -> Row:
             config[section][key] = config[section].get(key, {}) | value if isinstance(value, dict) else value
     # The run is one epoch, without evaluations in between.
     config["data"] |= {"env_kwargs": env_kwargs, "frames_per_epoch": size * limit}
-    episodes = Episodes(limit, f"{agent} {size}")
-    data, module, trainer = prepare_run(config, seed, max_epochs=1, limit_val_batches=0, callbacks=[episodes])
+    is_over = lambda log: len(log.returns) >= limit or solved_after(log.returns) is not None  # noqa: E731
+    log = EpisodeLog(is_over, lambda log: f"{agent} {size}: {len(log.returns)} episodes, {log.seconds:.0f} s")
+    data, module, trainer = prepare_run(config, seed, max_epochs=1, limit_val_batches=0, callbacks=[log])
     trainer.fit(module, datamodule=data)
+    good = [i for i, score in enumerate(log.returns, 1) if score > GOOD_ABOVE]
     return {
         "agent": agent,
         "size": size,
         "seed": seed,
-        "solved_after_episodes": episodes.solved,
-        "first_good_episode": episodes.first_good,
-        "good_episodes": episodes.good,
-        "episodes": episodes.episodes,
+        "solved_after_episodes": solved_after(log.returns),
+        "first_good_episode": good[0] if good else None,
+        "good_episodes": len(good),
+        "episodes": len(log.returns),
         "updates": module.global_step,
-        "minutes": round(episodes.seconds / 60, 2),
+        "minutes": round(log.seconds / 60, 2),
     }
 
 

@@ -26,7 +26,7 @@ def prepare_run(
     Args:
         config: content of a file of `configs/`.
         seed: seed of the data, of the weights and of the training.
-        settings: further arguments of the trainer.
+        settings: further arguments of the trainer. By default nothing is saved.
     """
     pl.seed_everything(seed, verbose=False)
     data = ReplayDataModule(**config["data"] | {"seed": seed})
@@ -34,12 +34,11 @@ def prepare_run(
     trainer = pl.Trainer(
         accelerator="cpu",
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         gradient_clip_val=config["trainer"]["gradient_clip_val"],
         num_sanity_val_steps=0,
         log_every_n_steps=1000,
-        **settings,
+        **{"enable_checkpointing": False, **settings},
     )
     return data, agent, trainer

@@ -1,0 +1,219 @@
+"""Tasks, arms and searched settings of the sparse-reward suite. Whoever changes the suite changes these tables.
+
+Options have the names of the command line. They change the configuration file of the task, in the order: task, arm,
+searched setting, options that are fixed for the arm whatever the search says.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from bayes_rl.errors import ConfigError, did_you_mean
+from benchmarks.runner import ROOT
+
+OptionValues = Mapping[str, Any]
+
+
+class Share(float):
+    """Value of an option as a share of the task's budget of frames."""
+
+
+# -------------------------------------------------------------------------------------------------------------- tasks
+@dataclass(frozen=True)
+class Task:
+    """Task of the suite.
+
+    Args:
+        config: file of `configs/` to start from.
+        options: changes of the file.
+        frames: budget in environment frames.
+        success_above: an episode succeeds if its raw return is greater.
+        solved_at: the task is solved when the mean of `measure` over `window` training episodes reaches this number.
+        window: episodes of the moving mean.
+        frames_per_second: of training on one core, to estimate the minutes of a run.
+        measure: `success` (the curve is the share of successful episodes) or `return`.
+        seeds: seeds of the comparison.
+    """
+
+    config: str
+    options: OptionValues
+    frames: int
+    success_above: float
+    solved_at: float
+    window: int
+    frames_per_second: float
+    measure: str = "success"
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+
+    def score(self, episode_return: float) -> float:
+        """Return what the training curve averages: 1 or 0 for success, or the raw return."""
+        return float(episode_return > self.success_above) if self.measure == "success" else episode_return
+
+
+FEW_SEEDS = (1, 2, 3)
+
+
+def deep_sea(size: int, episodes: int, frames_per_second: float = 200, seeds: tuple[int, ...] = FEW_SEEDS) -> Task:
+    """Return DeepSea of a size. Solved: less than 10 % regret over the last 100 episodes."""
+    options = {"data.env_kwargs": {"size": size, "one_hot": False}}
+    return Task("deep_sea", options, size * episodes, 0.5, 0.9, 100, frames_per_second, seeds=seeds)
+
+
+def minigrid(game: str, frames: int, frames_per_second: float) -> Task:
+    """Return a game of MiniGrid, whose return is 0 unless the goal is reached."""
+    options = {"data.env": f"MiniGrid-{game}-v0"}
+    return Task("minigrid", options, frames, 0, 0.9, 50, frames_per_second)
+
+
+TASKS: dict[str, Task] = {
+    "deep_sea_10": deep_sea(10, 500, seeds=(1, 2, 3, 4, 5)),
+    "deep_sea_20": deep_sea(20, 1_000, seeds=(1, 2, 3, 4, 5)),
+    "deep_sea_30": deep_sea(30, 2_000, seeds=(1, 2, 3, 4, 5)),
+    "deep_sea_50": deep_sea(50, 5_000),
+    "deep_sea_100": deep_sea(100, 10_000),
+    "door_key": minigrid("DoorKey-6x6", 100_000, 500),
+    "multi_room": minigrid("MultiRoom-N2-S4", 100_000, 500),
+    "key_corridor": minigrid("KeyCorridorS3R1", 100_000, 500),
+    # A return of -200 is that of an episode which ends at the limit of 200 steps.
+    "mountain_car": Task("cartpole", {"data.env": "MountainCar-v0"}, 100_000, -200, 0.9, 50, 500),
+    "minatar_freeway": Task("minatar", {"data.env": "MinAtar/Freeway-v1"}, 200_000, 0, 20, 20, 500, "return"),
+    "minatar_seaquest": Task("minatar", {"data.env": "MinAtar/Seaquest-v1"}, 200_000, 0, 10, 50, 500, "return"),
+    "atari_freeway": Task("quickstart", {"data.env": "freeway"}, 1_000_000, 0, 20, 16, 500, "return", seeds=FEW_SEEDS),
+}
+
+
+def find_task(name: str) -> Task:
+    """Return a task of the suite, or DeepSea of another size, `deep_sea_N`, for 100 N episodes.
+
+    Raises:
+        ConfigError: if there is no task of this name.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    size = name.removeprefix("deep_sea_")
+    if not size.isdecimal() or int(size) < 2:
+        names = [*TASKS, *ARMS]
+        raise ConfigError("only", name, f"is no task or arm{did_you_mean(name, names)}; there are {', '.join(names)}")
+    return deep_sea(int(size), 100 * int(size))
+
+
+# --------------------------------------------------------------------------------------------------------------- arms
+@dataclass(frozen=True)
+class Arm:
+    """Agent of the comparison.
+
+    Args:
+        options: changes of the task's configuration.
+        searched: arm of `GRIDS` whose search chooses the setting of this arm; "" for none.
+        fixed: options that hold whatever the search has chosen.
+        tasks: names of the tasks that the arm learns; all of them by default.
+        library: `bayes_rl`, or the class of Stable-Baselines3 or sb3-contrib.
+    """
+
+    options: OptionValues
+    searched: str = ""
+    fixed: OptionValues = field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
+    library: str = "bayes_rl"
+
+    def learns(self, task: str) -> bool:
+        """Return whether the arm learns a task."""
+        return not self.tasks or task in self.tasks
+
+
+# The agent that the suite tests.
+DEFAULT: OptionValues = {
+    "model.exploration": "thompson",
+    "model.network.bayesian": "heads",
+    "model.network.prior_function_scale": 3,
+    "model.posterior.family": "members",
+    "model.posterior.size": 10,
+    "model.objective.bootstrap": "greedy",
+}
+NO_PRIOR: OptionValues = {"model.network.prior_function_scale": 0}
+
+# One task of each family of environments on which a run takes minutes: a chain that defeats dithering, a physical
+# system, a grid seen in part, and a game on planes.
+OTHER_LIBRARIES = ("deep_sea_20", "mountain_car", "door_key", "minatar_freeway")
+
+ARMS: dict[str, Arm] = {
+    "default": Arm(DEFAULT, "default"),
+    "epsilon": Arm(
+        {
+            **DEFAULT,
+            **NO_PRIOR,
+            "model.exploration": "epsilon",
+            "model.network.bayesian": "none",
+            "model.posterior.family": "mean_field",
+            "data.epsilon.start": 1,
+        },
+        "epsilon",
+    ),
+    "ensemble": Arm(
+        DEFAULT,
+        "default",
+        # The standard deviation of a weight within a member is exp(-10).
+        {
+            "model.objective.kl_temperature": 0,
+            "model.posterior.init_log_var": -20,
+            "model.posterior.log_var_limit": 20,
+        },
+    ),
+    "no_prior": Arm({**DEFAULT, **NO_PRIOR}),
+    "mean_field": Arm({**DEFAULT, **NO_PRIOR, "model.posterior.family": "mean_field"}),
+    "all_bayesian": Arm(DEFAULT, "default", {"model.network.bayesian": "all"}),
+    "sb3_dqn": Arm({}, "sb3_dqn", tasks=OTHER_LIBRARIES, library="DQN"),
+    "sb3_qrdqn": Arm({}, "sb3_qrdqn", tasks=OTHER_LIBRARIES, library="QRDQN"),
+}
+
+# ----------------------------------------------------------------------------------------------------------- settings
+_SB3_GRID: dict[str, OptionValues] = {
+    f"decay{100 * share:g}_end{100 * end:g}": {"exploration_fraction": share, "exploration_final_eps": end}
+    for share in (0.05, 0.5)
+    for end in (0.01, 0.1)
+}
+
+GRIDS: dict[str, dict[str, OptionValues]] = {
+    "default": {f"prior{scale:g}": {"model.network.prior_function_scale": scale} for scale in (3, 0.3, 1, 10)},
+    "epsilon": {
+        f"decay{100 * share:g}_end{100 * end:g}": {
+            "data.epsilon.decay_frames": Share(share),
+            "data.epsilon.end": end,
+        }
+        for share in (0.05, 0.5)
+        for end in (0.01, 0.1)
+    },
+    "sb3_dqn": _SB3_GRID,
+    "sb3_qrdqn": _SB3_GRID,
+}
+"""Settings of every searched arm, equally many for each. The first one is used on tasks without a search."""
+
+
+def options_of(task: Task, arm: Arm, setting: str) -> dict[str, Any]:
+    """Return all changes of a task's configuration file, or the arguments of another library's agent.
+
+    Args:
+        task: what is learned.
+        arm: by which agent.
+        setting: name in the grid of the arm; "" for an arm without a search.
+    """
+    chosen = GRIDS[arm.searched][setting] if arm.searched else {}
+    options = {**(task.options if arm.library == "bayes_rl" else {}), **arm.options, **chosen, **arm.fixed}
+    return {key: round(value * task.frames) if isinstance(value, Share) else value for key, value in options.items()}
+
+
+def configuration(task: Task, options: OptionValues) -> dict[str, Any]:
+    """Return the configuration file of a task with changed options."""
+    config: dict[str, Any] = copy.deepcopy(yaml.safe_load((ROOT / "configs" / f"{task.config}.yaml").read_text()))
+    for key, value in options.items():
+        *groups, name = key.split(".")
+        section = config
+        for group in groups:
+            section = section.setdefault(group, {})
+        section[name] = value
+    return config
