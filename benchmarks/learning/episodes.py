@@ -69,8 +69,9 @@ class EpisodeLog(pl.Callback):
         frames_per_step = stream.envs.num_envs * stream.frame_skip
 
         def report(score: float) -> None:
-            # A step is stored after the next step was sent, which is counted already.
-            self.frames.append((stream.vector_steps - 1) * frames_per_step)
+            # A step is stored after the next step was sent, which is counted already. The last step has no next one.
+            stored = stream.vector_steps - (stream._pending_actions is not None)
+            self.frames.append(stored * frames_per_step)
             self.returns.append(score)
 
         stream.recent_returns = ReportedReturns(stream.recent_returns, report)

@@ -59,7 +59,7 @@ def cell(task: str, arm: str, seed: int, setting: str, search: bool) -> Cell:
 
 
 def cells(options: Options, rows: list[Row]) -> list[Cell]:
-    """Return all runs, arm by arm and task by task. A search goes task by task, the shortest first, and seed by seed."""
+    """Return all runs, arm by arm. A search goes task by task, the shortest first, and seed by seed."""
     tasks, arms = selected(options.only)
     arms = [arm for arm in arms if is_installed(ARMS[arm].library)]
     if options.search:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks.learning import deep_sea
 
@@ -31,3 +33,10 @@ def test_a_small_sea_is_solved_soon() -> None:
     assert result["first_good_episode"] <= result["solved_after_episodes"] <= result["episodes"] <= 400
     share = result["good_episodes"] / result["episodes"]
     assert share > 0.05
+
+
+@given(st.lists(st.sampled_from([-0.01, 0.0, 0.99]), max_size=40))
+def test_a_sea_is_solved_when_the_share_of_bad_episodes_falls_below_nine_tenths(returns: list[float]) -> None:
+    good = [sum(score == 0.99 for score in returns[:played]) for played in range(len(returns) + 1)]
+    solved = [played for played in range(1, len(returns) + 1) if 10 * (played - good[played]) < 9 * played]
+    assert deep_sea.solved_after(returns) == min(solved, default=None)
