@@ -36,7 +36,7 @@ def prepare_run(
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        gradient_clip_val=config["trainer"]["gradient_clip_val"],
+        gradient_clip_val=config["trainer"].get("gradient_clip_val"),
         num_sanity_val_steps=0,
         log_every_n_steps=1000,
         **{"enable_checkpointing": False, **settings},

@@ -6,7 +6,8 @@
     python -m benchmarks sparse --jobs 2                            # everything that has no result yet
 
 `benchmarks/learning/sparse_suite/tasks.py` has the tasks, the arms and the searched settings. `--search` trains every
-setting of an arm on seeds 100 and 101; the comparison takes the setting with the greatest mean area on its task.
+setting of an arm on seeds 100 and 101. The comparison takes the setting with the greatest mean area on its task, or on
+a cheaper task that is like it.
 
 The training curve of a run is the mean success (or return) of the last few training episodes, against environment
 frames. It is read from the episodes as they end, exploration included, because what is compared is how an agent
@@ -75,8 +76,10 @@ def cells(options: Options, rows: list[Row]) -> list[Cell]:
     found = []
     for arm in arms:
         for task in filter(ARMS[arm].learns, tasks):
-            searched = ARMS[arm].searched
-            setting = chosen.get((task, searched), next(iter(GRIDS[searched]))) if searched else ""
+            setting = ""
+            if searched := ARMS[arm].searched:
+                source = report.source_of_setting(task, searched, chosen)
+                setting = chosen[source, searched] if source else next(iter(GRIDS[searched]))
             found += [cell(task, arm, seed, setting, search=False) for seed in options.seeds or find_task(task).seeds]
     return found
 
@@ -155,8 +158,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def facts(options: Options) -> dict[str, Any]:
     """Return the versions of all packages that decide a result, and the tasks and arms whose search is complete."""
-    searched = [f"{task} {arm}" for task, arm in report.chosen_settings(options.search_rows)]
-    return {"versions": versions(), "searched": searched}
+    return {"versions": versions(), "searched": [*report.chosen_settings(options.search_rows)]}
 
 
 BENCHMARK = Benchmark(

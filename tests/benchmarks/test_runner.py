@@ -150,6 +150,28 @@ def test_rows_in_files_of_their_own_are_not_measured_again(tmp_path: Path) -> No
     assert (tmp_path / f"{tmp_path.name}.png").stat().st_size > 0
 
 
+def test_a_file_of_the_same_name_but_other_fields_is_measured_again(tmp_path: Path) -> None:
+    squares = Squares(files="square_{number}.json")
+    squares.run("--output", tmp_path)
+    change(tmp_path / "square_2.json", number=7)
+    squares.run("--output", tmp_path)
+    assert squares.measured == [0, 1, 2, 3, 2]
+    assert stored(tmp_path / "square_2.json")["number"] == 2
+
+
+def test_the_remaining_time_follows_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Squares 1 to 5 are expected to take 1 to 5 hours; two are measured at a time."""
+    minutes = lambda cell, rows: 60 * cell["number"]  # noqa: E731
+    squares = Squares(files="square_{number}.json", expected_minutes=minutes, shared={"jobs": 2})
+    squares.run("--output", tmp_path, "--numbers=6", "--most=3")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "are left" in line]
+    assert lines == [
+        "5 of 6 are left; about 1.5 h for 2 of them",
+        "4 of 6 are left; about 1.0 h for 1 of them",
+        "3 of 6 are left; about 0.0 h for 0 of them",
+    ]
+
+
 def test_results_tell_where_they_are_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     squares = Squares(
         shared={"rounds": 3, "threads": 2},

@@ -16,10 +16,9 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from bayes_rl.agent.module import VariationalActorCritic
-from bayes_rl.data.datamodule import ReplayDataModule
 from benchmarks import runner
 from benchmarks.learning import sparse
+from benchmarks.learning.silent_run import prepare_run
 from benchmarks.learning.sparse_suite import other_libraries, report, tasks, training
 
 Row = dict[str, Any]
@@ -88,7 +87,7 @@ def test_the_table_has_all_tasks_and_counts_those_not_run_as_lost() -> None:
         assert len([line for line in text.splitlines() if line.startswith(f"| {task} ")]) >= 2
     assert row_of_table(text, "door_key", *["not run"] * 8)
     assert row_of_table(text, "deep_sea_30", *["not run"] * 6, "-", "-")
-    details = row_of_table(text, "deep_sea_10", "default", "prior3*")
+    details = row_of_table(text, "deep_sea_10", "default", "prior3 (no search)")
     assert details[3:] == ["1, 2, 3, 4, 5", "3", "30", "0 of 5", "-", "-", "1.00", "2.0"]
 
 
@@ -130,20 +129,42 @@ def test_a_complete_search_chooses_the_greatest_mean() -> None:
     assert report.chosen_settings(rows) == {}
 
 
+def made_up_options(task: str, setting: str) -> Row:
+    return dict(sparse.cell(task, "epsilon", 100, setting, search=True)["options"])
+
+
 def options_of_command(**changes: Any) -> argparse.Namespace:
     usual: dict[str, Any] = {"only": [], "seeds": [], "search": False, "search_rows": []}
     return argparse.Namespace(**(usual | changes))
 
 
 def test_the_comparison_takes_the_chosen_setting() -> None:
-    second = list(tasks.GRIDS["epsilon"])[1]
+    first, second, *_ = tasks.GRIDS["epsilon"]
     rows = search_rows({setting: [float(setting == second)] for setting in tasks.GRIDS["epsilon"]})
     options = options_of_command(only=["deep_sea_10", "deep_sea_20", "epsilon"], search_rows=rows)
     settings = {cell["task"]: (cell["setting"], cell["options"]) for cell in sparse.cells(options, [])}
     (known, changes), (unknown, _) = settings["deep_sea_10"], settings["deep_sea_20"]
-    assert (known, unknown) == (second, next(iter(tasks.GRIDS["epsilon"])))
+    assert (known, unknown) == (second, first)
     assert changes["data.epsilon.decay_frames"] == 0.05 * 5_000
     assert changes["data.epsilon.end"] == 0.1
+
+
+def test_a_task_without_a_search_takes_the_setting_of_its_like() -> None:
+    rows = search_rows({setting: [float(i == 1)] for i, setting in enumerate(tasks.GRIDS["epsilon"])})
+    rows = [{**row, "task": "door_key", "options": made_up_options("door_key", row["setting"])} for row in rows]
+    options = options_of_command(only=["key_corridor", "mountain_car", "epsilon"], search_rows=rows)
+    first, second, *_ = tasks.GRIDS["epsilon"]
+    settings = {(cell["task"], cell["setting"]) for cell in sparse.cells(options, [])}
+    assert settings == {("key_corridor", second), ("mountain_car", first)}
+    searched = json.loads(json.dumps(sparse.facts(options)["searched"]))
+    assert searched == [["door_key", "epsilon"]]
+    known = {"searched": searched}
+    shown = [
+        report.details_of([made_up(task, arm, 1, 0.5) | known])[0].partition(" ")[2]
+        for task, arm in (("door_key", "epsilon"), ("key_corridor", "epsilon"), ("door_key", "ensemble"))
+    ]
+    assert shown == ["", "(door_key)", "(no search)"]
+    assert report.details_of([made_up("door_key", "mean_field", 1, 0.5)])[0] == "-"
 
 
 def test_every_searched_arm_has_equally_many_settings() -> None:
@@ -164,15 +185,22 @@ def test_the_suite_has_twelve_tasks_and_its_arms_in_order() -> None:
     assert all(set(task.seeds) in ({1, 2, 3}, {1, 2, 3, 4, 5}) for task in tasks.TASKS.values())
 
 
-@pytest.mark.parametrize("arm", [arm for arm in tasks.ARMS if not arm.startswith("sb3")])
-@pytest.mark.parametrize("task", ["deep_sea_10", "door_key", "mountain_car", "minatar_seaquest"])
-def test_every_agent_can_be_made(task: str, arm: str) -> None:
+OURS = [arm for arm in tasks.ARMS if not arm.startswith("sb3")]
+
+
+@pytest.mark.parametrize(
+    ("task", "arm"),
+    [(task, "default") for task in tasks.TASKS]
+    + [(task, arm) for task in ("deep_sea_20", "door_key") for arm in OURS[1:]],
+)
+def test_every_run_can_be_prepared(task: str, arm: str) -> None:
     setting = next(iter(tasks.GRIDS[tasks.ARMS[arm].searched])) if tasks.ARMS[arm].searched else ""
     options = tasks.options_of(tasks.TASKS[task], tasks.ARMS[arm], setting)
-    config = tasks.configuration(tasks.TASKS[task], options)
-    data = ReplayDataModule(**config["data"])
-    agent = VariationalActorCritic(**config["model"], **data.agent_arguments())
+    data, agent, trainer = prepare_run(tasks.configuration(tasks.TASKS[task], options), 1)
     assert agent.explores_at_random == (arm == "epsilon")
+    assert agent.explores_by_draw == (arm != "epsilon")
+    assert trainer.gradient_clip_val == (None if task == "atari_freeway" else 10)
+    assert data.seed == 1
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,7 +61,8 @@ def compare(ours: Sequence[float], theirs: Sequence[float]) -> Comparison:
     """
     fewest = min(len(ours), len(theirs))
     if fewest < FEWEST_COMPARED:
-        return Comparison(NOT_RUN if not fewest else f"{fewest} seeds are too few", ahead=False, behind=True)
+        words = f"fewer than {FEWEST_COMPARED} seeds" if fewest else NOT_RUN
+        return Comparison(words, ahead=False, behind=True)
     difference = statistics.mean(ours) - statistics.mean(theirs)
     behind = statistics.mean(ours) < BEHIND_BELOW * statistics.mean(theirs)
     if fewest >= FEWEST_RUNS:
@@ -93,6 +94,11 @@ def chosen_settings(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
         if first and all(seeds == first for seeds in others):
             chosen[task, arm] = max(found, key=lambda setting: statistics.mean(found[setting].values()))
     return chosen
+
+
+def source_of_setting(task: str, arm: str, searched: Container[tuple[str, str]]) -> str:
+    """Return the task whose complete search chooses the setting of an arm on `task`: itself, its like, or ""."""
+    return next((name for name in (task, find_task(task).like) if (name, arm) in searched), "")
 
 
 def of(rows: Sequence[Row], task: str, arm: str) -> list[Row]:
@@ -152,8 +158,8 @@ def comparison_tables(rows: Sequence[Row]) -> str:
         "",
         markdown_table(["task", "arm", *DETAILS], details),
         "",
-        "Medians over the seeds that got there, and means of greedy games and minutes. `*`: a setting without a search "
-        "on this task.",
+        "Medians over the seeds that got there, and means of greedy games and minutes. In brackets: another task, "
+        "whose search chose the setting.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -177,8 +183,11 @@ DETAILS = ("setting", "seeds", "first success: episode", "frames", "solved", "ep
 def details_of(rows: Sequence[Row]) -> list[str]:
     """Return the further numbers of one arm on one task, in the order of `DETAILS`."""
     searched = ARMS[rows[0]["arm"]].searched
-    known = all(f"{row['task']} {searched}" in row.get("searched", []) for row in rows)
-    setting = rows[0]["setting"] + ("" if known or not searched else "*") or "-"
+    # The searches that were complete when the runs began, not those of today.
+    sources = {source_of_setting(row["task"], searched, set(map(tuple, row.get("searched", [])))) for row in rows}
+    setting = rows[0]["setting"] or "-"
+    if searched and sources != {rows[0]["task"]}:
+        setting += f" ({', '.join(sorted(sources - {''})) or 'no search'})"
     solved = sum(row["solved_episode"] is not None for row in rows)
     return [
         setting,
@@ -223,7 +232,7 @@ def order(task: str) -> int:
 
 # ------------------------------------------------------------------------------------------------------------- figure
 def draw(rows: list[Row]) -> Figure | None:
-    """Draw the training curves, one panel for each task of the suite: mean and range over the seeds of every arm."""
+    """Draw the training curves, one panel for each task of the suite: mean over the seeds of every arm."""
     if is_search(rows):
         return None
     figure = Figure(figsize=(13, 9), layout="constrained")
@@ -246,11 +255,12 @@ def draw(rows: list[Row]) -> Figure | None:
 
 
 def draw_arm(panel: Any, arm: str, rows: Sequence[Row], colour: int) -> bool:
-    """Draw the mean curve of an arm and its range over seeds, and return whether there is one."""
+    """Draw the mean curve of an arm, and return whether there is one. The two compared arms have their range too."""
     if not rows:
         return False
     curves = np.array([row["curve"] for row in rows])
     thousands = np.linspace(0, rows[0]["frames"] / 1000, curves.shape[1])
-    panel.fill_between(thousands, curves.min(0), curves.max(0), color=f"C{colour}", alpha=0.15, linewidth=0)
+    if arm in (OURS, BASELINE):
+        panel.fill_between(thousands, curves.min(0), curves.max(0), color=f"C{colour}", alpha=0.15, linewidth=0)
     panel.plot(thousands, curves.mean(0), color=f"C{colour}", label=arm)
     return True

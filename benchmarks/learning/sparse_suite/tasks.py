@@ -38,6 +38,7 @@ class Task:
         frames_per_second: of training the default agent on one core of a Xeon, to estimate the minutes of a run.
         measure: `success` (the curve is the share of successful episodes) or `return`.
         seeds: seeds of the comparison.
+        like: cheaper task whose search chooses the settings if this task has no complete search; "" for none.
     """
 
     config: str
@@ -49,6 +50,7 @@ class Task:
     frames_per_second: float
     measure: str = "success"
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    like: str = ""
 
     def score(self, episode_return: float) -> float:
         """Return what the training curve averages: 1 or 0 for success, or the raw return."""
@@ -58,32 +60,36 @@ class Task:
 FEW_SEEDS = (1, 2, 3)
 
 
-def deep_sea(size: int, episodes: int, frames_per_second: float = 230, seeds: tuple[int, ...] = FEW_SEEDS) -> Task:
+def deep_sea(size: int, episodes: int, frames_per_second: float = 230, **more: Any) -> Task:
     """Return DeepSea of a size. Solved: less than 10 % regret over the last 100 episodes."""
     options = {"data.env_kwargs": {"size": size, "one_hot": False}}
-    return Task("deep_sea", options, size * episodes, 0.5, 0.9, 100, frames_per_second, seeds=seeds)
+    return Task("deep_sea", options, size * episodes, 0.5, 0.9, 100, frames_per_second, **more)
 
 
-def minigrid(game: str, frames: int, frames_per_second: float) -> Task:
+def minigrid(game: str, frames: int, frames_per_second: float, like: str = "") -> Task:
     """Return a game of MiniGrid, whose return is 0 unless the goal is reached."""
     options = {"data.env": f"MiniGrid-{game}-v0"}
-    return Task("minigrid", options, frames, 0, 0.9, 50, frames_per_second)
+    return Task("minigrid", options, frames, 0, 0.9, 50, frames_per_second, like=like)
 
 
 TASKS: dict[str, Task] = {
-    "deep_sea_10": deep_sea(10, 500, seeds=(1, 2, 3, 4, 5)),
-    "deep_sea_20": deep_sea(20, 1_000, seeds=(1, 2, 3, 4, 5)),
-    "deep_sea_30": deep_sea(30, 2_000, seeds=(1, 2, 3, 4, 5)),
-    "deep_sea_50": deep_sea(50, 5_000),
-    "deep_sea_100": deep_sea(100, 10_000, 150),
+    "deep_sea_10": deep_sea(10, 500),
+    "deep_sea_20": deep_sea(20, 1_000),
+    "deep_sea_30": deep_sea(30, 2_000, like="deep_sea_20"),
+    "deep_sea_50": deep_sea(50, 5_000, seeds=FEW_SEEDS, like="deep_sea_20"),
+    "deep_sea_100": deep_sea(100, 10_000, 150, seeds=FEW_SEEDS, like="deep_sea_20"),
     "door_key": minigrid("DoorKey-6x6", 100_000, 320),
-    "multi_room": minigrid("MultiRoom-N2-S4", 100_000, 320),
-    "key_corridor": minigrid("KeyCorridorS3R1", 100_000, 320),
+    "multi_room": minigrid("MultiRoom-N2-S4", 100_000, 320, "door_key"),
+    "key_corridor": minigrid("KeyCorridorS3R1", 100_000, 320, "door_key"),
     # A return of -200 is that of an episode which ends at the limit of 200 steps.
     "mountain_car": Task("cartpole", {"data.env": "MountainCar-v0"}, 100_000, -200, 0.9, 50, 420),
     "minatar_freeway": Task("minatar", {"data.env": "MinAtar/Freeway-v1"}, 200_000, 0, 20, 20, 340, "return"),
-    "minatar_seaquest": Task("minatar", {"data.env": "MinAtar/Seaquest-v1"}, 200_000, 0, 10, 50, 330, "return"),
-    "atari_freeway": Task("quickstart", {"data.env": "freeway"}, 1_000_000, 0, 20, 16, 500, "return", seeds=FEW_SEEDS),
+    "minatar_seaquest": Task(
+        "minatar", {"data.env": "MinAtar/Seaquest-v1"}, 200_000, 0, 10, 50, 330, "return", like="minatar_freeway"
+    ),
+    "atari_freeway": Task(
+        "quickstart", {"data.env": "freeway"}, 1_000_000, 0, 20, 16, 900, "return", FEW_SEEDS, "minatar_freeway"
+    ),
 }
 
 
@@ -191,7 +197,7 @@ GRIDS: dict[str, dict[str, OptionValues]] = {
     "sb3_dqn": _SB3_GRID,
     "sb3_qrdqn": _SB3_GRID,
 }
-"""Settings of every searched arm, equally many for each. The first one is used on tasks without a search."""
+"""Settings of every searched arm, equally many for each. The first one is used where no search chooses."""
 
 
 def options_of(task: Task, arm: Arm, setting: str) -> dict[str, Any]:
