@@ -5,7 +5,7 @@
 The other formulas: KL divergences from the prior are in `bayes/priors.py` (and families in `bayes/posteriors/`),
 likelihoods in `bayes/likelihoods.py`, n-step returns in `data/n_step.py`, EWC in `continual/ewc.py`.
 
-loss = nll + (temperature / num_data) * kl      (the critic's negative ELBO)
+loss = nll + (temperature / num_data) * kl      (the critics' negative ELBO; nll holds the epinet's part)
      + actor_loss                               (gradients kept apart by `detach`)
      + ewc_penalty                              (by its gradient, added after the backward pass)
 """
@@ -42,6 +42,44 @@ def td_target(reward: Tensor, discount: Tensor, next_action_probs: Tensor, next_
     bootstrap = expected_value(next_action_probs, next_q_values)
     check_same_shape(reward=reward, discount=discount, bootstrap=bootstrap)
     return (reward + discount * bootstrap).detach()
+
+
+def bootstrapped_variance(discount: Tensor, next_action_probs: Tensor, next_q_values: Tensor, next_std: Tensor) -> Tensor:
+    """Return the variance of the return around its TD target, from the variances of the next state's returns.
+
+    The return after s' is a mixture over actions: its variance is the mean of the actions' variances plus the variance
+    of the actions' values. No gradient flows through the result.
+
+    Args:
+        discount: `[...]`, gamma^k, 0 where the episode terminated.
+        next_action_probs: `[..., A]`, the target actor at s_{t+k}.
+        next_q_values: `[..., A]`, the target critic at s_{t+k}.
+        next_std: `[..., A]`, standard deviations of the returns at s_{t+k}.
+
+    Returns:
+        `[...]` float32, >= 0.
+
+    Raises:
+        ValueError: if shapes do not agree.
+    """
+    check_same_shape(next_q_values=next_q_values, next_std=next_std)
+    value = expected_value(next_action_probs, next_q_values)
+    variance = expected_value(next_action_probs, next_std.square() + (next_q_values - value[..., None]).square())
+    check_same_shape(discount=discount, variance=variance)
+    return (discount.square() * variance).detach()
+
+
+def greedy_gain(q_values: Tensor, deviations: Tensor) -> Tensor:
+    """Return max_a (Q + deviation) - max_a Q: what a draw expects beyond the mean, acting greedily by itself.
+
+    Args:
+        q_values: mean values `[B, A]`.
+        deviations: deviations of D draws from the mean values, `[D, B, A]`.
+
+    Returns:
+        `[D, B]` in return units.
+    """
+    return (q_values + deviations).amax(-1) - q_values.amax(-1)
 
 
 def greedy(q_values: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ class Behaviour:
             draws = self._episode_draws(seeds, device)
             output = self._twin(to_device_async(observations, device)[:, None], draws, task)
         critic = to_device_async(torch.tensor([critic_of_draw(seed) for seed in seeds]), device)
-        return output.q_values[critic, torch.arange(len(seeds), device=device), 0]
+        return output.draw_q_values()[critic, torch.arange(len(seeds), device=device), 0]
 
     @torch.no_grad()
     def estimate_values(
@@ -120,13 +120,13 @@ class Behaviour:
         with self._forward_context():
             draws = self._draws_for_values(device)
             output = self._twin(to_device_async(observations, device)[None], draws, task)
-        q_values = output.q_values.flatten(0, 1)  # `[S, E, A]`, S samples of 2 critics and D draws
+        q_values = output.draw_q_values().flatten(0, 1)  # `[S, E, A]`, S samples of 2 critics and D draws
         # A sample's variance needs a correction. Two plain critics, which have one draw, are no sample but all values.
         correction = 0 if self._twin.posterior.value_draws_are_complete or draws.size == 1 else 1
         if uncertainty is not None:
             uncertainty.update(q_values, correction)
         noise_std = self._twin.likelihood.std(output.raw).flatten(0, 1).mean(0)
-        mean = q_values.mean(0)
+        mean = output.mean_q_values()
         q_std = q_values.std(0, correction=correction)
         return ValueEstimate(*(x.cpu() for x in (mean, q_std, noise_std, mean.amax(-1))))
 

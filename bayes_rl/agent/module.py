@@ -44,6 +44,10 @@ from bayes_rl.utils.seeds import Domain, derived_seed
 from bayes_rl.utils.settings import as_settings
 
 
+MEASURED_STATES = 1024
+"""States of the random prefill by which the unit of length of an epinet's features is chosen."""
+
+
 class VariationalActorCritic(LowOverheadModule):
     """Two actor-critic pairs for discrete actions, with Bayesian layers, an ELBO and consolidation of earlier tasks.
 
@@ -172,7 +176,7 @@ class VariationalActorCritic(LowOverheadModule):
         trainer, settings = self._trainer, self.optimizer_settings
         precision, clipped = (str(trainer.precision), bool(trainer.gradient_clip_val)) if trainer else ("", False)
         fused = can_fuse(precision, clipped, self.consolidator is not None)
-        rates = {"actor": settings.actor_lr, "critic": settings.critic_lr}
+        rates = {"actor": settings.actor_lr, "critic": settings.critic_lr, "epinet": settings.epinet_lr}
         return make_optimizer(self.twin, rates, settings.weight_decay, settings.adam_eps, fused)
 
     def on_train_start(self) -> None:
@@ -218,6 +222,8 @@ class VariationalActorCritic(LowOverheadModule):
         """
         if not self.optimizer_settings.is_constant:
             set_rates(self.trainer.optimizers[0], self.optimizer_settings, batch.learning_frames)
+        if self.global_step == 0:
+            self._measure_features()
         # The draws of weights come before the choice of pairs: this order fixes the random numbers of a seed.
         weight_mode = self.twin.posterior.training_mode(self.device)
         pairs = (0, 1) if self.objective.update_pairs == "both" else (int(torch.randint(2, ())),)
@@ -227,9 +233,21 @@ class VariationalActorCritic(LowOverheadModule):
         loss = total_loss(terms, batch.num_data, self.objective)
         self.frames = batch.frames
         parts = {"nll": terms.nll, "kl": terms.kl, "actor_loss": terms.actor_loss}
+        if self.twin.epinet is not None:
+            parts["epinet_nll"] = terms.epinet_nll
         self._log_training(batch, terms, parts)
         self.guard.record_loss(loss, parts)
         return loss
+
+    def _measure_features(self) -> None:
+        """Choose the unit of length of an epinet's features, by states of the random prefill."""
+        features = self.twin.epinet.features if self.twin.epinet is not None else None
+        if features is None or features.is_measured:
+            return
+        sample = self._data.fisher_samples(MEASURED_STATES, 1.0).observation
+        features.measure(self.twin.prepare(sample.to(self.device)))
+        if self.target_twin is not None:
+            self.target_twin.epinet.features.load_state_dict(features.state_dict())  # type: ignore[union-attr]
 
     @functools.cached_property
     def _terms(self) -> Callable[..., ObjectiveTerms]:

@@ -8,6 +8,8 @@ Words and shapes:
 * A pair is one actor and one critic. The twin holds two pairs, number 0 and number 1.
 * The prior function (`networks/prior_functions.py`) is a fixed random function that is added to the learned Q-values.
   It is not the prior distribution of the weights, which is a term of the KL divergence.
+* The epinet (`networks/epinet.py`) gives the deviations of the Q-values of posterior draws from the mean. With an
+  epinet all other layers are plain: the axis of draws of their outputs has length 1, whatever D is.
 * `D` is the number of draws of all weights, `B` the size of the minibatch, `A` the number of actions and `n` the number
   of parameters of the likelihood of one return. In `[2, (D,) B]` the axis of D exists only if the weight mode is
   `Draws`. With `"mean"` and `"sample"` the shape is `[2, B]`.
@@ -29,6 +31,20 @@ from bayes_rl.networks.actor_critic import TwinActorCritic, TwinOutput
 from bayes_rl.types import Transition
 
 
+class Targets(NamedTuple):
+    """Targets of a minibatch, without gradient, in units of the training reward.
+
+    Attributes:
+        values: TD targets of both pairs `[2, (D,) B]`.
+        variance: variance of the return around its TD target `[B]`, or None if the likelihood does not learn it.
+        deviations: targets of the epinet's deviations `[D, B]`, or None without an epinet.
+    """
+
+    values: Tensor
+    variance: Tensor | None = None
+    deviations: Tensor | None = None
+
+
 class ObjectiveTerms(NamedTuple):
     """Terms of the loss of one update, and the detached tensors that are logged beside them.
 
@@ -37,6 +53,8 @@ class ObjectiveTerms(NamedTuple):
         kl: KL(q || prior) in nats, summed over all Bayesian weights; of one trained pair its part, to which half of a
             shared trunk belongs; a scalar.
         actor_loss: loss of the actors, summed over the trained pairs; a scalar.
+        epinet_nll: -log likelihood of the targets of the epinet's deviations in nats, without the terms that do not
+            depend on the deviations, mean over draws and batch; a scalar, 0 without an epinet.
         targets: TD targets of both pairs `[2, (D,) B]` in units of the training reward, without gradient.
         output: logits and Q-values of the twin for the observations, by sampled weights, without gradient and without
             the parameters that `TwinOutput` carries for the KL divergence.
@@ -45,6 +63,7 @@ class ObjectiveTerms(NamedTuple):
     nll: Tensor
     kl: Tensor
     actor_loss: Tensor
+    epinet_nll: Tensor
     targets: Tensor
     output: TwinOutput
 
@@ -76,7 +95,9 @@ def objective_terms(
     output: TwinOutput = twin(_with_draw_axis(transition.observation, weight_mode), weight_mode, task)
     nll = critic_nll(twin, output, transition, targets, pairs)
     kl = twin.kl_divergence(pairs, output, task)
-    return ObjectiveTerms(nll, kl, actor_loss(output, pairs, settings), targets, _detached(output))
+    # The epinet belongs to both pairs: an update of one pair counts half of its terms.
+    of_epinet = 0.5 * len(pairs) * epinet_nll(twin, output, transition.action, targets)
+    return ObjectiveTerms(nll, kl, actor_loss(output, pairs, settings), of_epinet, targets.values, _detached(output))
 
 
 def total_loss(terms: ObjectiveTerms, num_data: int, settings: ObjectiveSettings) -> Tensor:
@@ -89,7 +110,8 @@ def total_loss(terms: ObjectiveTerms, num_data: int, settings: ObjectiveSettings
         num_data: N of the ELBO, the number of transitions in the replay buffer.
         settings: settings of the objective.
     """
-    return losses.negative_elbo(terms.nll, terms.kl, num_data, settings.kl_temperature) + terms.actor_loss
+    nll = terms.nll + terms.epinet_nll
+    return losses.negative_elbo(nll, terms.kl, num_data, settings.kl_temperature) + terms.actor_loss
 
 
 @torch.no_grad()
@@ -100,8 +122,8 @@ def td_targets(
     weight_mode: WeightMode,
     task: int,
     settings: ObjectiveSettings,
-) -> Tensor:
-    """Return TD targets `[2, (D,) B]` of both pairs, in units of the training reward.
+) -> Targets:
+    """Return the targets of both pairs, and those of the epinet.
 
     With `Draws`, the targets of a draw are computed by the index of the same draw, without the diagonal part of the
     weights. Otherwise the targets are computed by the mean weights.
@@ -126,7 +148,14 @@ def td_targets(
     if settings.bootstrap == "greedy":
         probs = losses.greedy(q_values)
     reward, discount = (x.expand(q_values.shape[:-1]) for x in (transition.reward, transition.discount))
-    return losses.td_target(reward, discount, probs, q_values).expand(2, *q_values.shape[1:-1])
+    values = losses.td_target(reward, discount, probs, q_values).expand(2, *q_values.shape[1:-1])
+    variance = deviations = None
+    if twin.likelihood.bootstraps_variance:
+        std = twin.likelihood.std(output.raw).mean(0, keepdim=True)
+        variance = losses.bootstrapped_variance(discount, probs, q_values, std).expand_as(values)
+    if output.deviations is not None:
+        deviations = transition.discount * losses.greedy_gain(output.mean_q_values(), output.deviations)
+    return Targets(values, variance, deviations)
 
 
 def learned_targets(output: TwinOutput, action: Tensor, targets: Tensor) -> Tensor:
@@ -144,7 +173,7 @@ def learned_targets(output: TwinOutput, action: Tensor, targets: Tensor) -> Tens
 
 
 def critic_nll(
-    twin: TwinActorCritic, output: TwinOutput, transition: Transition, targets: Tensor, pairs: Sequence[int]
+    twin: TwinActorCritic, output: TwinOutput, transition: Transition, targets: Targets, pairs: Sequence[int]
 ) -> Tensor:
     """Return -log likelihood of the targets in nats: summed over the trained pairs, mean over draws and batch.
 
@@ -152,14 +181,39 @@ def critic_nll(
         twin: the networks, which hold the likelihood.
         output: outputs of the twin for the observations of `transition`.
         transition: the minibatch.
-        targets: TD targets `[2, (D,) B]` in units of the training reward.
+        targets: targets of the minibatch.
         pairs: numbers of the pairs that are trained.
     """
-    action = transition.action.expand(targets.shape)[..., None, None]
+    action = transition.action.expand(targets.values.shape)[..., None, None]
     raw = output.raw.gather(-2, action.expand(*action.shape[:-1], output.raw.shape[-1])).squeeze(-2)
-    targets = learned_targets(output, transition.action, targets)
+    values = learned_targets(output, transition.action, targets.values)
+    if targets.variance is None:
+        nll = twin.likelihood.nll(raw, values)
+    else:
+        nll = twin.likelihood.bootstrapped_nll(raw, values, targets.variance)
     # The mean is over trained pairs, draws and batch. Times the number of pairs, it is a sum over the pairs.
-    return len(pairs) * _of_pairs(pairs, twin.likelihood.nll(raw, targets)).mean()
+    return len(pairs) * _of_pairs(pairs, nll).mean()
+
+
+def epinet_nll(twin: TwinActorCritic, output: TwinOutput, action: Tensor, targets: Targets) -> Tensor:
+    """Return half the mean squared error of the epinet's deviations, over the variance of the noise: a scalar in nats.
+
+    Q = mean + deviation learns from TD targets of its own draw, mean target + target of the deviation. The mean learns
+    its part alone, so that rewards enter by the mean and the noise of draws does not: the deviation has the rest. The
+    noise is that of the likelihood, which does not learn here.
+
+    Args:
+        twin: the networks.
+        output: outputs of the twin for the observations of the minibatch.
+        action: actions `[B]`.
+        targets: targets of the minibatch.
+    """
+    if output.deviations is None or targets.deviations is None:
+        return torch.zeros((), device=output.raw.device)
+    deviations = output.deviations.gather(-1, action.expand(targets.deviations.shape)[..., None]).squeeze(-1)
+    noise = twin.likelihood.std(output.raw).detach().flatten(0, -3).mean(0)
+    noise = noise.gather(-1, action[:, None]).squeeze(-1)
+    return 0.5 * ((deviations - targets.deviations) / noise).square().mean()
 
 
 def actor_loss(output: TwinOutput, pairs: Sequence[int], settings: ObjectiveSettings) -> Tensor:
@@ -195,4 +249,6 @@ def _with_draw_axis(observation: Tensor, weight_mode: WeightMode) -> Tensor:
 def _detached(output: TwinOutput) -> TwinOutput:
     """Return the output without gradients, and without the layers that it carries for the KL divergence."""
     prior_values = None if output.prior_values is None else output.prior_values.detach()
-    return TwinOutput(output.action_logits.detach(), output.raw.detach(), output.q_values.detach(), prior_values)
+    deviations = None if output.deviations is None else output.deviations.detach()
+    outputs = output.action_logits.detach(), output.raw.detach(), output.q_values.detach()
+    return TwinOutput(*outputs, prior_values, deviations=deviations)

@@ -66,6 +66,7 @@ def parameter_groups(twin: TwinActorCritic, rates: dict[str, float], weight_deca
             continue  # a prior function is fixed
         in_actor_trunk = name.startswith(("trunks.0", "trunks.1")) and not twin.shared_trunk
         owner = "actor" if name.startswith("actors") or in_actor_trunk else "critic"
+        owner = "epinet" if name.startswith("epinet") else owner
         exempt = id(parameter) in bayesian or name.endswith("bias") or ".gain." in name or ".shift." in name
         decayed = parameter.ndim > 1 and not exempt
         # Without weight decay, the key ignores `decayed`: fewer groups mean fewer calls in a step.
@@ -100,7 +101,7 @@ def set_rates(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, fra
         frames: environment frames since learning began.
     """
     share = scheduled_share(settings, frames)
-    rates = {"actor": settings.actor_lr, "critic": settings.critic_lr}
+    rates = {"actor": settings.actor_lr, "critic": settings.critic_lr, "epinet": settings.epinet_lr}
     for group in optimizer.param_groups:
         group["lr"] = share * rates[group["name"]]
 

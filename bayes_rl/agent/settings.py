@@ -87,6 +87,7 @@ class OptimizerSettings:
 
     actor_lr: float = 2.5e-4
     critic_lr: float = 2.5e-4
+    epinet_lr: float = 1e-3
     adam_eps: float = 1e-5
     weight_decay: float = 0.0
     schedule: str = "constant"

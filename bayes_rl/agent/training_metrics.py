@@ -59,6 +59,8 @@ def training_values(
         "train/policy_entropy": losses.entropy(output.action_logits),
         "train/noise_std": twin.likelihood.std(output.raw).mean(),
     }
+    if output.deviations is not None:
+        values["train/epinet_std"] = output.deviations.std(0).mean()
     layers = bayesian_layers(twin)
     for name, layer in layers.items():
         values[f"kl/{name}"] = layer.kl_divergence()

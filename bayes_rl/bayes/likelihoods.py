@@ -63,11 +63,14 @@ class Likelihood(nn.Module, ABC):
         outputs: n, the number of outputs of the critic's head for an action.
         bounds: smallest and largest return that the family holds; a target beyond them counts as the nearest bound.
         ignored_settings: fields of `LikelihoodSettings` that the family does not read.
+        bootstraps_variance: whether the family learns the variance of returns, for which an update calls
+            `bootstrapped_nll` with the variance of the next state's returns.
     """
 
     outputs: int
     bounds: tuple[float, float] = (-math.inf, math.inf)
     ignored_settings: tuple[str, ...] = ()
+    bootstraps_variance: bool = False
 
     @classmethod
     @abstractmethod
@@ -89,6 +92,18 @@ class Likelihood(nn.Module, ABC):
     @abstractmethod
     def nll(self, raw: Tensor, target: Tensor) -> Tensor:
         """Return -log p(target) in nats: `[..., n]` and `[...]` to `[...]`; no gradient flows through the target."""
+
+    def bootstrapped_nll(self, raw: Tensor, target: Tensor, variance: Tensor) -> Tensor:
+        """Return the expectation of -log p(y) over returns y of mean `target` and of `variance`, in nats: `[...]`.
+
+        Only families with `bootstraps_variance` implement it.
+
+        Args:
+            raw: `[..., n]`.
+            target: TD targets `[...]`, without gradient.
+            variance: variances of the return around the targets `[...]`, without gradient.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not learn the variance of returns")
 
     @abstractmethod
     def fisher_score(self, raw: Tensor, u: Tensor) -> Tensor:
@@ -217,6 +232,80 @@ class LearnedGaussianLikelihood(_Gaussian):
         """Return the logarithm of the clamped standard deviation."""
         low, high = NOISE_STD_RANGE
         return clamp_with_inward_gradient(self.log_noise, math.log(low), math.log(high))
+
+
+@register_likelihood("return_gaussian")
+class ReturnGaussianLikelihood(Likelihood):
+    """N(y | q, s^2) with a learned standard deviation s of the return for each action, a function of the state.
+
+    A TD target is the expectation of the return after n steps, not the return. The variance of what follows is
+    bootstrapped like the expectation: `bootstrapped_nll` is the expectation of -log N(y | q, s^2) over returns y whose
+    mean is the TD target. Its minimum is at the mean and the variance of the return (Sobel 1982).
+
+    s is the exponential of the second output, times `noise_std`, clamped to `NOISE_STD_RANGE`.
+    """
+
+    outputs = 2
+    bootstraps_variance = True
+    ignored_settings = ("value_range", "num_bins")
+
+    def __init__(self, noise_std: float) -> None:
+        super().__init__()
+        low, high = NOISE_STD_RANGE
+        problem = f"must lie within {low:g} and {high:g} to learn"
+        check(low <= noise_std <= high, "model.likelihood.noise_std", noise_std, problem)
+        self.first_log_std = math.log(noise_std)
+
+    @classmethod
+    def from_settings(cls, settings: LikelihoodSettings) -> ReturnGaussianLikelihood:
+        """Return a likelihood with those of the settings that it uses."""
+        return cls(settings.noise_std)
+
+    def value(self, raw: Tensor) -> Tensor:
+        return self._read(raw)[..., 0]
+
+    def log_std(self, raw: Tensor) -> Tensor:
+        """Return the logarithm of the standard deviation: `[..., 2]` to `[...]`."""
+        low, high = NOISE_STD_RANGE
+        return clamp_with_inward_gradient(self.first_log_std + self._read(raw)[..., 1], math.log(low), math.log(high))
+
+    def std(self, raw: Tensor) -> Tensor:
+        return self.log_std(raw).exp()
+
+    def nll(self, raw: Tensor, target: Tensor) -> Tensor:
+        raw, target = self._read_pair(raw, target)
+        return gaussian_nll(raw[..., 0], target, self.std(raw))
+
+    def bootstrapped_nll(self, raw: Tensor, target: Tensor, variance: Tensor) -> Tensor:
+        """Return the expectation of -log N(y | q, s^2) over returns y of mean `target` and of `variance`: `[...]`.
+
+        The gradient by q is that of noise 1. The exact gradient is divided by s^2, so that states of little noise,
+        which are states of small values, would outweigh all others (Stirn et al. 2023, arXiv:2212.09184).
+
+        Args:
+            raw: `[..., 2]`.
+            target: TD targets `[...]`.
+            variance: variances of the return around the targets `[...]`, >= 0.
+        """
+        raw, target = self._read_pair(raw, target)
+        q, log_std = raw[..., 0], self.log_std(raw)
+        squared_error = (target - q).square()
+        second_moment = squared_error.detach() + variance.detach()
+        nll = 0.5 * second_moment * (-2 * log_std).exp() + (log_std + 0.5 * math.log(2 * math.pi))
+        return nll + 0.5 * (squared_error - squared_error.detach())  # zero, with the gradient by q
+
+    def fisher_score(self, raw: Tensor, u: Tensor) -> Tensor:
+        # Of q alone, as for the other Gaussians: the noise is a constant here.
+        raw, _ = self._read_pair(raw, u)
+        return raw[..., 0] * (-self.log_std(raw).detach()).exp()
+
+    def quantiles(self, raw: Tensor, levels: Tensor) -> Tensor:
+        raw, levels = self._read_levels(raw, levels)
+        return raw[..., :1] + self.std(raw)[..., None] * torch.special.ndtri(levels)
+
+    def extra_repr(self) -> str:
+        """Return the settings, for `repr`."""
+        return f"noise_std={math.exp(self.first_log_std):g}"
 
 
 # ------------------------------------------------------------------ histograms

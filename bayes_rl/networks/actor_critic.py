@@ -20,6 +20,7 @@ from bayes_rl.bayes.likelihoods import Likelihood
 from bayes_rl.bayes.ops import joined_linear
 from bayes_rl.errors import check
 from bayes_rl.networks.encoders import build_encoder
+from bayes_rl.networks.epinet import Epinet
 from bayes_rl.networks.layer_factory import LayerFactory, TaskAffine, apply, channels_last
 from bayes_rl.networks.prior_functions import PriorFunction
 from bayes_rl.networks.settings import NetworkSettings
@@ -30,7 +31,8 @@ GAIN = re.compile(r"\.(?:gain|shift)\.(\d+)$")  # name of a gain or bias of `Tas
 class TwinOutput(NamedTuple):
     """Outputs of both pairs for a batch of observations.
 
-    The first axis is the pair. The axis of D draws exists only if the weight mode is `Draws`.
+    The first axis is the pair. The axis of D draws exists only if the weight mode is `Draws`. With an epinet its length
+    is 1, or that of the observations' axis of draws: plain layers do not depend on the draw.
 
     Attributes:
         action_logits: `[2, (D,) B, A]` float32.
@@ -38,6 +40,8 @@ class TwinOutput(NamedTuple):
         q_values: `[2, (D,) B, A]` float32, in units of the training reward: the value of `raw` plus the prior function.
         prior_values: values of the fixed prior function, `[(D,) B, A]`. None without a prior function, or without
             draws: the prior function is linear in the index, whose mean is 0.
+        deviations: deviations of the draws' Q-values from `q_values`, `[D, B, A]`. None without an epinet, or without
+            draws.
         evaluated: Bayesian layers whose parameters `TwinActorCritic.kl_divergence` need not build again.
     """
 
@@ -45,7 +49,12 @@ class TwinOutput(NamedTuple):
     raw: Tensor
     q_values: Tensor
     prior_values: Tensor | None = None
+    deviations: Tensor | None = None
     evaluated: Sequence[EvaluatedLayers] = ()
+
+    def draw_q_values(self) -> Tensor:
+        """Return the Q-values of every draw, `[2, D, B, A]`; the weight mode must be `Draws`."""
+        return self.q_values if self.deviations is None else self.q_values + self.deviations
 
     def mean_action_probs(self) -> Tensor:
         """Return the policy that acts, the mean of both actors (and of all draws): `[B, A]`, rows that sum to 1."""
@@ -69,7 +78,8 @@ class TwinSettings:
         pixel_scale: divisor of uint8 observations (255 for screens, 1 for binary planes).
 
     Raises:
-        ConfigError: if there is a prior function, and draws have no index on which it could depend.
+        ConfigError: if there is a prior function, and draws have no index on which it could depend; or an epinet
+            without a prior function.
     """
 
     network: NetworkSettings
@@ -83,6 +93,7 @@ class TwinSettings:
         check(scale >= 0, key, scale, "must be zero or positive")
         problem = "needs draws with an index: --model.posterior.family members or low_rank, with Bayesian layers"
         check(self.layers.family.index_size > 0 or not scale, key, scale, problem)
+        check(scale > 0 or self.layers.bayesian != "epinet", key, scale, "must be positive for an epinet; nearest: 1")
 
 
 class TwinActorCritic(nn.Module):
@@ -95,6 +106,7 @@ class TwinActorCritic(nn.Module):
         likelihood: likelihood of a return.
 
     Attributes:
+        epinet: deviations of posterior draws from the mean, or None. With an epinet all other layers are plain.
         prior: the fixed random prior function that is added to the Q-values, or None. It is not the prior distribution
             of the weights.
     """
@@ -114,12 +126,17 @@ class TwinActorCritic(nn.Module):
         self.actors = nn.ModuleList(layers.output(width, num_actions) for _ in range(num_heads))
         critic_outputs = num_actions * likelihood.outputs
         self.critics = nn.ModuleList(layers.output(width, critic_outputs) for _ in range(num_heads))
+        scale = network.prior_function_scale
+        self.epinet: Epinet | None = None
+        if layers.bayesian == "epinet":
+            features = network.epinet_features, network.epinet_length_scale
+            self.epinet = Epinet(settings.observation_shape, num_actions, layers, *features, scale)
         # What the running forward pass has built and `kl_divergence` uses again. `forward` empties the list at its end.
         self._evaluated: list[EvaluatedLayers] = []
         for name, layer in bayesian_layers(self).items():
             layer.key, layer.evaluated = name, self._evaluated
-        scale = network.prior_function_scale
-        self.prior = PriorFunction(*encoder_arguments, num_actions, scale, layers) if scale else None
+        has_prior = scale > 0 and self.epinet is None
+        self.prior = PriorFunction(*encoder_arguments, num_actions, scale, layers) if has_prior else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -136,14 +153,15 @@ class TwinActorCritic(nn.Module):
         return self.actors[self._head(pair, task)], self.critics[self._head(pair, task)]
 
     def networks(self, pairs: Sequence[int], task: int = 0) -> nn.ModuleList:
-        """Return trunks and heads of the given pairs.
+        """Return trunks and heads of the given pairs, and the epinet, which belongs to both.
 
         Args:
             pairs: numbers of the pairs: 0, 1 or both.
             task: number of the task whose heads are returned.
         """
         trunks = [self.trunks[0]] if self.shared_trunk else [self.trunks[pair + j] for pair in pairs for j in (0, 2)]
-        return nn.ModuleList([*trunks, *(head for pair in pairs for head in self.heads_of(pair, task))])
+        heads = [head for pair in pairs for head in self.heads_of(pair, task)]
+        return nn.ModuleList([*trunks, *heads, *([] if self.epinet is None else [self.epinet])])
 
     def parameters_without_loss(self, trained: Iterable[tuple[int, int]]) -> list[nn.Parameter]:
         """Return the parameters that the loss of the trained pairs does not depend on.
@@ -292,12 +310,20 @@ class TwinActorCritic(nn.Module):
             task: number of the task that the observations come from.
         """
         self.set_task(task)
-        if weight_mode == "mean" and (draws := self.posterior.mean_draws(observation.device)) is not None:
+        if weight_mode == "mean" and (draws := self._mean_draws(observation.device)) is not None:
             output = self(observation[None], draws, task)
             probs = output.action_logits.softmax(-1).mean(1)
             prior_values = None if output.prior_values is None else output.prior_values.mean(0)
             return TwinOutput(probs.log(), output.raw.mean(1), output.q_values.mean(1), prior_values)
         x = self.prepare(observation, weight_mode)
+        if self.epinet is None or not isinstance(weight_mode, Draws):
+            return self._evaluate(x, weight_mode, task)
+        plain = self._evaluate(x.flatten(0, 1), "mean", task)
+        logits, raw, q_values = (y.unflatten(1, x.shape[:2]) for y in plain[:3])
+        return TwinOutput(logits, raw, q_values, deviations=self.epinet(x, weight_mode))
+
+    def _evaluate(self, x: Tensor, weight_mode: WeightMode, task: int) -> TwinOutput:
+        """Evaluate trunks, heads and the prior function on observations that `prepare` returned."""
         if self.shared_trunk:
             features = [apply(self.trunks[0], x, weight_mode)] * 4
             features[:2] = [features[0].detach()] * 2
@@ -313,7 +339,11 @@ class TwinActorCritic(nn.Module):
             q_values = self.likelihood.value(raw)
         q_values = q_values if prior_values is None else q_values + prior_values
         evaluated, self._evaluated[:] = tuple(self._evaluated), []
-        return TwinOutput(logits, raw, q_values, prior_values, evaluated)
+        return TwinOutput(logits, raw, q_values, prior_values, evaluated=evaluated)
+
+    def _mean_draws(self, device: torch.device) -> Draws | None:
+        """Return the draws over which outputs are averaged in mode `mean`; an epinet leaves the mean as it is."""
+        return None if self.epinet is not None else self.posterior.mean_draws(device)
 
     def policy(self, observation: Tensor, task: int = 0) -> Tensor:
         """Return the policy that acts by mean weights, `[B, A]`, like `forward`, but without evaluating critics.
@@ -322,7 +352,7 @@ class TwinActorCritic(nn.Module):
             observation: `[B, *observation_shape]`.
             task: number of the task that the observations come from.
         """
-        if self.posterior.mean_draws(observation.device) is not None:  # the mean policy is a mean over draws
+        if self._mean_draws(observation.device) is not None:  # the mean policy is a mean over draws
             return self(observation, task=task).mean_action_probs()
         self.set_task(task)
         x = self.prepare(observation)

@@ -14,7 +14,7 @@ from bayes_rl.bayes.posteriors import MeanField, PosteriorFamily, make_family
 from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.errors import check, check_choice
 
-BAYESIAN = ("heads", "trunk", "all", "none")
+BAYESIAN = ("heads", "trunk", "all", "none", "epinet")
 
 
 ACTIVATIONS = ("relu", "leaky_relu")

@@ -27,3 +27,5 @@ class NetworkSettings:
     activation: str = "relu"
     bayesian: str = "heads"
     prior_function_scale: float = 0.0
+    epinet_features: int = 512
+    epinet_length_scale: float = 1.0

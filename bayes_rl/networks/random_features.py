@@ -1,0 +1,75 @@
+"""Fixed random features of observations."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bayes_rl.bayes.layers import linear
+
+LARGEST_SIDE = 32
+"""Images with a longer side are averaged over squares first: a feature of every pixel would cost as much as a trunk."""
+
+
+class RandomFourierFeatures(nn.Module):
+    """Random Fourier features sqrt(2 / m) cos(W x + b) of arrays (Rahimi and Recht 2007).
+
+    W is normal and b uniform. The inner product of the features of x and y approximates the Gaussian kernel
+    exp(-|x - y|^2 / (2 length_scale^2)), so that features of length 1 on average are alike where states are close.
+
+    The unit of length is such that two random states of the replay have a mean squared distance of 2. `measure`
+    chooses the unit, once, before the first update. Each component of a vector has a unit of its own; all pixels of an
+    image have one.
+
+    Args:
+        observation_shape: shape of one observation, channels first for images.
+        count: m, the number of features, >= 1.
+        length_scale: distance beyond which features are no longer alike, > 0.
+
+    Attributes:
+        unit: reciprocal of the unit of length, `[1]` for images, `[inputs]` for vectors.
+        is_measured: whether `measure` has chosen the unit.
+    """
+
+    unit: Tensor
+    is_measured: Tensor
+
+    def __init__(self, observation_shape: tuple[int, ...], count: int, length_scale: float) -> None:
+        super().__init__()
+        is_image = len(observation_shape) == 3
+        self.pooling = math.ceil(max(observation_shape[1:]) / LARGEST_SIDE) if is_image else 1
+        sides = [side // self.pooling for side in observation_shape[1:]]
+        inputs = math.prod([observation_shape[0], *sides])
+        self.weight = nn.Parameter(torch.randn(count, inputs) / length_scale, requires_grad=False)
+        self.phase = nn.Parameter(2 * math.pi * torch.rand(count), requires_grad=False)
+        self.register_buffer("unit", torch.ones(1 if is_image else inputs))
+        self.register_buffer("is_measured", torch.tensor(False))
+
+    def _inputs(self, x: Tensor) -> Tensor:
+        x = x.float()
+        return (F.avg_pool2d(x, self.pooling) if self.pooling > 1 else x).flatten(1)
+
+    @torch.no_grad()
+    def measure(self, x: Tensor) -> None:
+        """Choose the unit of length.
+
+        Args:
+            x: observations that `TwinActorCritic.prepare` returned, `[B, ...]`, B >= 2.
+        """
+        variance = self._inputs(x).var(0)
+        if len(self.unit) == 1:
+            self.unit.copy_(variance.sum().clamp_min(1e-12).rsqrt())
+        else:
+            # A component that has not changed yet could change by any amount.
+            smallest = 1e-4 * variance.mean().clamp_min(1e-12)
+            self.unit.copy_((len(variance) * variance.maximum(smallest)).rsqrt())
+        self.is_measured.fill_(True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features: `[B, ...]` that `TwinActorCritic.prepare` returned, to `[B, m]` float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            phases = linear(self._inputs(x) * self.unit, self.weight, self.phase)
+            return math.sqrt(2 / len(self.weight)) * phases.cos()
