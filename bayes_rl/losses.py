@@ -44,7 +44,9 @@ def td_target(reward: Tensor, discount: Tensor, next_action_probs: Tensor, next_
     return (reward + discount * bootstrap).detach()
 
 
-def bootstrapped_variance(discount: Tensor, next_action_probs: Tensor, next_q_values: Tensor, next_std: Tensor) -> Tensor:
+def bootstrapped_variance(
+    discount: Tensor, next_action_probs: Tensor, next_q_values: Tensor, next_std: Tensor
+) -> Tensor:
     """Return the variance of the return around its TD target, from the variances of the next state's returns.
 
     The return after s' is a mixture over actions: its variance is the mean of the actions' variances plus the variance

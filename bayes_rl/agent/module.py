@@ -44,10 +44,6 @@ from bayes_rl.utils.seeds import Domain, derived_seed
 from bayes_rl.utils.settings import as_settings
 
 
-MEASURED_STATES = 1024
-"""States of the random prefill by which the unit of length of an epinet's features is chosen."""
-
-
 class VariationalActorCritic(LowOverheadModule):
     """Two actor-critic pairs for discrete actions, with Bayesian layers, an ELBO and consolidation of earlier tasks.
 
@@ -172,7 +168,7 @@ class VariationalActorCritic(LowOverheadModule):
         self._random_state = {key: checkpoint[key] for key in ("torch_rng", "cuda_rng") if key in checkpoint}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return one Adam with the actors' and the critics' step sizes as parameter groups."""
+        """Return one Adam with the step sizes of actors, critics and epinet as parameter groups."""
         trainer, settings = self._trainer, self.optimizer_settings
         precision, clipped = (str(trainer.precision), bool(trainer.gradient_clip_val)) if trainer else ("", False)
         fused = can_fuse(precision, clipped, self.consolidator is not None)
@@ -222,8 +218,8 @@ class VariationalActorCritic(LowOverheadModule):
         """
         if not self.optimizer_settings.is_constant:
             set_rates(self.trainer.optimizers[0], self.optimizer_settings, batch.learning_frames)
-        if self.global_step == 0:
-            self._measure_features()
+        if self.global_step == 0 and self.twin.epinet is not None:
+            self._measure_features(batch.transition)
         # The draws of weights come before the choice of pairs: this order fixes the random numbers of a seed.
         weight_mode = self.twin.posterior.training_mode(self.device)
         pairs = (0, 1) if self.objective.update_pairs == "both" else (int(torch.randint(2, ())),)
@@ -239,15 +235,13 @@ class VariationalActorCritic(LowOverheadModule):
         self.guard.record_loss(loss, parts)
         return loss
 
-    def _measure_features(self) -> None:
-        """Choose the unit of length of an epinet's features, by states of the random prefill."""
-        features = self.twin.epinet.features if self.twin.epinet is not None else None
-        if features is None or features.is_measured:
-            return
-        sample = self._data.fisher_samples(MEASURED_STATES, 1.0).observation
-        features.measure(self.twin.prepare(sample.to(self.device)))
-        if self.target_twin is not None:
-            self.target_twin.epinet.features.load_state_dict(features.state_dict())  # type: ignore[union-attr]
+    def _measure_features(self, transition: Transition) -> None:
+        """Choose the unit of length of the epinet's features by the states of the first minibatch."""
+        states = torch.cat([transition.observation, transition.next_observation])
+        epinets = [twin.epinet for twin in (self.twin, self.target_twin) if twin is not None]
+        for features in [epinet.features for epinet in epinets if epinet is not None]:
+            if features is not None and not features.is_measured:
+                features.measure(self.twin.prepare(states))
 
     @functools.cached_property
     def _terms(self) -> Callable[..., ObjectiveTerms]:
@@ -437,7 +431,7 @@ class VariationalActorCritic(LowOverheadModule):
         self.consolidator.end_task(self.twin, samples)
 
     def _mean_targets(self, transition: Transition) -> Tensor:
-        return td_targets(self.twin, self.target_twin, transition, "mean", self.task, self.objective)
+        return td_targets(self.twin, self.target_twin, transition, "mean", self.task, self.objective).values
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the counters and the state of the random generators to a checkpoint."""

@@ -20,7 +20,7 @@ def make_optimizer(
 
     Args:
         twin: networks to train.
-        rates: learning rates, keys `actor` and `critic`.
+        rates: learning rates, keys `actor`, `critic` and, with an epinet, `epinet`.
         weight_decay: decay of deterministic matrices and kernels per step, as a multiple of the learning rate.
         eps: number that Adam adds to the denominator, >= 0.
         fused: whether one pass over memory updates all parameters of a group.
@@ -53,11 +53,11 @@ def parameter_groups(twin: TwinActorCritic, rates: dict[str, float], weight_deca
 
     Args:
         twin: networks to train. A shared trunk belongs to the critics.
-        rates: learning rates, keys `actor` and `critic`.
+        rates: learning rates, keys `actor`, `critic` and, with an epinet, `epinet`.
         weight_decay: decay of deterministic matrices and kernels. Bayesian weights have a prior instead.
 
     Returns:
-        Dictionaries with `params`, `lr`, `weight_decay` and `name` (`actor` or `critic`). No group is empty.
+        Dictionaries with `params`, `lr`, `weight_decay` and `name` (`actor`, `critic` or `epinet`). No group is empty.
     """
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     bayesian = {id(p) for layer in bayesian_layers(twin).values() for p in layer.parameters()}
@@ -66,7 +66,8 @@ def parameter_groups(twin: TwinActorCritic, rates: dict[str, float], weight_deca
             continue  # a prior function is fixed
         in_actor_trunk = name.startswith(("trunks.0", "trunks.1")) and not twin.shared_trunk
         owner = "actor" if name.startswith("actors") or in_actor_trunk else "critic"
-        owner = "epinet" if name.startswith("epinet") else owner
+        if name.startswith("epinet"):
+            owner = "epinet"
         exempt = id(parameter) in bayesian or name.endswith("bias") or ".gain." in name or ".shift." in name
         decayed = parameter.ndim > 1 and not exempt
         # Without weight decay, the key ignores `decayed`: fewer groups mean fewer calls in a step.

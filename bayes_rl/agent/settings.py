@@ -68,14 +68,15 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """Settings of Adam, and the schedule of both step sizes.
+    """Settings of Adam, and the schedule of its step sizes.
 
     Args:
         actor_lr: step size of the actors' heads (and of trunks of their own), > 0.
         critic_lr: step size of the critics and of a shared trunk, > 0.
-        schedule: of both step sizes: `constant`, or falling to `final_share` in `decay_frames`, `linear` or `cosine`.
-        warmup_frames: environment frames of learning in which both step sizes rise linearly from 0, >= 0.
-        decay_frames: environment frames of learning after the warm-up in which both step sizes fall, >= 0; `linear`
+        epinet_lr: step size of an epinet, > 0. Its features are fixed, so that larger steps are safe.
+        schedule: of all step sizes: `constant`, or falling to `final_share` in `decay_frames`, `linear` or `cosine`.
+        warmup_frames: environment frames of learning in which all step sizes rise linearly from 0, >= 0.
+        decay_frames: environment frames of learning after the warm-up in which all step sizes fall, >= 0; `linear`
             and `cosine` need them.
         final_share: share of the step sizes that is left after the decay, in [0, 1].
         adam_eps: offset of the denominator, >= 0.
@@ -87,7 +88,7 @@ class OptimizerSettings:
 
     actor_lr: float = 2.5e-4
     critic_lr: float = 2.5e-4
-    epinet_lr: float = 1e-3
+    epinet_lr: float = 5e-3
     adam_eps: float = 1e-5
     weight_decay: float = 0.0
     schedule: str = "constant"
@@ -103,7 +104,7 @@ class OptimizerSettings:
         falls = self.schedule == "constant" or self.decay_frames > 0
         message = "falls for a number of frames: name --model.optimizer.decay_frames"
         check(falls, "model.optimizer.schedule", self.schedule, message)
-        for key in ("actor_lr", "critic_lr"):
+        for key in ("actor_lr", "critic_lr", "epinet_lr"):
             check(getattr(self, key) > 0, f"model.optimizer.{key}", getattr(self, key), "must be positive")
         for key in ("adam_eps", "weight_decay"):
             check(getattr(self, key) >= 0, f"model.optimizer.{key}", getattr(self, key), "must be zero or positive")
@@ -137,6 +138,9 @@ def check_agent(
     check_choice("model.exploration", exploration, ("epsilon", "thompson", "both"))
     check_choice("model.compile", compile, MODES)
     method, method_class = consolidation.method, consolidation.method_class
+    message = "protects no epinet; nearest: --model.network.bayesian heads"
+    unprotected = bayesian == "epinet" and method_class is not METHODS["none"]
+    check(not unprotected, "model.consolidation.method", method, message)
     endless = num_tasks == 1 and not consolidation.consolidate_every
     message = "has no end of a task to act at; name several --data.tasks, or --model.consolidation.consolidate_every"
     check(not endless or method_class is METHODS["none"], "model.consolidation.method", method, message)

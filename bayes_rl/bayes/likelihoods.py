@@ -262,6 +262,7 @@ class ReturnGaussianLikelihood(Likelihood):
         return cls(settings.noise_std)
 
     def value(self, raw: Tensor) -> Tensor:
+        """Return the expected return: `[..., 2]` to `[...]`."""
         return self._read(raw)[..., 0]
 
     def log_std(self, raw: Tensor) -> Tensor:
@@ -270,9 +271,11 @@ class ReturnGaussianLikelihood(Likelihood):
         return clamp_with_inward_gradient(self.first_log_std + self._read(raw)[..., 1], math.log(low), math.log(high))
 
     def std(self, raw: Tensor) -> Tensor:
+        """Return the standard deviation of the return: `[..., 2]` to `[...]`."""
         return self.log_std(raw).exp()
 
     def nll(self, raw: Tensor, target: Tensor) -> Tensor:
+        """Return -log N(target | q, s^2) in nats: `[..., 2]` and `[...]` to `[...]`."""
         raw, target = self._read_pair(raw, target)
         return gaussian_nll(raw[..., 0], target, self.std(raw))
 
@@ -295,11 +298,13 @@ class ReturnGaussianLikelihood(Likelihood):
         return nll + 0.5 * (squared_error - squared_error.detach())  # zero, with the gradient by q
 
     def fisher_score(self, raw: Tensor, u: Tensor) -> Tensor:
+        """Return q / s, whose squared derivative by q is the Fisher information of q."""
         # Of q alone, as for the other Gaussians: the noise is a constant here.
         raw, _ = self._read_pair(raw, u)
         return raw[..., 0] * (-self.log_std(raw).detach()).exp()
 
     def quantiles(self, raw: Tensor, levels: Tensor) -> Tensor:
+        """Return quantiles of the return: `[..., 2]` and levels `[L]` to `[..., L]`."""
         raw, levels = self._read_levels(raw, levels)
         return raw[..., :1] + self.std(raw)[..., None] * torch.special.ndtri(levels)
 

@@ -157,7 +157,17 @@ def conditions() -> list[Condition]:
         Condition(
             ("model.objective.kl_temperature", *in_group("model.posterior", *posterior)),
             is_bayesian,
-            "with Bayesian layers: --model.network.bayesian heads, trunk or all",
+            "with Bayesian layers: --model.network.bayesian epinet, heads, trunk or all",
+        ),
+        Condition(
+            (*in_group("model.network", "epinet_features", "epinet_length_scale"), "model.optimizer.epinet_lr"),
+            lambda o: o.model.network.bayesian == "epinet",
+            "with --model.network.bayesian epinet",
+        ),
+        Condition(
+            in_group("model.posterior", "prior_precision", "init_scale"),
+            lambda o: o.model.network.bayesian != "epinet",
+            "without an epinet, whose prior is the prior function: --model.network.bayesian heads, trunk or all",
         ),
         *read_by_family("model.posterior", POSTERIORS, "family", "size", "num_draws"),
         *read_by_family("model.posterior", PRIORS, "prior", "prior_precision"),

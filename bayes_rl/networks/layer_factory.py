@@ -14,7 +14,7 @@ from bayes_rl.bayes.posteriors import MeanField, PosteriorFamily, make_family
 from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.errors import check, check_choice
 
-BAYESIAN = ("heads", "trunk", "all", "none", "epinet")
+BAYESIAN = ("epinet", "heads", "trunk", "all", "none")
 
 
 ACTIVATIONS = ("relu", "leaky_relu")
@@ -95,7 +95,8 @@ class LayerFactory:
 
     Args:
         settings: settings of the posterior of the Bayesian layers.
-        bayesian: which layers are Bayesian: the output `heads`, the `trunk` below them, `all` or `none`.
+        bayesian: which layers are Bayesian: the output `heads`, the `trunk` below them, `all` or `none`; with `epinet`
+            the layers are plain, and the settings are those of the epinet beside them.
         categories: number of values of an integer observation, 0 if observations are arrays.
         num_tasks: T.
         conditioning: how networks depend on the task: `none`, `gains` of every layer of the trunk, or `heads`.

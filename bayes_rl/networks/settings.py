@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from bayes_rl.errors import check
 
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """Settings of the actor-critic networks that a user chooses. They are checked where the networks are made.
+    """Settings of the actor-critic networks that a user chooses. Most are checked where the networks are made.
 
     Args:
         encoder: pseudo_resnet (the original's), nature, impala, minatar (10 x 10 planes) or mlp (vectors). Or an
@@ -16,9 +19,12 @@ class NetworkSettings:
         shared_trunk: whether both actors and both critics share one encoder, which is trained by the critics. If false,
             each of the four has its own encoder.
         activation: of the encoder: relu, or leaky_relu, whose inactive units have a Fisher information.
-        bayesian: which layers have distributions over weights: the output `heads` (and the linear layers of
-            pseudo_resnet), the `trunk` below them, `all` or `none`.
+        bayesian: which layers have distributions over weights: an `epinet` beside plain networks, the output `heads`
+            (and the linear layers of pseudo_resnet), the `trunk` below them, `all` or `none`.
         prior_function_scale: standard deviation of the fixed random prior function added to Q, in return units, >= 0.
+        epinet_features: number of random features of the state that an epinet is linear in, >= 1. Integers have none.
+        epinet_length_scale: distance beyond which an epinet takes two states for different, > 0; 1 is about the
+            distance of two states of random play.
     """
 
     encoder: str = "nature"
@@ -29,3 +35,9 @@ class NetworkSettings:
     prior_function_scale: float = 0.0
     epinet_features: int = 512
     epinet_length_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        key, value = "model.network.epinet_features", self.epinet_features
+        check(value >= 1, key, value, "must be at least 1")
+        key, length = "model.network.epinet_length_scale", self.epinet_length_scale
+        check(0 < length < math.inf, key, length, "must be positive and finite")

@@ -12,12 +12,13 @@ from torch.distributions import MultivariateNormal, Normal
 from torch.distributions import kl_divergence as distribution_kl
 
 from bayes_rl.agent.module import VariationalActorCritic
-from bayes_rl.agent.objective import critic_nll, objective_terms, td_targets, total_loss
+from bayes_rl.agent.objective import Targets, critic_nll, epinet_nll, objective_terms, td_targets, total_loss
 from bayes_rl.bayes.draws import Draws, WeightMode
 from bayes_rl.bayes.kl import kl_divergence
 from bayes_rl.types import Batch, Transition
 from tests.helpers.agents import (
     ACTIONS,
+    EPINET,
     FAMILIES,
     FEATURES,
     LOW_RANK,
@@ -163,7 +164,7 @@ def weights_of(module: VariationalActorCritic) -> WeightMode:
     return module.twin.posterior.training_mode(module.device)
 
 
-def targets_of(module: VariationalActorCritic, transition: Transition, weights: WeightMode) -> Tensor:
+def targets_of(module: VariationalActorCritic, transition: Transition, weights: WeightMode) -> Targets:
     return td_targets(module.twin, module.target_twin, transition, weights, 0, module.objective)
 
 
@@ -443,7 +444,7 @@ def test_the_greedy_bootstrap_is_the_best_value_of_the_same_draw(family: dict[st
         best.append(torch.stack([v.max(-1).values for v in values]))
     bootstrap = torch.stack(best, 1).detach()
     assert bootstrap.std(1).min() > 0.1  # draws differ
-    torch.testing.assert_close(targets, t.reward + t.discount * bootstrap)
+    torch.testing.assert_close(targets.values, t.reward + t.discount * bootstrap)
 
 
 @WITH_DRAWS
@@ -466,7 +467,7 @@ def test_what_the_prior_function_explains_is_not_learned(family: dict[str, Any],
     weights = weights_of(module)
     assert isinstance(weights, Draws)
     output, targets = module.twin(t.observation[None], weights), targets_of(module, t, weights)
-    assert targets.abs().max() > 10
+    assert targets.values.abs().max() > 10
     least = 2 * -Normal(0.0, 0.5).log_prob(torch.tensor(0.0))
     nll = critic_nll(module.twin, output, t, targets, [0, 1])
     torch.testing.assert_close(nll, least, rtol=1e-6, atol=2 * (6 * FLOOR_STD / 0.5) ** 2)
@@ -511,6 +512,100 @@ def test_histograms_learn_a_fixed_batch(likelihood: str, family: dict[str, Any])
     assert nlls[-1] < 0.6 * nlls[0]
 
 
+# ------------------------------------------------------------------ the epinet, and the variance of returns
+@pytest.mark.parametrize("target", ["other", "ema"])
+def test_targets_of_deviations_by_hand(target: str) -> None:
+    """Of draw d: discount x (max_a (Q + deviation_d) - max_a Q) in the next state, Q the mean of both critics."""
+    module = make_module(EPINET, objective={"target": target})
+    t = make_batch().transition
+    weights = weights_of(module)
+    assert isinstance(weights, Draws)
+    source = module.twin if module.target_twin is None else module.target_twin
+    with torch.no_grad():
+        q_values = source(t.next_observation).q_values.mean(0)
+        deviations = source.epinet(t.next_observation[None], Draws(weights.index, {}))
+    targets = targets_of(module, t, weights).deviations
+    assert targets.shape == (weights.size, 6)
+    for d in range(weights.size):
+        for b in range(6):
+            greedy = (q_values[b] + deviations[d, b]).max() - q_values[b].max()
+            torch.testing.assert_close(targets[d, b], t.discount[b] * greedy)
+
+
+def test_values_learn_without_the_epinet() -> None:
+    """The gradient of trunk, critics and actors is that of the plain twin of equal weights."""
+    module = make_module(EPINET)
+    plain = make_module(network={"bayesian": "none"})
+    shared = {name: value for name, value in module.twin.state_dict().items() if not name.startswith("epinet")}
+    plain.twin.load_state_dict(shared)
+    plain.target_twin.load_state_dict(shared)
+    batch = make_batch()
+    step(module, batch)
+    step(plain, batch)
+    for name, gradient in gradients(plain.twin).items():
+        torch.testing.assert_close(gradients(module.twin)[name], gradient, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_the_epinet_s_likelihood_by_hand() -> None:
+    """Half the squared error over the variance of the noise; with no deviation to learn the least value."""
+    module = make_module(EPINET, likelihood={"noise_std": 0.5})
+    t = make_batch().transition
+    weights = weights_of(module)
+    output, targets = module.twin(t.observation[None], weights), targets_of(module, t, weights)
+    errors = [
+        (output.deviations[d, b, t.action[b]] - targets.deviations[d, b]) / 0.5
+        for d in range(weights.size)
+        for b in range(6)
+    ]
+    nll = epinet_nll(module.twin, output, t.action, targets)
+    torch.testing.assert_close(nll, 0.5 * torch.stack(errors).square().mean())
+    learned = output.deviations.gather(-1, t.action.expand(weights.size, 6)[..., None]).squeeze(-1)
+    assert epinet_nll(module.twin, output, t.action, targets._replace(deviations=learned)) == 0
+
+
+def test_where_there_are_data_the_draws_agree_and_elsewhere_they_do_not() -> None:
+    """Terminal transitions of a few states, learned for a while: draws agree there, and do not far away."""
+    module = make_module(EPINET, optimizer={"epinet_lr": 0.05})
+    known, other = torch.randn(8, FEATURES), 5 * torch.randn(50, FEATURES)
+    action = torch.arange(8) % ACTIONS
+    reward = torch.zeros(8)
+    batch = make_batch(8, 0.0, 10**6, observation=known, next_observation=known, action=action, reward=reward)
+    before = module.estimate_values(known).q_std.gather(-1, action[:, None]).mean()
+    fit(module, [batch] * 300, log_every=300)
+    after = module.estimate_values(known).q_std.gather(-1, action[:, None]).mean()
+    assert after < 0.2 * before
+    assert module.estimate_values(other).q_std.mean() > 0.5 * before
+
+
+def test_variance_of_targets_by_hand() -> None:
+    module = make_module(likelihood={"family": "return_gaussian", "noise_std": 0.8}, network={"bayesian": "none"})
+    t = make_batch().transition
+    output = module.target_twin(t.next_observation)
+    probs, q_values = output.mean_action_probs(), output.q_values.mean(0)
+    std = 0.8 * output.raw[..., 1].exp().mean(0)
+    mean = (probs * q_values).sum(-1, keepdim=True)
+    second_moment = (probs * (std.square() + q_values.square())).sum(-1)
+    expected = t.discount.square() * (second_moment - mean.square().squeeze(-1))
+    variance = targets_of(module, t, "mean").variance
+    torch.testing.assert_close(variance, expected.expand(2, 6).detach(), rtol=1e-4, atol=1e-5)
+    assert targets_of(make_module(), t, "mean").variance is None
+
+
+def test_return_noise_becomes_the_scatter_of_the_targets_of_its_state() -> None:
+    """Two states, one action, terminal rewards that scatter by 2 and by 0.5: each state has its own noise."""
+    state = torch.cat([torch.ones(128, FEATURES), -torch.ones(128, FEATURES)])
+    reward = torch.cat([3 + 2 * torch.randn(128), -1 + 0.5 * torch.randn(128)])
+    action = torch.zeros(256, dtype=torch.int64)
+    batch = make_batch(256, 0.0, 10**6, observation=state, next_observation=state, action=action, reward=reward)
+    module = make_module(likelihood={"family": "return_gaussian"}, optimizer={"critic_lr": 2e-2})
+    fit(module, [batch] * 200, log_every=200)
+    estimate = module.estimate_values(state[[0, -1]])
+    scatter = torch.stack([reward[:128].std(correction=0), reward[128:].std(correction=0)])
+    torch.testing.assert_close(estimate.noise_std[:, 0], scatter, rtol=0.1, atol=0)
+    means = torch.stack([reward[:128].mean(), reward[128:].mean()])
+    torch.testing.assert_close(estimate.q_mean[:, 0], means, rtol=0, atol=0.2)
+
+
 # ------------------------------------------------------------------ one pair at random
 PAIRS: list[dict[str, Any]] = [
     {},
@@ -530,6 +625,8 @@ PAIRS: list[dict[str, Any]] = [
         "network": {"bayesian": "all", "shared_trunk": False},
         "likelihood": {"family": "hl_gauss", "num_bins": 9},
     },
+    EPINET,
+    {**EPINET, "likelihood": {"family": "return_gaussian"}},
 ]
 
 
@@ -547,7 +644,8 @@ def test_the_loss_of_a_random_pair_is_half_of_the_loss_of_both_in_expectation(se
         networks = module.twin, module.target_twin
         terms = objective_terms(*networks, batch.transition, weight_mode, pairs, 0, module.objective)
         total_loss(terms, batch.num_data, module.objective).backward()
-        return torch.stack([terms.nll, terms.kl, terms.actor_loss]).detach(), gradients(module.twin)
+        values = terms.nll, terms.kl, terms.actor_loss, terms.epinet_nll
+        return torch.stack(values).detach(), gradients(module.twin)
 
     (values_0, gradients_0), (values_1, gradients_1) = terms_and_gradients((0,)), terms_and_gradients((1,))
     values, both = terms_and_gradients((0, 1))

@@ -25,6 +25,10 @@ class TestLearnedGaussian(LikelihoodCase):
     settings = LikelihoodSettings("learned_gaussian", 0.5)
 
 
+class TestReturnGaussian(LikelihoodCase):
+    settings = LikelihoodSettings("return_gaussian", noise_std=0.7)
+
+
 class TestHLGauss(LikelihoodCase):
     settings = LikelihoodSettings("hl_gauss", value_range=RANGE, num_bins=41)
 

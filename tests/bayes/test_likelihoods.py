@@ -19,6 +19,7 @@ from bayes_rl.bayes.likelihoods import (
     LearnedGaussianLikelihood,
     Likelihood,
     LikelihoodSettings,
+    ReturnGaussianLikelihood,
     TwoHotLikelihood,
     make_likelihood,
 )
@@ -176,6 +177,47 @@ def test_projected_masses_are_masses_for_any_target(name: str) -> None:
     torch.testing.assert_close(mass.sum(-1), torch.ones(9))
     assert torch.equal(mass[0], mass[3])
     assert torch.equal(mass[-1], mass[5])
+
+
+# ------------------------------------------------------------------ learned variance of returns
+def test_return_gaussian_equals_torch_distributions() -> None:
+    likelihood, raw, target = ReturnGaussianLikelihood(0.7), torch.randn(50, 2), torch.randn(50)
+    oracle = Normal(raw[:, 0].double(), 0.7 * raw[:, 1].double().exp())
+    nll = likelihood.nll(raw, target)
+    torch.testing.assert_close(nll.double(), -oracle.log_prob(target.double()), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(likelihood.value(raw), raw[:, 0])
+    torch.testing.assert_close(likelihood.std(raw).double(), oracle.stddev, rtol=1e-5, atol=0)
+    levels = torch.tensor([0.05, 0.5, 0.8])
+    expected = torch.stack([oracle.icdf(level.double()) for level in levels], -1)
+    torch.testing.assert_close(likelihood.quantiles(raw, levels).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_bootstrapped_nll_is_the_expectation_over_returns() -> None:
+    """Over returns that need not be Gaussian: three points here, each with probability 1 / 3."""
+    likelihood, raw = ReturnGaussianLikelihood(1.3), torch.randn(20, 2)
+    returns = torch.randn(3, 20)
+    expected = torch.stack([likelihood.nll(raw, y) for y in returns]).mean(0)
+    nll = likelihood.bootstrapped_nll(raw, returns.mean(0), returns.var(0, correction=0))
+    torch.testing.assert_close(nll, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_bootstrapped_nll() -> None:
+    """By the noise that of the expectation; by the value that of noise 1."""
+    likelihood, raw = ReturnGaussianLikelihood(1.3), torch.randn(20, 2).requires_grad_()
+    target, variance = torch.randn(20), torch.rand(20)
+    (gradient,) = torch.autograd.grad(likelihood.bootstrapped_nll(raw, target, variance).sum(), raw)
+    second_moment = (target - raw[:, 0]).square() + variance
+    of_noise = 1 - second_moment / likelihood.std(raw).square()
+    torch.testing.assert_close(gradient[:, 1], of_noise.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient[:, 0], (raw[:, 0] - target).detach())
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_only_families_that_learn_the_variance_bootstrap_it(name: str) -> None:
+    likelihood = MAKERS[name]()
+    assert not likelihood.bootstraps_variance
+    with pytest.raises(NotImplementedError, match="does not learn the variance"):
+        likelihood.bootstrapped_nll(torch.zeros(1, likelihood.outputs), torch.zeros(1), torch.ones(1))
 
 
 # ------------------------------------------------------------------ histograms: cross-entropy and moments

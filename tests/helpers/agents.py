@@ -22,6 +22,7 @@ FEATURES = 4
 # Options of the agent. Every family of posterior distributions has a small one.
 LOW_RANK: dict[str, Any] = {"posterior": {"family": "low_rank", "size": 2, "num_draws": 3}}
 MEMBERS: dict[str, Any] = {"posterior": {"family": "members", "size": 3}}
+EPINET: dict[str, Any] = merged(MEMBERS, {"network": {"bayesian": "epinet", "prior_function_scale": 1.0}})
 EVERYTHING: dict[str, Any] = merged(
     LOW_RANK, {"network": {"prior_function_scale": 1.0}, "likelihood": {"family": "learned_gaussian"}}
 )
