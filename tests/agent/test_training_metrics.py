@@ -15,6 +15,7 @@ from bayes_rl.bayes.kl import kl_divergence
 from bayes_rl.networks.actor_critic import TwinOutput
 from tests.helpers.agents import (
     ACTIONS,
+    EPINET,
     EVERYTHING,
     MEMBERS,
     fit,
@@ -67,13 +68,19 @@ def test_logged_values_are_means_over_all_that_was_said(draws: tuple[int, ...]) 
     assert sum(float(logged[tag]) for tag in heads) == pytest.approx(kl_divergence(module.twin).item(), rel=1e-5)
 
 
+def documented_between(start: str, end: str) -> set[str]:
+    """Return the tags of training between two headings of the page."""
+    text = DOCUMENTED.read_text()
+    return set(re.findall(r"`((?:train|kl|posterior)/\w+)`", text[text.index(start) : text.index(end)]))
+
+
 @pytest.mark.parametrize(
-    "settings", [{}, EVERYTHING, MEMBERS, {"likelihood": {"family": "hl_gauss"}}], ids=lambda s: str(len(s))
+    "settings", [{}, EVERYTHING, MEMBERS, {"likelihood": {"family": "hl_gauss"}}, EPINET], ids=lambda s: str(len(s))
 )
 def test_every_training_tag_is_documented(settings: dict[str, Any]) -> None:
-    text = DOCUMENTED.read_text()
-    sections = text[text.index("## Objective") : text.index("## Experience")]
-    documented = set(re.findall(r"`((?:train|kl|posterior)/\w+)`", sections))
+    documented = documented_between("## Objective", "## Epinet")
+    if settings is EPINET:
+        documented |= documented_between("## Epinet", "## Experience")
     logged = fit(make_module(settings), [make_batch()], log_every=1).callback_metrics
     names = {re.sub(r"^kl/.*", "kl/NAME", tag) for tag in logged}
     assert names == documented | {"step"}

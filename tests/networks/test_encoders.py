@@ -113,7 +113,9 @@ def test_every_encoder_has_the_bayesian_layers_it_should_and_rows_of_its_out_fea
 ) -> None:
     encoder = make_encoder(name, bayesian, posterior)
     heads = {"skip", "deep"} if name == "pseudo_resnet" else set()
-    expected = {"heads": heads, "trunk": BAYESIAN_TRUNK[name], "all": heads | BAYESIAN_TRUNK[name], "none": set()}
+    expected = {"heads": heads, "trunk": BAYESIAN_TRUNK[name], "all": heads | BAYESIAN_TRUNK[name]} | dict.fromkeys(
+        ["none", "epinet"], set()
+    )
     layers = bayesian_layers(encoder)
     assert set(layers) == expected[bayesian]
     plain = {key for key, m in encoder.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
