@@ -4,6 +4,7 @@
     python -m benchmarks sparse --search --only deep_sea_10 epsilon default
     python -m benchmarks sparse --only mountain_car default --seeds 1 2 --most 1
     python -m benchmarks sparse --jobs 2                            # everything that has no result yet
+    python -m benchmarks sparse --most 0                            # tables and figure from the files alone
 
 `benchmarks/learning/sparse_suite/tasks.py` has the tasks, the arms and the searched settings. `--search` trains every
 setting of an arm on seeds 100 and 101. The comparison takes the setting with the greatest mean area on its task, or on
@@ -175,4 +176,5 @@ BENCHMARK = Benchmark(
     child=True,
     show_output=True,
     expected_minutes=expected_minutes,
+    finish=lambda options, results: results.draw(),
 )

@@ -297,6 +297,15 @@ def test_the_list_tells_minutes_and_what_is_left(tmp_path: Path, capsys: pytest.
     assert "3 of 5 runs are left: about 0.1 h" in printed
 
 
+def test_tables_and_figure_are_made_from_the_files_alone(tmp_path: Path) -> None:
+    for row in rows_of("door_key", "default", [0.5, 0.6, 0.7]):
+        runner.write_json(tmp_path / f"{row['run']}.json", row)
+    assert command("--most", "0", "--output", tmp_path) == 0
+    text = (tmp_path / "table.md").read_text()
+    assert row_of_table(text, "door_key", "100,000")[3] == "0.60 (0.50 to 0.70)"
+    assert (tmp_path / f"{tmp_path.name}.png").stat().st_size > 0
+
+
 def wait_until(condition: Any, seconds: float = 500) -> None:
     end = time.monotonic() + seconds
     while not condition():
