@@ -30,6 +30,8 @@ from bayes_rl.metrics.continual import (
     normalise,
     zero_shot_transfer,
 )
+from bayes_rl.metrics.error_ranking import ErrorRanking, game_resamples, relative_risk_area, risk_coverage, spearman
+from bayes_rl.metrics.novelty import NoveltyAUROC, novelty_auroc
 from bayes_rl.metrics.returns import EpisodeReturns, interquartile_mean
 from bayes_rl.metrics.uncertainty import PolicyUncertainty
 
@@ -37,9 +39,11 @@ __all__ = [
     "AveragePerformance",
     "BackwardTransfer",
     "EpisodeReturns",
+    "ErrorRanking",
     "Forgetting",
     "ForwardTransfer",
     "IsolatedForgetting",
+    "NoveltyAUROC",
     "PolicyUncertainty",
     "ReturnCalibration",
     "ReturnFit",
@@ -52,6 +56,7 @@ __all__ = [
     "fit_returns",
     "forgetting",
     "forward_transfer",
+    "game_resamples",
     "gaussian_crps",
     "gaussian_intervals",
     "gaussian_log_score",
@@ -61,6 +66,10 @@ __all__ = [
     "interval_coverage",
     "isolated_forgetting",
     "normalise",
+    "novelty_auroc",
     "realised_returns",
+    "relative_risk_area",
+    "risk_coverage",
+    "spearman",
     "zero_shot_transfer",
 ]

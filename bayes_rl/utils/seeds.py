@@ -21,6 +21,9 @@ class Domain(IntEnum):
     VALIDATE_GAME = 9
     TEST_GAME = 10
     PREDICT_GAME = 11
+    SAMPLED_STATES = 12
+    NOVEL_STATES = 13
+    RESAMPLED_GAMES = 14
 
 
 def seed_sequence(domain: Domain, *name: int) -> np.random.SeedSequence:
