@@ -364,17 +364,20 @@ class VariationalActorCritic(LowOverheadModule):
 
     # ------------------------------------------------------------------ whole games
     def validation_step(self, games: Games, batch_idx: int) -> None:
-        """Play the games greedily, by the mean weights, and compare the estimated returns with the realised ones.
+        """Play the games greedily, by the mean weights, and test the estimated values and their uncertainty.
 
         Args:
             games: of one task.
             batch_idx: number of the task.
         """
         task = games.task
-        played = games.play(partial(self.act, task=task), partial(self.estimate_values, task=task, measure=True))
+        estimate = partial(self.estimate_values, task=task)
+        played = games.play(partial(self.act, task=task), partial(estimate, measure=True))
         # Number of each game among the games of all processes.
         numbers = [self.trainer.world_size * number + self.trainer.global_rank for number in range(len(played))]
         self.scores[task].update(played, numbers, games.estimate_every, self._data.gamma)
+        if games.novel is not None:
+            self.scores[task].test_novelty(games.novel, played, estimate)
 
     test_step = validation_step  # on other seeds
 

@@ -24,6 +24,7 @@ from bayes_rl.envs.kinds import check_env, game_name, games_repeat, make_envs
 from bayes_rl.envs.shared_spaces import task_name, task_settings
 from bayes_rl.errors import ConfigError, check
 from bayes_rl.evaluation.games import GameLoader, Games
+from bayes_rl.evaluation.novel_states import NovelStates
 from bayes_rl.evaluation.settings import GameSettings
 from bayes_rl.types import AgentArguments, Transition
 from bayes_rl.utils.failures import warn_of_failure
@@ -36,6 +37,9 @@ STAGES = {"validate": Domain.VALIDATE_GAME, "test": Domain.TEST_GAME, "predict":
 
 ESTIMATE_EVERY = 4
 """Agent steps between two value estimates in a validation game: consecutive states have similar values."""
+
+SAMPLED_STATES = 512
+"""States of the games of a validation by which uncertainty is tested."""
 
 
 def single_task_settings(settings: EnvSettings, tasks: list[str] | None, spaces_of: list[str]) -> EnvSettings:
@@ -343,7 +347,7 @@ class ReplayDataModule(pl.LightningDataModule):
         count = count or self.evaluation.games
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         seeds = [derived_seed(STAGES[stage], self.seed, task, game) for game in range(count)][rank::world_size]
-        every = 1 if stage == "predict" else ESTIMATE_EVERY
+        shown = stage == "predict"
         return Games(
             self.curriculum.settings[task],
             seeds,
@@ -351,9 +355,17 @@ class ReplayDataModule(pl.LightningDataModule):
             self.evaluation.idle_frames,
             self.replay_settings.life_loss,
             self.replay_settings.reward_clip,
-            every,
+            1 if shown else ESTIMATE_EVERY,
             task=task,
+            sampled_states=0 if shown else SAMPLED_STATES,
+            novel=None if shown else self.novel_states(task),
         )
+
+    def novel_states(self, task: int = 0) -> NovelStates:
+        """Return the maker of states that are novel to an agent of a task."""
+        trained = [game_name(settings.env) for settings in self.curriculum.settings]
+        settings = self.curriculum.settings[task]
+        return NovelStates(settings, self.observation_shape, self.frame_stack, self.num_categories, trained)
 
     @property
     def return_bounds(self) -> tuple[float, float]:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bayes_rl.evaluation.games import Game
+from bayes_rl.evaluation.novel_states import KINDS, NovelStates
 from bayes_rl.metrics.atari_scores import NEGATIVE_REWARDS, human_normalised_score
 from bayes_rl.metrics.calibration import ReturnCalibration, ReturnFit, fit_returns, realised_returns
+from bayes_rl.metrics.error_ranking import ErrorRanking
+from bayes_rl.metrics.novelty import NoveltyAUROC
 from bayes_rl.metrics.returns import EpisodeReturns
 from bayes_rl.metrics.uncertainty import PolicyUncertainty
-from bayes_rl.types import ValueEstimate
+from bayes_rl.types import ValueEstimate, ValueEstimator
+from bayes_rl.utils.seeds import Domain, derived_seed, seed_sequence
 
 SCORES: list[tuple[str, str]] = [
     ("games", "games"),
@@ -32,10 +38,40 @@ SCORES: list[tuple[str, str]] = [
     ("calibration_error", "calibration error"),
     ("epistemic_std", "std of Q"),
     ("greedy_disagreement", "draws disagree"),
+    ("novelty_auroc_noise", "AUROC noise"),
+    ("novelty_auroc_shuffled", "AUROC shuffled"),
+    ("novelty_auroc_other_game", "AUROC other game"),
+    ("novelty_auroc_unvisited", "AUROC unvisited"),
+    ("error_correlation", "std-error rank r"),
+    ("risk_coverage_area", "risk-coverage"),
 ]
 """(key, label) of the metrics that people read: rows of the closing table, in order, and names in lines and curves."""
 
 LABELS = dict(SCORES)
+
+NOVEL_STATES, STATES_AT_ONCE = 256, 64
+"""Most novel states of each kind, and most of them that are evaluated at once."""
+
+
+class Evidence(NamedTuple):
+    """What the metrics of uncertainty of one set of games are computed from, for pictures.
+
+    Attributes:
+        deviations: standard deviation of Q of the greedy action, by kind of state, `known` among them, each `[M]`.
+        std: standard deviation of Q of the played action in the sampled states, `[M]`.
+        error: |Q of the played action - realised return| in the same states, `[M]`.
+        coverage: share of returns inside the raw central intervals at `LEVELS`, `[L]`.
+    """
+
+    deviations: dict[str, Tensor]
+    std: Tensor
+    error: Tensor
+    coverage: Tensor
+
+
+def greedy_std(q_mean: Tensor, q_std: Tensor) -> Tensor:
+    """Return the standard deviation of Q of the action with the greatest mean, `[M]` of two `[M, A]`."""
+    return q_std.gather(1, q_mean.argmax(1, keepdim=True))[:, 0].float()
 
 
 class GameMetrics(nn.Module):
@@ -45,6 +81,7 @@ class GameMetrics(nn.Module):
         return_fit: bias, noise and scale of realised returns about their prediction (`ReturnFit`), `[3]`:
             fitted on the games of each validation, and used for the intervals of later games. NaN before the first
             validation.
+        evidence: of the games before the last `finish`; None before it.
     """
 
     return_fit: Tensor
@@ -53,6 +90,9 @@ class GameMetrics(nn.Module):
         super().__init__()
         self.returns, self.calibration, self.uncertainty = EpisodeReturns(), ReturnCalibration(), PolicyUncertainty()
         self.raw_calibration = ReturnCalibration()  # of the likelihood's own noise, without `return_fit`
+        self.novelty = NoveltyAUROC(*KINDS)
+        self.error_ranking = ErrorRanking(derived_seed(Domain.RESAMPLED_GAMES, 0))
+        self.evidence: Evidence | None = None
         self.register_buffer("return_fit", torch.full((3,), float("nan")))
         self._residuals: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
@@ -90,6 +130,30 @@ class GameMetrics(nn.Module):
             noise_there = torch.full_like(mean_there, fitted_std)
         self.calibration.update(mean_there, epistemic_there, noise_there, *outcome, bias, scale)
         self._residuals.append((mean, epistemic, realised, games))
+        sampled = torch.tensor([] if game.sample is None else sorted(game.sample.observations), dtype=torch.int64)
+        error = (mean - realised).abs()
+        self.error_ranking.update(*(column[sampled].to(device) for column in (epistemic, error, games)))
+        self.novelty.update("known", greedy_std(q_mean, q_std)[sampled].to(device))
+
+    def test_novelty(self, novel: NovelStates, played: Sequence[Game], estimator: ValueEstimator) -> None:
+        """Estimate the uncertainty in novel states.
+
+        Args:
+            novel: makes the states.
+            played: finished games, with samples of their states.
+            estimator: of values.
+        """
+        states = [state for game in played if game.sample for _, state in sorted(game.sample.observations.items())]
+        if not states or not novel.kinds:
+            return
+        rng = np.random.default_rng(seed_sequence(Domain.NOVEL_STATES, played[0].seed))
+        chosen = sorted(rng.permutation(len(states))[:NOVEL_STATES])
+        mean_score = sum(game.score for game in played) / len(played)
+        made = novel.make(torch.stack([states[number] for number in chosen]), mean_score, rng)
+        for kind, observations in made.items():
+            parts = [estimator(part) for part in observations.split(STATES_AT_ONCE) if len(part)]
+            std = torch.cat([torch.empty(0), *(greedy_std(part.q_mean, part.q_std) for part in parts)])
+            self.novelty.update(kind, std.to(self.return_fit.device))
 
     def finish(self, game: str, fit: bool) -> dict[str, Tensor]:
         """Return all metrics of the games since the last call, and reset them.
@@ -111,25 +175,31 @@ class GameMetrics(nn.Module):
         raw = self.raw_calibration.compute()
         scores |= {f"raw_{key}": raw[key] for key in ("coverage_50", "coverage_90")}
         scores |= {key: raw[key] for key in ("crps", "log_score")}  # of the raw prediction as well
+        scores |= self.novelty.compute() | self.error_ranking.compute()
+        std, error, _ = self.error_ranking.states()
+        self.evidence = Evidence(self.novelty.deviations(), std, error, self.raw_calibration.coverage())
         if fit and self._residuals:
             mean, epistemic, realised, games = (torch.cat(part) for part in zip(*self._residuals, strict=True))
             self.return_fit.copy_(torch.tensor(fit_returns(mean, epistemic, realised, games)))
         scores |= {f"fitted_{key}": self.return_fit[i].clone() for i, key in enumerate(ReturnFit._fields)}
         self._residuals.clear()
         with torch.inference_mode(False):  # a later `fit` could not write to tensors of inference mode
-            for metric in (self.returns, self.calibration, self.raw_calibration, self.uncertainty):
-                metric.reset()
+            for metric in self.children():
+                metric.reset()  # type: ignore[operator]
         return scores
 
 
-def score_names(game: str) -> list[str]:
+def score_names(game: str, kinds: Sequence[str] = ()) -> list[str]:
     """Return the names of all metrics that a validation of one task logs.
 
     Args:
         game: short name, for human-normalised scores.
+        kinds: of novel states.
     """
     metrics, number = GameMetrics(), torch.ones(1)
     estimate = ValueEstimate(number, number, number, number)
     metrics.update([Game(0, actions=[0], rewards=[0.0], discounts=[0.0], estimates=[estimate])], [0], 1, 0.0)
     metrics.uncertainty.update(torch.ones(2, 1, 2))
+    for kind in kinds:
+        metrics.novelty.update(kind, number)
     return list(metrics.finish(game, fit=False))

@@ -13,6 +13,8 @@ from bayes_rl.envs.base import BoolArray, EnvSettings, Step
 from bayes_rl.envs.kinds import game_name, make_envs
 from bayes_rl.envs.monitored import MonitoredEnvs
 from bayes_rl.envs.observation_stack import ObservationStack
+from bayes_rl.evaluation.novel_states import NovelStates
+from bayes_rl.evaluation.state_sample import StateSample
 from bayes_rl.metrics.atari_scores import most_if_stopped
 from bayes_rl.types import Policy, ValueEstimate, ValueEstimator
 
@@ -47,6 +49,7 @@ class Game:
         truncated: whether the game was stopped at its limit of frames.
         most_if_stopped: greatest score that counts if the game was stopped either way.
         points_lost: size of the sum of the raw negative rewards.
+        sample: of the states with an estimate, by their index in `estimates`; None if none are kept.
         rewards: of every step, as the learner reads them (clipped, with the penalty of a lost life).
         discounts: of every step, 0 where the learner's return ends, else 1.
         estimates: of every `estimate_every`-th state, from the first.
@@ -65,6 +68,7 @@ class Game:
     truncated: bool = False
     most_if_stopped: float = math.inf
     points_lost: float = 0.0
+    sample: StateSample | None = None
 
     @property
     def counted(self) -> float:
@@ -86,6 +90,9 @@ class Games:
         estimate_every: agent steps between two estimates.
         parallel: games played at once.
         task: number of the task that the games belong to.
+        sampled_states: observations to keep of all games together, as many of each game up to one; of states with an
+            estimate, at random.
+        novel: makes novel states, against which the uncertainty in the sampled states is tested; None tests nothing.
     """
 
     def __init__(
@@ -99,8 +106,10 @@ class Games:
         estimate_every: int = 4,
         parallel: int = 10,
         task: int = 0,
+        sampled_states: int = 0,
+        novel: NovelStates | None = None,
     ) -> None:
-        self.task = task
+        self.task, self.sampled_states, self.novel = task, sampled_states, novel
         self.settings, self.seeds, self.frame_stack, self.idle_frames = settings, seeds, frame_stack, idle_frames
         self.life_loss, self.reward_clip, self.estimate_every = life_loss, reward_clip, estimate_every
         self.parallel = min(parallel, len(seeds))
@@ -125,6 +134,10 @@ class Games:
         stack = ObservationStack(self.parallel, self.frame_stack, envs.screen_shape, envs.screen_dtype)
         most = most_if_stopped(game_name(self.settings.env))
         games = [Game(seed, most_if_stopped=most) for seed in self.seeds]
+        if self.sampled_states:
+            share, rest = divmod(self.sampled_states, len(games))
+            for number, game in enumerate(games):
+                game.sample = StateSample(share + (number < rest), game.seed)
         waiting = list(range(len(games)))
         playing = np.full(self.parallel, -1)  # index into `games`, or -1
         rewarded_at = np.zeros(self.parallel, np.int64)
@@ -208,9 +221,13 @@ class Games:
             int(s) for s in np.flatnonzero(playing >= 0) if len(games[playing[s]].actions) % self.estimate_every == 0
         ]
         if due:
-            estimate = estimator(stack.observations()[due])
+            observations = stack.observations()[due]
+            estimate = estimator(observations)
             for row, slot in enumerate(due):
-                games[playing[slot]].estimates.append(ValueEstimate(*(part[row] for part in estimate)))
+                game = games[playing[slot]]
+                game.estimates.append(ValueEstimate(*(part[row] for part in estimate)))
+                if game.sample is not None:
+                    game.sample.add(observations[row])
 
     def _record(self, game: Game, step: Step, slot: int, action: int, life_lost: bool) -> None:
         reward, terminated = float(step.rewards[slot]), bool(step.terminated[slot])

@@ -363,6 +363,16 @@ class ReturnCalibration(Metric):
         columns = [*vectors.values(), *fitted.values(), ids]
         self.rows.append(torch.stack([column.detach().float() for column in columns], 1).flatten())
 
+    def coverage(self) -> Tensor:
+        """Return the share of returns inside the central intervals at `LEVELS`, `[L]` float64; NaN without data."""
+        flat = dim_zero_cat(self.rows) if len(self.rows) else torch.empty(0, device=self.device)
+        rows = float64(flat)[0].view(-1, 7)
+        if not len(rows) or not rows.isfinite().all():
+            return torch.full((len(LEVELS),), math.nan, dtype=torch.float64)
+        mean, epistemic, noise, realised, bias, scale, game = rows.unbind(1)
+        std = scale * (epistemic.square() + noise.square()).sqrt()
+        return interval_coverage(mean - bias, std, realised, LEVELS, game_weights(game))
+
     def compute(self) -> dict[str, Tensor]:
         """Return the statistics by name."""
         flat = dim_zero_cat(self.rows) if len(self.rows) else torch.empty(0, device=self.device)
@@ -370,7 +380,7 @@ class ReturnCalibration(Metric):
         valid = len(rows) > 0 and bool(rows.isfinite().all())
         mean, epistemic, noise, realised, bias, scale, game = (rows if valid else rows.new_zeros(1, 7)).unbind(1)
         weight, std = game_weights(game), scale * (epistemic.square() + noise.square()).sqrt()
-        coverage = interval_coverage(mean - bias, std, realised, LEVELS, weight)
+        coverage = self.coverage()
         lower, upper = gaussian_intervals(mean - bias, std, [0.9])
         error = mean - realised
         values = {

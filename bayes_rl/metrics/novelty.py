@@ -39,7 +39,8 @@ def novelty_auroc(known: Tensor, novel: Tensor) -> Tensor:
 class NoveltyAUROC(Metric):
     """Area under the ROC curve (`novelty_auroc`) of known states against each kind of novel states.
 
-    `compute` returns `novelty_auroc_KIND` for each kind of the arguments.
+    `compute` returns `novelty_auroc_KIND` for each kind that was updated since the last reset; NaN if that was without
+    states.
 
     Args:
         kinds: names of the kinds of novel states.
@@ -71,11 +72,11 @@ class NoveltyAUROC(Metric):
         getattr(self, kind).append(std.detach().float())
 
     def deviations(self) -> dict[str, Tensor]:
-        """Return the standard deviations of each kind that has states, known states among them, each `[M]`."""
+        """Return the standard deviations of each kind that was updated, known states among them, each `[M]`."""
         return {kind: dim_zero_cat(getattr(self, kind)) for kind in ("known", *self.kinds) if len(getattr(self, kind))}
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the areas by name; NaN for a kind without states."""
-        nothing, found = torch.empty(0, device=self.device), self.deviations()
-        known = found.get("known", nothing)
-        return {f"novelty_auroc_{kind}": novelty_auroc(known, found.get(kind, nothing)) for kind in self.kinds}
+        """Return the areas by name."""
+        found = self.deviations()
+        known = found.pop("known", torch.empty(0, device=self.device))
+        return {f"novelty_auroc_{kind}": novelty_auroc(known, std) for kind, std in found.items()}

@@ -189,14 +189,14 @@ def logged_tags(agent: VariationalActorCritic, data: ReplayDataModule) -> set[st
     """Return the names of all values that a fit logs, which callbacks can monitor."""
     layers = bayesian_layers(agent.twin)
     posterior = ("std_mean", "log_var_min", "log_var_max") if layers else ()
-    scores = score_names(data.game)
     prefixes = [f"val/{name}/" for name in data.curriculum.names] if data.num_tasks > 1 else ["val/"]
+    scores = [score_names(data.game, data.novel_states(task).kinds) for task in range(data.num_tasks)]
     return {
         *TRAINING_TAGS,
         *(f"kl/{name}" for name in layers),
         *(f"posterior/{name}" for name in posterior),
-        *(f"{prefix}{score}" for prefix in prefixes for score in scores),
-        *(("val/human_normalised",) if data.num_tasks > 1 and "human_normalised" in scores else ()),
+        *(f"{prefix}{score}" for prefix, names in zip(prefixes, scores, strict=True) for score in names),
+        *(("val/human_normalised",) if data.num_tasks > 1 and "human_normalised" in scores[0] else ()),
     }
 
 

@@ -28,7 +28,6 @@ from bayes_rl.utils.files import write_atomic
 
 PLACE = Path(bayes_rl.evaluation.__file__).parent / "recordings"
 SEED = 100  # seeds from 100 on choose and prepare; seeds 1 to 5 are reported
-EVERY = 4  # agent steps between two recorded states
 GAMES, STEPS = 8, 1500  # games at once, and agent steps after which a game ends
 NOOP, FIRE, RIGHT, LEFT = 0, 1, 2, 3  # Atari Breakout's own actions
 
@@ -42,12 +41,15 @@ def play_at_random(observation: Tensor, rng: np.random.Generator, num_actions: i
 
 
 def follow_ball_on_planes(observation: Tensor, rng: np.random.Generator, num_actions: int) -> int:
-    """Return the action of MinAtar Breakout that moves the paddle to the ball's next column."""
+    """Return the action of MinAtar Breakout that moves the paddle to the ball's next column, or sometimes to its own.
+
+    Either column hits the ball, in two directions.
+    """
     paddle, ball, trail, _ = (plane.nonzero() for plane in observation)
-    step = int(ball[0, 1] - trail[0, 1])
-    column = int(ball[0, 1]) + step
-    column = column if 0 <= column <= 9 else int(ball[0, 1])
-    move = column - int(paddle[0, 1])
+    column = int(ball[0, 1])
+    following = 2 * column - int(trail[0, 1])
+    target = following if 0 <= following <= 9 and rng.random() < 0.7 else column
+    move = target - int(paddle[0, 1])
     return 1 if move < 0 else 2 if move > 0 else 0
 
 
@@ -78,6 +80,7 @@ class Recording:
         low: least score in a recorded state.
         high: score at which a game ends.
         states: number of states.
+        every: agent steps between two states of a game.
         text: who plays, for readers of the file.
     """
 
@@ -87,22 +90,23 @@ class Recording:
     low: float
     high: float
     states: int
+    every: int
     text: str
 
 
 ATARI = {"frame_skip": 4, "sticky_actions": 0.25, "auto_fire": True}
 RANDOM = "play at random"
 RECORDINGS = {
-    "pong": Recording(EnvSettings("pong", **ATARI), 4, play_at_random, -np.inf, np.inf, 128, RANDOM),  # type: ignore[arg-type]
-    "breakout": Recording(EnvSettings("breakout", **ATARI), 4, play_at_random, 0, np.inf, 128, RANDOM),  # type: ignore[arg-type]
+    "pong": Recording(EnvSettings("pong", **ATARI), 4, play_at_random, -np.inf, np.inf, 128, 4, RANDOM),  # type: ignore[arg-type]
+    "breakout": Recording(EnvSettings("breakout", **ATARI), 4, play_at_random, 0, np.inf, 128, 4, RANDOM),  # type: ignore[arg-type]
     "breakout_later": Recording(
         EnvSettings("breakout", **ATARI),  # type: ignore[arg-type]
-        *(4, follow_ball_on_screen, 36, 44, 128),
+        *(4, follow_ball_on_screen, 36, 44, 128, 4),
         text="a player that follows the ball, games ended at a score of 44; quickstart's agent scores 20",
     ),
     "minatar_breakout_later": Recording(
         EnvSettings("MinAtar/Breakout-v1", frame_skip=1, sticky_actions=0.1, max_episode_frames=10_000),
-        *(1, follow_ball_on_planes, 16, 20, 256),
+        *(1, follow_ball_on_planes, 16, 20, 128, 1),
         text="a player that follows the ball, games ended at a score of 20; the agent of minatar.yaml scores 8 to 9",
     ),
 }
@@ -118,7 +122,7 @@ def play_games(recording: Recording, first_seed: int) -> tuple[list[Tensor], lis
     for steps in range(STEPS):
         observations = stack.observations()
         # The first screens of a stack are empty, which would tell it from later states.
-        if steps % EVERY == 0 and steps >= recording.frame_stack:
+        if steps % recording.every == 0 and steps >= recording.frame_stack:
             states += [observations[game].clone() for game in np.flatnonzero(playing & (scores >= recording.low))]
         actions = np.zeros(GAMES, np.int64)
         for game in np.flatnonzero(playing):
@@ -137,12 +141,14 @@ def play_games(recording: Recording, first_seed: int) -> tuple[list[Tensor], lis
 
 
 def record(name: str, recording: Recording) -> None:
-    """Play games until there are eight times as many states as a recording needs, and write a random choice of them."""
-    states: list[Tensor] = []
+    """Play games until there are twice as many states as a recording needs, and write a random choice of them."""
+    found: dict[bytes, Tensor] = {}  # without repetitions
     scores: list[float] = []
-    while len(states) < 8 * recording.states:
+    while len(found) < 2 * recording.states:
         played, ended = play_games(recording, SEED + len(scores))
-        states, scores = states + played, scores + ended
+        found |= {state.numpy().tobytes(): state for state in played}
+        scores += ended
+    states = list(found.values())
     chosen = np.random.default_rng(SEED).permutation(len(states))[: recording.states]
     observations = torch.stack([states[number] for number in sorted(chosen)]).numpy()
     assert observations.dtype == np.uint8
@@ -155,7 +161,7 @@ def record(name: str, recording: Recording) -> None:
         "made_by": np.array(f"python -m benchmarks.learning.record_states {name}: {recording.text}"),
     }
     PLACE.mkdir(exist_ok=True)
-    write_atomic(PLACE / f"{name}.npz", lambda file: np.savez_compressed(file, **content))
+    write_atomic(PLACE / f"{name}.npz", lambda file: np.savez_compressed(file, **content))  # type: ignore[arg-type]
     size, mean = (PLACE / f"{name}.npz").stat().st_size, np.mean(scores)
     print(f"{name}: {len(observations)} states, {size:,} bytes, {len(scores)} games, scores {mean:.1f} on average")
 

@@ -103,6 +103,7 @@ def test_one_epoch_and_two_more_are_three_in_one_go(game: str, tmp_path: Path, m
     straight, parts = (tmp_path / name / "runs/game/version_0" for name in ("straight", "parts"))
     assert differences(checkpoint(straight), checkpoint(parts)) == []
     assert differences(comparable_curves(straight), comparable_curves(parts)) == []
+    assert {"val/novelty_auroc_noise", "val/error_correlation_low"} <= set(comparable_curves(parts))
     one, two = (np.load(run / "metrics.npy") for run in (straight, parts))
     assert one.dtype == two.dtype
     assert one.tobytes() == two.tobytes()

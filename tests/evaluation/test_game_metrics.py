@@ -8,12 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy.stats import norm
+from scipy.stats import norm, spearmanr
 
+from bayes_rl.envs.base import EnvSettings
 from bayes_rl.errors import ConfigError
-from bayes_rl.evaluation.game_metrics import LABELS, SCORES, GameMetrics
+from bayes_rl.evaluation.game_metrics import LABELS, NOVEL_STATES, SCORES, GameMetrics, score_names
 from bayes_rl.evaluation.games import Game
+from bayes_rl.evaluation.novel_states import KINDS, NovelStates
 from bayes_rl.evaluation.settings import GameSettings
+from bayes_rl.evaluation.state_sample import StateSample
 from bayes_rl.metrics.atari_scores import most_if_stopped
 from bayes_rl.metrics.calibration import fit_returns
 from bayes_rl.types import ValueEstimate
@@ -128,10 +131,108 @@ def test_every_row_of_the_table_is_a_metric_of_games_or_of_the_draws() -> None:
     metrics = GameMetrics()
     add(metrics, [make_game(1)])
     scores = metrics.finish("tennis", fit=False)  # a game that has all of them
-    assert set(LABELS) <= set(scores)
+    assert set(LABELS) <= {*scores, *(f"novelty_auroc_{kind}" for kind in KINDS)}
+    assert set(score_names("tennis", KINDS)) == {*scores, *(f"novelty_auroc_{kind}" for kind in KINDS)}
     add(metrics, [make_game(1)])
     assert set(scores) - set(metrics.finish("breakout", fit=False)) == {"points_won", "points_lost"}
     assert len(LABELS) == len(SCORES) == len({label for _, label in SCORES})
+
+
+# ------------------------------------------------------------------------------------------- tests of uncertainty
+def make_sampled_game(seed: int, states: int, size: int) -> Game:
+    """A game of planes of zeros and ones `[4, 10, 10]`, with a sample of its states."""
+    game = make_game(seed, steps=2 * states)
+    game.sample = StateSample(size, seed)
+    for _ in range(states):
+        game.sample.add((torch.rand(4, 10, 10) < 0.2).byte())
+    return game
+
+
+class Doubt:
+    """Estimator whose doubt about the best action, 1, is the number of occupied cells of the first plane.
+
+    The doubt about the other action is greater. The estimator notes the states that it has seen.
+    """
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def __call__(self, observations: torch.Tensor) -> ValueEstimate:
+        self.seen.append(observations)
+        cells = observations[:, 0].flatten(1).sum(1).float()
+        q_mean = torch.tensor([0.0, 1.0]).expand(len(cells), 2)
+        return ValueEstimate(q_mean, torch.stack([1000 + cells, cells], 1), q_mean, q_mean.amax(1))
+
+
+PLANES = NovelStates(EnvSettings("MinAtar/Breakout-v1", frame_skip=1), (4, 10, 10), 1, 0, ["MinAtar/Breakout-v1"])
+
+
+def test_errors_are_ranked_in_the_sampled_states_by_the_action_that_was_played() -> None:
+    games, metrics = [make_sampled_game(seed, 9, 4) for seed in range(5)], GameMetrics()
+    add(metrics, games)
+    scores = metrics.finish("x", fit=False)
+    std, error = [], []
+    for game in games:
+        assert game.sample is not None
+        assert len(game.sample.observations) == 4
+        for state in sorted(game.sample.observations):
+            action, t = game.actions[2 * state], 2 * state
+            realised = sum(0.9 ** (k - t) * game.rewards[k] for k in range(t, len(game.rewards)))
+            std.append(float(game.estimates[state].q_std[action]))
+            error.append(abs(float(game.estimates[state].q_mean[action]) - realised))
+    assert float(scores["error_correlation"]) == pytest.approx(spearmanr(std, error).statistic, abs=1e-5)
+    assert metrics.evidence is not None
+    assert metrics.evidence.std.tolist() == pytest.approx(std)
+    assert metrics.evidence.error.tolist() == pytest.approx(error, abs=1e-5)
+
+
+def test_novelty_compares_the_doubt_about_the_greedy_action_in_known_and_novel_states() -> None:
+    games, metrics, doubt = [make_sampled_game(seed, 9, 4) for seed in range(5)], GameMetrics(), Doubt()
+    add(metrics, games)
+    metrics.test_novelty(PLANES, games, doubt)
+    scores = metrics.finish("x", fit=False)
+    known = [
+        float(e.q_std[e.q_mean.argmax()])
+        for game in games
+        for e in (game.estimates[i] for i in sorted(game.sample.observations))  # type: ignore[union-attr]
+    ]
+    assert metrics.evidence is not None
+    deviations = metrics.evidence.deviations
+    assert deviations["known"].tolist() == pytest.approx(known)
+    assert set(deviations) == {"known", *PLANES.kinds}
+    cells = torch.cat([states[:, 0].flatten(1).sum(1).float() for states in doubt.seen])
+    assert torch.equal(cells, torch.cat([deviations[kind] for kind in PLANES.kinds]))
+    for kind in PLANES.kinds:
+        pairs = [(n > k) + (n == k) / 2 for k in deviations["known"].tolist() for n in deviations[kind].tolist()]
+        assert float(scores[f"novelty_auroc_{kind}"]) == pytest.approx(np.mean(pairs), abs=1e-6)
+    # The next set of games begins anew.
+    add(metrics, games)
+    assert "novelty_auroc_noise" not in metrics.finish("x", fit=False)
+
+
+def test_novel_states_are_those_of_the_games_and_limited_in_number() -> None:
+    metrics, doubts = GameMetrics(), (Doubt(), Doubt(), Doubt())
+    games = [make_sampled_game(seed, 90, 90) for seed in range(4)]
+    others = [make_sampled_game(seed, 90, 90) for seed in range(1, 5)]
+    for played, doubt in zip((games, games, others), doubts, strict=True):
+        metrics.test_novelty(PLANES, played, doubt)
+    first, again, other = (torch.cat(doubt.seen) for doubt in doubts)
+    assert len(first) == 2 * NOVEL_STATES + 128  # as many as were recorded of the third kind
+    assert max(len(states) for states in doubts[0].seen) <= 64
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    metrics.test_novelty(PLANES, [make_game(1)], doubts[0])  # no states were kept
+    assert len(torch.cat(doubts[0].seen)) == len(first)
+
+
+def test_no_state_is_unvisited_once_the_score_is_that_of_the_recording() -> None:
+    for score, missing in ((15.9, False), (16.0, True)):
+        games, metrics = [replace(make_sampled_game(1, 9, 9), score=score)], GameMetrics()
+        add(metrics, games)
+        metrics.test_novelty(PLANES, games, Doubt())
+        scores = metrics.finish("x", fit=False)
+        assert math.isnan(scores["novelty_auroc_unvisited"]) == missing
+        assert not math.isnan(scores["novelty_auroc_noise"])
 
 
 @pytest.mark.parametrize(

@@ -95,9 +95,7 @@ def test_the_interval_is_that_of_a_plain_bootstrap_over_games() -> None:
     assert float(values["error_correlation"]) == pytest.approx(spearmanr(std, error).statistic, abs=1e-6)
     assert float(values["error_correlation_low"]) == pytest.approx(low, abs=0.05)
     assert float(values["error_correlation_high"]) == pytest.approx(high, abs=0.05)
-    states = [
-        spearmanr(std[rows], error[rows]).statistic for rows in (rng.integers(0, 240, 240) for _ in range(500))
-    ]
+    states = [spearmanr(std[rows], error[rows]).statistic for rows in (rng.integers(0, 240, 240) for _ in range(500))]
     narrow = np.quantile(states, 0.975) - np.quantile(states, 0.025)
     width = float(values["error_correlation_high"] - values["error_correlation_low"])
     assert width > 1.2 * narrow  # an interval over states is too narrow here

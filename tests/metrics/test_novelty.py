@@ -62,8 +62,10 @@ def test_the_metric_joins_updates_and_keeps_the_kinds_apart() -> None:
     for kind in ("noise", "shuffled"):
         wanted = pair_count(whole["known"], whole[kind])
         assert float(values[f"novelty_auroc_{kind}"]) == pytest.approx(wanted, abs=1e-6)
-    assert values["novelty_auroc_unvisited"].isnan()
+    assert "novelty_auroc_unvisited" not in values
     assert {kind: std.tolist() for kind, std in metric.deviations().items()} == whole
+    metric.update("unvisited", torch.empty(0))
+    assert metric.compute()["novelty_auroc_unvisited"].isnan()
     metric.reset()
     assert metric.deviations() == {}
 
