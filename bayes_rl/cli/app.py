@@ -47,6 +47,7 @@ from bayes_rl.reporting.score_table import as_scores, score_table
 from bayes_rl.training.callbacks.error_log import write_error_log
 from bayes_rl.training.callbacks.run_lock import RunLock
 from bayes_rl.training.callbacks.save_on_error import SaveOnError
+from bayes_rl.training.callbacks.uncertainty_picture import PICTURE
 from bayes_rl.training.callbacks.video_writer import record_game
 from bayes_rl.training.checkpoint_io import FULL, ON_FULL_DISK, AtomicCheckpointIO
 from bayes_rl.training.export import is_export, load_weights, read_export
@@ -337,6 +338,7 @@ class BayesCLI(LightningCLI):
             record_game(self.datamodule, self.model, task, run) for task in range(self.datamodule.num_tasks)
         )
         curve = {"learning curve": "learning_curve.png", "metrics": "metrics.npy"}  # written by validations
+        curve["uncertainty"] = PICTURE.format("test")
         files = {
             "checkpoint": os.path.relpath(best) if best else "none",
             **{name: str(run / file) for name, file in curve.items() if (run / file).exists()},
@@ -374,7 +376,11 @@ class BayesCLI(LightningCLI):
 
     def _print_scores(self, stage: str) -> None:
         scores = as_scores(self.trainer.callback_metrics, stage)
-        print(self._score_table(scores, {"checkpoint": str(self._options().ckpt_path)}))
+        files = {"checkpoint": str(self._options().ckpt_path)}
+        picture = run_directory(self.trainer) / PICTURE.format(self.config.subcommand)
+        if picture.is_file():
+            files["uncertainty"] = os.path.relpath(picture)
+        print(self._score_table(scores, files))
 
 
 class _SaveConfig(SaveConfigCallback):

@@ -15,6 +15,7 @@ from bayes_rl.training.callbacks.learning_curve import LearningCurve
 from bayes_rl.training.callbacks.progress import FrameProgress
 from bayes_rl.training.callbacks.resource_report import ResourceReport
 from bayes_rl.training.callbacks.stream_metrics import StreamMetrics
+from bayes_rl.training.callbacks.uncertainty_picture import UncertaintyPicture
 from bayes_rl.training.callbacks.video_writer import VideoWriter
 
 
@@ -45,6 +46,7 @@ def make_callbacks(run: Path, epochs_per_task: int | None, progress_bar: bool) -
         KeptCheckpoint(filename="last", **at_epoch_end),  # `save_last` would follow the best checkpoint only
         StreamMetrics(),
         LearningCurve(),
+        UncertaintyPicture(),
         VideoWriter(),
         GracefulStop(),
         ResourceReport(),

@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.helpers.command_line import ROOT, SHORTEST, TINY, curves, run
 
@@ -38,7 +40,7 @@ def test_a_fit_logs_and_prints_what_its_observations_allow(
         areas = {tag for tag in tags if tag.startswith("novelty_auroc_")}
         assert areas == {f"novelty_auroc_{kind}" for kind in kinds}
         assert all(0 <= value <= 1 for tag in areas for _, value in tags[tag])
-        assert RANKING <= set(tags)
+        assert set(tags) >= RANKING
         low, middle, high = (tags[f"error_correlation{end}"][-1][1] for end in ("_low", "", "_high"))
         assert -1 <= low <= high <= 1
         assert -1 <= middle <= 1
@@ -48,3 +50,19 @@ def test_a_fit_logs_and_prints_what_its_observations_allow(
     for kind in ("noise", "shuffled", "other game", "unvisited"):
         assert (f"  AUROC {kind} " in table) == (kind in kinds)
     assert "  std-error rank r" in table
+
+
+def test_test_games_and_validate_draw_a_picture(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path("runs/game/version_0")
+    run(monkeypatch, "fit", *SHORTEST, *QUICK)
+    assert str(folder / "uncertainty_test.png") in capsys.readouterr().out
+    images = EventAccumulator(str(folder)).Reload().Tags()["images"]
+    assert images == ["test/uncertainty"]
+    assert [path.name for path in folder.glob("uncertainty*")] == ["uncertainty_test.png"]
+    run(monkeypatch, "validate", "--ckpt_path", str(folder / "checkpoints/last.ckpt"), "--data.evaluation.games=2")
+    assert str(folder / "uncertainty_validate.png") in capsys.readouterr().out
+    for verb in ("test", "validate"):
+        with Image.open(folder / f"uncertainty_{verb}.png") as picture:
+            assert picture.size[0] > 1000

@@ -116,6 +116,25 @@ def test_values_are_estimated_for_every_so_many_th_state_of_the_games_and_nothin
 
 
 @pytest.mark.usefixtures("scripted")
+def test_states_are_kept_evenly_over_games_and_each_is_that_of_its_estimate() -> None:
+    seeds = list(range(1, 9))
+    games = Games(SCRIPTED, seeds, 2, IDLE_FRAMES, estimate_every=2, parallel=3, sampled_states=21)
+    played = games.play(hashed(3), value_estimate)
+    for number, game in enumerate(played):
+        assert game.sample is not None
+        assert len(game.sample.observations) == min(2 + (number < 5), len(game.estimates))  # 21 = 5 x 3 + 3 x 2
+        for state, observation in game.sample.observations.items():
+            wanted = value_estimate(observation[None])
+            assert all(torch.equal(part[0], one) for part, one in zip(wanted, game.estimates[state], strict=True))
+    again = Games(SCRIPTED, seeds, 2, IDLE_FRAMES, estimate_every=2, parallel=8, sampled_states=21)
+    for one, two in zip(played, again.play(hashed(3), value_estimate), strict=True):
+        assert one.sample is not None
+        assert two.sample is not None
+        assert one.sample.observations.keys() == two.sample.observations.keys()
+    assert all(game.sample is None for game in Games(SCRIPTED, seeds, 2, IDLE_FRAMES).play(hashed(3), value_estimate))
+
+
+@pytest.mark.usefixtures("scripted")
 def test_games_without_an_estimator_have_no_estimates() -> None:
     for game in Games(SCRIPTED, [1, 2, 3], 2, IDLE_FRAMES).play(hashed(3)):
         assert (game.estimates, game.bootstrap) == ([], 0.0)
