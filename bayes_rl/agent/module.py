@@ -20,18 +20,27 @@ import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from bayes_rl.agent.behaviour import Behaviour
+from bayes_rl.agent.behaviour import Behaviour, DrawnTwin
 from bayes_rl.agent.clamped_targets import ClampedTargetMonitor
 from bayes_rl.agent.compilation import compile_update
 from bayes_rl.agent.low_overhead import LowOverheadModule, flushed_denormals
+from bayes_rl.agent.natural_gradient import IVON
 from bayes_rl.agent.objective import ObjectiveTerms, objective_terms, td_targets, total_loss
-from bayes_rl.agent.optimizer import can_fuse, make_optimizer, moving_average_pairs, set_rates
+from bayes_rl.agent.optimizer import (
+    can_fuse,
+    make_ivon,
+    make_optimizer,
+    moving_average_pairs,
+    set_rates,
+    trained_parameters,
+)
 from bayes_rl.agent.settings import ObjectiveSettings, OptimizerSettings, check_agent
 from bayes_rl.agent.task_switching import consolidation_is_due, reset_for_task, targets_of_sample
-from bayes_rl.agent.training_metrics import training_values
+from bayes_rl.agent.training_metrics import posterior_values, training_values
 from bayes_rl.agent.update_guard import UpdateGuard
 from bayes_rl.bayes.likelihoods import LikelihoodSettings, make_likelihood
 from bayes_rl.bayes.settings import PosteriorSettings
+from bayes_rl.bayes.weight_posterior import WeightPosterior
 from bayes_rl.continual.base import ConsolidationMethod, TaskSamples, make_consolidation
 from bayes_rl.continual.settings import ConsolidationSettings
 from bayes_rl.evaluation.game_metrics import GameMetrics
@@ -58,7 +67,7 @@ class VariationalActorCritic(LowOverheadModule):
         likelihood: likelihood of a return.
         objective: terms of the loss and their targets.
         consolidation: protection of finished tasks.
-        optimizer: step sizes of Adam.
+        optimizer: Adam, or natural gradients of a distribution over every weight; step sizes.
         exploration: epsilon (random actions), thompson (greedy by one posterior draw per environment and episode),
             or both.
         compile: capture of an update as one graph: none, default (torch.compile), reduce-overhead (as CUDA graphs,
@@ -76,6 +85,7 @@ class VariationalActorCritic(LowOverheadModule):
         twin: the networks that learn.
         target_twin: moving average of `twin` that targets come from, or None.
         consolidator: protects earlier tasks, or None.
+        weight_posterior: distribution over every weight if the optimizer is `ivon`, or None.
         scores: metrics of whole games, one `GameMetrics` for each task.
         guard: skips updates that are not finite, and counts them.
         clamped_targets: warns of targets that the likelihood cannot hold; None if it holds all.
@@ -135,7 +145,8 @@ class VariationalActorCritic(LowOverheadModule):
             "task_conditioning": task_conditioning,
         }
         self.save_hyperparameters({**groups, "exploration": exploration, "compile": compile, **decided})
-        check_agent(self.consolidation, posterior, network.bayesian, exploration, compile, num_tasks)
+        groups_of_agent = self.consolidation, posterior, self.objective, self.optimizer_settings
+        check_agent(*groups_of_agent, network.bayesian, exploration, compile, num_tasks)
         layers = LayerFactory(
             posterior,
             network.bayesian,
@@ -151,10 +162,15 @@ class VariationalActorCritic(LowOverheadModule):
         self.twin = TwinActorCritic(twin, make_likelihood(likelihood))
         self.target_twin = copy.deepcopy(self.twin).requires_grad_(False) if self.objective.target == "ema" else None
         self.consolidator = make_consolidation(self.twin, self.consolidation)
+        self.weight_posterior: WeightPosterior | None = None
+        if self.optimizer_settings.family == "ivon":
+            self.weight_posterior = WeightPosterior(trained_parameters(self.twin), posterior)
+        self._ivon: IVON | None = None
         self.guard = UpdateGuard()
         bounds = self.twin.likelihood.bounds
         self.clamped_targets = None if bounds == (-math.inf, math.inf) else ClampedTargetMonitor(bounds)
-        self.behaviour = Behaviour(self.twin, self._forward_context)
+        drawn = self.twin if self.weight_posterior is None else DrawnTwin(self.twin, self.weight_posterior)
+        self.behaviour = Behaviour(self.twin, self._forward_context, drawn)
         self.frames = self.task = 0
         # (pair, task) to the number of minibatches in its loss since the last optimizer step.
         self._trained: Counter[tuple[int, int]] = Counter()
@@ -168,11 +184,14 @@ class VariationalActorCritic(LowOverheadModule):
         self._random_state = {key: checkpoint[key] for key in ("torch_rng", "cuda_rng") if key in checkpoint}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return one Adam with the step sizes of actors, critics and epinet as parameter groups."""
+        """Return one optimizer with the step sizes of actors, critics and epinet as parameter groups."""
         trainer, settings = self._trainer, self.optimizer_settings
+        rates = {"actor": settings.actor_lr, "critic": settings.critic_lr, "epinet": settings.epinet_lr}
+        if self.weight_posterior is not None:
+            self._ivon = make_ivon(self.twin, self.weight_posterior, rates, settings.precision_rate)
+            return self._ivon
         precision, clipped = (str(trainer.precision), bool(trainer.gradient_clip_val)) if trainer else ("", False)
         fused = can_fuse(precision, clipped, self.consolidator is not None)
-        rates = {"actor": settings.actor_lr, "critic": settings.critic_lr, "epinet": settings.epinet_lr}
         return make_optimizer(self.twin, rates, settings.weight_decay, settings.adam_eps, fused)
 
     def on_train_start(self) -> None:
@@ -210,7 +229,9 @@ class VariationalActorCritic(LowOverheadModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the negative ELBO plus the actors' loss.
 
-        The penalty of a consolidation method enters by its gradient, in `on_before_optimizer_step`.
+        The penalty of a consolidation method enters by its gradient, in `on_before_optimizer_step`. With `ivon`, the
+        loss is that of one draw of all weights. The weights are the draw until the backward pass ends
+        (`on_after_backward`), and the KL divergence enters by the step of the optimizer.
 
         Args:
             batch: the minibatch, with the number of data and of frames so far.
@@ -220,6 +241,11 @@ class VariationalActorCritic(LowOverheadModule):
             set_rates(self.trainer.optimizers[0], self.optimizer_settings, batch.learning_frames)
         if self.global_step == 0 and self.twin.epinet is not None:
             self._measure_features(batch.transition)
+        due = self._log_is_due()
+        penalty = self._penalty() if due else None  # of the means
+        kl = self.weight_posterior.kl_divergence(self._trained_parameters) if due and self.weight_posterior else None
+        if self._ivon is not None:
+            self._ivon.draw(batch.num_data / self.objective.kl_temperature)
         # The draws of weights come before the choice of pairs: this order fixes the random numbers of a seed.
         weight_mode = self.twin.posterior.training_mode(self.device)
         pairs = (0, 1) if self.objective.update_pairs == "both" else (int(torch.randint(2, ())),)
@@ -228,10 +254,11 @@ class VariationalActorCritic(LowOverheadModule):
         terms = self._terms(*networks, batch.transition, weight_mode, pairs, batch.task, self.objective)
         loss = total_loss(terms, batch.num_data, self.objective)
         self.frames = batch.frames
-        parts = {"nll": terms.nll, "kl": terms.kl, "actor_loss": terms.actor_loss}
+        parts = {"nll": terms.nll, "kl": terms.kl if kl is None else kl, "actor_loss": terms.actor_loss}
         if self.twin.epinet is not None:
             parts["epinet_nll"] = terms.epinet_nll
-        self._log_training(batch, terms, parts)
+        if penalty is not None:
+            self._log_training(batch, terms, parts, penalty)
         self.guard.record_loss(loss, parts)
         return loss
 
@@ -248,11 +275,17 @@ class VariationalActorCritic(LowOverheadModule):
         """`objective_terms`, captured as one graph if `compile` asks for it."""
         return compile_update(objective_terms, self.hparams.compile)
 
+    def on_after_backward(self) -> None:
+        """Return the weights from the draw of this update to their means."""
+        if self._ivon is not None:
+            self._ivon.take_back()
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Add the gradient of the consolidation penalty, and clear gradients of networks without a loss in this update.
 
         Lightning's callbacks have seen the gradient of the loss by then. A gradient of zero would still move a network
-        without loss, by Adam's momentum and weight decay.
+        without loss, by Adam's momentum and weight decay. With `ivon`, the weights are their means again: the penalty
+        and clipping, which follows this hook, change the gradients of the means and not the estimate of the curvature.
 
         Args:
             optimizer: about to take its step.
@@ -260,6 +293,8 @@ class VariationalActorCritic(LowOverheadModule):
         Raises:
             RunError: if too many updates in a row were not finite.
         """
+        if self._ivon is not None:
+            self._ivon.record()
         for parameter in self.twin.parameters_without_loss(self._trained):
             parameter.grad = None
         if self.consolidator is not None and self.consolidator.active:
@@ -322,22 +357,37 @@ class VariationalActorCritic(LowOverheadModule):
         assert self.target_twin is not None
         return moving_average_pairs(self.target_twin, self.twin)
 
-    def _log_training(self, batch: Batch, terms: ObjectiveTerms, parts: dict[str, Tensor]) -> None:
-        """Log everything that `docs/reference/metrics.md` lists under training, when it is due."""
+    def _log_is_due(self) -> bool:
+        """Return whether the values of this update are logged."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if not every or (self.global_step + 1) % every:
-            return
-        penalty = self._penalty()
+        return bool(every) and (self.global_step + 1) % every == 0
+
+    def _log_training(self, batch: Batch, terms: ObjectiveTerms, parts: dict[str, Tensor], penalty: Tensor) -> None:
+        """Log everything that `docs/reference/metrics.md` lists under training.
+
+        Args:
+            batch: the minibatch.
+            terms: terms of the loss.
+            parts: terms to log by name.
+            penalty: penalty of the consolidation method, a scalar in nats.
+        """
         # The loss of one pair, drawn at random, is half of the objective in expectation, and so is its penalty.
         share = 0.5 if self.objective.update_pairs == "random" else 1.0
         parts = {**parts, "ewc_penalty": share * penalty}  # the key of every method's penalty
         temperature = self.objective.kl_temperature
         values = training_values(self.twin, batch, terms.output, terms.targets, temperature, parts)
+        if self.weight_posterior is not None:
+            values |= posterior_values(self.weight_posterior.log_variances())
         values["train/skipped_updates"] = float(self.guard.skipped)
         values |= {f"train/{group['name']}_lr": group["lr"] for group in self.trainer.optimizers[0].param_groups}
         self._warn_of_clamped_targets(values["train/clamped_targets"], len(batch.transition.action))
         self.log_dict(values | self._frozen_share(penalty, terms.nll / share))
         self.log("step", float(batch.frames))
+
+    @functools.cached_property
+    def _trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters that the optimizer changes, by name."""
+        return trained_parameters(self.twin)
 
     def _warn_of_clamped_targets(self, share: Tensor | float, targets: int) -> None:
         if self.clamped_targets is None:

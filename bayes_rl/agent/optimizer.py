@@ -1,4 +1,4 @@
-"""Optimizer of all networks, and pairs of parameters for the moving average of the networks."""
+"""Optimizers of all networks, and pairs of parameters for the moving average of the networks."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayes_rl.agent.natural_gradient import IVON
 from bayes_rl.agent.settings import OptimizerSettings
 from bayes_rl.bayes.kl import bayesian_layers
+from bayes_rl.bayes.weight_posterior import WeightPosterior
 from bayes_rl.networks.actor_critic import TwinActorCritic
 
 
@@ -29,6 +31,29 @@ def make_optimizer(
         The optimizer, with the groups of `parameter_groups`.
     """
     return torch.optim.AdamW(parameter_groups(twin, rates, weight_decay), eps=eps, fused=fused)
+
+
+def make_ivon(
+    twin: TwinActorCritic, posterior: WeightPosterior, rates: dict[str, float], precision_rate: float
+) -> IVON:
+    """Build the natural-gradient optimizer of means and variances for all trained parameters.
+
+    Args:
+        twin: networks to train, whose parameters are the means.
+        posterior: distribution over the trained parameters.
+        rates: step sizes, keys `actor` and `critic`, as shares of a Newton step.
+        precision_rate: weight of the newest estimate in the curvature.
+
+    Returns:
+        The optimizer, with the groups of `parameter_groups`.
+    """
+    names: dict[Tensor, str] = {parameter: name for name, parameter in trained_parameters(twin).items()}
+    return IVON(parameter_groups(twin, rates, 0.0), names, posterior, precision_rate)
+
+
+def trained_parameters(twin: TwinActorCritic) -> dict[str, nn.Parameter]:
+    """Return the parameters that an optimizer changes, by name. Those of a prior function are fixed."""
+    return {name: parameter for name, parameter in twin.named_parameters() if parameter.requires_grad}
 
 
 def can_fuse(precision: str, clipped: bool, penalised: bool) -> bool:
@@ -61,9 +86,7 @@ def parameter_groups(twin: TwinActorCritic, rates: dict[str, float], weight_deca
     """
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     bayesian = {id(p) for layer in bayesian_layers(twin).values() for p in layer.parameters()}
-    for name, parameter in twin.named_parameters():
-        if not parameter.requires_grad:
-            continue  # a prior function is fixed
+    for name, parameter in trained_parameters(twin).items():
         in_actor_trunk = name.startswith(("trunks.0", "trunks.1")) and not twin.shared_trunk
         owner = "actor" if name.startswith("actors") or in_actor_trunk else "critic"
         if name.startswith("epinet"):

@@ -68,10 +68,13 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """Settings of Adam, and the schedule of its step sizes.
+    """Settings of the optimizer, and the schedule of its step sizes.
 
     Args:
-        actor_lr: step size of the actors' heads (and of trunks of their own), > 0.
+        family: `adam`, or `ivon` (Shen et al. 2024, arXiv:2402.17641), whose weights all have a Gaussian, trunk and
+            heads alike: natural-gradient descent of the ELBO by means and variances.
+        actor_lr: step size of the actors' heads (and of trunks of their own), > 0. With `ivon`, step sizes are shares
+            of a Newton step.
         critic_lr: step size of the critics and of a shared trunk, > 0.
         epinet_lr: step size of an epinet, > 0. Its features are fixed, so that larger steps are safe.
         schedule: of all step sizes: `constant`, or falling to `final_share` in `decay_frames`, `linear` or `cosine`.
@@ -79,13 +82,17 @@ class OptimizerSettings:
         decay_frames: environment frames of learning after the warm-up in which all step sizes fall, >= 0; `linear`
             and `cosine` need them.
         final_share: share of the step sizes that is left after the decay, in [0, 1].
-        adam_eps: offset of the denominator, >= 0.
-        weight_decay: decoupled weight decay of deterministic matrices and kernels, per unit of step size, >= 0.
+        adam_eps: offset of the denominator of `adam`, >= 0.
+        weight_decay: decoupled weight decay of deterministic matrices and kernels by `adam`, per unit of step size,
+            >= 0.
+        precision_rate: weight of the newest estimate in the curvature of `ivon`, per update, in (0, 1]. Variances
+            follow the loss within about 1 / precision_rate updates.
 
     Raises:
         ConfigError: naming the setting that cannot work.
     """
 
+    family: str = "adam"
     actor_lr: float = 2.5e-4
     critic_lr: float = 2.5e-4
     epinet_lr: float = 5e-3
@@ -95,8 +102,12 @@ class OptimizerSettings:
     warmup_frames: int = 0
     decay_frames: int = 0
     final_share: float = 0.0
+    precision_rate: float = 1e-3
 
     def __post_init__(self) -> None:
+        check_choice("model.optimizer.family", self.family, ("adam", "ivon"))
+        rate = self.precision_rate
+        check(0 < rate <= 1, "model.optimizer.precision_rate", rate, "must be above 0 and at most 1")
         check_choice("model.optimizer.schedule", self.schedule, SCHEDULES)
         for key in ("warmup_frames", "decay_frames"):
             check(getattr(self, key) >= 0, f"model.optimizer.{key}", getattr(self, key), "must be zero or more frames")
@@ -118,6 +129,8 @@ class OptimizerSettings:
 def check_agent(
     consolidation: ConsolidationSettings,
     posterior: PosteriorSettings,
+    objective: ObjectiveSettings,
+    optimizer: OptimizerSettings,
     bayesian: str,
     exploration: str,
     compile: str,
@@ -130,6 +143,8 @@ def check_agent(
     Args:
         consolidation: settings of consolidation.
         posterior: settings of the Bayesian layers.
+        objective: settings of the objective.
+        optimizer: settings of the optimizer.
         bayesian: which layers are Bayesian.
         exploration: `epsilon`, `thompson` or `both`.
         compile: one of `MODES`.
@@ -144,9 +159,25 @@ def check_agent(
     endless = num_tasks == 1 and not consolidation.consolidate_every
     message = "has no end of a task to act at; name several --data.tasks, or --model.consolidation.consolidate_every"
     check(not endless or method_class is METHODS["none"], "model.consolidation.method", method, message)
+    natural = optimizer.family == "ivon"
     message = "draws weights, but no layer is Bayesian; nearest: --model.network.bayesian heads"
-    check(exploration == "epsilon" or bayesian != "none", "model.exploration", exploration, message)
+    check(exploration == "epsilon" or bayesian != "none" or natural, "model.exploration", exploration, message)
+    if natural:
+        _check_ivon(objective, bayesian)
     obstacle = POSTERIORS[posterior.family].cuda_graph_obstacle if bayesian != "none" else ""
     message = f"records CUDA graphs, but {obstacle}; use default"
     check(not (obstacle and compile in REPLAYED), "model.compile", compile, message)
     method_class.check_posterior(method, posterior, bayesian)
+
+
+def _check_ivon(objective: ObjectiveSettings, bayesian: str) -> None:
+    """Raise `ConfigError` unless the natural-gradient optimizer can give every weight its distribution."""
+    key, value = "model.optimizer.family", "ivon"
+    message = "gives every weight a distribution, so that layers must be plain; add --model.network.bayesian none"
+    check(bayesian == "none", key, value, message)
+    message = "needs a temperature of the KL divergence; choose --model.objective.kl_temperature above 0"
+    check(objective.kl_temperature > 0, key, value, message)
+    message = "needs targets by mean weights; choose --model.objective.target ema"  # a draw's would bias the curvature
+    check(objective.target == "ema", key, value, message)
+    message = "needs the whole loss in every update; choose --model.objective.update_pairs both"
+    check(objective.update_pairs == "both", key, value, message)

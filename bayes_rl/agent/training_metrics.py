@@ -66,8 +66,18 @@ def training_values(
     for name, layer in layers.items():
         values[f"kl/{name}"] = layer.kl_divergence()
     if layers:
-        log_var = torch.cat([layer.log_var().flatten() for layer in layers.values()])
-        values["posterior/std_mean"] = (0.5 * log_var).exp().mean()
-        values["posterior/log_var_min"] = log_var.min()
-        values["posterior/log_var_max"] = log_var.max()
+        values |= posterior_values(torch.cat([layer.log_var().flatten() for layer in layers.values()]))
     return values
+
+
+def posterior_values(log_var: Tensor) -> dict[str, Tensor]:
+    """Return the tags `posterior/*` and their values.
+
+    Args:
+        log_var: log s^2 of all weights with a distribution, a vector.
+    """
+    return {
+        "posterior/std_mean": (0.5 * log_var).exp().mean(),
+        "posterior/log_var_min": log_var.min(),
+        "posterior/log_var_max": log_var.max(),
+    }

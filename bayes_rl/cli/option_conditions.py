@@ -42,6 +42,11 @@ def is_bayesian(options: Any) -> bool:
     return bool(options.model.network.bayesian != "none")
 
 
+def is_natural(options: Any) -> bool:
+    """Return whether the optimizer gives every weight a distribution."""
+    return bool(options.model.optimizer.family == "ivon")
+
+
 def in_group(section: str, *names: str) -> tuple[str, ...]:
     """Return the full names of options of a group, for example of `model.posterior`."""
     return tuple(f"{section}.{name}" for name in names)
@@ -109,7 +114,9 @@ def reads_consolidation(name: str) -> Condition:
 
 def conditions() -> list[Condition]:
     """Return all conditions; they depend on the registered families, methods and kinds of environments."""
-    posterior = [field.name for field in fields(PosteriorSettings)]
+    of_every_weight = ("prior_precision", "init_log_var")
+    of_layers = [field.name for field in fields(PosteriorSettings) if field.name not in of_every_weight]
+    layers = "with Bayesian layers: --model.network.bayesian epinet, heads, trunk or all"
     return [
         Condition(
             in_group("data.epsilon", "start", "end", "decay_frames"),
@@ -155,9 +162,9 @@ def conditions() -> list[Condition]:
             "with --model.objective.actor_loss cross_entropy",
         ),
         Condition(
-            ("model.objective.kl_temperature", *in_group("model.posterior", *posterior)),
-            is_bayesian,
-            "with Bayesian layers: --model.network.bayesian epinet, heads, trunk or all",
+            ("model.objective.kl_temperature", *in_group("model.posterior", *of_every_weight)),
+            lambda o: is_bayesian(o) or is_natural(o),
+            f"{layers}; or with --model.optimizer.family ivon",
         ),
         Condition(
             (*in_group("model.network", "epinet_features", "epinet_length_scale"), "model.optimizer.epinet_lr"),
@@ -169,10 +176,17 @@ def conditions() -> list[Condition]:
             lambda o: o.model.network.bayesian != "epinet",
             "without an epinet, whose prior is the prior function: --model.network.bayesian heads, trunk or all",
         ),
+        Condition(in_group("model.posterior", *of_layers), is_bayesian, layers),
         *read_by_family("model.posterior", POSTERIORS, "family", "size", "num_draws"),
         *read_by_family("model.posterior", PRIORS, "prior", "prior_precision"),
         *read_by_family("model.likelihood", LIKELIHOODS, "family", "noise_std", "value_range", "num_bins"),
         *(reads_consolidation(name) for name in METHODS["none"].ignored_settings(ConsolidationSettings())),
+        Condition(
+            in_group("model.optimizer", "adam_eps", "weight_decay"),
+            lambda o: not is_natural(o),
+            "with --model.optimizer.family adam",
+        ),
+        Condition(("model.optimizer.precision_rate",), is_natural, "with --model.optimizer.family ivon"),
         Condition(
             in_group("model.optimizer", "decay_frames", "final_share"),
             lambda o: o.model.optimizer.schedule != "constant",

@@ -28,10 +28,13 @@ def frozen_share(
         parameters: name to protected parameter.
         fisher: name to Fisher diagonal, shaped as the parameter.
         strength: lambda.
-        optimizer: Adam or AdamW of the parameters. The rms gradient is the root of its `exp_avg_sq`, bias-corrected;
-            it includes the gradient of the penalty. A weight whose rms gradient is 0 is not counted as frozen.
+        optimizer: of the parameters. With another one than Adam or AdamW the share is unknown, and 0 is returned. The
+            rms gradient is the root of Adam's `exp_avg_sq`, bias-corrected; it includes the gradient of the penalty. A
+            weight whose rms gradient is 0 is not counted as frozen.
     """
     frozen, weights = 0.0, 0
+    if not isinstance(optimizer, torch.optim.Adam):  # AdamW is one
+        return 0.0
     beta_2 = {id(p): group["betas"][1] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in parameters.items():
         weights += parameter.numel()

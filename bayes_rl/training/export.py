@@ -196,8 +196,9 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _played(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state that playing needs: the twin, and the fitted intervals of returns."""
-    return {k: v for k, v in state.items() if k.startswith(("twin.", "scores.")) and not k.endswith(PRIORS)}
+    """Return the state that playing needs: the twin, the variances of its weights, and fitted intervals of returns."""
+    played = ("twin.", "weight_posterior.", "scores.")
+    return {k: v for k, v in state.items() if k.startswith(played) and not k.endswith(PRIORS)}
 
 
 def _skeleton(settings: dict[str, Any], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -52,7 +52,9 @@ def network_bytes(agent: VariationalActorCritic) -> dict[str, int]:
     return {
         "weights": _size(agent.twin.state_dict().values()),
         "gradients": gradients,
-        "Adam": 2 * gradients + 4 * len(trained),  # two averages, and a counter each
+        # Adam has two averages and a counter each. IVON has an average, standard normal noise and precisions, and
+        # within an update the means and the noise of the draw.
+        "optimizer": (2 if agent.weight_posterior is None else 5) * gradients + 4 * len(trained),
         "moving average": _size(agent.target_twin.state_dict().values()) if agent.target_twin else 0,
         "anchors and Fisher": agent.consolidator.memory_bytes if agent.consolidator else 0,
     }
@@ -188,7 +190,8 @@ TRAINING_TAGS = (
 def logged_tags(agent: VariationalActorCritic, data: ReplayDataModule) -> set[str]:
     """Return the names of all values that a fit logs, which callbacks can monitor."""
     layers = bayesian_layers(agent.twin)
-    posterior = ("std_mean", "log_var_min", "log_var_max") if layers else ()
+    has_posterior = layers or agent.weight_posterior is not None
+    posterior = ("std_mean", "log_var_min", "log_var_max") if has_posterior else ()
     prefixes = [f"val/{name}/" for name in data.curriculum.names] if data.num_tasks > 1 else ["val/"]
     scores = [score_names(data.game, data.novel_states(task).kinds) for task in range(data.num_tasks)]
     return {
@@ -216,7 +219,7 @@ def check_monitors(trainer: pl.Trainer, agent: VariationalActorCritic, data: Rep
 def check_room(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayDataModule) -> None:
     """Raise `ConfigError` unless a run fits into memory and on disk; write nothing."""
     parts, device = network_bytes(agent), trainer.strategy.root_device
-    need, free = sum(parts[name] for name in ("gradients", "Adam")), available_memory()
+    need, free = sum(parts[name] for name in ("gradients", "optimizer")), available_memory()
     if device.type == "cuda":
         _check_networks(agent, sum(parts.values()), torch.cuda.mem_get_info(device)[0], "the GPU's memory")
         need = 0

@@ -1,9 +1,11 @@
-"""Cost of distributions over weights: a training step with Bayesian heads against one with plain heads.
+"""Cost of distributions over weights: an update of an agent with distributions against one with plain layers.
 
-    python -m benchmarks bayesian_heads [--rounds 40] [--steps 10]
+    python -m benchmarks bayesian_heads [--rounds 40] [--steps 10] [--arms heads all ivon]
 
-Both agents take short turns in one process, on the same minibatches, batch 32, one thread. The result is the median
-ratio over rounds of whole updates (targets, loss, backward, optimizer, moving average), for each encoder.
+The arms are Bayesian heads, Bayesian layers everywhere by local reparameterisation (`all`), and a Gaussian of every
+weight by natural gradients (`ivon`). An arm and the plain agent take short turns in one process, on the same
+minibatches, batch 32, one thread. The result is the median ratio over rounds of whole updates (targets, loss, backward,
+optimizer, moving average), for each encoder and arm. N grows at every update, as it does until a replay is full.
 """
 
 from __future__ import annotations
@@ -25,6 +27,12 @@ from benchmarks.runner import Benchmark, Cell, Options, Row
 BATCH, ACTIONS = 32, 4
 SHAPES = {"nature": (4, 84, 84), "impala": (4, 84, 84), "minatar": (4, 10, 10), "mlp": (8,)}
 HIDDEN = {"nature": 512, "impala": 256, "minatar": 128, "mlp": 128}
+ARMS: dict[str, dict[str, Any]] = {
+    "heads": {"bayesian": "heads"},
+    "all": {"bayesian": "all"},
+    "ivon": {"bayesian": "none", "optimizer": {"family": "ivon"}},
+}
+"""Options of the agents with distributions."""
 MORE = {"nature": 1, "impala": 1, "minatar": 10, "mlp": 25}
 """Factors of the rounds: other processes disturb short updates most."""
 
@@ -53,8 +61,11 @@ def updater(agent: VariationalActorCritic, encoder: str) -> Callable[[], None]:
     batch = minibatch(SHAPES[encoder])
 
     def update() -> None:
+        nonlocal batch
+        batch = batch._replace(num_data=batch.num_data + 1)
         optimizer.zero_grad()
         agent.training_step(batch, 0).backward()
+        agent.on_after_backward()
         agent.on_before_optimizer_step(optimizer)
         optimizer.step()
         agent.update_moving_average()
@@ -92,16 +103,18 @@ def compare(agents: dict[str, Callable[[], None]], rounds: int, steps: int) -> d
 
 
 def cells(options: Options, rows: list[Row]) -> list[Cell]:
-    """Return one cell for each encoder."""
-    return [{"encoder": encoder} for encoder in options.encoders]
+    """Return one cell for each encoder and arm."""
+    return [{"encoder": encoder, "arm": arm} for encoder in options.encoders for arm in options.arms]
 
 
 def measure(cell: Cell, options: Options) -> Row:
-    """Compare Bayesian with plain heads on one encoder."""
+    """Compare an agent with distributions with the plain one on one encoder."""
     torch.set_num_threads(1)
-    encoder = cell["encoder"]
-    agents = {name: updater(make_agent(encoder, bayesian=name), encoder) for name in ("heads", "none")}
-    return compare(agents, options.rounds * MORE[encoder], options.steps)
+    encoder, arm = cell["encoder"], cell["arm"]
+    agents = {arm: make_agent(encoder, **ARMS[arm]), "none": make_agent(encoder, bayesian="none")}
+    return compare(
+        {name: updater(agent, encoder) for name, agent in agents.items()}, options.rounds * MORE[encoder], options.steps
+    )
 
 
 def round_to(value: float) -> float:
@@ -110,9 +123,10 @@ def round_to(value: float) -> float:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the updates of a turn and the encoders."""
+    """Add the updates of a turn, the encoders and the arms."""
     parser.add_argument("--steps", type=int, default=10, help="updates per turn")
     parser.add_argument("--encoders", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
 
 
 BENCHMARK = Benchmark(

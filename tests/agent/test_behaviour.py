@@ -22,6 +22,7 @@ from bayes_rl.bayes.kl import bayesian_layers
 from bayes_rl.bayes.layers import BayesConv2d
 from bayes_rl.evaluation.games import Game, GameLoader, Games
 from bayes_rl.metrics.calibration import LEVELS, ReturnFit, fit_returns
+from bayes_rl.networks.actor_critic import TwinActorCritic
 from bayes_rl.networks.layer_factory import OneHotLinear
 from bayes_rl.types import Batch, Transition
 from bayes_rl.utils.seeds import Domain, derived_seed
@@ -78,6 +79,7 @@ def test_greedy_action_of_members_is_the_argmax_of_the_mean_of_all_policies() ->
 FAMILIES: dict[str, dict[str, Any]] = {
     "mean_field": {},
     "none": {"network": {"bayesian": "none"}},
+    "ivon": {"network": {"bayesian": "none"}, "optimizer": {"family": "ivon"}},
     "members": {"posterior": {"family": "members", "size": 3}, "network": {"prior_function_scale": 1.0}},
     "low_rank": {"posterior": {"family": "low_rank", "size": 2}, "network": {"prior_function_scale": 1.0}},
 }
@@ -307,6 +309,41 @@ def test_both_critics_get_their_turn_and_an_episode_keeps_its_own() -> None:
     make_constant(module.twin, LOGITS, torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]))
     for seed in (3, 4, 5, 6):
         assert set(module.act_by_draw(states, [seed] * 20).tolist()) == {2 * critic_of_draw(seed)}
+
+
+def drawn_everywhere(module: VariationalActorCritic, seed: int) -> TwinActorCritic:
+    """The plain network whose weights are all drawn from the optimizer's Gaussian."""
+    twin, weights = copy.deepcopy(module.twin), module.weight_posterior
+    assert weights is not None
+    shapes = {name: tuple(p.shape) for name, p in twin.named_parameters()}
+    noise = draws_by_seed(twin.posterior, shapes, [seed]).noise or {}
+    with torch.no_grad():
+        for name, p in twin.named_parameters():
+            p += noise[name][0] / weights.precision(name).sqrt()
+    return twin
+
+
+@pytest.mark.parametrize("settings", [{}, {"network": {"shared_trunk": False}}, MINATAR], ids=["mlp", "own", "images"])
+@torch.no_grad()
+def test_draws_of_every_weight_are_those_of_plain_networks(settings: dict[str, Any]) -> None:
+    """Values that act, each by the draw and the critic of its episode, and the mean and spread over 16 named draws."""
+    module = make_module(FAMILIES["ivon"], settings)
+    assert module.weight_posterior is not None
+    for precision in module.weight_posterior.buffers():
+        precision.mul_(torch.rand(precision.shape) + 0.5)
+    seeds, states = [5, 5, 9, 2**31 - 1, 0, 7], observations_of(module, 6)
+    expected = [
+        drawn_everywhere(module, seed)(state[None]).q_values[critic_of_draw(seed), 0]
+        for seed, state in zip(seeds, states, strict=True)
+    ]
+    by_draw = module.behaviour.values_by_draw(states, seeds, 0)
+    torch.testing.assert_close(by_draw, torch.stack(expected), rtol=1e-5, atol=1e-6)
+    named = [derived_seed(Domain.VALUE_DRAW, number) for number in range(VALUE_DRAWS)]
+    q_values = torch.cat([drawn_everywhere(module, seed)(states).q_values for seed in named])
+    estimate = module.estimate_values(states)
+    torch.testing.assert_close(estimate.q_mean, q_values.mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(estimate.q_std, q_values.std(0), rtol=1e-4, atol=1e-6)
+    assert (estimate.q_std > 0.01).all()
 
 
 # ------------------------------------------------------------------ value estimates

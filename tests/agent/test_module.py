@@ -27,6 +27,7 @@ from tests.helpers.agents import (
     FEATURES,
     LOW_RANK,
     MEMBERS,
+    NATURAL,
     EachUpdate,
     SampleData,
     Stream,
@@ -205,6 +206,7 @@ CHECKPOINTED = [
         "game": "breakout",
     },
     merged(EVERYTHING, {"exploration": "thompson", "network": {"bayesian": "all"}}),
+    merged(NATURAL, {"exploration": "thompson"}),
     merged(
         MEMBERS,
         {"exploration": "both", "likelihood": {"family": "hl_gauss", "num_bins": 7, "value_range": (-2.0, 2.0)}},
@@ -212,7 +214,7 @@ CHECKPOINTED = [
 ]
 
 
-@pytest.mark.parametrize("settings", CHECKPOINTED, ids=["ema", "other-ewc", "minatar", "low_rank", "members"])
+@pytest.mark.parametrize("settings", CHECKPOINTED, ids=["ema", "other-ewc", "minatar", "low_rank", "ivon", "members"])
 def test_a_checkpoint_alone_gives_the_same_agent(settings: dict[str, Any], tmp_path: Path) -> None:
     """Tensors and primitives only: `weights_only=True` loads it, and the module needs nothing else."""
     module = make_module(settings)
@@ -241,7 +243,13 @@ def test_a_checkpoint_alone_gives_the_same_agent(settings: dict[str, Any], tmp_p
 
 
 @pytest.mark.parametrize(
-    "family", [{}, merged(EVERYTHING, {"objective": {"bootstrap": "greedy"}})], ids=["mean_field", "low_rank"]
+    "family",
+    [
+        {},
+        merged(EVERYTHING, {"objective": {"bootstrap": "greedy"}}),
+        merged(NATURAL, {"objective": {"update_pairs": "both"}}),
+    ],
+    ids=["mean_field", "low_rank", "ivon"],
 )
 def test_a_resumed_fit_equals_an_uninterrupted_one(family: dict[str, Any], tmp_path: Path) -> None:
     """The weights' noise and draws, Adam's moments, the moving average, Fisher samples and anchors all continue."""

@@ -60,6 +60,9 @@ IDLE: dict[str, tuple[list[str], str]] = {
     "model.likelihood.noise_std=0.5": (HISTOGRAM, "--model.likelihood.family gaussian or learned_gaussian"),
     "model.likelihood.num_bins=21": ([], "--model.likelihood.family hl_gauss or two_hot"),
     "model.likelihood.value_range=[-3,3]": ([], "--model.likelihood.family hl_gauss or two_hot"),
+    "model.optimizer.adam_eps=1e-3": ([*PLAIN, "--model.optimizer.family=ivon"], "--model.optimizer.family adam"),
+    "model.optimizer.weight_decay=0.1": ([*PLAIN, "--model.optimizer.family=ivon"], "--model.optimizer.family adam"),
+    "model.optimizer.precision_rate=0.1": ([], "--model.optimizer.family ivon"),
     "model.optimizer.decay_frames=9": ([], "--model.optimizer.schedule linear or cosine"),
     "model.optimizer.final_share=0.5": ([], "--model.optimizer.schedule linear or cosine"),
     "trainer.gradient_clip_algorithm=value": (
@@ -108,6 +111,13 @@ ACTING = [
     ["--model.likelihood.family=two_hot", "--model.likelihood.value_range=[-3,3]", "--model.likelihood.num_bins=21"],
     ["--model.likelihood.family=learned_gaussian", "--model.likelihood.noise_std=0.5"],
     ["--model.objective.tau=0.5", "--model.objective.policy_temperature=0.5", "--model.objective.kl_temperature=0"],
+    [*PLAIN, "--model.optimizer.family=ivon", "--model.optimizer.precision_rate=0.1", "--model.exploration=thompson"],
+    [
+        *PLAIN,
+        "--model.optimizer.family=ivon",
+        "--model.posterior.init_log_var=-5",
+        "--model.objective.kl_temperature=2",
+    ],
     ["--model.optimizer.schedule=cosine", "--model.optimizer.decay_frames=90", "--model.optimizer.final_share=0.5"],
     ["--trainer.gradient_clip_algorithm=value", "--trainer.gradient_clip_val=1", "--data.evaluation.fps=20"],
 ]

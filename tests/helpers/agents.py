@@ -26,6 +26,10 @@ EPINET: dict[str, Any] = merged(MEMBERS, {"network": {"bayesian": "epinet", "pri
 EVERYTHING: dict[str, Any] = merged(
     LOW_RANK, {"network": {"prior_function_scale": 1.0}, "likelihood": {"family": "learned_gaussian"}}
 )
+NATURAL: dict[str, Any] = {
+    "network": {"bayesian": "none"},
+    "optimizer": {"family": "ivon", "actor_lr": 0.02, "critic_lr": 0.02, "precision_rate": 0.01},
+}
 EWC: dict[str, Any] = {
     "consolidation": {
         "method": "online_ewc",

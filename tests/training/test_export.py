@@ -37,6 +37,10 @@ SMALL = [
 AGENTS = {
     "cartpole": ["--config", str(ROOT / "configs/cartpole.yaml"), *SMALL],
     "minatar": ["--config", str(ROOT / "configs/minatar.yaml"), *SMALL, "--data.rules.max_episode_frames=60"],
+    "every_weight": [
+        *("--config", str(ROOT / "configs/cartpole.yaml"), *SMALL, "--model.network.bayesian=none"),
+        *("--model.optimizer.family=ivon", "--model.optimizer.actor_lr=0.01", "--model.optimizer.critic_lr=0.01"),
+    ],
     "tasks": [
         *("--config", str(ROOT / "configs/continual.yaml"), *SMALL, "--data.rules.max_episode_frames=60"),
         *("--data.curriculum.frames_per_task=400", "--data.tasks=[MinAtar/Breakout-v1, MinAtar/Freeway-v1]"),
@@ -169,7 +173,7 @@ def test_tensors_keep_their_values_and_types_and_nothing_else_is_there(
     kept = read_export(tmp_path / "agent.safetensors")
     assert kept["state_dict"].keys() == state.keys()
     for key, tensor in kept["state_dict"].items():
-        assert key.startswith("twin.") or key.endswith("return_fit")
+        assert key.startswith(("twin.", "weight_posterior.")) or key.endswith("return_fit")
         assert "prior" not in key
         assert tensor.dtype == saved["state_dict"][key].dtype
         assert torch.equal(tensor, saved["state_dict"][key])
@@ -188,7 +192,7 @@ def test_the_average_takes_the_place_of_the_newest_weights(trained: tuple[str, P
     saved = torch.load(checkpoint, weights_only=True)["state_dict"]
     export_agent(checkpoint, tmp_path / "agent.safetensors", average=True)
     agent = load_agent(tmp_path / "agent.safetensors")
-    head = "critics.0.weight_mu"
+    head = "critics.0.weight_mu" if agent.weight_posterior is None else "critics.0.weight"
     assert torch.equal(agent.twin.state_dict()[head], saved[f"target_twin.{head}"])
     assert not torch.equal(saved[f"twin.{head}"], saved[f"target_twin.{head}"])
     assert all(part.return_fit.isnan().all() for part in agent.scores)
