@@ -116,7 +116,7 @@ def conditions() -> list[Condition]:
     """Return all conditions; they depend on the registered families, methods and kinds of environments."""
     of_every_weight = ("prior_precision", "init_log_var")
     of_layers = [field.name for field in fields(PosteriorSettings) if field.name not in of_every_weight]
-    layers = "with Bayesian layers: --model.network.bayesian epinet, heads, trunk or all"
+    layers = "with Bayesian layers: --model.network.bayesian heads, trunk or all, or epinet"
     return [
         Condition(
             in_group("data.epsilon", "start", "end", "decay_frames"),
