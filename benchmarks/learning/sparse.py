@@ -92,12 +92,16 @@ def measure(cell: Cell, options: Options) -> Row:
 
 
 def expected_minutes(cell: Cell, rows: list[Row]) -> float:
-    """Return the minutes of a run: those of finished runs of the task, by the same arm if there are some."""
+    """Return the minutes of a run, by default of the default agent: those of finished runs, or an estimate."""
     task = find_task(cell["task"])
     of_task = [row for row in rows if row["task"] == cell["task"]]
     of_arm = [row for row in of_task if row["arm"] == cell.get("arm")]
-    known = [row["minutes"] for row in of_arm or of_task]
-    return statistics.mean(known) if known else task.frames / task.frames_per_second / 60
+    if of_arm:
+        return statistics.mean(row["minutes"] for row in of_arm)
+    # The minutes of the default agent, from the runs of other arms if there are some.
+    known = [row["minutes"] / ARMS[row["arm"]].slowness for row in of_task]
+    minutes = statistics.mean(known) if known else task.frames / task.frames_per_second / 60
+    return minutes * ARMS[cell.get("arm", report.OURS)].slowness
 
 
 def listing(options: Options, rows: list[Row]) -> str:

@@ -306,6 +306,15 @@ def test_tables_and_figure_are_made_from_the_files_alone(tmp_path: Path) -> None
     assert (tmp_path / f"{tmp_path.name}.png").stat().st_size > 0
 
 
+def test_the_minutes_of_a_run_are_those_of_its_like() -> None:
+    """A run of `made_up` takes 2 minutes, DeepSea 10 has 5000 frames at 230 a second, epsilon takes half the time."""
+    cell, other = {"task": "deep_sea_10", "arm": "epsilon"}, {"task": "deep_sea_10", "arm": "default"}
+    assert sparse.expected_minutes(cell, rows_of("door_key", "epsilon", [0])) == pytest.approx(0.5 * 5000 / 230 / 60)
+    assert sparse.expected_minutes(cell, rows_of("deep_sea_10", "default", [0])) == 1
+    rows = rows_of("deep_sea_10", "epsilon", [0, 0])
+    assert [sparse.expected_minutes(run, rows) for run in (cell, other)] == [2, 4]
+
+
 def wait_until(condition: Any, seconds: float = 500) -> None:
     end = time.monotonic() + seconds
     while not condition():

@@ -119,6 +119,7 @@ class Arm:
         fixed: options that hold whatever the search has chosen.
         tasks: names of the tasks that the arm learns; all of them by default.
         library: `bayes_rl`, or the class of Stable-Baselines3 or sb3-contrib.
+        slowness: time of a run relative to that of the default agent, to estimate the minutes of a run.
     """
 
     options: OptionValues
@@ -126,6 +127,7 @@ class Arm:
     fixed: OptionValues = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
     library: str = "bayes_rl"
+    slowness: float = 1.0
 
     def learns(self, task: str) -> bool:
         """Return whether the arm learns a task."""
@@ -159,6 +161,7 @@ ARMS: dict[str, Arm] = {
             "data.epsilon.start": 1,
         },
         "epsilon",
+        slowness=0.5,
     ),
     "ensemble": Arm(
         DEFAULT,
@@ -172,7 +175,8 @@ ARMS: dict[str, Arm] = {
     ),
     "no_prior": Arm({**DEFAULT, **NO_PRIOR}),
     "mean_field": Arm({**DEFAULT, **NO_PRIOR, "model.posterior.family": "mean_field"}),
-    "all_bayesian": Arm(DEFAULT, "default", {"model.network.bayesian": "all"}),
+    # From 2 (MiniGrid) to 5 (DeepSea).
+    "all_bayesian": Arm(DEFAULT, "default", {"model.network.bayesian": "all"}, slowness=4),
     "sb3_dqn": Arm({}, "sb3_dqn", tasks=OTHER_LIBRARIES, library="DQN"),
     "sb3_qrdqn": Arm({}, "sb3_qrdqn", tasks=OTHER_LIBRARIES, library="QRDQN"),
 }
