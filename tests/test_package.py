@@ -104,6 +104,8 @@ def test_a_wheel_works_in_an_empty_environment_and_folder(tmp_path: Path) -> Non
     (installed / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
     place = call(python, "-c", "import bayes_rl; print(bayes_rl.__file__)")
     assert Path(place.strip()) == installed / "bayes_rl/__init__.py"
+    recordings = {path.name for path in (installed / "bayes_rl/evaluation/recordings").iterdir()}
+    assert recordings == {path.name for path in (PACKAGE / "evaluation/recordings").iterdir()}
 
     command = tmp_path / "venv/bin/bayes-rl"
     quick = ["--trainer.enable_progress_bar", "false", "--data.replay.min_size", "64"]

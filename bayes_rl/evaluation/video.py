@@ -18,8 +18,7 @@ from bayes_rl.evaluation.rendering import render_game
 from bayes_rl.types import ValueEstimate
 from bayes_rl.utils.files import TEMPORARY, write_atomic
 
-PANEL_WIDTH = 200  # pixels
-
+PANEL_WIDTH, HEAD = 200, 30  # pixels, and rows above the first action
 
 GREY, WHITE, CHOSEN, SPREAD = (110, 110, 110), (230, 230, 230), (80, 160, 255), (255, 200, 60)
 
@@ -28,7 +27,9 @@ class Panel:
     """Drawing of Q(s, .) of one state.
 
     A bar reaches to the mean of each action, a line spans one standard deviation over posterior draws to either side,
-    and the chosen action has a colour. All states of a game have one scale.
+    and the chosen action has a colour. All states of a game have one scale. A gauge under the head line shows the
+    standard deviation of the chosen action on a scale of its own, full at the greatest one of the game: the spread is
+    often too small beside Q to be seen there.
 
     Args:
         names: of the actions.
@@ -41,6 +42,7 @@ class Panel:
         lows = torch.stack([e.q_mean - e.q_std for e in estimates]).min()
         highs = torch.stack([e.q_mean + e.q_std for e in estimates]).max()
         self.low, self.high = min(0.0, float(lows)), max(0.0, float(highs)) or 1e-6
+        self.greatest_std = float(torch.stack([e.q_std for e in estimates]).max()) or 1e-6
         self.label = 8 + 6 * max(len(name) for name in names)
 
     def _x(self, value: float) -> float:
@@ -53,9 +55,13 @@ class Panel:
         pen = ImageDraw.Draw(image)
         value, spread = float(estimate.q_mean[action]), float(estimate.q_std[action])
         pen.text((4, 2), f"Q {value:.2f} +- {spread:.2f}", fill=WHITE)
-        row = (self.height - 20) / len(self.names)
+        pen.rectangle((4, HEAD - 11, PANEL_WIDTH - 8, HEAD - 5), outline=GREY)
+        full = PANEL_WIDTH - 14  # inside the outline
+        if filled := round(full * spread / self.greatest_std):
+            pen.rectangle((5, HEAD - 10, 4 + filled, HEAD - 6), fill=SPREAD)
+        row = (self.height - HEAD) / len(self.names)
         for index, name in enumerate(self.names):
-            middle = 20 + row * (index + 0.5)
+            middle = HEAD + row * (index + 0.5)
             mean, std = float(estimate.q_mean[index]), float(estimate.q_std[index])
             colour = CHOSEN if index == action else GREY
             if row >= 10:

@@ -48,7 +48,8 @@ Picture = NDArray[np.uint8]
 
 PLAIN = EnvSettings("CartPole-v1", frame_skip=1, sticky_actions=0.0)
 BRICKS = EnvSettings("MinAtar/Breakout-v1", frame_skip=1, sticky_actions=0.1, max_episode_frames=30)
-TOP = 20  # rows above the first bar
+TOP = 30  # rows above the first bar
+TEXT = 19  # rows of the head line, above the gauge of the spread
 EIGHTEEN = (
     *("noop", "fire", "up", "right", "left", "down", "upright", "upleft", "downright", "downleft", "upfire"),
     *("rightfire", "leftfire", "downfire", "uprightfire", "upleftfire", "downrightfire", "downleftfire"),
@@ -157,10 +158,10 @@ def test_bars_of_good_and_bad_actions_part_at_one_column() -> None:
     first, second = panel.draw(estimates[0], 0), panel.draw(estimates[1], 1)
     assert found(first, CHOSEN)[2:] == pytest.approx((zero, 14 + 178 * 0.75), abs=1)
     assert found(first[70:, 14:], GREY)[2:] == pytest.approx((178 * 0.125, zero - 14), abs=1)
-    assert found(first[:70], SPREAD)[2:] == pytest.approx((14 + 178 * 0.5, 192), abs=1)
+    assert found(first[TOP:70], SPREAD)[2:] == pytest.approx((14 + 178 * 0.5, 192), abs=1)
     assert found(first[70:], SPREAD)[2:] == pytest.approx((14, zero), abs=1)
     assert found(second, CHOSEN)[2:] == pytest.approx((zero, 14 + 178 * 0.5), abs=1)
-    assert found(second[:70, 14:], GREY)[2:] == pytest.approx((zero - 14, 178 * 0.375), abs=1)
+    assert found(second[TOP:70, 14:], GREY)[2:] == pytest.approx((zero - 14, 178 * 0.375), abs=1)
 
 
 @pytest.mark.parametrize("num_actions", [2, 18])
@@ -173,13 +174,24 @@ def test_the_head_line_shows_the_estimate_of_the_chosen_action() -> None:
     one = estimate([1.25, -31.5, 7], [0.5, 2.25, 1])
     panel = Panel(["a", "b", "c"], [one], 210)
     for action, text in enumerate(["Q 1.25 +- 0.50", "Q -31.50 +- 2.25", "Q 7.00 +- 1.00"]):
-        assert np.array_equal(panel.draw(one, action)[:TOP], head_line(text))
+        assert np.array_equal(panel.draw(one, action)[:TEXT], head_line(text))
 
 
 def head_line(text: str) -> Picture:
-    image = Image.new("RGB", (PANEL_WIDTH, TOP))
+    image = Image.new("RGB", (PANEL_WIDTH, TEXT))
     ImageDraw.Draw(image).text((4, 2), text, fill=WHITE)
     return np.asarray(image)
+
+
+def test_a_gauge_shows_the_spread_of_the_chosen_action_relative_to_the_greatest_of_the_game() -> None:
+    """The gauge has 186 columns from column 5 on, in the rows 20 to 24. Its scale is not that of Q."""
+    one, other = estimate([1000, 2000], [0.5, 0.25]), estimate([1000, 2000], [0.0, 2.0])
+    panel = Panel(["a", "b"], [one, other], 210)
+    for state, action, share in ((one, 0, 0.25), (one, 1, 0.125), (other, 1, 1.0)):
+        columns = round(186 * share)
+        assert found(panel.draw(state, action)[:TOP], SPREAD) == (20, 24, 5, 4 + columns)
+    assert not (panel.draw(other, 0)[:TOP] == SPREAD).all(-1).any()
+    assert found(panel.draw(other, 0)[TEXT:TOP], GREY) == (0, 6, 4, 192)  # the outline
 
 
 def test_each_action_has_its_name_beside_its_bar_the_chosen_one_in_white() -> None:
@@ -260,11 +272,11 @@ def test_the_estimate_of_a_state_in_a_real_game_stands_beside_that_state() -> No
     (game,) = Games(BRICKS, [3], 1, 0, estimate_every=1).play(hashed(3), estimator)
     shown = list(frames_with_panel(BRICKS, game))
     assert len(shown) == len(game.actions) + 1
-    assert len({p[:TOP, 160:].tobytes() for p in shown}) > len(shown) // 2
+    assert len({p[:TEXT, 160:].tobytes() for p in shown}) > len(shown) // 2
     assert len(set(game.actions)) > 1
     for picture, action in zip(shown, game.actions, strict=False):
         state = float(code(torch.from_numpy(picture[::16, :160:16].any(-1))[None])[0])
-        assert np.array_equal(picture[:TOP, 160:], head_line(f"Q {state + 100 * action:.2f} +- 0.50"))
+        assert np.array_equal(picture[:TEXT, 160:], head_line(f"Q {state + 100 * action:.2f} +- 0.50"))
     assert np.array_equal(shown[-1][:, 160:], shown[-2][:, 160:])
 
 
