@@ -39,7 +39,13 @@ from bayes_rl.cli.resume_rules import (
 )
 from bayes_rl.cli.saved_runs import SavedRun, find_checkpoint, read_saved_run, saved_trainer
 from bayes_rl.cli.trainer_errors import one_line, place_error, trainer_error
-from bayes_rl.cli.user_modules import check_modules, import_user_modules, module_hint, write_stack_trace
+from bayes_rl.cli.user_modules import (
+    check_modules,
+    import_user_modules,
+    module_hint,
+    module_names,
+    write_stack_trace,
+)
 from bayes_rl.cli.validation import check_trainer, check_values
 from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.errors import ConfigError, RunError, UserCodeError, check, did_you_mean
@@ -138,17 +144,16 @@ class BayesCLI(LightningCLI):
         for name, value in typed_options(self._words):
             if name == "config" and value:
                 check_config(value)
-        self._imported = import_user_modules(self._words)
+        run_config = dict(typed_options(self._words))["config"] if self._resumes_alone else None
+        self._imported = import_user_modules(self._words, run_config)
         self.config = parser.parse_args(self._words)
         options = self._options()
+        options.import_modules = module_names(self._imported)
         self._check_environment()
         seed = options.seed_everything
         if isinstance(seed, bool) or seed is None or not 0 <= seed < 2**32:
             raise ConfigError("seed_everything", seed, "must be a whole number from 0 to 4294967295")
-        for section, cls in (("trainer", Trainer), ("model", VariationalActorCritic), ("data", ReplayDataModule)):
-            if not isinstance(options[section], Namespace):
-                raise ConfigError(section, options[section], "is no mapping of options")
-            check_values(section, cls, options[section])
+        self._check_sections()
         check_trainer(options.trainer)
         self._check_name(options.name)
         typed = given_options(self._words, [])
@@ -159,6 +164,17 @@ class BayesCLI(LightningCLI):
                 raise ConfigError(f"model.{key}", options.model[key], "follows from the data; drop it")
         if options.data.tasks and "data.env" in typed:
             raise ConfigError("data.env", options.data.env, "is not played beside --data.tasks; drop one of them")
+
+    def _check_sections(self) -> None:
+        """Raise `ConfigError` if a section is no mapping, or holds a value that is wrong."""
+        options = self._options()
+        for section, cls in (("trainer", Trainer), ("model", VariationalActorCritic), ("data", ReplayDataModule)):
+            if not isinstance(options[section], Namespace):
+                raise ConfigError(section, options[section], "is no mapping of options")
+            for part in (options[section], *vars(options[section]).values()):
+                if isinstance(part, Namespace):
+                    part.pop("__path__", None)  # of a file that is the value of a section or group; no option
+            check_values(section, cls, options[section])
 
     def _check_environment(self) -> None:
         """Raise `ConfigError` at an environment variable that names no option."""

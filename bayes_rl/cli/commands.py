@@ -65,8 +65,8 @@ def export(words: Sequence[str]) -> None:
     text = "your own module, or a list of modules, beside those of the run's config.yaml"
     parser.add_argument("--import_modules", metavar="MODULE", help=text)
     arguments = vars(parser.parse_args(words))
-    from bayes_rl.cli.user_modules import import_modules_of_run
-    from bayes_rl.errors import ConfigError
+    from bayes_rl.cli.user_modules import import_modules_of_run, write_stack_trace
+    from bayes_rl.errors import ConfigError, UserCodeError
     from bayes_rl.training.export import ExportError, export_agent
 
     modules = arguments.pop("import_modules")
@@ -74,7 +74,8 @@ def export(words: Sequence[str]) -> None:
         import_modules_of_run(str(arguments["checkpoint"]), [f"--import_modules={modules}"] if modules else [])
         agent = export_agent(**arguments)
     except (ConfigError, OSError) as error:
-        parser.error(error.line if isinstance(error, ExportError) else str(error))
+        trace = write_stack_trace(error, []) if isinstance(error, UserCodeError) else ""
+        parser.error(f"{error.line if isinstance(error, ExportError) else error}{trace}")
     output = arguments["output"]
     game, size = agent["hyper_parameters"].get("game"), output.stat().st_size
     print(f"{output}: {game}, {agent['frames']:,} frames, {size:,} bytes")

@@ -36,6 +36,10 @@ LEARNING = {
 """Model options that no saved state depends on; a resumed run may change them with `--allow_overrides`."""
 
 
+GAMES = ("env", "tasks", "spaces_of")
+"""Data options whose ids can have a module in front, as in `my_module:My-v0`."""
+
+
 MOMENTARY = {"refill_replay", "evaluation.render", "evaluation.fps", "replay.device", "compile"}
 """Options that hold for one command, or change the speed alone: never taken from a checkpoint."""
 
@@ -106,7 +110,7 @@ def _differences(options: Any, saved: dict[str, Any]) -> Iterator[tuple[str, str
             decided = section == "model" and key in AGENT_ARGUMENTS
             if not decided and key not in MOMENTARY and key in options[section]:
                 asked = options[section][key]
-                if not _same(value, asked):
+                if not _same(value, asked) and not (key in GAMES and _same(_plain(value), _plain(asked))):
                     yield section, key, value, asked
 
 
@@ -153,6 +157,12 @@ def reached_limit(saved: SavedRun, trainer: Any) -> str | None:
         if time_left is not None and time_left <= seconds:
             return number.format(f"{seconds:.0f}", "seconds", "max_time", trainer.max_time, "a longer time")
     return None
+
+
+def _plain(games: Any) -> Any:
+    """Return ids of games without the modules in front, which may have been renamed."""
+    ids = [str(game).rpartition(":")[2] for game in games] if isinstance(games, (list, tuple)) else games
+    return ids.rpartition(":")[2] if isinstance(ids, str) else ids
 
 
 def _same(saved: Any, asked: Any) -> bool:

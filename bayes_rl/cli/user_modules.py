@@ -7,34 +7,56 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from bayes_rl.bayes.likelihoods import LIKELIHOODS
 from bayes_rl.bayes.posteriors.base import POSTERIORS
 from bayes_rl.bayes.priors import PRIORS
-from bayes_rl.cli.arguments import typed_options
+from bayes_rl.cli.arguments import environment_options, typed_options
 from bayes_rl.cli.saved_runs import own_config
 from bayes_rl.continual.base import METHODS
-from bayes_rl.envs.kinds import import_user_module, module_of
+from bayes_rl.envs.kinds import MissingModuleError, import_user_module, module_of
 from bayes_rl.errors import ConfigError, UserCodeError
 from bayes_rl.networks.encoders import ENCODERS
 
 OPTION = "import_modules"
 
+ENVIRONMENTS = ("data.env", "data.tasks")
+"""Options whose ids can have a module in front."""
+
 REGISTRIES = (ENCODERS, POSTERIORS, PRIORS, LIKELIHOODS, METHODS)
 """Registries that a user's module can extend."""
 
 
-def import_user_modules(words: list[str]) -> set[str]:
-    """Import the modules that a command line and its configurations name, and return their names.
+class NamedModule(NamedTuple):
+    """Module that an option names.
 
-    `import_modules` names modules, and so does an id such as `my_module:My-v0` in `data.env` and `data.tasks`. If any
-    module or class is named, the current folder is searched too, as Python does for a script.
+    Attributes:
+        name: of the module.
+        key: option that names the module.
+        value: of the option.
+        config: configuration that holds the option; empty for a typed option.
+    """
+
+    name: str
+    key: str
+    value: object
+    config: str
+
+
+def import_user_modules(words: list[str], run_config: str | None = None) -> list[NamedModule]:
+    """Import the modules that environment variables, configurations and a command line name, and return them.
+
+    The modules of every `import_modules` add up. An id such as `my_module:My-v0` in `data.env` and `data.tasks` names a
+    module too; of these options the last value counts. If any module or class is named, the current folder is
+    searched too, as Python does for a script.
 
     Args:
         words: of the command line, with the configuration of a resumed run.
+        run_config: value of `--config` that is the configuration of a resumed run. A module that only this
+            configuration names, and that does not exist any more, is left out if other modules are typed.
 
     Raises:
         ConfigError: if there is no such module, or the option is no list of names.
@@ -44,18 +66,39 @@ def import_user_modules(words: list[str]) -> set[str]:
     texts = [*words, *(content for name, value in typed_options(words) if name == "config" for content in _read(value))]
     if named or any("class_path" in text for text in texts):
         sys.path.insert(0, os.getcwd())
-    for name, key, value in named:
-        import_user_module(name, key, value)
-    return {name for name, _, _ in named}
+    imported = []
+    for module in named:
+        of_run = run_config is not None and module.config == run_config
+        try:
+            import_user_module(module.name, module.key, module.value)
+        except MissingModuleError as error:
+            if not of_run:
+                raise
+            others = [other for other in named if other.key == OPTION and other.config != run_config]
+            if module.key == OPTION and others:
+                print(f"the run's config.yaml names the module {module.name!r}, which is not found and left out")
+                continue
+            value = "NAME" if module.key == OPTION else str(module.value).replace(f"{module.name}:", "NAME:")
+            way_out = f"the run's config.yaml names it; if it has another name now, type --{module.key} {value!r}"
+            raise ConfigError(error.key, error.value, f"{error.problem}; {way_out}") from None
+        else:
+            imported.append(module)
+    return imported
+
+
+def module_names(modules: list[NamedModule]) -> str | list[str] | None:
+    """Return the value of `import_modules` that a run's configuration keeps: all names from all places."""
+    names = list(dict.fromkeys(module.name for module in modules if module.key == OPTION))
+    return names[0] if len(names) == 1 else names or None
 
 
 def import_modules_of_run(checkpoint: str, words: list[str]) -> None:
     """Import the modules that the configuration of a checkpoint's run and a typed `--import_modules` name."""
     config = own_config(checkpoint)
-    import_user_modules(["export", *([f"--config={config}"] if config else []), *words])
+    import_user_modules(["export", *([f"--config={config}"] if config else []), *words], config)
 
 
-def check_modules(options: Any, imported: set[str]) -> None:
+def check_modules(options: Any, imported: list[NamedModule]) -> None:
     """Check that neither the command line nor a configuration left out the module of an environment.
 
     A checkpoint from elsewhere must not decide what is imported.
@@ -70,7 +113,7 @@ def check_modules(options: Any, imported: set[str]) -> None:
     for env in [options.env, *(options.tasks or [])]:
         module = module_of(env)
         problem = f"names a module that only the checkpoint names; to import it, add --{OPTION} {module}"
-        if module and module not in imported:
+        if module and module not in {other.name for other in imported}:
             raise ConfigError("data.env", env, problem)
 
 
@@ -96,36 +139,59 @@ def write_stack_trace(error: UserCodeError, words: list[str]) -> str:
     return f"; its stack trace is in {path}"
 
 
-def _named_modules(words: list[str]) -> Iterator[tuple[str, str, object]]:
-    """Yield the name of each module, the option that names the module, and the option's value."""
-    for name, value in typed_options(words):
-        if name == "config":
-            for text in _read(value):
-                yield from _in_config(text)
-        elif name in (OPTION, "data.env", "data.tasks"):
-            yield from _in_option(name, _parse(value or ""))
-
-
-def _in_config(text: str) -> Iterator[tuple[str, str, object]]:
-    config = _parse(text)
-    if not isinstance(config, Mapping):
-        return  # the parser reports it
-    yield from _in_option(OPTION, config.get(OPTION))
-    data = config.get("data")
-    if isinstance(data, Mapping):
-        for key in ("env", "tasks"):
-            yield from _in_option(f"data.{key}", data.get(key))
-
-
-def _in_option(key: str, value: object) -> Iterator[tuple[str, str, object]]:
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    for entry in values:
+def _named_modules(words: list[str]) -> list[NamedModule]:
+    """Return the modules that are named, in the order of the parser: variables, then the command line from the left."""
+    modules: list[NamedModule] = []
+    of_envs: dict[str, list[NamedModule]] = {}
+    for key, value, config in _values(words):
         if key == OPTION:
-            if not isinstance(entry, str):
-                raise ConfigError(key, value, "must be the name of a module, or a list of names")
-            yield entry, key, value
-        elif isinstance(entry, str) and module_of(entry):
-            yield module_of(entry), key, value
+            modules += _in_modules(value, config)
+        else:
+            of_envs[key] = _in_envs(key, value, config)
+    return [*modules, *(module for named in of_envs.values() for module in named)]
+
+
+def _values(words: list[str]) -> Iterator[tuple[str, object, str]]:
+    """Yield option, value and configuration of every place that can name modules."""
+    verb = words[0] if words else ""
+    for name, variable in environment_options(verb).items():
+        if name in (OPTION, *ENVIRONMENTS):
+            yield name, _parse_value(name, os.environ[variable]), ""
+    for name, value in typed_options(words):
+        if name in ("config", "data"):
+            for text in _read(value):
+                content = _parse(text)
+                options = {"data": content} if name == "data" else content
+                yield from _in_config(options, value or "")
+        elif name in (OPTION, *ENVIRONMENTS):
+            yield name, _parse_value(name, value or ""), ""
+
+
+def _in_config(options: object, config: str) -> Iterator[tuple[str, object, str]]:
+    if not isinstance(options, Mapping):
+        return  # the parser reports it
+    yield OPTION, options.get(OPTION), config
+    data = options.get("data")
+    for option in ENVIRONMENTS:
+        key = option.removeprefix("data.")
+        if isinstance(data, Mapping) and key in data:
+            yield option, data[key], config
+
+
+def _in_modules(value: object, config: str) -> list[NamedModule]:
+    names = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(name, str) for name in names):
+        raise ConfigError(OPTION, value, "must be the name of a module, or a list of names")
+    return [NamedModule(name, OPTION, value, config) for name in names]
+
+
+def _in_envs(key: str, value: object, config: str) -> list[NamedModule]:
+    envs = [env for env in (value if isinstance(value, list) else [value]) if isinstance(env, str)]
+    return [NamedModule(module_of(env), key, value, config) for env in envs if module_of(env)]
+
+
+def _parse_value(key: str, value: str) -> object:
+    return value if key == "data.env" else _parse(value)  # YAML reads `my_module:` as a mapping
 
 
 def _read(value: str | None) -> list[str]:

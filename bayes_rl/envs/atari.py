@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from bayes_rl.envs.base import BoolArray, EnvKind, EnvSettings, Step, VectorEnvs
+from bayes_rl.envs.gymnasium_envs import registered_outside
 from bayes_rl.envs.observations import SIDE
 from bayes_rl.errors import check
 
@@ -113,8 +114,9 @@ def atari_games() -> dict[str, str]:
     """Return the name of the ROM for every name of a bundled Atari game (`breakout`, `ALE/Breakout-v5`)."""
     names = {rom: rom for rom in roms.get_all_rom_ids()}
     # Ids that end in `-ram-v5`, of earlier versions of ale-py, observe the memory of the emulator.
-    names |= {i: s.kwargs["game"] for i, s in gym.registry.items() if i.startswith("ALE/") and "-ram" not in i}
-    return names
+    ids = [env for env in gym.registry if env.startswith("ALE/") and "-ram" not in env]
+    names |= {env: gym.registry[env].kwargs["game"] for env in ids if not registered_outside(env, "ale_py")}
+    return {name: rom for name, rom in names.items() if not registered_outside(name, "ale_py")}
 
 
 OLD_ID = re.compile(
@@ -150,7 +152,7 @@ def old_id(env: str) -> OldId | None:
     parts = OLD_ID.fullmatch(env)
     if parts is None or env in atari_games() or (parts["version"] == "5" and not parts["ram"]):
         return None
-    if env in gym.registry and not str(gym.registry[env].entry_point).startswith("ale_py"):
+    if registered_outside(env, "ale_py"):
         return None
     rom = re.sub(r"(?<!^)(?=[A-Z])", "_", parts["game"]).lower()
     if rom not in atari_games():

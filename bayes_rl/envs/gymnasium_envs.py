@@ -23,6 +23,13 @@ MIN_HEIGHT = 160  # pixels; smaller images are enlarged
 gym.register("bayes_rl/DeepSea-v0", "bayes_rl.envs.deep_sea:DeepSea")
 
 
+def registered_outside(env: str, package: str) -> bool:
+    """Return whether Gymnasium's registry has `env` from another package, so that a user means that environment."""
+    entry: Any = gym.registry[env].entry_point if env in gym.registry else None
+    module = entry.partition(":")[0] if isinstance(entry, str) else getattr(entry, "__module__", package)
+    return entry is not None and module.partition(".")[0] != package
+
+
 class GymnasiumEnvs(VectorEnvs):
     """Gymnasium environments with discrete actions, stepped one after the other by `recv`.
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 
 from bayes_rl.envs.atari import AtariKind
@@ -16,9 +19,14 @@ from bayes_rl.envs.minigrid import MiniGridKind
 from bayes_rl.envs.monitored import MonitoredEnvs
 from bayes_rl.envs.observations import CHANNELS, OBSERVATIONS
 from bayes_rl.errors import ConfigError, UserCodeError, check, check_choice, did_you_mean
+from bayes_rl.utils.stop_signals import Stopped
 
 KINDS: list[EnvKind] = [AtariKind(), MinAtarKind(), MiniGridKind(), GymnasiumKind()]
 """The first kind that knows an id makes its games."""
+
+
+class MissingModuleError(ConfigError):
+    """Name of a module that does not exist."""
 
 
 def register_kind(kind: EnvKind) -> EnvKind:
@@ -40,19 +48,54 @@ def import_user_module(name: str, key: str, value: object) -> None:
         value: of the option, for the error.
 
     Raises:
-        ConfigError: if there is no such module.
+        MissingModuleError: if there is no such module.
+        ConfigError: if a module of another folder that has this name is loaded already.
         UserCodeError: if the module raises an error.
     """
-    files = [path.stem for path in Path.cwd().glob("*.py")]
-    problem = f"names no module {name!r} of the current folder or the installed packages{did_you_mean(name, files)}"
-    check(all(part.isidentifier() for part in name.split(".")), key, value, problem)
+    is_name = all(part.isidentifier() for part in name.split("."))
+    if not is_name or Path(name).is_file():  # the import of `my_module.py` would run `my_module`
+        raise MissingModuleError(key, value, _missing(name))
     try:
         importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # a module may raise anything, and a script ends with `sys.exit`
+    except (Stopped, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a module may raise anything, and a script ends with `sys.exit`
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
-            raise ConfigError(key, value, problem) from None
+            raise MissingModuleError(key, value, _missing(name)) from None
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserCodeError(key, value, f"fails while {name} is imported: {reason}") from error
+    _check_not_hidden(name, key, value)
+
+
+def _missing(name: str) -> str:
+    """Return the problem of a name that names no module, with a way out."""
+    path, here = Path(name), Path.cwd()
+    problem = f"names no module {name!r} of the current folder or the installed packages"
+    if path.suffix == ".py" and path.is_file():
+        folder, module = path.resolve().parent, path.stem
+        if not folder.is_relative_to(here.resolve()):
+            return f"is a path, not the name of a module; nearest: {module!r} with PYTHONPATH={folder}"
+        parts = (*folder.relative_to(here.resolve()).parts, module)
+        return f"is a path, not the name of a module; nearest: {'.'.join(parts)!r}"
+    if "," in name or " " in name:
+        return f"{problem}; a list is written '[{', '.join(name.replace(',', ' ').split())}]'"
+    package, dot, _ = name.rpartition(".")
+    known = [package + dot + path.stem for path in Path(package.replace(".", "/")).glob("*") if _is_module(path)]
+    elsewhere = "; for a module of another folder, set PYTHONPATH to that folder"
+    return problem + (did_you_mean(name, known) or elsewhere)
+
+
+def _is_module(path: Path) -> bool:
+    return path.suffix == ".py" or (path / "__init__.py").is_file()
+
+
+def _check_not_hidden(name: str, key: str, value: object) -> None:
+    """Raise `ConfigError` if a module that was loaded before hides the file of this name in the current folder."""
+    own = [path for path in (Path(f"{name}.py"), Path(name, "__init__.py")) if path.is_file()]
+    loaded = getattr(sys.modules.get(name), "__file__", None)
+    if own and not (loaded and any(os.path.samefile(loaded, path) for path in own)):
+        problem = f"names a module of Python or of a package, which hides the file {own[0]}; rename that file"
+        raise ConfigError(key, value, problem)
 
 
 def module_of(env: str) -> str:
@@ -70,7 +113,10 @@ def resolve(settings: EnvSettings) -> EnvSettings:
     """
     if module := module_of(settings.env):
         import_user_module(module, "data.env", settings.env)
-        settings = replace(settings, env=settings.env.rpartition(":")[2])
+        plain = settings.env.rpartition(":")[2]
+        problem = f"names no game that {module} registers{did_you_mean(plain, gym.registry)}"
+        check(any(kind.knows(plain) for kind in KINDS), "data.env", settings.env, problem)
+        settings = replace(settings, env=plain)
     return find_kind(settings.env).with_own_rules(settings)
 
 
@@ -84,7 +130,7 @@ def find_kind(env: str) -> EnvKind:
         if kind.knows(env):
             return kind
     ids = dict.fromkeys(name for kind in KINDS for name in kind.ids())
-    hint = f"{did_you_mean(env, ids)}; an id of your own: --data.env MODULE:{env}"
+    hint = f"{did_you_mean(env, ids)}; an id of your own: --data.env MODULE:{env.lstrip(':')}"
     raise ConfigError("data.env", env, f"is no known game or Gymnasium id{hint}")
 
 

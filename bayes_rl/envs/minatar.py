@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 
 from bayes_rl.envs.base import EnvSettings
-from bayes_rl.envs.gymnasium_envs import GymnasiumKind, OwnSpaces, make_plain
+from bayes_rl.envs.gymnasium_envs import GymnasiumKind, OwnSpaces, make_plain, registered_outside
 from bayes_rl.envs.observations import Reading
 from bayes_rl.errors import check, did_you_mean
 
@@ -46,7 +46,7 @@ class MinAtarKind(GymnasiumKind):
 
     def knows(self, env: str) -> bool:
         """Return whether `env` is written as the id of a MinAtar game, installed or not."""
-        return env.startswith(PREFIX)
+        return env.startswith(PREFIX) and not registered_outside(env, "minatar")
 
     def ids(self) -> Iterable[str]:
         """Return the ids of the installed games."""

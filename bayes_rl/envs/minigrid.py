@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 
 from bayes_rl.envs.base import EnvSettings
-from bayes_rl.envs.gymnasium_envs import GymnasiumKind, make_plain
+from bayes_rl.envs.gymnasium_envs import GymnasiumKind, make_plain, registered_outside
 from bayes_rl.errors import check, did_you_mean
 
 PREFIXES = ("MiniGrid-", "BabyAI-")
@@ -44,7 +44,7 @@ class MiniGridKind(GymnasiumKind):
 
     def knows(self, env: str) -> bool:
         """Return whether `env` is written as the id of a MiniGrid game, installed or not."""
-        return env.startswith(PREFIXES)
+        return env.startswith(PREFIXES) and not registered_outside(env, "minigrid")
 
     def ids(self) -> Iterable[str]:
         """Return the ids of the games, once a game of MiniGrid was asked for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from collections.abc import Iterator
@@ -14,8 +15,12 @@ import yaml
 
 from bayes_rl.bayes import LIKELIHOODS, POSTERIORS
 from bayes_rl.cli import main
+from bayes_rl.cli.user_modules import import_user_modules, module_names
 from bayes_rl.continual import METHODS
+from bayes_rl.envs.kinds import import_user_module
+from bayes_rl.errors import ConfigError, UserCodeError
 from bayes_rl.networks import ENCODERS
+from bayes_rl.utils.stop_signals import Stopped
 from tests.helpers.command_line import ROOT, TINY, error_of, run, saved
 
 PAGE = (ROOT / "docs/how-to/add_an_environment.md").read_text(encoding="utf-8")
@@ -91,7 +96,8 @@ def name(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     yield module
     for part in parts:
         part.stop()
-    sys.modules.pop(module, None)
+    for imported in [other for other in sys.modules if other.startswith(module)]:
+        sys.modules.pop(imported)
     for added in set(gym.registry) - ids:
         gym.registry.pop(added)
 
@@ -175,18 +181,172 @@ def test_a_configuration_lists_modules_for_several_tasks(name: str, monkeypatch:
             ["--import_modules=my_modul"],
             "--import_modules: 'my_modul' names no module 'my_modul' .*nearest: 'my_module",
         ),
-        (["--import_modules=../x"], "--import_modules: '../x' names no module"),
+        (["--import_modules=../x"], "--import_modules: '../x' names no module .*; .* set PYTHONPATH to that folder"),
+        (["--import_modules=./my_module.py"], "'./my_module.py' is a path, not .*; nearest: 'my_module'$"),
+        (["--import_modules=parts/inner.py"], "'parts/inner.py' is a path, not .*; nearest: 'parts.inner'$"),
+        (["--import_modules=parts.iner"], "'parts.iner' names no module .*; nearest: 'parts.inner'$"),
+        (["--import_modules=a, b"], r"'a, b' names no module .*; a list is written '\[a, b\]'"),
+        (
+            ["--import_modules=statistics"],
+            "'statistics' names a module of Python .* hides the file statistics.py; rename",
+        ),
+        (["--data.env=my_module.py:My-v0"], "'my_module.py:My-v0' is a path, not .*; nearest: 'my_module'$"),
+        (["--data.env=json:"], "--data.env: 'json:' names no game that json registers$"),
+        (
+            ["--data.env=json:CartPol-v1"],
+            "'json:CartPol-v1' names no game that json registers; nearest: 'CartPole-v1'$",
+        ),
+        (["--data.env=:My-v0"], "--data.env: ':My-v0' is no known .*: --data.env MODULE:My-v0$"),
         (["--import_modules=[json, 3]"], r"--import_modules: \['json', 3\] must be the name of a module"),
         (["--data.env=my_modul:My-v0"], "--data.env: 'my_modul:My-v0' names no module 'my_modul'"),
-        (["--data.env=json:My-v0"], "--data.env: 'My-v0' is no known .*an id of your own: --data.env MODULE:My-v0"),
+        (["--data.env=My-v0"], "--data.env: 'My-v0' is no known .*an id of your own: --data.env MODULE:My-v0"),
         (["--model.network.encoder=one_layer"], "'one_layer' is not one of .*one of your own: --import_modules MODULE"),
     ],
 )
 def test_what_cannot_be_imported_is_one_line(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], text: str
 ) -> None:
-    Path("my_module.py").write_text("")
+    import statistics  # noqa: F401  # loaded before the file of its name is asked for
+
+    Path("parts").mkdir()
+    for file in ("my_module.py", "parts/inner.py", "statistics.py"):
+        Path(file).write_text("raise AssertionError")
     assert re.search(text, error_of(monkeypatch, capsys, "fit", *QUICK, *words))
+
+
+def test_a_module_of_a_path_outside_of_the_folder_is_told_with_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/far.py").write_text("")
+    problem = f"is a path, not the name of a module; nearest: 'far' with PYTHONPATH={tmp_path / 'folder'}"
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ConfigError, match=f"{re.escape(problem)}$"):
+        import_user_module("../folder/far.py", "import_modules", "../folder/far.py")
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["--import_modules=A", "--import_modules", "B"], ["A", "B"]),
+        (["--config=one.yaml", "--import_modules=B"], ["A", "B"]),
+        (["--config=one.yaml", "--import_modules=A"], "A"),
+        (["--import_modules=[B]"], ["C", "B"]),
+        (["--data.env=A:Corridor-v0"], "C"),
+        ([], None),
+    ],
+)
+def test_modules_named_in_several_places_add_up(
+    name: str, monkeypatch: pytest.MonkeyPatch, words: list[str], names: str | list[str] | None
+) -> None:
+    """A is `name`, B and C are others; C is named by an environment variable where it is expected."""
+    own = {"A": name, "B": f"{name}_b", "C": f"{name}_c"}
+    for module in own.values():
+        Path(f"{module}.py").write_text("")
+    Path("one.yaml").write_text(f"import_modules: {name}")
+    if "C" in (names or ""):
+        monkeypatch.setenv("BAYES_RL_FIT__IMPORT_MODULES", own["C"])
+    modules = import_user_modules(["fit", *(re.sub(r"\b[AB]\b", lambda m: own[m[0]], word) for word in words)])
+    kept = module_names(modules)
+    assert kept == ([own[n] for n in names] if isinstance(names, list) else names and own[names])
+    assert {module.name for module in modules} <= set(sys.modules)
+
+
+def test_the_last_environment_alone_decides_which_module_is_imported(name: str) -> None:
+    Path(f"{name}.py").write_text("")
+    Path("data.yaml").write_text(f"env: {name}:Corridor-v0")
+    for words in (["--data.env=missing:My-v0", f"--data.env={name}:Corridor-v0"], ["--data=data.yaml"]):
+        assert [module.name for module in import_user_modules(["fit", *words])] == [name]
+        sys.modules.pop(name)
+
+
+def test_files_of_a_section_and_of_a_group_are_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(f"{name}.py").write_text(ENVIRONMENT)
+    Path("data.yaml").write_text(f"env: {name}:Corridor-v0")
+    Path("network.yaml").write_text("{encoder: mlp, hidden_dim: 4}")
+    words = ["--data=data.yaml", "--model.network=network.yaml", "--trainer.fast_dev_run=true"]
+    cli = run(monkeypatch, "fit", *QUICK[:-1], *words)
+    assert cli.datamodule.game == "Corridor-v0"
+    assert cli.model.hparams["network"]["hidden_dim"] == 4
+
+
+def test_a_run_s_modules_may_lie_elsewhere_or_have_other_names(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One run: its modules are out of sight of another folder, then renamed, one in each option."""
+    home, parts, new = Path.cwd(), f"{name}_parts", f"{name}_new"
+    Path(f"{name}.py").write_text(ENVIRONMENT)
+    Path(f"{parts}.py").write_text(PARTS)
+    words = [f"--data.env={name}:Corridor-v0", f"--import_modules={parts}", "--model.network.encoder=one_layer"]
+    run(monkeypatch, "fit", *QUICK, *words, "--name=own")
+
+    def forget_all() -> None:
+        for module in (parts, new, f"{new}_parts"):
+            sys.modules.pop(module, None)
+        forget(name)
+
+    forget_all()
+    Path("other").mkdir()
+    monkeypatch.chdir("other")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(home)])
+    last = "../runs/own/version_0/checkpoints/last.ckpt"
+    text = error_of(monkeypatch, capsys, "validate", "--ckpt_path", last)
+    assert f"'{parts}' names no module" in text
+    assert "set PYTHONPATH to that folder; the run's config.yaml names it" in text
+    monkeypatch.syspath_prepend(home)
+    run(monkeypatch, "validate", "--ckpt_path", last)
+
+    forget_all()
+    monkeypatch.chdir(home)
+    Path(f"{name}.py").rename(f"{new}.py")
+    Path(f"{parts}.py").rename(f"{new}_parts.py")
+    importlib.invalidate_caches()
+    resume = ["fit", "--ckpt_path=last", "--name=own", "--trainer.max_epochs=2", f"--import_modules={new}_parts"]
+    text = error_of(monkeypatch, capsys, "fit", "--ckpt_path=last", "--name=own")
+    assert text.endswith("if it has another name now, type --import_modules 'NAME'")
+    run(monkeypatch, *resume, f"--data.env={new}:Corridor-v0")
+    assert (
+        f"the run's config.yaml names the module '{parts}', which is not found and left out" in capsys.readouterr().out
+    )
+    config = yaml.safe_load(Path("runs/own/version_0/config.yaml").read_text())
+    assert (config["import_modules"], config["data"]["env"]) == (f"{new}_parts", f"{new}:Corridor-v0")
+    assert (
+        saved(Path("runs/own/version_0/checkpoints/last.ckpt"))["loops"]["fit_loop"]["epoch_progress"]["current"][
+            "processed"
+        ]
+        == 2
+    )
+
+
+def test_a_renamed_module_of_an_environment_is_told_with_the_option_to_type(name: str) -> None:
+    Path("config.yaml").write_text("data: {env: gone:Corridor-v0}")
+    with pytest.raises(ConfigError, match=r"if it has another name now, type --data\.env 'NAME:Corridor-v0'$"):
+        import_user_modules(["fit", "--config=config.yaml"], "config.yaml")
+    with pytest.raises(ConfigError, match=r"'gone' .* set PYTHONPATH to that folder$"):
+        import_user_modules(["fit", "--config=config.yaml"])
+
+
+def test_a_signal_during_an_import_ends_the_process_and_any_other_error_is_one_line(name: str) -> None:
+    Path(f"{name}.py").write_text("from bayes_rl.utils.stop_signals import Stopped\nraise Stopped(130)")
+    with pytest.raises(Stopped):
+        import_user_modules(["fit", f"--import_modules={name}"])
+    Path(f"{name}_odd.py").write_text("class Odd(BaseException): ...\nraise Odd('x')")
+    with pytest.raises(UserCodeError, match=f"fails while {name}_odd is imported: Odd: x"):
+        import_user_modules(["fit", f"--import_modules={name}_odd"])
+
+
+def test_an_export_with_a_broken_module_has_its_stack_trace_in_a_file(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(f"{name}.py").write_text("def f(:")
+    monkeypatch.setattr(sys, "argv", ["bayes-rl", "export", "x.ckpt", "y.safetensors", f"--import_modules={name}"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(rf"'{name}' fails .* SyntaxError: .*; its stack trace is in runs/error.log$", line)
+    assert f"{name}.py" in Path("runs/error.log").read_text()
 
 
 def test_an_environment_of_ten_lines_that_is_random_by_itself_trains_resumes_and_says_so(

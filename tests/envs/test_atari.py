@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from typing import Any
+from unittest import mock
 
 import ale_py
 import gymnasium as gym
@@ -12,11 +13,13 @@ import pytest
 import torch
 from ale_py import roms
 from ale_py.vector_env import AtariVectorEnv
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from bayes_rl.envs.atari import FIRE, AtariEnvs, AtariKind, atari_games, old_id
 from bayes_rl.envs.base import EnvSettings, episode_seed
+from bayes_rl.envs.gymnasium_envs import GymnasiumKind
 from bayes_rl.envs.kinds import KINDS, find_kind, game_name, make_envs, resolve
 from bayes_rl.errors import ConfigError
 from tests.envs.kind_case import KindCase
@@ -393,6 +396,16 @@ def test_a_user_s_environment_may_have_the_name_of_a_game() -> None:
         assert not isinstance(find_kind("TennisDeterministic-v4"), AtariKind)
     finally:
         gym.registry.pop("TennisDeterministic-v4")
+
+
+@pytest.mark.parametrize("env", ["breakout", "ALE/Breakout-v5", "ALE/Own-v0", "MinAtar/Own-v0", "MiniGrid-Own-v0"])
+@pytest.mark.parametrize("entry", ["gymnasium.envs.classic_control.cartpole:CartPoleEnv", CartPoleEnv])
+def test_a_name_that_a_user_registers_is_the_user_s_environment(env: str, entry: Any) -> None:
+    with mock.patch.dict(gym.registry):
+        gym.registry.pop(env, None)
+        gym.register(env, entry)
+        assert type(find_kind(env)) is GymnasiumKind
+        assert isinstance(find_kind("ALE/Pong-v5"), AtariKind)
 
 
 def test_every_id_of_the_emulator_is_played_or_refused_by_this_kind() -> None:
