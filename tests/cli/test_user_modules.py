@@ -274,12 +274,15 @@ def test_files_of_a_section_and_of_a_group_are_read(name: str, monkeypatch: pyte
 def test_a_run_s_modules_may_lie_elsewhere_or_have_other_names(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One run: its modules are out of sight of another folder, then renamed, one in each option."""
-    home, parts, new = Path.cwd(), f"{name}_parts", f"{name}_new"
+    """One run of three modules: they are out of sight of another folder, then two are renamed, one in each option."""
+    home, parts, other, new = Path.cwd(), f"{name}_parts", f"{name}_other", f"{name}_new"
     Path(f"{name}.py").write_text(ENVIRONMENT)
     Path(f"{parts}.py").write_text(PARTS)
-    words = [f"--data.env={name}:Corridor-v0", f"--import_modules={parts}", "--model.network.encoder=one_layer"]
-    run(monkeypatch, "fit", *QUICK, *words, "--name=own")
+    Path(f"{other}.py").write_text("")
+    words = [f"--data.env={name}:Corridor-v0", f"--import_modules={parts}", f"--import_modules={other}"]
+    run(monkeypatch, "fit", *QUICK, *words, "--model.network.encoder=one_layer", "--name=own")
+    config = Path("runs/own/version_0/config.yaml")
+    assert yaml.safe_load(config.read_text())["import_modules"] == [parts, other]
 
     def forget_all() -> None:
         for module in (parts, new, f"{new}_parts"):
@@ -292,7 +295,7 @@ def test_a_run_s_modules_may_lie_elsewhere_or_have_other_names(
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(home)])
     last = "../runs/own/version_0/checkpoints/last.ckpt"
     text = error_of(monkeypatch, capsys, "validate", "--ckpt_path", last)
-    assert f"'{parts}' names no module" in text
+    assert f"names no module '{parts}'" in text
     assert "set PYTHONPATH to that folder; the run's config.yaml names it" in text
     monkeypatch.syspath_prepend(home)
     run(monkeypatch, "validate", "--ckpt_path", last)
@@ -306,17 +309,13 @@ def test_a_run_s_modules_may_lie_elsewhere_or_have_other_names(
     text = error_of(monkeypatch, capsys, "fit", "--ckpt_path=last", "--name=own")
     assert text.endswith("if it has another name now, type --import_modules 'NAME'")
     run(monkeypatch, *resume, f"--data.env={new}:Corridor-v0")
-    assert (
-        f"the run's config.yaml names the module '{parts}', which is not found and left out" in capsys.readouterr().out
-    )
-    config = yaml.safe_load(Path("runs/own/version_0/config.yaml").read_text())
-    assert (config["import_modules"], config["data"]["env"]) == (f"{new}_parts", f"{new}:Corridor-v0")
-    assert (
-        saved(Path("runs/own/version_0/checkpoints/last.ckpt"))["loops"]["fit_loop"]["epoch_progress"]["current"][
-            "processed"
-        ]
-        == 2
-    )
+    left_out = f"the run's config.yaml names the module '{parts}', which is not found and left out"
+    assert left_out in capsys.readouterr().out
+    options = yaml.safe_load(config.read_text())
+    assert options["import_modules"] == [other, f"{new}_parts"]
+    assert options["data"]["env"] == f"{new}:Corridor-v0"
+    progress = saved(Path("runs/own/version_0/checkpoints/last.ckpt"))["loops"]["fit_loop"]["epoch_progress"]
+    assert progress["current"]["processed"] == 2
 
 
 def test_a_renamed_module_of_an_environment_is_told_with_the_option_to_type(name: str) -> None:
