@@ -178,7 +178,7 @@ def _in_config(options: object, config: str) -> Iterator[tuple[str, object, str]
             yield option, data[key], config
 
 
-def _in_modules(value: object, config: str) -> list[NamedModule]:
+def _in_modules(value: Any, config: str) -> list[NamedModule]:
     names = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(name, str) for name in names):
         raise ConfigError(OPTION, value, "must be the name of a module, or a list of names")
