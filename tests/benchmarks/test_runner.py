@@ -289,7 +289,7 @@ def test_the_list_names_every_benchmark(capsys: pytest.CaptureFixture[str]) -> N
     files = {
         path.stem for folder in command_line.FOLDERS for path in (runner.ROOT / "benchmarks" / folder).glob("*.py")
     }
-    assert set(names) == files - {"__init__", "bare_learner", "contenders", "episodes", "silent_run"}
+    assert set(names) == files - {"__init__", "bare_learner", "contenders", "episodes", "record_states", "silent_run"}
 
 
 def test_an_unknown_benchmark_gets_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
