@@ -28,6 +28,10 @@ GAMES = {
     "breakout": ["--config", str(ROOT / "configs/quickstart.yaml"), "--data.frames_per_epoch=800", *OFTEN],
     "minatar": ["--config", str(ROOT / "configs/minatar.yaml"), "--data.frames_per_epoch=200"],
     "cartpole": ["--config", str(ROOT / "configs/cartpole.yaml"), "--data.frames_per_epoch=200"],
+    "every_weight": [
+        *("--config", str(ROOT / "configs/minatar_ivon.yaml"), "--data.frames_per_epoch=200"),
+        "--model.exploration=thompson",
+    ],
 }
 
 NOT_COMPARED = ("current_score", "history")
