@@ -19,6 +19,7 @@ from unittest.mock import MagicMock
 
 import torch
 
+from bayes_rl.agent.low_overhead import keep_freed_memory
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.networks import NetworkSettings
 from bayes_rl.types import Batch, Transition
@@ -110,6 +111,7 @@ def cells(options: Options, rows: list[Row]) -> list[Cell]:
 def measure(cell: Cell, options: Options) -> Row:
     """Compare an agent with distributions with the plain one on one encoder."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # as `fit` does
     encoder, arm = cell["encoder"], cell["arm"]
     agents = {arm: make_agent(encoder, **ARMS[arm]), "none": make_agent(encoder, bayesian="none")}
     return compare(
