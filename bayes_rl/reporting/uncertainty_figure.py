@@ -18,7 +18,7 @@ NAMES = {"known": "played", "other_game": "another game"}
 
 
 def draw_uncertainty(evidence: Mapping[str, Evidence], title: str) -> Figure:
-    """Draw a row of three panels for each task: doubt by kind of state, risk-coverage curve, and raw calibration.
+    """Draw a row of three panels for each task: uncertainty by kind of state, risk-coverage curve, and raw calibration.
 
     Args:
         evidence: by the name of the task.
@@ -27,18 +27,18 @@ def draw_uncertainty(evidence: Mapping[str, Evidence], title: str) -> Figure:
     figure = Figure(figsize=(13, 0.6 + 3.6 * len(evidence)), layout="constrained")
     figure.suptitle(title)
     rows = figure.subplots(len(evidence), 3, squeeze=False)
-    for (name, found), (doubt, risk, calibration) in zip(evidence.items(), rows, strict=True):
-        _draw_doubt(doubt, found)
+    for (name, found), (spread, risk, calibration) in zip(evidence.items(), rows, strict=True):
+        _draw_spread(spread, found)
         _draw_risk(risk, found)
         _draw_calibration(calibration, found)
         if len(evidence) > 1:
-            doubt.set_title(f"{name}: {doubt.get_title()}")
+            spread.set_title(f"{name}: {spread.get_title()}")
     return figure
 
 
-def _draw_doubt(axes: Any, evidence: Evidence) -> None:
-    """Draw the distribution function of the standard deviation of Q for each kind of state."""
-    axes.set(title="doubt by kind of state", xlabel="standard deviation of Q of the greedy action", ylabel="states")
+def _draw_spread(axes: Any, evidence: Evidence) -> None:
+    """Draw a histogram of the standard deviation of Q for each kind of state."""
+    axes.set(title="uncertainty by kind of state", xlabel="standard deviation of Q of the greedy action")
     known = evidence.deviations["known"]
     kinds = {kind: std for kind, std in evidence.deviations.items() if len(std) and std.isfinite().all()}
     if not kinds:
@@ -57,13 +57,13 @@ def _draw_doubt(axes: Any, evidence: Evidence) -> None:
 
 def _draw_risk(axes: Any, evidence: Evidence) -> None:
     """Draw the risk-coverage curve between that of the errors' own order and that of chance."""
-    axes.set(title="error of the least doubtful states", xlabel="share of states kept", ylabel="mean |Q - return|")
+    axes.set(title="error of the most certain states", xlabel="share of states kept", ylabel="mean |Q - return|")
     std, error = evidence.std, evidence.error
     if not len(std) or not (std.isfinite() & error.isfinite()).all():
         return
     shares = np.arange(1, len(std) + 1) / len(std)
     axes.axhline(error.mean().item(), color="0.5", linestyle=":", label="by chance")
-    axes.plot(shares, risk_coverage(std, error), label=f"by doubt, area {relative_risk_area(std, error):.2f}")
+    axes.plot(shares, risk_coverage(std, error), label=f"by uncertainty, area {relative_risk_area(std, error):.2f}")
     axes.plot(shares, risk_coverage(error, error), color="0.5", linestyle="--", label="by the errors")
     axes.set(xlim=(0, 1), ylim=(0, None))
     axes.legend(fontsize="small")

@@ -23,12 +23,12 @@ FOUND = Evidence(
 
 def test_each_panel_shows_its_numbers() -> None:
     figure = draw_uncertainty({"game": FOUND}, "title")
-    doubt, risk, calibration = figure.axes
-    labels = [text.get_text() for text in doubt.get_legend().get_texts()]
+    spread, risk, calibration = figure.axes
+    labels = [text.get_text() for text in spread.get_legend().get_texts()]
     # Of 8 pairs the novel state has the greater std in 6 (2 > 0, 1, 1; 4 > 0, 1, 1), and 4 = 4 counts half.
     assert labels == ["played", "noise, AUROC 0.81"]
     # 40 bins of width 0.1 from 0 to 4: the corners of an outline at the left end of a bin have its height.
-    outlines = [np.round(patch.get_xy(), 6) for patch in doubt.patches]
+    outlines = [np.round(patch.get_xy(), 6) for patch in spread.patches]
     for outline, wanted in zip(outlines, ({0.0: 0.25, 1.0: 0.5, 3.9: 0.25}, {2.0: 0.5, 3.9: 0.5}), strict=True):
         assert {y for _, y in outline} == {0.0, *wanted.values()}
         assert all((left, share) in map(tuple, outline) for left, share in wanted.items())
