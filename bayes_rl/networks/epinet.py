@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -22,8 +21,8 @@ class Epinet(nn.Module):
     Where there are data, the learned weights take the prior function away. Elsewhere the draws differ by the prior
     function, however long the agent learns, because the features do not learn.
 
-    The learned weights are a Bayesian layer. Their prior N(0, scale^2) says that a draw is its prior function unless
-    data say otherwise.
+    The learned weights are a Bayesian layer. Their prior has the variance of the prior functions' weights, which says
+    that a draw is its prior function unless data say otherwise.
 
     Args:
         observation_shape: shape of one observation.
@@ -36,6 +35,7 @@ class Epinet(nn.Module):
 
     Attributes:
         features: random features of arrays; None for integers.
+        gain: return units for each unit of the weights.
     """
 
     def __init__(
@@ -49,19 +49,21 @@ class Epinet(nn.Module):
     ) -> None:
         super().__init__()
         self.features: RandomFourierFeatures | None = None
-        inputs, self.gain = layers.categories, math.sqrt(num_features)
-        if not layers.categories:
+        inputs, std = num_features, 1.0
+        if layers.categories:
+            # Adam moves every weight by its step size. In its own units the one weight of an integer is small, so that
+            # a step of it has the effect of a step of all m weights of an array.
+            inputs, std = layers.categories, num_features**-0.5
+        else:
             self.features = RandomFourierFeatures(observation_shape, num_features, length_scale)
-            inputs, self.gain = num_features, 1.0
-        # Adam moves every weight by its step size. The gain lets one weight of an integer have the effect of the m
-        # weights of an array, which move together.
-        scale_of_weights = scale / self.gain
-        settings = replace(layers.settings, prior_precision=scale_of_weights**-2, init_scale=1e-3)
+        # Weights are in units of the prior function: a step of Adam has the same effect at every scale.
+        self.gain = scale / std
+        settings = replace(layers.settings, prior_precision=std**-2, init_scale=1e-3)
         self.layer = BayesLinear(inputs, num_actions, settings)
         nn.init.zeros_(self.layer.bias)
         family = layers.family
-        std = scale_of_weights / math.sqrt(family.index_second_moment())
-        self.prior = nn.Parameter(std * torch.randn(family.index_size, num_actions, inputs), requires_grad=False)
+        prior = std * family.index_second_moment() ** -0.5 * torch.randn(family.index_size, num_actions, inputs)
+        self.prior = nn.Parameter(prior, requires_grad=False)
 
     def forward(self, x: Tensor, draws: Draws) -> Tensor:
         """Return deviations `[D, B, A]` in return units.

@@ -81,16 +81,27 @@ def test_the_mean_prediction_does_not_depend_on_the_epinet(posterior: str, likel
 
 
 def test_the_divergence_is_that_from_the_prior_functions() -> None:
-    """Of the members' weights from N(prior function, scale^2), by torch.distributions in float64."""
+    """Of the members' weights from N(prior function, 1), in units of the scale, by torch.distributions in float64."""
     epinet = make_epinet("members", scale=0.7)
     move(epinet.layer)
     std = (0.5 * epinet.layer.log_var()).exp().double()
     kls = [
-        distribution_kl(Normal(prior + learned, std), Normal(prior, 0.7)).sum()
+        distribution_kl(Normal(prior + learned, std), Normal(prior, 1.0)).sum()
         for prior, learned in zip(epinet.prior.double(), epinet.layer.weight_mu.double(), strict=True)
     ]
     expected = torch.stack(kls).mean()
     torch.testing.assert_close(epinet.layer.kl_divergence().double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("categories", [0, 9])
+def test_the_scale_is_a_factor_of_all_deviations(categories: int) -> None:
+    """Of what is learned too, so that a step of the optimizer has the same effect at every scale."""
+    one, three = make_epinet(categories=categories, scale=1.0), make_epinet(categories=categories, scale=3.0)
+    move(one.layer)
+    three.load_state_dict(one.state_dict())
+    x = torch.randint(9, (1, 20, 1)) if categories else torch.randn(1, 20, 5)
+    draws = Draws(torch.eye(4), {})
+    torch.testing.assert_close(three(x, draws), 3 * one(x, draws))
 
 
 def test_the_divergence_of_a_twin_counts_the_epinet_once() -> None:
