@@ -153,9 +153,6 @@ def check_agent(
     check_choice("model.exploration", exploration, ("epsilon", "thompson", "both"))
     check_choice("model.compile", compile, MODES)
     method, method_class = consolidation.method, consolidation.method_class
-    message = "protects no epinet; nearest: --model.network.bayesian heads"
-    unprotected = bayesian == "epinet" and method_class is not METHODS["none"]
-    check(not unprotected, "model.consolidation.method", method, message)
     endless = num_tasks == 1 and not consolidation.consolidate_every
     message = "has no end of a task to act at; name several --data.tasks, or --model.consolidation.consolidate_every"
     check(not endless or method_class is METHODS["none"], "model.consolidation.method", method, message)

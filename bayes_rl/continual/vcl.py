@@ -27,12 +27,12 @@ class VariationalContinualLearning(EWC):
 
     @classmethod
     def check_posterior(cls, method: str, posterior: PosteriorSettings, bayesian_part: str) -> None:
-        """Raise `ConfigError` unless there are Bayesian layers.
+        """Raise `ConfigError` unless there are Bayesian layers in the networks themselves.
 
         A posterior that cannot become a prior is refused when its layers are made (`make_family`).
         """
         message = "needs Bayesian layers, whose posterior becomes their prior; nearest: --model.network.bayesian all"
-        check(bayesian_part != "none", "model.consolidation.method", method, message)
+        check(bayesian_part not in ("none", "epinet"), "model.consolidation.method", method, message)
 
     def end_task(self, twin: TwinActorCritic, samples: TaskSamples) -> None:
         """Add the EWC penalty of the deterministic weights, then make the posterior the prior of the next task."""

@@ -13,6 +13,10 @@ from tests.helpers.command_line import ROOT, error_of, run
 CARTPOLE = [f"--config={ROOT / 'configs/cartpole.yaml'}", "--data.replay.capacity=2000", "--data.replay.min_size=100"]
 EWC = ["--model.consolidation.method=ewc", "--model.consolidation.consolidate_every=9"]
 HISTOGRAM = ["--model.likelihood.family=hl_gauss"]
+EPINET = [
+    *("--model.network.bayesian=epinet", "--model.posterior.family=members"),
+    "--model.network.prior_function_scale=1",
+]
 PLAIN = ["--model.network.bayesian=none"]
 
 IDLE: dict[str, tuple[list[str], str]] = {
@@ -46,9 +50,14 @@ IDLE: dict[str, tuple[list[str], str]] = {
     "model.posterior.size=3": ([], "--model.posterior.family low_rank or members"),
     "model.posterior.num_draws=3": (["--model.posterior.family=members"], "--model.posterior.family low_rank"),
     "model.posterior.prior_precision=3": (["--model.posterior.prior=log_uniform"], "--model.posterior.prior gaussian"),
-    "model.posterior.init_log_var=-8": (PLAIN, "--model.network.bayesian heads, trunk or all"),
-    "model.posterior.family=low_rank": (PLAIN, "--model.network.bayesian heads, trunk or all"),
-    "model.objective.kl_temperature=0.5": (PLAIN, "--model.network.bayesian heads, trunk or all"),
+    "model.posterior.init_log_var=-8": (PLAIN, "--model.network.bayesian epinet, heads, trunk or all"),
+    "model.posterior.family=low_rank": (PLAIN, "--model.network.bayesian epinet, heads, trunk or all"),
+    "model.objective.kl_temperature=0.5": (PLAIN, "--model.network.bayesian epinet, heads, trunk or all"),
+    "model.posterior.prior_precision=4": (EPINET, "--model.network.bayesian heads, trunk or all"),
+    "model.posterior.init_scale=2": (EPINET, "--model.network.bayesian heads, trunk or all"),
+    "model.network.epinet_features=64": ([], "--model.network.bayesian epinet"),
+    "model.network.epinet_length_scale=2": ([], "--model.network.bayesian epinet"),
+    "model.optimizer.epinet_lr=0.1": ([], "--model.network.bayesian epinet"),
     "model.objective.tau=0.5": (
         ["--model.objective.target=other", "--model.network.shared_trunk=false"],
         "--model.objective.target ema",
@@ -57,7 +66,10 @@ IDLE: dict[str, tuple[list[str], str]] = {
         ["--model.objective.actor_loss=dpg"],
         "--model.objective.actor_loss cross_entropy",
     ),
-    "model.likelihood.noise_std=0.5": (HISTOGRAM, "--model.likelihood.family gaussian or learned_gaussian"),
+    "model.likelihood.noise_std=0.5": (
+        HISTOGRAM,
+        "--model.likelihood.family gaussian, learned_gaussian or return_gaussian",
+    ),
     "model.likelihood.num_bins=21": ([], "--model.likelihood.family hl_gauss or two_hot"),
     "model.likelihood.value_range=[-3,3]": ([], "--model.likelihood.family hl_gauss or two_hot"),
     "model.optimizer.adam_eps=1e-3": ([*PLAIN, "--model.optimizer.family=ivon"], "--model.optimizer.family adam"),
@@ -118,6 +130,7 @@ ACTING = [
         "--model.posterior.init_log_var=-5",
         "--model.objective.kl_temperature=2",
     ],
+    [*EPINET, "--model.network.epinet_features=64", "--model.optimizer.epinet_lr=0.1", "--model.posterior.size=3"],
     ["--model.optimizer.schedule=cosine", "--model.optimizer.decay_frames=90", "--model.optimizer.final_share=0.5"],
     ["--trainer.gradient_clip_algorithm=value", "--trainer.gradient_clip_val=1", "--data.evaluation.fps=20"],
 ]
