@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Iterator
@@ -24,12 +25,14 @@ from bayes_rl.cli.arguments import (
     environment_options,
     given_options,
     typed_options,
+    variables_without_verb,
     with_bundled_configs,
     with_own_config,
     with_whole_numbers,
 )
+from bayes_rl.cli.commands import TRAINER_VERBS
 from bayes_rl.cli.option_conditions import check_effects
-from bayes_rl.cli.parser_errors import format_parser_error, option_names
+from bayes_rl.cli.parser_errors import PRECISIONS, format_parser_error, option_names
 from bayes_rl.cli.process import share_cores, silence_warnings
 from bayes_rl.cli.resume_rules import (
     FOR_ONE_COMMAND,
@@ -177,7 +180,13 @@ class BayesCLI(LightningCLI):
             check_values(section, cls, options[section])
 
     def _check_environment(self) -> None:
-        """Raise `ConfigError` at an environment variable that names no option."""
+        """Raise `ConfigError` at an environment variable that names no verb or no option."""
+        for variable in variables_without_verb():
+            names = [f"{PREFIX}_{verb}__{name}" for verb in TRAINER_VERBS for name in option_names()]
+            names = [name.replace(".", "__").upper() for name in names]
+            nearest = difflib.get_close_matches(variable, names, n=1, cutoff=0)[0]
+            problem = f"is set for no verb (environment variable {variable}); nearest: {nearest!r}"
+            raise ConfigError(variable.removeprefix(f"{PREFIX}_").lower(), os.environ[variable], problem)
         for name, variable in environment_options(self.config.subcommand).items():
             known = option_names() if name not in self._options() else ()
             problem = f"names no option{did_you_mean(name, known)} (environment variable {variable})"
@@ -261,8 +270,8 @@ class BayesCLI(LightningCLI):
         progress_bar = options.trainer.enable_progress_bar is not False
         self.trainer_defaults["callbacks"] = make_callbacks(run, epochs_per_task, progress_bar)
         precision = options.trainer.precision
-        if precision not in (None, "32-true", "32", 32, "bf16-mixed", "16-mixed"):
-            raise ConfigError("trainer.precision", precision, "is none of 32-true, bf16-mixed, 16-mixed")
+        if precision not in (None, "32", 32, *PRECISIONS):
+            raise ConfigError("trainer.precision", precision, f"is none of {', '.join(PRECISIONS)}")
         self._check_place(run)
         trainer = super().instantiate_trainer(**kwargs)
         forks = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)

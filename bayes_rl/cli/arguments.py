@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import get_loader, set_loader
 
 import bayes_rl
+from bayes_rl.cli.commands import TRAINER_VERBS
 from bayes_rl.cli.saved_runs import _is_file, find_checkpoint, own_config
 from bayes_rl.errors import ConfigError, did_you_mean
 from bayes_rl.utils.settings import GROUPS, leaves
@@ -140,6 +141,12 @@ def environment_options(verb: str) -> dict[str, str]:
     beginning = f"{PREFIX}_{verb.upper()}__"
     names = [name for name in os.environ if name.startswith(beginning)]
     return {name.removeprefix(beginning).lower().replace("__", "."): name for name in names}
+
+
+def variables_without_verb() -> list[str]:
+    """Return the environment variables that begin like those of options, but name no verb."""
+    verbs = "|".join(verb.upper() for verb in TRAINER_VERBS)
+    return [name for name in os.environ if re.match(rf"{PREFIX}_(?!(?:{verbs})__)", name)]
 
 
 def bundled_configs() -> dict[str, Path]:

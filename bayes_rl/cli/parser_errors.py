@@ -25,6 +25,10 @@ def _config_names() -> str:
     return ", ".join(repr(word) for word in words if _is_file(word))
 
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+"""Values of `trainer.precision` that a run accepts; Lightning knows more."""
+
+
 UNION = re.compile(r'Parser key "([\w.]+)": .*?Union subtypes.*? Subtypes: \[(.+)\] Errors: (.*) Given value: (.+)$')
 """The parser's text for a value that has none of an option's types."""
 
@@ -80,7 +84,7 @@ def _union_line(key: str, subtypes: str, errors: str, value: str) -> str:
     if nested:
         return f"--{key}.{nested[1]}: {nested[2]!r} is for a class, and --{key} names none"
     if listed := ", ".join(re.findall(r"Literal\[(.+?)\]", subtypes)).replace("'", ""):
-        choices = list(dict.fromkeys(listed.split(", ")))
+        choices = list(PRECISIONS) if key == "trainer.precision" else list(dict.fromkeys(listed.split(", ")))
         return f"--{key}: {value!r} is not one of {', '.join(choices)}{did_you_mean(value, choices)}"
     kinds = [_type_name(text) for text in re.split(r", (?![^\[]*\])", subtypes)]
     return f"--{key}: {value!r} is no {' or '.join(dict.fromkeys(kinds))}"

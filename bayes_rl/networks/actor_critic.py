@@ -18,6 +18,8 @@ from bayes_rl.bayes.kl import CountedLayers, bayesian_layers, half_of_joint_kl, 
 from bayes_rl.bayes.layers import BayesLayer, EvaluatedLayers, joint_parameters
 from bayes_rl.bayes.likelihoods import Likelihood
 from bayes_rl.bayes.ops import joined_linear
+from bayes_rl.bayes.posteriors import POSTERIORS, make_family
+from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.errors import check
 from bayes_rl.networks.encoders import build_encoder
 from bayes_rl.networks.epinet import Epinet
@@ -91,7 +93,8 @@ class TwinSettings:
     def __post_init__(self) -> None:
         key, scale = "model.network.prior_function_scale", self.network.prior_function_scale
         check(scale >= 0, key, scale, "must be zero or positive")
-        problem = "needs draws with an index: --model.posterior.family members or low_rank, with Bayesian layers"
+        families = " or ".join(name for name in POSTERIORS if make_family(PosteriorSettings(name)).index_size)
+        problem = f"needs draws with an index: --model.posterior.family {families}, with Bayesian layers"
         check(self.layers.family.index_size > 0 or not scale, key, scale, problem)
         check(scale > 0 or self.layers.bayesian != "epinet", key, scale, "must be positive for an epinet; nearest: 1")
 

@@ -18,6 +18,7 @@ import torch
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.cli import app as cli
 from bayes_rl.cli.parser_errors import option_names
+from bayes_rl.training.preflight import logged_tags
 from tests.helpers.command_line import ROOT, TINY, curves, error_of, run, weights
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -52,8 +53,9 @@ def test_every_logged_tag_is_documented_and_every_documented_tag_is_logged(monke
 
 
 def test_the_axis_of_every_curve_is_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    run(monkeypatch, "fit", *TINY)
+    done = run(monkeypatch, "fit", *TINY)
     tags = curves(Path("runs/cartpole/version_0"))
+    assert {tag for tag in tags if not tag.startswith("test/")} == logged_tags(done.model, done.datamodule) - {"step"}
     assert [step for step, _ in tags["val/return_mean"]] == [912, 1712]
     assert max(step for step, _ in tags["train/nll"]) > 1600
     steps = dict(tags["train/agent_steps"])

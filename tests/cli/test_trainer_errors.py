@@ -152,3 +152,21 @@ def test_an_environment_variable_that_names_no_option_is_refused(
     line = error_of(monkeypatch, capsys, "fit", *SHORTEST)
     assert "--trainer.max_epoch: '3' names no option; nearest: 'trainer.max_epochs'" in line
     assert "BAYES_RL_FIT__TRAINER__MAX_EPOCH" in line
+
+
+def test_an_environment_variable_without_a_verb_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BAYES_RL_VALIDATE__NAME", "of another verb")
+    monkeypatch.setenv("BAYES_RL_NAME", "zz")
+    line = error_of(monkeypatch, capsys, "fit", *SHORTEST)
+    assert "--name: 'zz' is set for no verb (environment variable BAYES_RL_NAME)" in line
+    assert line.endswith("; nearest: 'BAYES_RL_FIT__NAME'")
+
+
+@pytest.mark.parametrize("precision", ["17", "16", "64-true"])
+def test_only_precisions_that_work_are_proposed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], precision: str
+) -> None:
+    line = error_of(monkeypatch, capsys, "fit", *SHORTEST, f"--trainer.precision={precision}")
+    assert re.search(rf"'?{precision}'? is (none|not one) of 32-true, bf16-mixed, 16-mixed$", line)

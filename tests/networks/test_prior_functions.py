@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
 
 from bayes_rl.agent.optimizer import parameter_groups
 from bayes_rl.bayes.draws import Draws
-from bayes_rl.bayes.posteriors import make_family
+from bayes_rl.bayes.posteriors import POSTERIORS, make_family
+from bayes_rl.bayes.posteriors.low_rank import LowRank
 from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.errors import ConfigError
 from bayes_rl.networks.encoders import ENCODERS
@@ -138,9 +140,15 @@ def test_a_copy_and_a_loaded_network_have_the_same_prior_function() -> None:
     [("mean_field", "heads"), ("low_rank", "none"), ("members", "none"), ("mean_field", "all")],
 )
 def test_a_prior_function_without_an_index_of_draws_is_refused(posterior: str, bayesian: str) -> None:
-    with pytest.raises(ConfigError, match=r"model\.network\.prior_function_scale: 1\.0 .*members or low_rank"):
+    with pytest.raises(ConfigError, match=r"prior_function_scale: 1\.0 .*family low_rank or members, with"):
         make_twin(bayesian=bayesian, posterior=posterior, prior_function_scale=1.0)
     assert make_twin(bayesian=bayesian, posterior=posterior, prior_function_scale=0.0).prior is None
+
+
+def test_a_family_of_a_user_with_an_index_is_named_too() -> None:
+    own = mock.patch.dict(POSTERIORS._entries, {"own": LowRank})
+    with own, pytest.raises(ConfigError, match="family low_rank or members or own, with"):
+        make_twin(prior_function_scale=1.0)
 
 
 def test_a_negative_scale_of_the_prior_function_is_refused() -> None:
