@@ -1,8 +1,8 @@
 """Cost of distributions over weights: an update of an agent with distributions against one with plain layers.
 
-    python -m benchmarks bayesian_heads [--rounds 40] [--steps 10] [--arms heads all ivon]
+    python -m benchmarks bayesian_heads [--rounds 40] [--steps 10] [--arms epinet heads all ivon]
 
-The arms are Bayesian heads, Bayesian layers everywhere by local reparameterisation (`all`), and a Gaussian of every
+The arms are an epinet of ten members with a learned noise of returns, Bayesian heads, Bayesian layers everywhere by local reparameterisation (`all`), and a Gaussian of every
 weight by natural gradients (`ivon`). An arm and the plain agent take short turns in one process, on the same
 minibatches, batch 32, one thread. The result is the median ratio over rounds of whole updates (targets, loss, backward,
 optimizer, moving average), for each encoder and arm. N grows at every update, as it does until a replay is full.
@@ -14,6 +14,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -29,6 +30,13 @@ BATCH, ACTIONS = 32, 4
 SHAPES = {"nature": (4, 84, 84), "impala": (4, 84, 84), "minatar": (4, 10, 10), "mlp": (8,)}
 HIDDEN = {"nature": 512, "impala": 256, "minatar": 128, "mlp": 128}
 ARMS: dict[str, dict[str, Any]] = {
+    "epinet": {
+        "bayesian": "epinet",
+        "prior_function_scale": 1.0,
+        "epinet_features": 256,
+        "posterior": {"family": "members", "size": 10},
+        "likelihood": {"family": "return_gaussian"},
+    },
     "heads": {"bayesian": "heads"},
     "all": {"bayesian": "all"},
     "ivon": {"bayesian": "none", "optimizer": {"family": "ivon"}},
@@ -46,10 +54,12 @@ def minibatch(shape: tuple[int, ...]) -> Batch:
     return Batch(Transition(before, *numbers, after), 10_000, 0)
 
 
-def make_agent(encoder: str, bayesian: str = "heads", **settings: Any) -> VariationalActorCritic:
-    """Return an agent outside of Lightning's loop."""
+def make_agent(encoder: str, **options: Any) -> VariationalActorCritic:
+    """Return an agent outside of Lightning's loop, by options of the network and of other groups."""
     torch.manual_seed(0)
-    network = NetworkSettings(encoder, HIDDEN[encoder], bayesian=bayesian)
+    of_network = {field.name for field in fields(NetworkSettings)}
+    settings = {key: value for key, value in options.items() if key not in of_network}
+    network = NetworkSettings(encoder, HIDDEN[encoder], **{k: v for k, v in options.items() if k in of_network})
     shapes: dict[str, Any] = {"observation_shape": SHAPES[encoder], "num_actions": ACTIONS}
     agent = VariationalActorCritic(network, **shapes, **settings)
     agent._trainer = MagicMock(log_every_n_steps=0, gradient_clip_val=None, global_step=1)
