@@ -2,10 +2,11 @@
 
     python -m benchmarks bayesian_heads [--rounds 40] [--steps 10] [--arms epinet heads all ivon]
 
-The arms are an epinet of ten members with a learned noise of returns, Bayesian heads, Bayesian layers everywhere by local reparameterisation (`all`), and a Gaussian of every
-weight by natural gradients (`ivon`). An arm and the plain agent take short turns in one process, on the same
-minibatches, batch 32, one thread. The result is the median ratio over rounds of whole updates (targets, loss, backward,
-optimizer, moving average), for each encoder and arm. N grows at every update, as it does until a replay is full.
+The arms are an epinet of ten members with a learned noise of returns, Bayesian heads, Bayesian layers everywhere by
+local reparameterisation (`all`), and a Gaussian of every weight by natural gradients (`ivon`). An arm and the plain
+agent take short turns in one process, on the same minibatches, batch 32, one thread. The result is the median ratio
+over rounds of whole updates (targets, loss, backward, optimizer, moving average), for each encoder and arm. N grows at
+every update, as it does until a replay is full.
 """
 
 from __future__ import annotations
