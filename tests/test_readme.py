@@ -12,7 +12,10 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+import yaml
 
+from bayes_rl import VariationalActorCritic
+from bayes_rl.bayes.kl import bayesian_layers
 from bayes_rl.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,6 +57,17 @@ def run(words: list[str], folder: Path) -> str:
 
 def test_readme_fits_on_two_screens() -> None:
     assert len(README.encode()) <= 7168
+
+
+def test_the_share_of_weights_with_a_distribution_is_that_of_the_quickstart() -> None:
+    """A member's mean counts as a weight; log-variances do not."""
+    config = yaml.safe_load((ROOT / "configs/quickstart.yaml").read_text())
+    agent = VariationalActorCritic(**config["model"], observation_shape=(4, 84, 84), num_actions=4)
+    layers = bayesian_layers(agent.twin)
+    spreads = {f"{key}.{name}" for key, layer in layers.items() for name in layer.spread_parameters()}
+    weights = [p.numel() for n, p in agent.twin.named_parameters() if p.requires_grad and n not in spreads]
+    share = sum(layer.weight_mu.numel() for layer in layers.values()) / sum(weights)
+    assert f"{100 * share:.1f} % of the weights have a distribution" in README
 
 
 def test_make_verbs_of_readme_exist() -> None:
