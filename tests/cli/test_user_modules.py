@@ -256,7 +256,8 @@ def test_modules_named_in_several_places_add_up(
 def test_the_last_environment_alone_decides_which_module_is_imported(name: str) -> None:
     Path(f"{name}.py").write_text("")
     Path("data.yaml").write_text(f"env: {name}:Corridor-v0")
-    for words in (["--data.env=missing:My-v0", f"--data.env={name}:Corridor-v0"], ["--data=data.yaml"]):
+    twice = ["--data.env=missing:My-v0", f"--data.env={name}:Corridor-v0"]
+    for words in (twice, ["--data=data.yaml"], [f"--data.env={name}:"]):
         assert [module.name for module in import_user_modules(["fit", *words])] == [name]
         sys.modules.pop(name)
 
