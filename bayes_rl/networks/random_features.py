@@ -63,7 +63,8 @@ class RandomFourierFeatures(nn.Module):
         Args:
             x: observations that `TwinActorCritic.prepare` returned, `[B, ...]`, B >= 2.
         """
-        variance = self._inputs(x).var(0)
+        with torch.autocast(x.device.type, enabled=False):
+            variance = self._inputs(x).var(0)
         if len(self.unit) == 1:
             self.unit.copy_(variance.sum().clamp_min(1e-12).rsqrt())
         else:
