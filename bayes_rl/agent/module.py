@@ -239,7 +239,7 @@ class VariationalActorCritic(LowOverheadModule):
         """
         if not self.optimizer_settings.is_constant:
             set_rates(self.trainer.optimizers[0], self.optimizer_settings, batch.learning_frames)
-        if self.global_step == 0 and self.twin.epinet is not None:
+        if self.twin.epinet is not None and self.global_step == 0:
             self._measure_features(batch.transition)
         due = self._log_is_due()
         penalty = self._penalty() if due else None  # of the means

@@ -303,7 +303,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "a word for a number": (["--trainer.max_epochs=ten"], ["--trainer.max_epochs: 'ten' is no int or null"]),
     "precision that there is none of": (
         ["--trainer.precision=bf16-mixd"],
-        ["--trainer.precision: 'bf16-mixd' is not one of 64, 32, 16, transformer-engine", "nearest: 'bf16-mixed'"],
+        ["--trainer.precision: 'bf16-mixd' is not one of 32-true, bf16-mixed, 16-mixed", "nearest: 'bf16-mixed'"],
     ),
     "precision that cannot work": (["--trainer.precision=bf16-true"], ["trainer.precision", "bf16-mixed"]),
     "two processes": (["--trainer.devices=2", "--trainer.accelerator=cpu"], ["trainer.devices", "2"]),

@@ -126,7 +126,7 @@ TOGETHER = [
         {"consolidation": {"critic_at_switch": "reset", "method": "ewc"}, "num_tasks": 2},
         "--model.consolidation.protected_networks actor",
     ),
-    ("network.prior_function_scale", {"network": {"prior_function_scale": 1.0}}, "members or low_rank"),
+    ("network.prior_function_scale", {"network": {"prior_function_scale": 1.0}}, "low_rank or members"),
     (
         "network.prior_function_scale",
         {"network": {"prior_function_scale": 1.0, "bayesian": "none"}, "posterior": {"family": "low_rank"}},

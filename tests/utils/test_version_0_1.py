@@ -24,8 +24,12 @@ from bayes_rl.utils.version_0_1 import (
 )
 
 CLASSES: dict[str, type[Any]] = {"model": VariationalActorCritic, "data": ReplayDataModule}
-SCHEDULE = {f"optimizer.{name}" for name in ("schedule", "warmup_frames", "decay_frames", "final_share")}
-NEWER = {"model": {"consolidation.fisher_newest"} | SCHEDULE, "data": set[str]()}  # without an old name
+OPTIMIZER = ("family", "precision_rate", "schedule", "warmup_frames", "decay_frames", "final_share")
+NEW_IN_MODEL = {
+    *(f"optimizer.{name}" for name in OPTIMIZER),
+    *("network.epinet_features", "network.epinet_length_scale", "optimizer.epinet_lr", "consolidation.fisher_newest"),
+}
+NEWER = {"model": NEW_IN_MODEL, "data": set[str]()}  # without an old name
 
 
 @pytest.mark.parametrize("section", CLASSES)
