@@ -17,6 +17,7 @@ from benchmarks.reliability import crash
 from benchmarks.runner import ROOT
 
 
+@pytest.mark.slow
 def test_signals_and_kills_in_every_phase_change_nothing(tmp_path: Path) -> None:
     """The benchmark in short: exit codes, checkpoints, and the same end, bit for bit, with the same curves."""
     output = tmp_path / "crash.json"

@@ -323,6 +323,7 @@ def wait_until(condition: Any, seconds: float = 500) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_a_terminated_run_continues_and_a_finished_one_is_skipped(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
