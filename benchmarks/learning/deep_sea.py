@@ -27,7 +27,7 @@ GOOD_ABOVE = 0.5  # return; that of the treasure is 1 less the cost of the way
 # The same networks without members and prior functions, with random actions instead.
 EPSILON = {
     "model": {
-        "network": {"prior_function_scale": 0.0},
+        "network": {"bayesian": "heads", "prior_function_scale": 0.0},
         "posterior": {"family": "mean_field"},
         "exploration": "epsilon",
     },
