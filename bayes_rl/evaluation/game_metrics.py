@@ -54,7 +54,7 @@ NOVEL_STATES, STATES_AT_ONCE = 256, 64
 
 
 class Evidence(NamedTuple):
-    """What the metrics of uncertainty of one set of games are computed from, for pictures.
+    """Values behind the metrics of uncertainty of one set of games, for pictures.
 
     Attributes:
         deviations: standard deviation of Q of the greedy action, by kind of state, `known` among them, each `[M]`.

@@ -71,7 +71,7 @@ def follow_ball_on_screen(observation: Tensor, rng: np.random.Generator, num_act
 
 @dataclass(frozen=True)
 class Recording:
-    """What to record.
+    """Settings of one recording.
 
     Args:
         settings: of the game.
