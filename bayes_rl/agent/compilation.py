@@ -52,22 +52,26 @@ def compile_update(function: Callable[..., Any], mode: str) -> Callable[..., Any
     return replayed
 
 
-def check_capture(mode: str, device: torch.device, accumulated: int) -> None:
+def check_capture(mode: str, device: torch.device, accumulated: int, bayesian: str = "none") -> None:
     """Check that a run on this machine can compile its updates by `mode`.
 
     Args:
         mode: one of `MODES`.
         device: device of the learner.
         accumulated: number of minibatches whose gradients are added up before one optimizer step.
+        bayesian: value of the option `model.network.bayesian`.
 
     Raises:
-        ConfigError: if the mode records CUDA graphs and the device is not a GPU or gradients are accumulated, or if
-            the mode needs a compiler of C or C++ that is not installed.
+        ConfigError: if the mode records CUDA graphs, and the device is not a GPU, gradients are accumulated or layers
+            are Bayesian; or if the mode needs a compiler of C or C++ that is not installed.
     """
     name, cuda, recorded = "model.compile", device.type == "cuda", mode in REPLAYED
     check(cuda or not recorded, name, mode, f"records CUDA graphs, but the device is {device.type}; use default")
     problem = "has room for one minibatch's gradients; drop --trainer.accumulate_grad_batches, or use default"
     check(accumulated == 1 or not recorded, name, mode, problem)
+    # On an H200 with torch 2.11, mean-field heads had the losses of weights that do not learn (docs/results/gpu.md).
+    problem = f"does not train Bayesian layers correctly (model.network.bayesian {bayesian}); use default"
+    check(bayesian == "none" or not recorded, name, mode, problem)
     compilers = [os.environ.get("CC" if cuda else "CXX"), *(("cc", "gcc", "clang") if cuda else ("g++", "clang++"))]
     available = mode in ("none", "cudagraphs") or any(command and shutil.which(command) for command in compilers)
     problem = f"needs a compiler of C or C++, and there is none; use {'cudagraphs' if cuda else 'none'}"

@@ -198,7 +198,8 @@ class VariationalActorCritic(LowOverheadModule):
         """Set the current task from the data module, log what the run should know, restore the random generators."""
         if self.consolidator is not None:
             rank_zero_info(self.consolidator.describe())
-        if self.clamped_targets is not None and (line := self.clamped_targets.describe(*self._data.return_bounds)):
+        bounds = getattr(self._data, "return_bounds", None)  # a plain loader of minibatches knows no bounds
+        if self.clamped_targets is not None and bounds and (line := self.clamped_targets.describe(*bounds)):
             rank_zero_info(line)
         if len(self.scores) > 1:
             self.task = self._data.curriculum.task(self._data.visit)

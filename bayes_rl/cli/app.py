@@ -336,7 +336,7 @@ class BayesCLI(LightningCLI):
     def before_fit(self) -> None:
         """Check memory and disk, then lock the run's directory."""
         device, accumulated = self.trainer.strategy.root_device, self.trainer.accumulate_grad_batches
-        check_capture(self.model.hparams["compile"], device, accumulated)
+        check_capture(self.model.hparams["compile"], device, accumulated, self.model.hparams["network"]["bayesian"])
         check_intervals(self.trainer, self.datamodule)
         check_monitors(self.trainer, self.model, self.datamodule)
         check_room(self.trainer, self.model, self.datamodule)

@@ -12,7 +12,7 @@ import torch
 
 from bayes_rl.agent.clamped_targets import ClampedTargetMonitor
 from bayes_rl.data.datamodule import ReplayDataModule
-from tests.helpers.agents import MEMBERS, SampleData, fit, make_batch, make_module
+from tests.helpers.agents import MEMBERS, SampleData, Stream, fit, make_batch, make_module, make_trainer
 from tests.helpers.options import merged
 
 # Lightning 2.6.6 asks torch's pytree in a way that torch 2.13 calls deprecated.
@@ -107,3 +107,11 @@ def test_bounds_of_returns_are_sums_of_the_largest_rewards(
         replay={"capacity": 100, "min_size": 10, **options},
     )
     assert data.return_bounds == pytest.approx(bounds, abs=1e-3)
+
+
+def test_an_agent_learns_from_a_plain_loader_too() -> None:
+    """Without a data module nobody knows the range of the returns, so that there is nothing to say at the start."""
+    module = make_module(NARROW)
+    stream = Stream([batch_of_rewards([1.0, 5.0])])
+    make_trainer().fit(module, stream, Stream([]))
+    assert module.global_step == 1

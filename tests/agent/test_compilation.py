@@ -178,6 +178,8 @@ def test_what_cannot_be_captured_here_is_one_line(monkeypatch: pytest.MonkeyPatc
             check_capture(mode, CPU, 1)
         with pytest.raises(ConfigError, match="accumulate_grad_batches"):
             check_capture(mode, CUDA, 2)
+        with pytest.raises(ConfigError, match=r"--model.compile: .*bayesian heads\); use default"):
+            check_capture(mode, CUDA, 1, "heads")
         with pytest.raises(ConfigError, match=r"--model.compile: .*low_rank"):
             make_module(compile=mode, posterior={"family": "low_rank"})
         make_module(compile=mode, posterior={"family": "low_rank"}, network={"bayesian": "none"})

@@ -1,4 +1,4 @@
-"""What only a GPU can show; `pytest -m gpu tests/test_gpu.py` on a machine that has one."""
+"""What only a GPU can show; `pytest -m gpu tests/gpu` on a machine that has one."""
 
 from __future__ import annotations
 
@@ -43,7 +43,15 @@ FAMILIES: list[dict[str, Any]] = [
         "likelihood": {"family": "learned_gaussian"},
         "objective": {"update_pairs": "random"},
     },
+    {
+        "network": {"bayesian": "epinet", "prior_function_scale": 0.2, "epinet_features": 64},
+        "posterior": {"family": "members"},
+        "likelihood": {"family": "return_gaussian"},
+        "exploration": "both",
+    },
+    {"network": {"bayesian": "none"}, "optimizer": {"family": "ivon", "actor_lr": 0.04, "critic_lr": 0.04}},
 ]
+FUSED = FAMILIES[:-1]  # IVON asks after every update whether its gradients were finite, as only fused Adam need not
 
 
 def filled(kind: type[ReplayBuffer], steps: int = 120, **settings: Any) -> Any:
@@ -139,7 +147,7 @@ def test_writing_and_sampling_wait_for_nothing() -> None:
 
 # ------------------------------------------------------------------------------------------------ learning
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("settings", FAMILIES, ids=title)
+@pytest.mark.parametrize("settings", FUSED, ids=title)
 def test_updates_wait_for_nothing_and_stay_finite(settings: dict[str, Any], precision: str) -> None:
     module = train(Stream(filled(DeviceReplay), 20), precision, NoWaiting(), **settings)
     assert module.global_step == 20
@@ -158,7 +166,7 @@ class Losses(pl.Callback):
 
 
 @pytest.mark.parametrize("mode", REPLAYED)
-@pytest.mark.parametrize("settings", FAMILIES, ids=title)
+@pytest.mark.parametrize("settings", FUSED, ids=title)
 def test_recorded_updates_wait_for_nothing_and_stay_finite(settings: dict[str, Any], mode: str) -> None:
     torch._dynamo.reset()
     # Each choice of pairs is a graph of its own, recorded when it comes.
@@ -169,28 +177,53 @@ def test_recorded_updates_wait_for_nothing_and_stay_finite(settings: dict[str, A
     assert module.guard.skipped == 0
 
 
+@pytest.mark.parametrize("mode", REPLAYED)
 @pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 0.01), ("bf16-mixed", 0.03)])
 @pytest.mark.parametrize("settings", FAMILIES, ids=title)
 def test_recorded_updates_have_the_losses_of_plain_ones(
-    settings: dict[str, Any], precision: str, tolerance: float
+    settings: dict[str, Any], precision: str, tolerance: float, mode: str
 ) -> None:
     """Weights that hardly vary, so that it does not matter which random numbers a recorded graph has."""
+    settings = merged(settings, {"posterior": {"init_log_var": -11.0}})
     curves = []
-    for mode in ("none", *REPLAYED):
+    for how in ("none", mode):
         torch._dynamo.reset()
         losses = Losses()
-        train(
-            Stream(filled(DeviceReplay), 20),
-            precision,
-            losses,
-            compile=mode,
-            posterior={"init_log_var": -11.0},
-            **settings,
-        )
+        train(Stream(filled(DeviceReplay), 20), precision, losses, compile=how, **settings)
         curves.append(losses.values)
-    for recorded in curves[1:]:  # the first update warms up, the second is recorded, others are replays
-        np.testing.assert_allclose(recorded[:4], curves[0][:4], rtol=tolerance)
-        np.testing.assert_allclose(np.mean(recorded), np.mean(curves[0]), rtol=0.05)
+    plain, recorded = curves  # the first update warms up, the second is recorded, others are replays
+    np.testing.assert_allclose(recorded[:4], plain[:4], rtol=tolerance)
+    np.testing.assert_allclose(np.mean(recorded), np.mean(plain), rtol=0.05)
+
+
+class Gradients(pl.Callback):
+    """The gradients of every update, before the optimizer uses them."""
+
+    def __init__(self) -> None:
+        self.values: list[dict[str, Tensor]] = []
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+        self.values.append({n: p.grad.detach().cpu() for n, p in module.named_parameters() if p.grad is not None})
+
+
+@pytest.mark.parametrize("mode", REPLAYED)
+@pytest.mark.parametrize("settings", FAMILIES, ids=title)
+def test_recorded_gradients_are_those_of_plain_updates(settings: dict[str, Any], mode: str) -> None:
+    """Of every parameter, in the first four updates, with step sizes so small that the weights stay where they are."""
+    rates = {"actor_lr": 1e-9, "critic_lr": 1e-9}
+    settings = merged(settings, {"posterior": {"init_log_var": -11.0}, "optimizer": rates})
+    found = []
+    for how in ("none", mode):
+        torch._dynamo.reset()
+        gradients = Gradients()
+        train(Stream(filled(DeviceReplay), 4), "32-true", gradients, compile=how, **settings)
+        found.append(gradients.values)
+    apart = {}
+    for update, (plain, recorded) in enumerate(zip(*found, strict=True)):
+        assert plain.keys() == recorded.keys()
+        for name, gradient in plain.items():
+            apart[f"update {update}: {name}"] = float((recorded[name] - gradient).norm() / gradient.norm())
+    assert max(apart.values()) < 0.1, {name: distance for name, distance in apart.items() if distance >= 0.1}
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
