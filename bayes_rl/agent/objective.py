@@ -96,7 +96,7 @@ def objective_terms(
     nll = critic_nll(twin, output, transition, targets, pairs)
     kl = twin.kl_divergence(pairs, output, task)
     # The epinet belongs to both pairs: an update of one pair counts half of its terms.
-    of_epinet = 0.5 * len(pairs) * epinet_nll(twin, output, transition.action, targets)
+    of_epinet = 0.5 * len(pairs) * epinet_nll(twin, output, transition, targets, weight_mode)
     return ObjectiveTerms(nll, kl, actor_loss(output, pairs, settings), of_epinet, targets.values, _detached(output))
 
 
@@ -195,25 +195,35 @@ def critic_nll(
     return len(pairs) * _of_pairs(pairs, nll).mean()
 
 
-def epinet_nll(twin: TwinActorCritic, output: TwinOutput, action: Tensor, targets: Targets) -> Tensor:
+def epinet_nll(
+    twin: TwinActorCritic, output: TwinOutput, transition: Transition, targets: Targets, weight_mode: WeightMode
+) -> Tensor:
     """Return half the mean squared error of the epinet's deviations, over the variance of the noise: a scalar in nats.
 
     Q = mean + deviation learns from TD targets of its own draw, mean target + target of the deviation. The mean learns
-    its part alone, so that rewards enter by the mean and the noise of draws does not: the deviation has the rest. The
-    noise is that of the likelihood, which does not learn here.
+    its part alone, so that rewards enter by the mean and the noise of draws does not: the deviation has the rest. To
+    the rest belongs the mean's TD error, which a draw has with a sign of its own. The noise is that of the likelihood,
+    which does not learn here.
 
     Args:
         twin: the networks.
         output: outputs of the twin for the observations of the minibatch.
-        action: actions `[B]`.
+        transition: the minibatch.
         targets: targets of the minibatch.
+        weight_mode: how the update evaluates the networks.
     """
-    if output.deviations is None or targets.deviations is None:
+    if output.deviations is None or targets.deviations is None or twin.epinet is None:
         return torch.zeros((), device=output.raw.device)
+    action = transition.action
     deviations = output.deviations.gather(-1, action.expand(targets.deviations.shape)[..., None]).squeeze(-1)
     noise = twin.likelihood.std(output.raw).detach().flatten(0, -3).mean(0)
     noise = noise.gather(-1, action[:, None]).squeeze(-1)
-    return 0.5 * ((deviations - targets.deviations) / noise).square().mean()
+    wanted = targets.deviations
+    if twin.epinet.perturbation and isinstance(weight_mode, Draws):
+        values = output.mean_q_values().detach().gather(-1, action[:, None]).squeeze(-1)
+        errors = targets.values.flatten(0, -2).mean(0) - values
+        wanted = wanted + twin.epinet.perturbation * errors * twin.epinet.perturbations(transition.slot, weight_mode)
+    return 0.5 * ((deviations - wanted) / noise).square().mean()
 
 
 def actor_loss(output: TwinOutput, pairs: Sequence[int], settings: ObjectiveSettings) -> Tensor:

@@ -187,6 +187,8 @@ class BayesLinear(BayesLayer):
         if not x.is_floating_point():
             draw = torch.arange(len(weight), device=x.device)[:, None]
             y = weight[draw, :, x[..., 0].long()] if len(x) > 1 else weight[:, :, x[0, :, 0].long()].transpose(1, 2)
+        elif len(x) == 1:  # one input for all draws: the draws are further outputs of one product
+            y = (x[0] @ weight.flatten(0, 1).t()).unflatten(1, weight.shape[:2]).transpose(0, 1)
         else:
             y = x @ weight.transpose(1, 2)
         return y if bias is None else y + bias[:, None]

@@ -167,7 +167,10 @@ def conditions() -> list[Condition]:
             f"{layers}; or with --model.optimizer.family ivon",
         ),
         Condition(
-            (*in_group("model.network", "epinet_features", "epinet_length_scale"), "model.optimizer.epinet_lr"),
+            (
+                *in_group("model.network", "epinet_features", "epinet_length_scale", "epinet_perturbation"),
+                "model.optimizer.epinet_lr",
+            ),
             lambda o: o.model.network.bayesian == "epinet",
             "with --model.network.bayesian epinet",
         ),

@@ -43,6 +43,7 @@ SCORES: list[tuple[str, str]] = [
     ("novelty_auroc_other_game", "AUROC other game"),
     ("novelty_auroc_unvisited", "AUROC unvisited"),
     ("error_correlation", "std-error rank r"),
+    ("predictive_error_correlation", "with noise"),
     ("risk_coverage_area", "risk-coverage"),
 ]
 """(key, label) of the metrics that people read: rows of the closing table, in order, and names in lines and curves."""
@@ -92,6 +93,7 @@ class GameMetrics(nn.Module):
         self.raw_calibration = ReturnCalibration()  # of the likelihood's own noise, without `return_fit`
         self.novelty = NoveltyAUROC(*KINDS)
         self.error_ranking = ErrorRanking(derived_seed(Domain.RESAMPLED_GAMES, 0))
+        self.predictive_ranking = ErrorRanking(derived_seed(Domain.RESAMPLED_GAMES, 0))  # by both uncertainties
         self.evidence: Evidence | None = None
         self.register_buffer("return_fit", torch.full((3,), float("nan")))
         self._residuals: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
@@ -132,7 +134,8 @@ class GameMetrics(nn.Module):
         self._residuals.append((mean, epistemic, realised, games))
         sampled = torch.tensor([] if game.sample is None else sorted(game.sample.observations), dtype=torch.int64)
         error = (mean - realised).abs()
-        self.error_ranking.update(*(column[sampled].to(device) for column in (epistemic, error, games)))
+        for ranking, std in ((self.error_ranking, epistemic), (self.predictive_ranking, epistemic.hypot(noise))):
+            ranking.update(*(column[sampled].to(device) for column in (std, error, games)))
         self.novelty.update("known", greedy_std(q_mean, q_std)[sampled].to(device))
 
     def test_novelty(self, novel: NovelStates, played: Sequence[Game], estimator: ValueEstimator) -> None:
@@ -176,6 +179,7 @@ class GameMetrics(nn.Module):
         scores |= {f"raw_{key}": raw[key] for key in ("coverage_50", "coverage_90")}
         scores |= {key: raw[key] for key in ("crps", "log_score")}  # of the raw prediction as well
         scores |= self.novelty.compute() | self.error_ranking.compute()
+        scores |= {f"predictive_{key}": value for key, value in self.predictive_ranking.compute().items()}
         std, error, _ = self.error_ranking.states()
         self.evidence = Evidence(self.novelty.deviations(), std, error, self.raw_calibration.coverage())
         if fit and self._residuals:

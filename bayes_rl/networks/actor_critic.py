@@ -132,8 +132,8 @@ class TwinActorCritic(nn.Module):
         scale = network.prior_function_scale
         self.epinet: Epinet | None = None
         if layers.bayesian == "epinet":
-            features = network.epinet_features, network.epinet_length_scale
-            self.epinet = Epinet(settings.observation_shape, num_actions, layers, *features, scale)
+            of_epinet = network.epinet_features, network.epinet_length_scale, scale, network.epinet_perturbation
+            self.epinet = Epinet(settings.observation_shape, num_actions, layers, *of_epinet)
         # What the running forward pass has built and `kl_divergence` uses again. `forward` empties the list at its end.
         self._evaluated: list[EvaluatedLayers] = []
         for name, layer in bayesian_layers(self).items():

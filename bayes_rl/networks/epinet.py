@@ -12,6 +12,9 @@ from bayes_rl.bayes.layers import BayesLinear
 from bayes_rl.networks.layer_factory import LayerFactory
 from bayes_rl.networks.random_features import RandomFourierFeatures
 
+PERIOD = 65_537
+"""Number of transitions after which the signs repeat: a prime, so that no two environments have signs in step."""
+
 
 class Epinet(nn.Module):
     """Deviations of the Q-values of posterior draws from the mean (Osband et al. 2023, arXiv:2107.08924).
@@ -24,6 +27,9 @@ class Epinet(nn.Module):
     The learned weights are a Bayesian layer. Their prior has the variance of the prior functions' weights, which says
     that a draw is its prior function unless data say otherwise.
 
+    Targets of a draw are perturbed by their own TD errors, times signs that are random but fixed for each transition
+    and component of the index: the wild bootstrap (Wu 1986). So draws differ by what the noise of the data leaves open.
+
     Args:
         observation_shape: shape of one observation.
         num_actions: A.
@@ -32,11 +38,16 @@ class Epinet(nn.Module):
         length_scale: distance beyond which two states are no longer alike; 1 is the root mean squared distance of two
             random states of the replay, over sqrt(2).
         scale: standard deviation of a prior function, in return units, > 0.
+        perturbation: weight of the TD errors in the targets of draws, >= 0.
 
     Attributes:
         features: random features of arrays; None for integers.
         gain: return units for each unit of the weights.
+        signs: +1 or -1 for each transition and component of the index, `[PERIOD, K]` int8. They are the same in every
+            agent, and therefore not part of its state.
     """
+
+    signs: Tensor
 
     def __init__(
         self,
@@ -46,8 +57,10 @@ class Epinet(nn.Module):
         num_features: int,
         length_scale: float,
         scale: float,
+        perturbation: float = 0.0,
     ) -> None:
         super().__init__()
+        self.perturbation = perturbation
         self.features: RandomFourierFeatures | None = None
         inputs, std = num_features, 1.0
         if layers.categories:
@@ -64,6 +77,9 @@ class Epinet(nn.Module):
         family = layers.family
         prior = std * family.index_second_moment() ** -0.5 * torch.randn(family.index_size, num_actions, inputs)
         self.prior = nn.Parameter(prior, requires_grad=False)
+        self._index_scale = family.index_second_moment() ** -0.5
+        signs = torch.randint(2, (PERIOD, family.index_size), generator=torch.Generator().manual_seed(0))
+        self.register_buffer("signs", (2 * signs - 1).to(torch.int8), persistent=False)
 
     def forward(self, x: Tensor, draws: Draws) -> Tensor:
         """Return deviations `[D, B, A]` in return units.
@@ -76,3 +92,13 @@ class Epinet(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             prior = torch.tensordot(draws.index, self.prior, 1)
             return self.gain * (self.layer(features, draws) + self.layer.batched(features, prior, None))
+
+    def perturbations(self, slot: Tensor, draws: Draws) -> Tensor:
+        """Return what the TD errors of transitions are multiplied by, `[D, B]`: mean 0 and variance 1 over draws.
+
+        Args:
+            slot: places of the transitions in the replay, `[B]`.
+            draws: D draws.
+        """
+        signs = self.signs.index_select(0, slot % PERIOD).to(draws.index.dtype)
+        return self._index_scale * (draws.index @ signs.t())

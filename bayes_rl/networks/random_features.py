@@ -65,11 +65,13 @@ class RandomFourierFeatures(nn.Module):
         """
         with torch.autocast(x.device.type, enabled=False):
             variance = self._inputs(x).var(0)
+        # Equal states have no distance: differences of rounding must not become features.
+        variance = torch.where(variance.sum() > 1e-12, variance, 1 / len(variance))
         if len(self.unit) == 1:
-            self.unit.copy_(variance.sum().clamp_min(1e-12).rsqrt())
+            self.unit.copy_(variance.sum().rsqrt())
         else:
             # A component that has not changed yet could change by any amount.
-            smallest = 1e-4 * variance.mean().clamp_min(1e-12)
+            smallest = 1e-4 * variance.mean()
             self.unit.copy_((len(variance) * variance.maximum(smallest)).rsqrt())
         self.is_measured.fill_(True)
 

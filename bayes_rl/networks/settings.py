@@ -25,6 +25,8 @@ class NetworkSettings:
         epinet_features: number of random features of the state that an epinet is linear in, >= 1. Integers have none.
         epinet_length_scale: distance beyond which an epinet takes two states for different, > 0; 1 is about the
             distance of two states of random play.
+        epinet_perturbation: weight of the TD errors in the targets of an epinet's draws, >= 0; 1 is the spread that the
+            noise of the data leaves, 0 makes draws agree where there are data.
     """
 
     encoder: str = "nature"
@@ -35,9 +37,12 @@ class NetworkSettings:
     prior_function_scale: float = 0.0
     epinet_features: int = 512
     epinet_length_scale: float = 1.0
+    epinet_perturbation: float = 0.0
 
     def __post_init__(self) -> None:
         key, value = "model.network.epinet_features", self.epinet_features
         check(value >= 1, key, value, "must be at least 1")
         key, length = "model.network.epinet_length_scale", self.epinet_length_scale
         check(0 < length < math.inf, key, length, "must be positive and finite")
+        key, weight = "model.network.epinet_perturbation", self.epinet_perturbation
+        check(0 <= weight < math.inf, key, weight, "must be at least 0 and finite")

@@ -52,7 +52,7 @@ def minibatch(shape: tuple[int, ...]) -> Batch:
     observations = torch.randint(0, 255, (2, BATCH, *shape), dtype=torch.uint8) if len(shape) == 3 else None
     before, after = observations if observations is not None else torch.randn(2, BATCH, *shape)
     numbers = torch.randint(ACTIONS, (BATCH,)), torch.randn(BATCH), torch.full((BATCH,), 0.95)
-    return Batch(Transition(before, *numbers, after), 10_000, 0)
+    return Batch(Transition(before, *numbers, after, torch.arange(BATCH)), 10_000, 0)
 
 
 def make_agent(encoder: str, **options: Any) -> VariationalActorCritic:

@@ -557,10 +557,47 @@ def test_the_epinet_s_likelihood_by_hand() -> None:
         for d in range(weights.size)
         for b in range(6)
     ]
-    nll = epinet_nll(module.twin, output, t.action, targets)
+    nll = epinet_nll(module.twin, output, t, targets, weights)
     torch.testing.assert_close(nll, 0.5 * torch.stack(errors).square().mean())
     learned = output.deviations.gather(-1, t.action.expand(weights.size, 6)[..., None]).squeeze(-1)
-    assert epinet_nll(module.twin, output, t.action, targets._replace(deviations=learned)) == 0
+    assert epinet_nll(module.twin, output, t, targets._replace(deviations=learned), weights) == 0
+
+
+@pytest.mark.parametrize("family", ["members", "low_rank"])
+def test_td_errors_perturb_the_targets_of_draws(family: str) -> None:
+    """By hand: each draw's deviation learns the mean's TD error too, times a sign of its own and the weight."""
+    module = make_module(EPINET, posterior={"family": family}, network={"epinet_perturbation": 2.0})
+    t = make_batch().transition
+    weights = weights_of(module)
+    output, targets = module.twin(t.observation[None], weights), targets_of(module, t, weights)
+    signs = module.twin.epinet.perturbations(t.slot, weights)
+    errors = []
+    for d in range(weights.size):
+        for b in range(6):
+            td_error = targets.values[0, 0, b] - output.q_values[:, 0, b, t.action[b]].mean()
+            wanted = targets.deviations[d, b] + 2 * signs[d, b] * td_error
+            errors.append(output.deviations[d, b, t.action[b]] - wanted)
+    nll = epinet_nll(module.twin, output, t, targets, weights)
+    torch.testing.assert_close(nll, 0.5 * torch.stack(errors).square().mean())
+    nll.backward()
+    assert not any(g.any() for name, g in gradients(module.twin).items() if "epinet" not in name)
+
+
+@pytest.mark.parametrize(("perturbation", "least"), [(0.0, 0.0), (1.0, 0.05)])
+def test_draws_differ_by_what_the_noise_leaves_open(perturbation: float, least: float) -> None:
+    """One state, 100 rewards of N(0, 1). The mean of 100 has a standard deviation of 0.1, and so have the draws."""
+    torch.manual_seed(1)
+    options = {"network": {"epinet_perturbation": perturbation, "prior_function_scale": 1.0}, "posterior": {"size": 20}}
+    module = make_module(EPINET, options, optimizer={"epinet_lr": 0.01, "critic_lr": 0.01})
+    state, noise = torch.randn(1, FEATURES).expand(100, FEATURES), torch.randn(100)
+    fields = {"observation": state, "next_observation": state, "action": torch.zeros(100, dtype=torch.int64)}
+    batch = make_batch(100, 0.0, 10**6, reward=noise, **fields)
+    fit(module, [batch] * 600)
+    with torch.no_grad():
+        std = module.twin(state[None, :1], weights_of(module)).deviations[:, 0, 0].std().item()
+    assert least <= std <= 0.17
+    if not perturbation:
+        assert std < 0.03
 
 
 def test_where_there_are_data_the_draws_agree_and_elsewhere_they_do_not() -> None:

@@ -57,6 +57,7 @@ IDLE: dict[str, tuple[list[str], str]] = {
     "model.posterior.init_scale=2": (EPINET, "--model.network.bayesian heads, trunk or all"),
     "model.network.epinet_features=64": ([], "--model.network.bayesian epinet"),
     "model.network.epinet_length_scale=2": ([], "--model.network.bayesian epinet"),
+    "model.network.epinet_perturbation=1": ([], "--model.network.bayesian epinet"),
     "model.optimizer.epinet_lr=0.1": ([], "--model.network.bayesian epinet"),
     "model.objective.tau=0.5": (
         ["--model.objective.target=other", "--model.network.shared_trunk=false"],

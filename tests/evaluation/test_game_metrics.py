@@ -172,7 +172,7 @@ def test_errors_are_ranked_in_the_sampled_states_by_the_action_that_was_played()
     games, metrics = [make_sampled_game(seed, 9, 4) for seed in range(5)], GameMetrics()
     add(metrics, games)
     scores = metrics.finish("x", fit=False)
-    std, error = [], []
+    std, error, both = [], [], []
     for game in games:
         assert game.sample is not None
         assert len(game.sample.observations) == 4
@@ -180,8 +180,10 @@ def test_errors_are_ranked_in_the_sampled_states_by_the_action_that_was_played()
             action, t = game.actions[2 * state], 2 * state
             realised = sum(0.9 ** (k - t) * game.rewards[k] for k in range(t, len(game.rewards)))
             std.append(float(game.estimates[state].q_std[action]))
+            both.append(math.hypot(std[-1], float(game.estimates[state].noise_std[action])))
             error.append(abs(float(game.estimates[state].q_mean[action]) - realised))
     assert float(scores["error_correlation"]) == pytest.approx(spearmanr(std, error).statistic, abs=1e-5)
+    assert float(scores["predictive_error_correlation"]) == pytest.approx(spearmanr(both, error).statistic, abs=1e-5)
     assert metrics.evidence is not None
     assert metrics.evidence.std.tolist() == pytest.approx(std)
     assert metrics.evidence.error.tolist() == pytest.approx(error, abs=1e-5)

@@ -135,6 +135,7 @@ def make_batch(size: int = 6, discount: float = 0.9, num_data: int = 1000, **fie
         "reward": torch.randn(size),
         "discount": torch.full((size,), discount),
         "next_observation": torch.randn(size, FEATURES),
+        "slot": torch.arange(size),
     }
     return Batch(Transition(**{**values, **fields}), num_data=num_data, frames=4)
 

@@ -130,3 +130,21 @@ def test_an_epinet_needs_a_prior_function_and_an_index() -> None:
         make_twin("mlp", bayesian="epinet", posterior="members")
     with pytest.raises(ConfigError, match="needs draws with an index"):
         make_twin("mlp", bayesian="epinet", posterior="mean_field", prior_function_scale=1.0)
+
+
+@pytest.mark.parametrize("posterior", FAMILIES)
+def test_perturbations_are_fixed_for_a_transition_and_standardised_over_draws(posterior: str) -> None:
+    layers = LayerFactory(PosteriorSettings(posterior, size=16), "epinet", 0)
+    epinet, other = (Epinet((5,), ACTIONS, layers, 8, 1.0, 1.0) for _ in range(2))
+    draws = replace(layers.family.fresh_draws(4000, torch.device("cpu")), noise={})
+    slots = torch.tensor([0, 1, 2, 70_000, 2])
+    found = epinet.perturbations(slots, draws)
+    assert found.shape == (draws.size, 5)
+    torch.testing.assert_close(other.perturbations(slots, draws), found)
+    torch.testing.assert_close(found[:, 4], found[:, 2])
+    torch.testing.assert_close(found[:, 3], epinet.perturbations(torch.tensor([70_000 - 65_537]), draws)[:, 0])
+    many = epinet.perturbations(torch.arange(4000), draws)
+    assert many.mean().item() == pytest.approx(0, abs=0.05)
+    assert many.square().mean().item() == pytest.approx(1, abs=0.05)
+    between = many[:, :2000] * many[:, 2000:]  # of two transitions
+    assert between.mean().item() == pytest.approx(0, abs=0.05)

@@ -50,6 +50,15 @@ def test_components_of_a_vector_have_units_of_their_own() -> None:
     torch.testing.assert_close(scaled, torch.full((2,), 0.5), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("shape", [(3,), (2, 4, 4)])
+def test_equal_states_leave_rounding_without_effect(shape: tuple[int, ...]) -> None:
+    """A first minibatch of one state: what comes later must not be told apart by its last bits."""
+    features = RandomFourierFeatures(shape, 16, 1.0)
+    x = torch.rand(1, *shape).expand(32, *shape)
+    features.measure(x)
+    torch.testing.assert_close(features(x[:1]), features(x[:1] + 1e-6), rtol=0, atol=1e-4)
+
+
 def test_a_component_that_never_changed_has_a_finite_unit() -> None:
     features = RandomFourierFeatures((3,), 16, 1.0)
     x = torch.randn(100, 3)

@@ -27,7 +27,13 @@ CLASSES: dict[str, type[Any]] = {"model": VariationalActorCritic, "data": Replay
 OPTIMIZER = ("family", "precision_rate", "schedule", "warmup_frames", "decay_frames", "final_share")
 NEW_IN_MODEL = {
     *(f"optimizer.{name}" for name in OPTIMIZER),
-    *("network.epinet_features", "network.epinet_length_scale", "optimizer.epinet_lr", "consolidation.fisher_newest"),
+    *(
+        "network.epinet_features",
+        "network.epinet_length_scale",
+        "network.epinet_perturbation",
+        "optimizer.epinet_lr",
+        "consolidation.fisher_newest",
+    ),
 }
 NEWER = {"model": NEW_IN_MODEL, "data": set[str]()}  # without an old name
 

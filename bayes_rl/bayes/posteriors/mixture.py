@@ -66,7 +66,7 @@ class Mixture(PosteriorFamily):
     def weights(self, parameters: PosteriorParameters, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return means and biases of the chosen members."""
         member = index.argmax(-1)
-        return parameters.mean[member], parameters.bias[member]
+        return parameters.mean.index_select(0, member), parameters.bias.index_select(0, member)
 
     def mean(self, parameters: PosteriorParameters) -> tuple[Tensor, Tensor]:
         """Return the average of the members' means and biases."""
