@@ -194,6 +194,9 @@ class Behaviour:
         noise_std = self._twin.likelihood.std(output.raw).flatten(0, 1).mean(0)
         mean = output.mean_q_values()
         q_std = q_values.std(0, correction=correction)
+        if self._twin.process is not None:  # no sample is needed: the variances of critics and process add up
+            x = self._twin.prepare(to_device_async(observations, device))
+            q_std = output.q_values.std(0, correction=0).mean(0).hypot(self._twin.process.std(x))
         return ValueEstimate(*(x.cpu() for x in (mean, q_std, noise_std, mean.amax(-1))))
 
     def _draws_for_values(self, device: torch.device) -> Draws:

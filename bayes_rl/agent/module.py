@@ -45,12 +45,19 @@ from bayes_rl.continual.base import ConsolidationMethod, TaskSamples, make_conso
 from bayes_rl.continual.settings import ConsolidationSettings
 from bayes_rl.evaluation.game_metrics import GameMetrics
 from bayes_rl.evaluation.games import Game, Games
-from bayes_rl.networks.actor_critic import TwinActorCritic, TwinSettings
+from bayes_rl.networks.actor_critic import TwinActorCritic, TwinOutput, TwinSettings
 from bayes_rl.networks.layer_factory import LayerFactory
+from bayes_rl.networks.random_features import RandomFourierFeatures
 from bayes_rl.networks.settings import NetworkSettings
 from bayes_rl.types import AgentArguments, Batch, Transition, ValueEstimate
 from bayes_rl.utils.seeds import Domain, derived_seed
 from bayes_rl.utils.settings import as_settings
+
+UPDATES_PER_OBSERVATION, UPDATES_PER_POSTERIOR = 4, 100
+"""Updates from one minibatch that a Gaussian process observes to the next, and from one posterior to the next.
+
+Each minibatch and each posterior more would cost time. Thousands of minibatches make a posterior in any case.
+"""
 
 
 class VariationalActorCritic(LowOverheadModule):
@@ -161,6 +168,8 @@ class VariationalActorCritic(LowOverheadModule):
         self.scores = nn.ModuleList(GameMetrics() for _ in range(num_tasks))
         self.twin = TwinActorCritic(twin, make_likelihood(likelihood))
         self.target_twin = copy.deepcopy(self.twin).requires_grad_(False) if self.objective.target == "ema" else None
+        if self.target_twin is not None:
+            self.target_twin.process = None  # targets are those of the mean
         self.consolidator = make_consolidation(self.twin, self.consolidation)
         self.weight_posterior: WeightPosterior | None = None
         if self.optimizer_settings.family == "ivon":
@@ -240,7 +249,7 @@ class VariationalActorCritic(LowOverheadModule):
         """
         if not self.optimizer_settings.is_constant:
             set_rates(self.trainer.optimizers[0], self.optimizer_settings, batch.learning_frames)
-        if self.twin.epinet is not None and self.global_step == 0:
+        if self.global_step == 0:
             self._measure_features(batch.transition)
         due = self._log_is_due()
         penalty = self._penalty() if due else None  # of the means
@@ -254,7 +263,10 @@ class VariationalActorCritic(LowOverheadModule):
         networks = self.twin, self.target_twin
         terms = self._terms(*networks, batch.transition, weight_mode, pairs, batch.task, self.objective)
         loss = total_loss(terms, batch.num_data, self.objective)
+        self._observe(batch, terms.output)
         self.frames = batch.frames
+        if due and self.twin.process is not None:
+            kl = self.twin.process.divergence
         parts = {"nll": terms.nll, "kl": terms.kl if kl is None else kl, "actor_loss": terms.actor_loss}
         if self.twin.epinet is not None:
             parts["epinet_nll"] = terms.epinet_nll
@@ -264,12 +276,23 @@ class VariationalActorCritic(LowOverheadModule):
         return loss
 
     def _measure_features(self, transition: Transition) -> None:
-        """Choose the unit of length of the epinet's features by the states of the first minibatch."""
+        """Choose the unit of length of random features by the states of the first minibatch."""
         states = torch.cat([transition.observation, transition.next_observation])
-        epinets = [twin.epinet for twin in (self.twin, self.target_twin) if twin is not None]
-        for features in [epinet.features for epinet in epinets if epinet is not None]:
-            if features is not None and not features.is_measured:
-                features.measure(self.twin.prepare(states))
+        for twin in (self.twin, self.target_twin):
+            for features in twin.modules() if twin is not None else ():
+                if isinstance(features, RandomFourierFeatures) and not features.is_measured:
+                    features.measure(self.twin.prepare(states))
+
+    def _observe(self, batch: Batch, output: TwinOutput) -> None:
+        """Let the Gaussian process observe the minibatch, every few updates, and update its posterior now and then."""
+        process, transition = self.twin.process, batch.transition
+        if process is None:
+            return
+        if self.global_step % UPDATES_PER_OBSERVATION == 0:
+            noise = self.twin.likelihood.std(output.raw).mean(0).gather(-1, transition.action[:, None]).squeeze(-1)
+            process.observe(self.twin.prepare(transition.observation), transition.action, noise)
+        if self.global_step % UPDATES_PER_POSTERIOR == 0:
+            process.update_posterior(batch.num_data / self.objective.kl_temperature)
 
     @functools.cached_property
     def _terms(self) -> Callable[..., ObjectiveTerms]:

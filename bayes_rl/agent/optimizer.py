@@ -133,18 +133,20 @@ def set_rates(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, fra
 def moving_average_pairs(average: TwinActorCritic, newest: TwinActorCritic) -> tuple[list[Tensor], list[Tensor]]:
     """Return the trained parameters of a moving average and those of the networks that it averages.
 
-    Parameters of prior functions are fixed and left out.
+    Parameters of prior functions and of random features are fixed and left out.
 
     Args:
         average: networks whose parameters are the moving average.
-        newest: networks that the optimizer trains, of the structure of `average`.
+        newest: networks that the optimizer trains, with the trained parameters of `average`.
 
     Returns:
         Two lists of equal length: parameters of `average`, and the corresponding parameters of `newest`.
 
     Raises:
-        ValueError: if the networks have different numbers of parameters.
+        ValueError: if the networks have different trained parameters.
     """
-    pairs = zip(average.parameters(), newest.parameters(), strict=True)
-    trained = [(old, new) for old, new in pairs if new.requires_grad]
-    return [old for old, _ in trained], [new for _, new in trained]
+    trained = {name: p for name, p in newest.named_parameters() if p.requires_grad}
+    averages = {name: p for name, p in average.named_parameters() if name in trained}
+    if averages.keys() != trained.keys():
+        raise ValueError(f"the moving average has other parameters: {sorted(averages.keys() ^ trained.keys())}")
+    return [averages[name] for name in trained], list(trained.values())

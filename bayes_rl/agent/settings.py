@@ -10,6 +10,7 @@ from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.continual.base import METHODS
 from bayes_rl.continual.settings import ConsolidationSettings
 from bayes_rl.errors import check, check_choice
+from bayes_rl.networks.layer_factory import PLAIN
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,9 @@ def check_agent(
     check(exploration == "epsilon" or bayesian != "none" or natural, "model.exploration", exploration, message)
     if natural:
         _check_ivon(objective, bayesian)
-    obstacle = POSTERIORS[posterior.family].cuda_graph_obstacle if bayesian != "none" else ""
+    key, message = "model.objective.kl_temperature", "must be positive with a Gaussian process; nearest: 1"
+    check(objective.kl_temperature > 0 or bayesian != "gaussian_process", key, objective.kl_temperature, message)
+    obstacle = POSTERIORS[posterior.family].cuda_graph_obstacle if bayesian not in PLAIN else ""
     message = f"records CUDA graphs, but {obstacle}; use default"
     check(not (obstacle and compile in REPLAYED), "model.compile", compile, message)
     method_class.check_posterior(method, posterior, bayesian)

@@ -14,6 +14,7 @@ from bayes_rl.continual.base import METHODS
 from bayes_rl.continual.settings import ConsolidationSettings
 from bayes_rl.envs.kinds import KINDS, find_kind
 from bayes_rl.errors import ConfigError
+from bayes_rl.networks.layer_factory import PLAIN
 
 HAS_NO_EFFECT = "has no effect; it acts {}"
 
@@ -39,7 +40,12 @@ def several_tasks(options: Any) -> bool:
 
 def is_bayesian(options: Any) -> bool:
     """Return whether any layer is Bayesian."""
-    return bool(options.model.network.bayesian != "none")
+    return options.model.network.bayesian not in PLAIN
+
+
+def has_random_features(options: Any) -> bool:
+    """Return whether an epinet or a Gaussian process stands beside the networks."""
+    return options.model.network.bayesian in ("epinet", "gaussian_process")
 
 
 def is_natural(options: Any) -> bool:
@@ -162,15 +168,22 @@ def conditions() -> list[Condition]:
             "with --model.objective.actor_loss cross_entropy",
         ),
         Condition(
-            ("model.objective.kl_temperature", *in_group("model.posterior", *of_every_weight)),
+            in_group("model.posterior", *of_every_weight),
             lambda o: is_bayesian(o) or is_natural(o),
             f"{layers}; or with --model.optimizer.family ivon",
         ),
         Condition(
-            (
-                *in_group("model.network", "epinet_features", "epinet_length_scale", "epinet_perturbation"),
-                "model.optimizer.epinet_lr",
-            ),
+            ("model.objective.kl_temperature",),
+            lambda o: is_bayesian(o) or is_natural(o) or o.model.network.bayesian == "gaussian_process",
+            f"{layers}; or with --model.network.bayesian gaussian_process, or --model.optimizer.family ivon",
+        ),
+        Condition(
+            in_group("model.network", "random_features", "length_scale"),
+            has_random_features,
+            "with --model.network.bayesian gaussian_process or epinet",
+        ),
+        Condition(
+            ("model.network.epinet_perturbation", "model.optimizer.epinet_lr"),
             lambda o: o.model.network.bayesian == "epinet",
             "with --model.network.bayesian epinet",
         ),

@@ -24,6 +24,7 @@ from bayes_rl.continual.settings import ConsolidationSettings
 from bayes_rl.errors import check, check_same_shape
 from bayes_rl.losses import quadratic_penalty
 from bayes_rl.networks.actor_critic import TwinActorCritic
+from bayes_rl.networks.layer_factory import PLAIN
 
 PIECE_SIZE = 2**16
 """Numbers in a piece of a tensor. Several pieces fit into the cache of a processor core."""
@@ -232,7 +233,7 @@ class EWC(ConsolidationMethod):
         obstacle = POSTERIORS[posterior.family].anchoring_obstacle
         protectable = [name for name in POSTERIORS if not POSTERIORS[name].anchoring_obstacle]
         message = f"{obstacle}; choose --model.posterior.family {' or '.join(protectable)}"
-        check(bayesian_part in ("none", "epinet") or not obstacle, "model.consolidation.method", method, message)
+        check(bayesian_part in (*PLAIN, "epinet") or not obstacle, "model.consolidation.method", method, message)
 
     @classmethod
     def ignored_settings(cls, settings: ConsolidationSettings) -> tuple[str, ...]:

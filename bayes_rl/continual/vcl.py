@@ -7,6 +7,7 @@ from bayes_rl.continual.base import METHODS, TaskSamples
 from bayes_rl.continual.ewc import EWC
 from bayes_rl.errors import check
 from bayes_rl.networks.actor_critic import TwinActorCritic
+from bayes_rl.networks.layer_factory import PLAIN
 
 
 @METHODS.register("vcl")
@@ -32,7 +33,7 @@ class VariationalContinualLearning(EWC):
         A posterior that cannot become a prior is refused when its layers are made (`make_family`).
         """
         message = "needs Bayesian layers, whose posterior becomes their prior; nearest: --model.network.bayesian all"
-        check(bayesian_part not in ("none", "epinet"), "model.consolidation.method", method, message)
+        check(bayesian_part not in (*PLAIN, "epinet"), "model.consolidation.method", method, message)
 
     def end_task(self, twin: TwinActorCritic, samples: TaskSamples) -> None:
         """Add the EWC penalty of the deterministic weights, then make the posterior the prior of the next task."""

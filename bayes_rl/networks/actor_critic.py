@@ -23,6 +23,7 @@ from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.errors import check
 from bayes_rl.networks.encoders import build_encoder
 from bayes_rl.networks.epinet import Epinet
+from bayes_rl.networks.gaussian_process import GaussianProcess, NormalIndex
 from bayes_rl.networks.layer_factory import LayerFactory, TaskAffine, apply, channels_last
 from bayes_rl.networks.prior_functions import PriorFunction
 from bayes_rl.networks.settings import NetworkSettings
@@ -95,8 +96,13 @@ class TwinSettings:
         check(scale >= 0, key, scale, "must be zero or positive")
         families = " or ".join(name for name in POSTERIORS if make_family(PosteriorSettings(name)).index_size)
         problem = f"needs draws with an index: --model.posterior.family {families}, with Bayesian layers"
-        check(self.layers.family.index_size > 0 or not scale, key, scale, problem)
-        check(scale > 0 or self.layers.bayesian != "epinet", key, scale, "must be positive for an epinet; nearest: 1")
+        is_process = self.layers.bayesian == "gaussian_process"
+        check(self.layers.family.index_size > 0 or not scale or is_process, key, scale, problem)
+        problem = f"must be positive with --model.network.bayesian {self.layers.bayesian}; nearest: 1"
+        check(scale > 0 or self.layers.bayesian not in ("epinet", "gaussian_process"), key, scale, problem)
+        problem = "needs observations that are arrays, not numbers of states; nearest: epinet"
+        value = self.layers.bayesian
+        check(not (is_process and self.layers.categories), "model.network.bayesian", value, problem)
 
 
 class TwinActorCritic(nn.Module):
@@ -110,6 +116,7 @@ class TwinActorCritic(nn.Module):
 
     Attributes:
         epinet: deviations of posterior draws from the mean, or None. With an epinet all other layers are plain.
+        process: Gaussian process of the deviations, or None. With a process all layers are plain.
         prior: the fixed random prior function that is added to the Q-values, or None. It is not the prior distribution
             of the weights.
     """
@@ -131,14 +138,19 @@ class TwinActorCritic(nn.Module):
         self.critics = nn.ModuleList(layers.output(width, critic_outputs) for _ in range(num_heads))
         scale = network.prior_function_scale
         self.epinet: Epinet | None = None
+        self.process: GaussianProcess | None = None
+        of_features = network.random_features, network.length_scale, scale
         if layers.bayesian == "epinet":
-            of_epinet = network.epinet_features, network.epinet_length_scale, scale, network.epinet_perturbation
+            of_epinet = *of_features, network.epinet_perturbation
             self.epinet = Epinet(settings.observation_shape, num_actions, layers, *of_epinet)
+        if layers.bayesian == "gaussian_process":
+            self.process = GaussianProcess(settings.observation_shape, num_actions, *of_features)
+            self.posterior = NormalIndex(num_actions * network.random_features)
         # What the running forward pass has built and `kl_divergence` uses again. `forward` empties the list at its end.
         self._evaluated: list[EvaluatedLayers] = []
         for name, layer in bayesian_layers(self).items():
             layer.key, layer.evaluated = name, self._evaluated
-        has_prior = scale > 0 and self.epinet is None
+        has_prior = scale > 0 and self.epinet is None and self.process is None
         self.prior = PriorFunction(*encoder_arguments, num_actions, scale, layers) if has_prior else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -319,11 +331,12 @@ class TwinActorCritic(nn.Module):
             prior_values = None if output.prior_values is None else output.prior_values.mean(0)
             return TwinOutput(probs.log(), output.raw.mean(1), output.q_values.mean(1), prior_values)
         x = self.prepare(observation, weight_mode)
-        if self.epinet is None or not isinstance(weight_mode, Draws):
+        deviations = self.process if self.epinet is None else self.epinet
+        if deviations is None or not isinstance(weight_mode, Draws):
             return self._evaluate(x, weight_mode, task)
         plain = self._evaluate(x.flatten(0, 1), "mean", task)
         logits, raw, q_values = (y.unflatten(1, x.shape[:2]) for y in plain[:3])
-        return TwinOutput(logits, raw, q_values, deviations=self.epinet(x, weight_mode))
+        return TwinOutput(logits, raw, q_values, deviations=deviations(x, weight_mode))
 
     def _evaluate(self, x: Tensor, weight_mode: WeightMode, task: int) -> TwinOutput:
         """Evaluate trunks, heads and the prior function on observations that `prepare` returned."""

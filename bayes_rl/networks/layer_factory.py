@@ -14,7 +14,11 @@ from bayes_rl.bayes.posteriors import MeanField, PosteriorFamily, make_family
 from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.errors import check, check_choice
 
-BAYESIAN = ("epinet", "heads", "trunk", "all", "none")
+BAYESIAN = ("gaussian_process", "epinet", "heads", "trunk", "all", "none")
+
+
+PLAIN = ("gaussian_process", "none")
+"""Values of `network.bayesian` with which no layer has a distribution over its weights."""
 
 
 ACTIVATIONS = ("relu", "leaky_relu")
@@ -96,7 +100,8 @@ class LayerFactory:
     Args:
         settings: settings of the posterior of the Bayesian layers.
         bayesian: which layers are Bayesian: the output `heads`, the `trunk` below them, `all` or `none`; with `epinet`
-            the layers are plain, and the settings are those of the epinet beside them.
+            the layers are plain, and the settings are those of the epinet beside them. With `gaussian_process` the
+            layers are plain, too.
         categories: number of values of an integer observation, 0 if observations are arrays.
         num_tasks: T.
         conditioning: how networks depend on the task: `none`, `gains` of every layer of the trunk, or `heads`.
@@ -120,7 +125,7 @@ class LayerFactory:
     @property
     def family(self) -> PosteriorFamily:
         """Posterior family of the layers; without Bayesian layers the mean field, whose draws have no index."""
-        return MeanField(self.settings) if self.bayesian == "none" else make_family(self.settings, self.sequential)
+        return MeanField(self.settings) if self.bayesian in PLAIN else make_family(self.settings, self.sequential)
 
     def rectifier(self, inplace: bool = True) -> nn.Module:
         """Return the nonlinearity.

@@ -34,7 +34,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "epinet": {
         "bayesian": "epinet",
         "prior_function_scale": 1.0,
-        "epinet_features": 256,
+        "random_features": 256,
         "posterior": {"family": "members", "size": 10},
         "likelihood": {"family": "return_gaussian"},
     },

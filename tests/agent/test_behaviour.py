@@ -81,6 +81,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mean_field": {},
     "none": {"network": {"bayesian": "none"}},
     "ivon": {"network": {"bayesian": "none"}, "optimizer": {"family": "ivon"}},
+    "process": {"network": {"bayesian": "gaussian_process", "prior_function_scale": 1.0, "random_features": 8}},
     "members": {"posterior": {"family": "members", "size": 3}, "network": {"prior_function_scale": 1.0}},
     "low_rank": {"posterior": {"family": "low_rank", "size": 2}, "network": {"prior_function_scale": 1.0}},
 }

@@ -55,8 +55,8 @@ IDLE: dict[str, tuple[list[str], str]] = {
     "model.objective.kl_temperature=0.5": (PLAIN, "--model.network.bayesian heads, trunk or all, or epinet"),
     "model.posterior.prior_precision=4": (EPINET, "--model.network.bayesian heads, trunk or all"),
     "model.posterior.init_scale=2": (EPINET, "--model.network.bayesian heads, trunk or all"),
-    "model.network.epinet_features=64": ([], "--model.network.bayesian epinet"),
-    "model.network.epinet_length_scale=2": ([], "--model.network.bayesian epinet"),
+    "model.network.random_features=64": ([], "--model.network.bayesian gaussian_process or epinet"),
+    "model.network.length_scale=2": ([], "--model.network.bayesian gaussian_process or epinet"),
     "model.network.epinet_perturbation=1": ([], "--model.network.bayesian epinet"),
     "model.optimizer.epinet_lr=0.1": ([], "--model.network.bayesian epinet"),
     "model.objective.tau=0.5": (
@@ -131,7 +131,7 @@ ACTING = [
         "--model.posterior.init_log_var=-5",
         "--model.objective.kl_temperature=2",
     ],
-    [*EPINET, "--model.network.epinet_features=64", "--model.optimizer.epinet_lr=0.1", "--model.posterior.size=3"],
+    [*EPINET, "--model.network.random_features=64", "--model.optimizer.epinet_lr=0.1", "--model.posterior.size=3"],
     ["--model.optimizer.schedule=cosine", "--model.optimizer.decay_frames=90", "--model.optimizer.final_share=0.5"],
     ["--trainer.gradient_clip_algorithm=value", "--trainer.gradient_clip_val=1", "--data.evaluation.fps=20"],
 ]

@@ -44,7 +44,7 @@ FAMILIES: list[dict[str, Any]] = [
         "objective": {"update_pairs": "random"},
     },
     {
-        "network": {"bayesian": "epinet", "prior_function_scale": 0.2, "epinet_features": 64},
+        "network": {"bayesian": "epinet", "prior_function_scale": 0.2, "random_features": 64},
         "posterior": {"family": "members"},
         "likelihood": {"family": "return_gaussian"},
         "exploration": "both",

@@ -126,7 +126,7 @@ def test_updates_move_the_learned_weights_alone() -> None:
 
 
 def test_an_epinet_needs_a_prior_function_and_an_index() -> None:
-    with pytest.raises(ConfigError, match="must be positive for an epinet; nearest: 1"):
+    with pytest.raises(ConfigError, match=r"must be positive with --model.network.bayesian epinet; nearest: 1"):
         make_twin("mlp", bayesian="epinet", posterior="members")
     with pytest.raises(ConfigError, match="needs draws with an index"):
         make_twin("mlp", bayesian="epinet", posterior="mean_field", prior_function_scale=1.0)

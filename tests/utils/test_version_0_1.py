@@ -28,8 +28,8 @@ OPTIMIZER = ("family", "precision_rate", "schedule", "warmup_frames", "decay_fra
 NEW_IN_MODEL = {
     *(f"optimizer.{name}" for name in OPTIMIZER),
     *(
-        "network.epinet_features",
-        "network.epinet_length_scale",
+        "network.random_features",
+        "network.length_scale",
         "network.epinet_perturbation",
         "optimizer.epinet_lr",
         "consolidation.fisher_newest",

@@ -1,0 +1,139 @@
+"""Gaussian process of the deviations of Q from its mean, with a covariance in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from bayes_rl.bayes.draws import Draws, WeightMode, draws_by_seed
+from bayes_rl.bayes.posteriors import MeanField
+from bayes_rl.bayes.settings import PosteriorSettings
+from bayes_rl.networks.random_features import RandomFourierFeatures
+from bayes_rl.utils.seeds import Domain, derived_seed
+
+SLOWEST_RATE = 1e-3
+"""Weight of the newest minibatch in the moments of the features, after the first 1000 minibatches."""
+
+
+class GaussianProcess(nn.Module):
+    """Gaussian process f(s, a) of the deviations of Q from its mean.
+
+    f(s, a) = scale w_a . phi(s). The features phi are fixed random Fourier features of the state, so that w_a ~ N(0, I)
+    is a Gaussian process whose kernel is Gaussian (Rahimi and Recht 2007). The N transitions of the replay observe
+    Q + f with the noise of the likelihood. Then w_a is Gaussian, with mean 0, which the critics learn, and precision
+
+        I + scale^2 (N / T) E[1(a_i = a) phi_i phi_i^T / noise_i^2],
+
+    where T is the temperature of the KL divergence. This posterior has the full covariance of the weights of an action,
+    and no variational approximation. The expectation is a moving average over minibatches, as in SNGP (Liu et al. 2020,
+    arXiv:2006.10108). Nothing is learned by gradients, so that the networks learn exactly as plain ones.
+
+    Args:
+        observation_shape: shape of one observation.
+        num_actions: A.
+        num_features: m, >= 1.
+        length_scale: see `RandomFourierFeatures`.
+        scale: standard deviation of f in states unlike all known ones, in return units, > 0.
+
+    Attributes:
+        moments: moving average of 1(a_i = a) phi phi^T / noise^2, `[A, m, m]`.
+        count: number of minibatches so far.
+        root: L^-1 of the precision L L^T, `[A, m, m]`: a draw of w_a is root^T z with z ~ N(0, I).
+        divergence: KL(posterior || prior) of all w_a in nats, a scalar.
+    """
+
+    moments: Tensor
+    count: Tensor
+    root: Tensor
+    divergence: Tensor
+
+    def __init__(
+        self,
+        observation_shape: tuple[int, ...],
+        num_actions: int,
+        num_features: int,
+        length_scale: float,
+        scale: float,
+    ) -> None:
+        super().__init__()
+        self.features = RandomFourierFeatures(observation_shape, num_features, length_scale)
+        self.scale = scale
+        self.register_buffer("moments", torch.zeros(num_actions, num_features, num_features))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("root", torch.eye(num_features).repeat(num_actions, 1, 1))
+        self.register_buffer("divergence", torch.zeros(()))
+
+    @torch.no_grad()
+    def observe(self, x: Tensor, action: Tensor, noise_std: Tensor) -> None:
+        """Add a minibatch to the moments.
+
+        Args:
+            x: observations that `TwinActorCritic.prepare` returned, `[B, ...]`.
+            action: actions, `[B]`.
+            noise_std: noise of a return under the likelihood, `[B]`; a transition without a finite one has no effect.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            weight = torch.where(noise_std.isfinite(), noise_std, torch.inf).float().reciprocal()
+            scaled = self.features(x) * weight[:, None]
+            chosen = action == torch.arange(len(self.moments), device=x.device)[:, None]  # `[A, B]`
+            newest = (scaled.t() * chosen[:, None]) @ scaled / len(x)
+            self.count += 1
+            self.moments.lerp_(newest, self.count.reciprocal().clamp_min(SLOWEST_RATE))
+
+    @torch.no_grad()
+    def update_posterior(self, data_weight: float) -> None:
+        """Compute the posterior from the moments.
+
+        Args:
+            data_weight: N / T.
+        """
+        size = self.moments.shape[-1]
+        identity = torch.eye(size, dtype=torch.float64, device=self.moments.device)
+        precision = identity + self.scale**2 * data_weight * self.moments.double()
+        factor = torch.linalg.cholesky_ex(precision).L
+        root = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
+        log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum()  # of the precision
+        self.divergence.copy_(0.5 * (root.square().sum() - len(self.moments) * size + log_det))
+        self.root.copy_(root)
+
+    def _projections(self, x: Tensor) -> Tensor:
+        """Return root phi of every action, `[B, A, m]`, whose length is the standard deviation of f over `scale`."""
+        with torch.autocast(x.device.type, enabled=False):
+            return (self.features(x) @ self.root.flatten(0, 1).t()).unflatten(1, self.root.shape[:2])
+
+    def std(self, x: Tensor) -> Tensor:
+        """Return the standard deviation of f, `[B, A]` in return units, of prepared observations `[B, ...]`."""
+        return self.scale * self._projections(x).norm(dim=-1)
+
+    def forward(self, x: Tensor, draws: Draws) -> Tensor:
+        """Return f of every draw, `[D, B, A]` in return units.
+
+        Args:
+            x: observations that `TwinActorCritic.prepare` returned, `[D or 1, B, ...]`.
+            draws: D draws with indices of A m standard normal numbers.
+        """
+        projections = self._projections(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        index = draws.index.unflatten(1, self.root.shape[:2])
+        return self.scale * torch.einsum("dam,dbam->dba", index, projections.expand(len(index), *projections.shape[1:]))
+
+
+class NormalIndex(MeanField):
+    """Plain layers beside a Gaussian process, whose draws are named by standard normal numbers.
+
+    Args:
+        size: number of the numbers of one draw.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(PosteriorSettings())
+        self.index_size = size
+
+    def training_mode(self, device: torch.device) -> WeightMode:
+        """Return `mean`: an update needs no draws."""
+        return "mean"
+
+    def value_draws(self, shapes: Mapping[str, tuple[int, ...]], count: int) -> Draws:
+        """Return `count` draws; there are no layers with noise."""
+        return draws_by_seed(self, {}, [derived_seed(Domain.VALUE_DRAW, number) for number in range(count)])

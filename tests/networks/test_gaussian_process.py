@@ -1,0 +1,186 @@
+"""Gaussian process beside plain networks: its posterior by the formula of regression, its draws, its divergence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal, kl_divergence
+
+from bayes_rl.agent.module import UPDATES_PER_OBSERVATION, UPDATES_PER_POSTERIOR
+from bayes_rl.bayes.draws import Draws
+from bayes_rl.errors import ConfigError
+from bayes_rl.networks.gaussian_process import GaussianProcess
+from tests.helpers.agents import FEATURES, fit, make_batch, make_module, step
+from tests.helpers.options import merged
+
+ACTIONS, INPUTS, DATA = 3, 5, 40
+PROCESS: dict[str, Any] = {
+    "network": {"bayesian": "gaussian_process", "prior_function_scale": 2.0, "random_features": 16}
+}
+
+
+def make_process(scale: float = 2.0, features: int = 12) -> GaussianProcess:
+    return GaussianProcess((INPUTS,), ACTIONS, features, 1.0, scale)
+
+
+def data() -> tuple[Tensor, Tensor, Tensor]:
+    """States, actions and noises of their returns."""
+    return torch.randn(DATA, INPUTS), torch.randint(ACTIONS, (DATA,)), 0.3 + torch.rand(DATA)
+
+
+def variance_by_regression(process: GaussianProcess, known: tuple[Tensor, Tensor, Tensor], x: Tensor) -> Tensor:
+    """Posterior variance `[B, A]` in the space of states, in float64: k(x, x) - k(x, X) (K + noise^2)^-1 k(X, x)."""
+    states, actions, noise = known
+    of_x = process.scale * process.features(x).double()
+    columns = []
+    for action in range(ACTIONS):
+        of_data = process.scale * process.features(states[actions == action]).double()
+        covariance = of_data @ of_data.T + noise[actions == action].double().square().diag()
+        cross = of_x @ of_data.T
+        columns.append(of_x.square().sum(1) - (cross @ torch.linalg.inv(covariance) * cross).sum(1))
+    return torch.stack(columns, 1)
+
+
+def test_the_posterior_is_that_of_gaussian_process_regression() -> None:
+    process, known = make_process(), data()
+    process.observe(*known)
+    process.update_posterior(DATA)
+    x = torch.randn(20, INPUTS)
+    expected = variance_by_regression(process, known, x)
+    torch.testing.assert_close(process.std(x).double().square(), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_before_the_first_datum_the_posterior_is_the_prior() -> None:
+    process = make_process(features=2000)
+    torch.testing.assert_close(process.std(torch.randn(50, INPUTS)), torch.full((50, ACTIONS), 2.0), rtol=0.1, atol=0)
+    process.update_posterior(1e6)
+    assert process.divergence == 0
+    torch.testing.assert_close(process.root, torch.eye(2000).repeat(ACTIONS, 1, 1))
+
+
+def test_the_temperature_is_a_factor_of_the_variance_of_the_noise() -> None:
+    process, other, (states, actions, noise) = make_process(), make_process(), data()
+    other.load_state_dict(process.state_dict())
+    process.observe(states, actions, noise)
+    process.update_posterior(DATA / 4.0)
+    other.observe(states, actions, 2 * noise)
+    other.update_posterior(DATA)
+    torch.testing.assert_close(process.root, other.root)
+
+
+def test_moments_are_the_mean_of_all_minibatches() -> None:
+    process, whole, (states, actions, noise) = make_process(), make_process(), data()
+    whole.load_state_dict(process.state_dict())
+    for part in range(4):
+        chosen = slice(10 * part, 10 * part + 10)
+        process.observe(states[chosen], actions[chosen], noise[chosen])
+    whole.observe(states, actions, noise)
+    torch.testing.assert_close(process.moments, whole.moments)
+
+
+def test_a_noise_that_is_not_finite_has_no_effect() -> None:
+    process, other, (states, actions, noise) = make_process(), make_process(), data()
+    other.load_state_dict(process.state_dict())
+    spoilt = noise.clone()
+    spoilt[:10] = torch.nan
+    process.observe(states, actions, spoilt)
+    other.observe(states[10:], actions[10:], noise[10:])
+    torch.testing.assert_close(process.moments, other.moments * (DATA - 10) / DATA)
+
+
+def test_the_divergence_is_that_of_torch_distributions() -> None:
+    process = make_process()
+    process.observe(*data())
+    process.update_posterior(DATA)
+    root, size = process.root.double(), process.root.shape[-1]
+    covariances = root.transpose(1, 2) @ root
+    prior = MultivariateNormal(torch.zeros(size).double(), torch.eye(size).double())
+    zero = torch.zeros(size).double()
+    expected = sum(kl_divergence(MultivariateNormal(zero, covariance), prior) for covariance in covariances)
+    torch.testing.assert_close(process.divergence.double(), expected, rtol=1e-4, atol=0)
+
+
+def test_draws_have_the_posterior_s_moments_and_are_functions() -> None:
+    process = make_process()
+    process.observe(*data())
+    process.update_posterior(DATA)
+    x = torch.randn(6, INPUTS)
+    draws = Draws(torch.randn(20_000, ACTIONS * 12), {})
+    deviations = process(x[None], draws)
+    assert deviations.shape == (20_000, 6, ACTIONS)
+    torch.testing.assert_close(deviations.mean(0), torch.zeros(6, ACTIONS), rtol=0, atol=0.06)
+    torch.testing.assert_close(deviations.std(0), process.std(x), rtol=0.03, atol=0)
+    between = torch.corrcoef(deviations[:, 0].T)  # of the actions of one state
+    torch.testing.assert_close(between, torch.eye(ACTIONS), rtol=0, atol=0.03)
+    features = process.features(x)
+    weights = process.scale * torch.einsum("amn,dam->dan", process.root, draws.index.unflatten(1, (ACTIONS, 12)))
+    torch.testing.assert_close(deviations[:5], torch.einsum("dan,bn->dba", weights[:5], features))
+
+
+def test_a_draw_for_each_state_is_the_draw_for_all_states() -> None:
+    process = make_process()
+    x, draws = torch.randn(4, INPUTS), Draws(torch.randn(4, ACTIONS * 12), {})
+    of_all, of_each = process(x[None], draws), process(x[:, None], draws)
+    for number in range(4):
+        torch.testing.assert_close(of_each[number, 0], of_all[number, number])
+
+
+def test_networks_learn_as_plain_ones() -> None:
+    module, plain = make_module(PROCESS), make_module(network={"bayesian": "none"})
+    shared = plain.twin.state_dict().keys()
+    weights = {name: value for name, value in module.twin.state_dict().items() if name in shared}
+    plain.twin.load_state_dict(weights)
+    plain.target_twin.load_state_dict(weights)
+    batch = make_batch()
+    step(module, batch)
+    step(plain, batch)
+    of_module = dict(module.twin.named_parameters())
+    for name, parameter in plain.twin.named_parameters():
+        torch.testing.assert_close(of_module[name].grad, parameter.grad)
+
+
+def test_training_makes_the_posterior_of_what_was_seen() -> None:
+    """By hand: every fourth minibatch is observed, and the posterior follows at the next multiple of its interval."""
+    module = make_module(PROCESS)
+    fit(module, [make_batch(num_data=100) for _ in range(UPDATES_PER_POSTERIOR + 1)])
+    process = module.twin.process
+    assert process.count == UPDATES_PER_POSTERIOR // UPDATES_PER_OBSERVATION + 1
+    assert module.target_twin.process is None
+    by_hand = GaussianProcess((FEATURES,), ACTIONS, 16, 1.0, 2.0)
+    by_hand.load_state_dict(process.state_dict())
+    by_hand.update_posterior(100)
+    torch.testing.assert_close(process.root, by_hand.root)
+    assert process.divergence > 0
+
+
+def test_the_reported_deviation_is_that_of_process_and_critics() -> None:
+    """Without a sample: the variance over draws and critics is the sum of both."""
+    module = make_module(PROCESS)
+    fit(module, [make_batch()] * (UPDATES_PER_POSTERIOR + 1))
+    states = torch.randn(7, FEATURES)
+    estimate = module.estimate_values(states)
+    with torch.no_grad():
+        critics = module.twin(states).q_values
+        expected = (critics[0] - critics[1]).square() / 4 + module.twin.process.std(states).square()
+    torch.testing.assert_close(estimate.q_std, expected.sqrt())
+    torch.testing.assert_close(estimate.q_mean, critics.mean(0))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"network": {"prior_function_scale": 0.0}}, "prior_function_scale: 0.0 must be positive .*nearest: 1"),
+        ({"objective": {"kl_temperature": 0.0}}, "kl_temperature: 0.0 must be positive .*nearest: 1"),
+    ],
+)
+def test_what_a_process_cannot_have_is_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_module(merged(PROCESS, options))
+
+
+def test_numbers_of_states_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model.network.bayesian: .*arrays.*nearest: epinet"):
+        make_module(PROCESS, observation_shape=(1,), num_categories=9)
