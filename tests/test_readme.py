@@ -60,14 +60,16 @@ def test_readme_fits_on_two_screens() -> None:
 
 
 def test_the_share_of_weights_with_a_distribution_is_that_of_the_quickstart() -> None:
-    """A member's mean counts as a weight; log-variances do not."""
+    """The networks are plain: the weights with a distribution are those of the Gaussian process, m of each action."""
     config = yaml.safe_load((ROOT / "configs/quickstart.yaml").read_text())
     agent = VariationalActorCritic(**config["model"], observation_shape=(4, 84, 84), num_actions=4)
-    layers = bayesian_layers(agent.twin)
-    spreads = {f"{key}.{name}" for key, layer in layers.items() for name in layer.spread_parameters()}
-    weights = [p.numel() for n, p in agent.twin.named_parameters() if p.requires_grad and n not in spreads]
-    share = sum(layer.weight_mu.numel() for layer in layers.values()) / sum(weights)
+    assert not bayesian_layers(agent.twin)
+    assert agent.twin.process is not None
+    of_process = agent.twin.process.root[:, 0].numel()
+    plain = sum(p.numel() for p in agent.twin.parameters() if p.requires_grad)
+    share = of_process / (of_process + plain)
     assert f"{100 * share:.1f} % of the weights have a distribution" in README
+    assert "those of a Gaussian process" in README
 
 
 def test_make_verbs_of_readme_exist() -> None:
