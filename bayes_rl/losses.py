@@ -5,7 +5,7 @@
 The other formulas: KL divergences from the prior are in `bayes/priors.py` (and families in `bayes/posteriors/`),
 likelihoods in `bayes/likelihoods.py`, n-step returns in `data/n_step.py`, EWC in `continual/ewc.py`.
 
-loss = nll + (temperature / num_data) * kl      (the critics' negative ELBO; nll holds the epinet's part)
+loss = nll + (temperature / num_data) * kl      (the critics' negative ELBO)
      + actor_loss                               (gradients kept apart by `detach`)
      + ewc_penalty                              (by its gradient, added after the backward pass)
 """
@@ -69,19 +69,6 @@ def bootstrapped_variance(
     variance = expected_value(next_action_probs, next_std.square() + (next_q_values - value[..., None]).square())
     check_same_shape(discount=discount, variance=variance)
     return (discount.square() * variance).detach()
-
-
-def greedy_gain(q_values: Tensor, deviations: Tensor) -> Tensor:
-    """Return max_a (Q + deviation) - max_a Q: what a draw expects beyond the mean, acting greedily by itself.
-
-    Args:
-        q_values: mean values `[B, A]`.
-        deviations: deviations of D draws from the mean values, `[D, B, A]`.
-
-    Returns:
-        `[D, B]` in return units.
-    """
-    return (q_values + deviations).amax(-1) - q_values.amax(-1)
 
 
 def greedy(q_values: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ class Transition(NamedTuple):
         reward: r^(n) = sum_{i<k} gamma^i r_{t+i}, `[B]` float32; k <= n stops at an episode's end.
         discount: gamma^k, `[B]` float32; 0 if the episode terminated, kept if it was truncated.
         next_observation: s_{t+k}, shaped as `observation`.
-        slot: place of the transition in the replay, `[B]` int64: a name of the transition while the replay holds it.
     """
 
     observation: Tensor
@@ -25,7 +24,6 @@ class Transition(NamedTuple):
     reward: Tensor
     discount: Tensor
     next_observation: Tensor
-    slot: Tensor
 
 
 class Batch(NamedTuple):

@@ -21,7 +21,7 @@ FOLDERS = {
         "checkpoints",
         "denormals",
     ),
-    "learning": ("ablation", "continual", "deep_sea", "sparse", "time_to_score", "gpu_study"),
+    "learning": ("ablation", "continual", "deep_sea", "posterior", "sparse", "time_to_score", "gpu_study"),
     "reliability": ("crash", "leaks", "snapshot"),
 }
 MODULES = {name: f"benchmarks.{folder}.{name}" for folder, names in FOLDERS.items() for name in names}

@@ -193,9 +193,9 @@ class VariationalActorCritic(LowOverheadModule):
         self._random_state = {key: checkpoint[key] for key in ("torch_rng", "cuda_rng") if key in checkpoint}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return one optimizer with the step sizes of actors, critics and epinet as parameter groups."""
+        """Return one optimizer with the step sizes of actors and critics as parameter groups."""
         trainer, settings = self._trainer, self.optimizer_settings
-        rates = {"actor": settings.actor_lr, "critic": settings.critic_lr, "epinet": settings.epinet_lr}
+        rates = {"actor": settings.actor_lr, "critic": settings.critic_lr}
         if self.weight_posterior is not None:
             self._ivon = make_ivon(self.twin, self.weight_posterior, rates, settings.precision_rate)
             return self._ivon
@@ -268,8 +268,6 @@ class VariationalActorCritic(LowOverheadModule):
         if due and self.twin.process is not None:
             kl = self.twin.process.divergence
         parts = {"nll": terms.nll, "kl": terms.kl if kl is None else kl, "actor_loss": terms.actor_loss}
-        if self.twin.epinet is not None:
-            parts["epinet_nll"] = terms.epinet_nll
         if penalty is not None:
             self._log_training(batch, terms, parts, penalty)
         self.guard.record_loss(loss, parts)

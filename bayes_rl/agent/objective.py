@@ -8,8 +8,6 @@ Words and shapes:
 * A pair is one actor and one critic. The twin holds two pairs, number 0 and number 1.
 * The prior function (`networks/prior_functions.py`) is a fixed random function that is added to the learned Q-values.
   It is not the prior distribution of the weights, which is a term of the KL divergence.
-* The epinet (`networks/epinet.py`) gives the deviations of the Q-values of posterior draws from the mean. With an
-  epinet all other layers are plain: the axis of draws of their outputs has length 1, whatever D is.
 * `D` is the number of draws of all weights, `B` the size of the minibatch, `A` the number of actions and `n` the number
   of parameters of the likelihood of one return. In `[2, (D,) B]` the axis of D exists only if the weight mode is
   `Draws`. With `"mean"` and `"sample"` the shape is `[2, B]`.
@@ -37,12 +35,10 @@ class Targets(NamedTuple):
     Attributes:
         values: TD targets of both pairs `[2, (D,) B]`.
         variance: variance of the return around its TD target `[B]`, or None if the likelihood does not learn it.
-        deviations: targets of the epinet's deviations `[D, B]`, or None without an epinet.
     """
 
     values: Tensor
     variance: Tensor | None = None
-    deviations: Tensor | None = None
 
 
 class ObjectiveTerms(NamedTuple):
@@ -53,8 +49,6 @@ class ObjectiveTerms(NamedTuple):
         kl: KL(q || prior) in nats, summed over all Bayesian weights; of one trained pair its part, to which half of a
             shared trunk belongs; a scalar.
         actor_loss: loss of the actors, summed over the trained pairs; a scalar.
-        epinet_nll: -log likelihood of the targets of the epinet's deviations in nats, without the terms that do not
-            depend on the deviations, mean over draws and batch; a scalar, 0 without an epinet.
         targets: TD targets of both pairs `[2, (D,) B]` in units of the training reward, without gradient.
         output: logits and Q-values of the twin for the observations, by sampled weights, without gradient and without
             the parameters that `TwinOutput` carries for the KL divergence.
@@ -63,7 +57,6 @@ class ObjectiveTerms(NamedTuple):
     nll: Tensor
     kl: Tensor
     actor_loss: Tensor
-    epinet_nll: Tensor
     targets: Tensor
     output: TwinOutput
 
@@ -95,9 +88,7 @@ def objective_terms(
     output: TwinOutput = twin(_with_draw_axis(transition.observation, weight_mode), weight_mode, task)
     nll = critic_nll(twin, output, transition, targets, pairs)
     kl = twin.kl_divergence(pairs, output, task)
-    # The epinet belongs to both pairs: an update of one pair counts half of its terms.
-    of_epinet = 0.5 * len(pairs) * epinet_nll(twin, output, transition, targets, weight_mode)
-    return ObjectiveTerms(nll, kl, actor_loss(output, pairs, settings), of_epinet, targets.values, _detached(output))
+    return ObjectiveTerms(nll, kl, actor_loss(output, pairs, settings), targets.values, _detached(output))
 
 
 def total_loss(terms: ObjectiveTerms, num_data: int, settings: ObjectiveSettings) -> Tensor:
@@ -110,8 +101,7 @@ def total_loss(terms: ObjectiveTerms, num_data: int, settings: ObjectiveSettings
         num_data: N of the ELBO, the number of transitions in the replay buffer.
         settings: settings of the objective.
     """
-    nll = terms.nll + terms.epinet_nll
-    return losses.negative_elbo(nll, terms.kl, num_data, settings.kl_temperature) + terms.actor_loss
+    return losses.negative_elbo(terms.nll, terms.kl, num_data, settings.kl_temperature) + terms.actor_loss
 
 
 @torch.no_grad()
@@ -123,7 +113,7 @@ def td_targets(
     task: int,
     settings: ObjectiveSettings,
 ) -> Targets:
-    """Return the targets of both pairs, and those of the epinet.
+    """Return the targets of both pairs.
 
     With `Draws`, the targets of a draw are computed by the index of the same draw, without the diagonal part of the
     weights. Otherwise the targets are computed by the mean weights.
@@ -149,13 +139,11 @@ def td_targets(
         probs = losses.greedy(q_values)
     reward, discount = (x.expand(q_values.shape[:-1]) for x in (transition.reward, transition.discount))
     values = losses.td_target(reward, discount, probs, q_values).expand(2, *q_values.shape[1:-1])
-    variance = deviations = None
+    variance = None
     if twin.likelihood.bootstraps_variance:
         std = twin.likelihood.std(output.raw).mean(0, keepdim=True)
         variance = losses.bootstrapped_variance(discount, probs, q_values, std).expand_as(values)
-    if output.deviations is not None:
-        deviations = transition.discount * losses.greedy_gain(output.mean_q_values(), output.deviations)
-    return Targets(values, variance, deviations)
+    return Targets(values, variance)
 
 
 def learned_targets(output: TwinOutput, action: Tensor, targets: Tensor) -> Tensor:
@@ -195,37 +183,6 @@ def critic_nll(
     return len(pairs) * _of_pairs(pairs, nll).mean()
 
 
-def epinet_nll(
-    twin: TwinActorCritic, output: TwinOutput, transition: Transition, targets: Targets, weight_mode: WeightMode
-) -> Tensor:
-    """Return half the mean squared error of the epinet's deviations, over the variance of the noise: a scalar in nats.
-
-    Q = mean + deviation learns from TD targets of its own draw, mean target + target of the deviation. The mean learns
-    its part alone, so that rewards enter by the mean and the noise of draws does not: the deviation has the rest. To
-    the rest belongs the mean's TD error, which a draw has with a sign of its own. The noise is that of the likelihood,
-    which does not learn here.
-
-    Args:
-        twin: the networks.
-        output: outputs of the twin for the observations of the minibatch.
-        transition: the minibatch.
-        targets: targets of the minibatch.
-        weight_mode: how the update evaluates the networks.
-    """
-    if output.deviations is None or targets.deviations is None or twin.epinet is None:
-        return torch.zeros((), device=output.raw.device)
-    action = transition.action
-    deviations = output.deviations.gather(-1, action.expand(targets.deviations.shape)[..., None]).squeeze(-1)
-    noise = twin.likelihood.std(output.raw).detach().flatten(0, -3).mean(0)
-    noise = noise.gather(-1, action[:, None]).squeeze(-1)
-    wanted = targets.deviations
-    if twin.epinet.perturbation and isinstance(weight_mode, Draws):
-        values = output.mean_q_values().detach().gather(-1, action[:, None]).squeeze(-1)
-        errors = targets.values.flatten(0, -2).mean(0) - values
-        wanted = wanted + twin.epinet.perturbation * errors * twin.epinet.perturbations(transition.slot, weight_mode)
-    return 0.5 * ((deviations - wanted) / noise).square().mean()
-
-
 def actor_loss(output: TwinOutput, pairs: Sequence[int], settings: ObjectiveSettings) -> Tensor:
     """Return the loss with which the actors climb the mean of both critics: a scalar, summed over the trained pairs.
 
@@ -259,6 +216,4 @@ def _with_draw_axis(observation: Tensor, weight_mode: WeightMode) -> Tensor:
 def _detached(output: TwinOutput) -> TwinOutput:
     """Return the output without gradients, and without the layers that it carries for the KL divergence."""
     prior_values = None if output.prior_values is None else output.prior_values.detach()
-    deviations = None if output.deviations is None else output.deviations.detach()
-    outputs = output.action_logits.detach(), output.raw.detach(), output.q_values.detach()
-    return TwinOutput(*outputs, prior_values, deviations=deviations)
+    return TwinOutput(output.action_logits.detach(), output.raw.detach(), output.q_values.detach(), prior_values)

@@ -22,7 +22,7 @@ def make_optimizer(
 
     Args:
         twin: networks to train.
-        rates: learning rates, keys `actor`, `critic` and, with an epinet, `epinet`.
+        rates: learning rates, keys `actor` and `critic`.
         weight_decay: decay of deterministic matrices and kernels per step, as a multiple of the learning rate.
         eps: number that Adam adds to the denominator, >= 0.
         fused: whether one pass over memory updates all parameters of a group.
@@ -78,19 +78,17 @@ def parameter_groups(twin: TwinActorCritic, rates: dict[str, float], weight_deca
 
     Args:
         twin: networks to train. A shared trunk belongs to the critics.
-        rates: learning rates, keys `actor`, `critic` and, with an epinet, `epinet`.
+        rates: learning rates, keys `actor` and `critic`.
         weight_decay: decay of deterministic matrices and kernels. Bayesian weights have a prior instead.
 
     Returns:
-        Dictionaries with `params`, `lr`, `weight_decay` and `name` (`actor`, `critic` or `epinet`). No group is empty.
+        Dictionaries with `params`, `lr`, `weight_decay` and `name` (`actor` or `critic`). No group is empty.
     """
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     bayesian = {id(p) for layer in bayesian_layers(twin).values() for p in layer.parameters()}
     for name, parameter in trained_parameters(twin).items():
         in_actor_trunk = name.startswith(("trunks.0", "trunks.1")) and not twin.shared_trunk
         owner = "actor" if name.startswith("actors") or in_actor_trunk else "critic"
-        if name.startswith("epinet"):
-            owner = "epinet"
         exempt = id(parameter) in bayesian or name.endswith("bias") or ".gain." in name or ".shift." in name
         decayed = parameter.ndim > 1 and not exempt
         # Without weight decay, the key ignores `decayed`: fewer groups mean fewer calls in a step.
@@ -125,7 +123,7 @@ def set_rates(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, fra
         frames: environment frames since learning began.
     """
     share = scheduled_share(settings, frames)
-    rates = {"actor": settings.actor_lr, "critic": settings.critic_lr, "epinet": settings.epinet_lr}
+    rates = {"actor": settings.actor_lr, "critic": settings.critic_lr}
     for group in optimizer.param_groups:
         group["lr"] = share * rates[group["name"]]
 

@@ -77,7 +77,6 @@ class OptimizerSettings:
         actor_lr: step size of the actors' heads (and of trunks of their own), > 0. With `ivon`, step sizes are shares
             of a Newton step.
         critic_lr: step size of the critics and of a shared trunk, > 0.
-        epinet_lr: step size of an epinet, in units of its prior functions, > 0.
         schedule: of all step sizes: `constant`, or falling to `final_share` in `decay_frames`, `linear` or `cosine`.
         warmup_frames: environment frames of learning in which all step sizes rise linearly from 0, >= 0.
         decay_frames: environment frames of learning after the warm-up in which all step sizes fall, >= 0; `linear`
@@ -96,7 +95,6 @@ class OptimizerSettings:
     family: str = "adam"
     actor_lr: float = 2.5e-4
     critic_lr: float = 2.5e-4
-    epinet_lr: float = 1e-3
     adam_eps: float = 1e-5
     weight_decay: float = 0.0
     schedule: str = "constant"
@@ -116,7 +114,7 @@ class OptimizerSettings:
         falls = self.schedule == "constant" or self.decay_frames > 0
         message = "falls for a number of frames: name --model.optimizer.decay_frames"
         check(falls, "model.optimizer.schedule", self.schedule, message)
-        for key in ("actor_lr", "critic_lr", "epinet_lr"):
+        for key in ("actor_lr", "critic_lr"):
             check(getattr(self, key) > 0, f"model.optimizer.{key}", getattr(self, key), "must be positive")
         for key in ("adam_eps", "weight_decay"):
             check(getattr(self, key) >= 0, f"model.optimizer.{key}", getattr(self, key), "must be zero or positive")

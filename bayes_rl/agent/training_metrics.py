@@ -29,8 +29,7 @@ def training_values(
         output: the twin's output for the minibatch's observations, by sampled weights (D draws).
         targets: TD targets, `[2, (D,) B]`, in (clipped) return units.
         temperature: T, the weight of the KL divergence in the ELBO.
-        parts: `nll` (nats, batch mean), `kl` (nats), `ewc_penalty`, `actor_loss` and, with an epinet, `epinet_nll`,
-            scalars.
+        parts: `nll` (nats, batch mean), `kl` (nats), `ewc_penalty` and `actor_loss`, scalars.
 
     Returns:
         Tag to scalar: `train/*` for the update, `kl/*` for each Bayesian layer in nats, and `posterior/*` if there is
@@ -46,7 +45,7 @@ def training_values(
     of_likelihood = learned_targets(output, actions, targets)
     values: dict[str, Tensor | float] = {
         **{f"train/{name}": value for name, value in parts.items()},
-        "train/elbo_loss": losses.negative_elbo(nll + parts.get("epinet_nll", 0.0), kl, batch.num_data, temperature),
+        "train/elbo_loss": losses.negative_elbo(nll, kl, batch.num_data, temperature),
         "train/num_data": float(batch.num_data),
         "train/temperature": float(temperature),
         "train/kl_to_nll": temperature * kl / batch.num_data / nll.abs(),
@@ -60,8 +59,6 @@ def training_values(
         "train/policy_entropy": losses.entropy(output.action_logits),
         "train/noise_std": twin.likelihood.std(output.raw).mean(),
     }
-    if output.deviations is not None:
-        values["train/epinet_std"] = output.deviations.std(0).mean()
     layers = bayesian_layers(twin)
     for name, layer in layers.items():
         values[f"kl/{name}"] = layer.kl_divergence()

@@ -43,9 +43,9 @@ def is_bayesian(options: Any) -> bool:
     return options.model.network.bayesian not in PLAIN
 
 
-def has_random_features(options: Any) -> bool:
-    """Return whether an epinet or a Gaussian process stands beside the networks."""
-    return options.model.network.bayesian in ("epinet", "gaussian_process")
+def has_process(options: Any) -> bool:
+    """Return whether a Gaussian process stands beside the networks."""
+    return bool(options.model.network.bayesian == "gaussian_process")
 
 
 def is_natural(options: Any) -> bool:
@@ -122,7 +122,7 @@ def conditions() -> list[Condition]:
     """Return all conditions; they depend on the registered families, methods and kinds of environments."""
     of_every_weight = ("prior_precision", "init_log_var")
     of_layers = [field.name for field in fields(PosteriorSettings) if field.name not in of_every_weight]
-    layers = "with Bayesian layers: --model.network.bayesian heads, trunk or all, or epinet"
+    layers = "with Bayesian layers: --model.network.bayesian heads, trunk or all"
     return [
         Condition(
             in_group("data.epsilon", "start", "end", "decay_frames"),
@@ -174,23 +174,13 @@ def conditions() -> list[Condition]:
         ),
         Condition(
             ("model.objective.kl_temperature",),
-            lambda o: is_bayesian(o) or is_natural(o) or o.model.network.bayesian == "gaussian_process",
+            lambda o: is_bayesian(o) or is_natural(o) or has_process(o),
             f"{layers}; or with --model.network.bayesian gaussian_process, or --model.optimizer.family ivon",
         ),
         Condition(
             in_group("model.network", "random_features", "length_scale"),
-            has_random_features,
-            "with --model.network.bayesian gaussian_process or epinet",
-        ),
-        Condition(
-            ("model.network.epinet_perturbation", "model.optimizer.epinet_lr"),
-            lambda o: o.model.network.bayesian == "epinet",
-            "with --model.network.bayesian epinet",
-        ),
-        Condition(
-            in_group("model.posterior", "prior_precision", "init_scale"),
-            lambda o: o.model.network.bayesian != "epinet",
-            "without an epinet, whose prior is the prior function: --model.network.bayesian heads, trunk or all",
+            has_process,
+            "with --model.network.bayesian gaussian_process",
         ),
         Condition(in_group("model.posterior", *of_layers), is_bayesian, layers),
         *read_by_family("model.posterior", POSTERIORS, "family", "size", "num_draws"),

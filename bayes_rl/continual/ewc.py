@@ -218,7 +218,6 @@ class EWC(ConsolidationMethod):
         self.monitor = PenaltyMonitor(settings.strength)
         layers = bayesian_layers(twin)
         spreads = {f"{prefix}.{name}" for prefix, layer in layers.items() for name in layer.spread_parameters()}
-        spreads |= {f"epinet.{name}" for name, _ in twin.epinet.named_parameters()} if twin.epinet else set()
         self.num_weights = sum(p.numel() for n, p in twin.named_parameters() if p.requires_grad and n not in spreads)
         self.num_bayesian_weights = sum(layer.weight_mu.numel() for layer in layers.values())
         object.__setattr__(self, "_twin", None)  # `nn.Module.__setattr__` would make the networks a submodule
@@ -228,12 +227,12 @@ class EWC(ConsolidationMethod):
     def check_posterior(cls, method: str, posterior: PosteriorSettings, bayesian_part: str) -> None:
         """Raise `ConfigError` if there are Bayesian layers of a family that EWC cannot protect.
 
-        An epinet is not protected: it goes on learning, beside plain networks that EWC protects.
+        A Gaussian process has no parameters: it goes on observing, beside plain networks that EWC protects.
         """
         obstacle = POSTERIORS[posterior.family].anchoring_obstacle
         protectable = [name for name in POSTERIORS if not POSTERIORS[name].anchoring_obstacle]
         message = f"{obstacle}; choose --model.posterior.family {' or '.join(protectable)}"
-        check(bayesian_part in (*PLAIN, "epinet") or not obstacle, "model.consolidation.method", method, message)
+        check(bayesian_part in PLAIN or not obstacle, "model.consolidation.method", method, message)
 
     @classmethod
     def ignored_settings(cls, settings: ConsolidationSettings) -> tuple[str, ...]:

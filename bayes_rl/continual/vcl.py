@@ -33,7 +33,7 @@ class VariationalContinualLearning(EWC):
         A posterior that cannot become a prior is refused when its layers are made (`make_family`).
         """
         message = "needs Bayesian layers, whose posterior becomes their prior; nearest: --model.network.bayesian all"
-        check(bayesian_part not in (*PLAIN, "epinet"), "model.consolidation.method", method, message)
+        check(bayesian_part not in PLAIN, "model.consolidation.method", method, message)
 
     def end_task(self, twin: TwinActorCritic, samples: TaskSamples) -> None:
         """Add the EWC penalty of the deterministic weights, then make the posterior the prior of the next task."""

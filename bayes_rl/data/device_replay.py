@@ -95,8 +95,7 @@ class DeviceReplay(ReplayBuffer):
         """Return the transitions of `ReplayBuffer.transitions`, made on the device."""
         base, first = to_device_async(torch.from_numpy(np.stack([self._base[env], number])), self.device)
         steps = torch.arange(self.n_step, device=self.device)
-        slots = self._place(base[:, None], first[:, None] + steps)
-        window = self._device_numbers[slots]
+        window = self._device_numbers[self._place(base[:, None], first[:, None] + steps)]
         rewards, flags = window[..., REWARD], window[..., FLAGS].to(torch.uint8)
         reward, discount, steps = n_step_return_torch(
             rewards, flags, self._discounts(), self.life_loss, self.reward_clip
@@ -107,7 +106,6 @@ class DeviceReplay(ReplayBuffer):
             reward.float(),
             discount.float(),
             self._stacks(base, first + steps),
-            slots[:, 0],
         )
 
     def _place(self, base: Tensor, number: Tensor) -> Tensor:

@@ -302,7 +302,6 @@ class ReplayBuffer:
             torch.from_numpy(reward.astype(np.float32)),
             torch.from_numpy(discount.astype(np.float32)),
             self._observations(env, number + steps),
-            torch.from_numpy(window[:, 0]),
         )
 
     def _observations(self, env: NDArray[np.int64], number: NDArray[np.int64]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from bayes_rl.networks.actor_critic import TwinActorCritic, TwinOutput, TwinSettings
 from bayes_rl.networks.encoders import ENCODERS, Encoder, PlainEncoder, build_encoder, register_encoder
-from bayes_rl.networks.epinet import Epinet
+from bayes_rl.networks.gaussian_process import GaussianProcess
 from bayes_rl.networks.layer_factory import BayesianModule, LayerFactory, apply
 from bayes_rl.networks.prior_functions import PriorFunction
 from bayes_rl.networks.random_features import RandomFourierFeatures
@@ -12,7 +12,7 @@ __all__ = [
     "ENCODERS",
     "BayesianModule",
     "Encoder",
-    "Epinet",
+    "GaussianProcess",
     "LayerFactory",
     "NetworkSettings",
     "PlainEncoder",

@@ -22,7 +22,6 @@ from bayes_rl.bayes.posteriors import POSTERIORS, make_family
 from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.errors import check
 from bayes_rl.networks.encoders import build_encoder
-from bayes_rl.networks.epinet import Epinet
 from bayes_rl.networks.gaussian_process import GaussianProcess, NormalIndex
 from bayes_rl.networks.layer_factory import LayerFactory, TaskAffine, apply, channels_last
 from bayes_rl.networks.prior_functions import PriorFunction
@@ -34,8 +33,8 @@ GAIN = re.compile(r"\.(?:gain|shift)\.(\d+)$")  # name of a gain or bias of `Tas
 class TwinOutput(NamedTuple):
     """Outputs of both pairs for a batch of observations.
 
-    The first axis is the pair. The axis of D draws exists only if the weight mode is `Draws`. With an epinet its length
-    is 1, or that of the observations' axis of draws: plain layers do not depend on the draw.
+    The first axis is the pair. The axis of D draws exists only if the weight mode is `Draws`. With a Gaussian process
+    its length is 1, or that of the observations' axis of draws: plain layers do not depend on the draw.
 
     Attributes:
         action_logits: `[2, (D,) B, A]` float32.
@@ -43,8 +42,8 @@ class TwinOutput(NamedTuple):
         q_values: `[2, (D,) B, A]` float32, in units of the training reward: the value of `raw` plus the prior function.
         prior_values: values of the fixed prior function, `[(D,) B, A]`. None without a prior function, or without
             draws: the prior function is linear in the index, whose mean is 0.
-        deviations: deviations of the draws' Q-values from `q_values`, `[D, B, A]`. None without an epinet, or without
-            draws.
+        deviations: deviations of the draws' Q-values from `q_values`, `[D, B, A]`. None without a Gaussian process, or
+            without draws.
         evaluated: Bayesian layers whose parameters `TwinActorCritic.kl_divergence` need not build again.
     """
 
@@ -81,8 +80,8 @@ class TwinSettings:
         pixel_scale: divisor of uint8 observations (255 for screens, 1 for binary planes).
 
     Raises:
-        ConfigError: if there is a prior function, and draws have no index on which it could depend; or an epinet
-            without a prior function.
+        ConfigError: if there is a prior function, and draws have no index on which it could depend; or a Gaussian
+            process without a scale, or of numbers of states.
     """
 
     network: NetworkSettings
@@ -98,9 +97,9 @@ class TwinSettings:
         problem = f"needs draws with an index: --model.posterior.family {families}, with Bayesian layers"
         is_process = self.layers.bayesian == "gaussian_process"
         check(self.layers.family.index_size > 0 or not scale or is_process, key, scale, problem)
-        problem = f"must be positive with --model.network.bayesian {self.layers.bayesian}; nearest: 1"
-        check(scale > 0 or self.layers.bayesian not in ("epinet", "gaussian_process"), key, scale, problem)
-        problem = "needs observations that are arrays, not numbers of states; nearest: epinet"
+        problem = "must be positive with --model.network.bayesian gaussian_process; nearest: 1"
+        check(scale > 0 or not is_process, key, scale, problem)
+        problem = "needs observations that are arrays, not numbers of states; nearest: heads"
         value = self.layers.bayesian
         check(not (is_process and self.layers.categories), "model.network.bayesian", value, problem)
 
@@ -115,7 +114,6 @@ class TwinActorCritic(nn.Module):
         likelihood: likelihood of a return.
 
     Attributes:
-        epinet: deviations of posterior draws from the mean, or None. With an epinet all other layers are plain.
         process: Gaussian process of the deviations, or None. With a process all layers are plain.
         prior: the fixed random prior function that is added to the Q-values, or None. It is not the prior distribution
             of the weights.
@@ -137,20 +135,16 @@ class TwinActorCritic(nn.Module):
         critic_outputs = num_actions * likelihood.outputs
         self.critics = nn.ModuleList(layers.output(width, critic_outputs) for _ in range(num_heads))
         scale = network.prior_function_scale
-        self.epinet: Epinet | None = None
         self.process: GaussianProcess | None = None
-        of_features = network.random_features, network.length_scale, scale
-        if layers.bayesian == "epinet":
-            of_epinet = *of_features, network.epinet_perturbation
-            self.epinet = Epinet(settings.observation_shape, num_actions, layers, *of_epinet)
         if layers.bayesian == "gaussian_process":
+            of_features = network.random_features, network.length_scale, scale
             self.process = GaussianProcess(settings.observation_shape, num_actions, *of_features)
             self.posterior = NormalIndex(num_actions * network.random_features)
         # What the running forward pass has built and `kl_divergence` uses again. `forward` empties the list at its end.
         self._evaluated: list[EvaluatedLayers] = []
         for name, layer in bayesian_layers(self).items():
             layer.key, layer.evaluated = name, self._evaluated
-        has_prior = scale > 0 and self.epinet is None and self.process is None
+        has_prior = scale > 0 and self.process is None
         self.prior = PriorFunction(*encoder_arguments, num_actions, scale, layers) if has_prior else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -168,7 +162,7 @@ class TwinActorCritic(nn.Module):
         return self.actors[self._head(pair, task)], self.critics[self._head(pair, task)]
 
     def networks(self, pairs: Sequence[int], task: int = 0) -> nn.ModuleList:
-        """Return trunks and heads of the given pairs, and the epinet, which belongs to both.
+        """Return trunks and heads of the given pairs.
 
         Args:
             pairs: numbers of the pairs: 0, 1 or both.
@@ -176,7 +170,7 @@ class TwinActorCritic(nn.Module):
         """
         trunks = [self.trunks[0]] if self.shared_trunk else [self.trunks[pair + j] for pair in pairs for j in (0, 2)]
         heads = [head for pair in pairs for head in self.heads_of(pair, task)]
-        return nn.ModuleList([*trunks, *heads, *([] if self.epinet is None else [self.epinet])])
+        return nn.ModuleList([*trunks, *heads])
 
     def parameters_without_loss(self, trained: Iterable[tuple[int, int]]) -> list[nn.Parameter]:
         """Return the parameters that the loss of the trained pairs does not depend on.
@@ -325,18 +319,17 @@ class TwinActorCritic(nn.Module):
             task: number of the task that the observations come from.
         """
         self.set_task(task)
-        if weight_mode == "mean" and (draws := self._mean_draws(observation.device)) is not None:
+        if weight_mode == "mean" and (draws := self.posterior.mean_draws(observation.device)) is not None:
             output = self(observation[None], draws, task)
             probs = output.action_logits.softmax(-1).mean(1)
             prior_values = None if output.prior_values is None else output.prior_values.mean(0)
             return TwinOutput(probs.log(), output.raw.mean(1), output.q_values.mean(1), prior_values)
         x = self.prepare(observation, weight_mode)
-        deviations = self.process if self.epinet is None else self.epinet
-        if deviations is None or not isinstance(weight_mode, Draws):
+        if self.process is None or not isinstance(weight_mode, Draws):
             return self._evaluate(x, weight_mode, task)
         plain = self._evaluate(x.flatten(0, 1), "mean", task)
         logits, raw, q_values = (y.unflatten(1, x.shape[:2]) for y in plain[:3])
-        return TwinOutput(logits, raw, q_values, deviations=deviations(x, weight_mode))
+        return TwinOutput(logits, raw, q_values, deviations=self.process(x, weight_mode))
 
     def _evaluate(self, x: Tensor, weight_mode: WeightMode, task: int) -> TwinOutput:
         """Evaluate trunks, heads and the prior function on observations that `prepare` returned."""
@@ -357,10 +350,6 @@ class TwinActorCritic(nn.Module):
         evaluated, self._evaluated[:] = tuple(self._evaluated), []
         return TwinOutput(logits, raw, q_values, prior_values, evaluated=evaluated)
 
-    def _mean_draws(self, device: torch.device) -> Draws | None:
-        """Return the draws over which outputs are averaged in mode `mean`; an epinet leaves the mean as it is."""
-        return None if self.epinet is not None else self.posterior.mean_draws(device)
-
     def policy(self, observation: Tensor, task: int = 0) -> Tensor:
         """Return the policy that acts by mean weights, `[B, A]`, like `forward`, but without evaluating critics.
 
@@ -368,7 +357,7 @@ class TwinActorCritic(nn.Module):
             observation: `[B, *observation_shape]`.
             task: number of the task that the observations come from.
         """
-        if self._mean_draws(observation.device) is not None:  # the mean policy is a mean over draws
+        if self.posterior.mean_draws(observation.device) is not None:  # the mean policy is a mean over draws
             return self(observation, task=task).mean_action_probs()
         self.set_task(task)
         x = self.prepare(observation)

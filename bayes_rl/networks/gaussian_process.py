@@ -116,7 +116,9 @@ class GaussianProcess(nn.Module):
         """
         projections = self._projections(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         index = draws.index.unflatten(1, self.root.shape[:2])
-        return self.scale * torch.einsum("dam,dbam->dba", index, projections.expand(len(index), *projections.shape[1:]))
+        if len(x) == len(index):  # a state for each draw
+            return self.scale * (index[:, None] * projections).sum(-1)
+        return self.scale * torch.einsum("dam,bam->dba", index, projections[0])
 
 
 class NormalIndex(MeanField):

@@ -14,7 +14,7 @@ from bayes_rl.bayes.posteriors import MeanField, PosteriorFamily, make_family
 from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.errors import check, check_choice
 
-BAYESIAN = ("gaussian_process", "epinet", "heads", "trunk", "all", "none")
+BAYESIAN = ("gaussian_process", "heads", "trunk", "all", "none")
 
 
 PLAIN = ("gaussian_process", "none")
@@ -99,9 +99,8 @@ class LayerFactory:
 
     Args:
         settings: settings of the posterior of the Bayesian layers.
-        bayesian: which layers are Bayesian: the output `heads`, the `trunk` below them, `all` or `none`; with `epinet`
-            the layers are plain, and the settings are those of the epinet beside them. With `gaussian_process` the
-            layers are plain, too.
+        bayesian: which layers are Bayesian: the output `heads`, the `trunk` below them, `all` or `none`; with
+            `gaussian_process` the layers are plain.
         categories: number of values of an integer observation, 0 if observations are arrays.
         num_tasks: T.
         conditioning: how networks depend on the task: `none`, `gains` of every layer of the trunk, or `heads`.

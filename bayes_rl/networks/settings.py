@@ -19,16 +19,13 @@ class NetworkSettings:
         shared_trunk: whether both actors and both critics share one encoder, which is trained by the critics. If false,
             each of the four has its own encoder.
         activation: of the encoder: relu, or leaky_relu, whose inactive units have a Fisher information.
-        bayesian: what has a distribution: a `gaussian_process` or an `epinet` beside plain networks, or the weights of
-            the output `heads` (and the linear layers of pseudo_resnet), of the `trunk` below them, of `all` or `none`.
+        bayesian: what has a distribution: a `gaussian_process` beside plain networks, or the weights of the output
+            `heads` (and the linear layers of pseudo_resnet), of the `trunk` below them, of `all` or `none`.
         prior_function_scale: standard deviation of the fixed random prior function added to Q, or of a Gaussian process
             where nothing is known, in return units, >= 0.
-        random_features: number of random features of the state that an epinet or a Gaussian process is linear in, >= 1.
-            Integers have none.
-        length_scale: distance beyond which an epinet or a Gaussian process takes two states for different, > 0; 1 is
-            about the distance of two states of random play.
-        epinet_perturbation: weight of the TD errors in the targets of an epinet's draws, >= 0; 1 is the spread that the
-            noise of the data leaves, 0 makes draws agree where there are data.
+        random_features: number of random features of the state that a Gaussian process is linear in, >= 1.
+        length_scale: distance beyond which a Gaussian process takes two states for different, > 0; 1 is about the
+            distance of two states of random play.
     """
 
     encoder: str = "nature"
@@ -37,14 +34,11 @@ class NetworkSettings:
     activation: str = "relu"
     bayesian: str = "heads"
     prior_function_scale: float = 0.0
-    random_features: int = 512
+    random_features: int = 256
     length_scale: float = 1.0
-    epinet_perturbation: float = 0.0
 
     def __post_init__(self) -> None:
         key, value = "model.network.random_features", self.random_features
         check(value >= 1, key, value, "must be at least 1")
         key, length = "model.network.length_scale", self.length_scale
         check(0 < length < math.inf, key, length, "must be positive and finite")
-        key, weight = "model.network.epinet_perturbation", self.epinet_perturbation
-        check(0 <= weight < math.inf, key, weight, "must be at least 0 and finite")

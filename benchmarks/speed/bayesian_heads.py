@@ -1,12 +1,13 @@
 """Cost of distributions over weights: an update of an agent with distributions against one with plain layers.
 
-    python -m benchmarks bayesian_heads [--rounds 40] [--steps 10] [--arms epinet heads all ivon]
+    python -m benchmarks bayesian_heads [--rounds 40] [--steps 10] [--arms gaussian_process heads all ivon]
 
-The arms are an epinet of ten members with a learned noise of returns, Bayesian heads, Bayesian layers everywhere by
-local reparameterisation (`all`), and a Gaussian of every weight by natural gradients (`ivon`). An arm and the plain
-agent take short turns in one process, on the same minibatches, batch 32, one thread. The result is the median ratio
-over rounds of whole updates (targets, loss, backward, optimizer, moving average), for each encoder and arm. N grows at
-every update, as it does until a replay is full.
+The arms are a Gaussian process with a learned noise of returns, Bayesian heads, Bayesian layers everywhere by local
+reparameterisation (`all`), and a Gaussian of every weight by natural gradients (`ivon`). An arm and the plain agent
+take short turns in one process, on the same minibatches, batch 32, one thread. The result is the median ratio over
+rounds of whole updates (targets, loss, backward, optimizer, moving average), for each encoder and arm. N grows at every
+update, as it does until a replay is full. The process also acts in turns with the plain agent, for 16 environments, the
+one by draws and the other greedily.
 """
 
 from __future__ import annotations
@@ -31,11 +32,9 @@ BATCH, ACTIONS = 32, 4
 SHAPES = {"nature": (4, 84, 84), "impala": (4, 84, 84), "minatar": (4, 10, 10), "mlp": (8,)}
 HIDDEN = {"nature": 512, "impala": 256, "minatar": 128, "mlp": 128}
 ARMS: dict[str, dict[str, Any]] = {
-    "epinet": {
-        "bayesian": "epinet",
+    "gaussian_process": {
+        "bayesian": "gaussian_process",
         "prior_function_scale": 1.0,
-        "random_features": 256,
-        "posterior": {"family": "members", "size": 10},
         "likelihood": {"family": "return_gaussian"},
     },
     "heads": {"bayesian": "heads"},
@@ -52,7 +51,7 @@ def minibatch(shape: tuple[int, ...]) -> Batch:
     observations = torch.randint(0, 255, (2, BATCH, *shape), dtype=torch.uint8) if len(shape) == 3 else None
     before, after = observations if observations is not None else torch.randn(2, BATCH, *shape)
     numbers = torch.randint(ACTIONS, (BATCH,)), torch.randn(BATCH), torch.full((BATCH,), 0.95)
-    return Batch(Transition(before, *numbers, after, torch.arange(BATCH)), 10_000, 0)
+    return Batch(Transition(before, *numbers, after), 10_000, 0)
 
 
 def make_agent(encoder: str, **options: Any) -> VariationalActorCritic:
@@ -75,6 +74,7 @@ def updater(agent: VariationalActorCritic, encoder: str) -> Callable[[], None]:
     def update() -> None:
         nonlocal batch
         batch = batch._replace(num_data=batch.num_data + 1)
+        agent.trainer.global_step += 1  # type: ignore[misc]  # a mock: what happens every few updates has its share
         optimizer.zero_grad()
         agent.training_step(batch, 0).backward()
         agent.on_after_backward()
@@ -83,6 +83,19 @@ def updater(agent: VariationalActorCritic, encoder: str) -> Callable[[], None]:
         agent.update_moving_average()
 
     return update
+
+
+def actor(agent: VariationalActorCritic, encoder: str, by_draw: bool) -> Callable[[], None]:
+    """Return a function that chooses the actions of 16 environments."""
+    observations = minibatch(SHAPES[encoder]).transition.observation[:16]
+
+    def act() -> None:
+        if by_draw:
+            agent.act_by_draw(observations, list(range(16)))
+        else:
+            agent.act(observations)
+
+    return act
 
 
 def seconds(update: Callable[[], None], steps: int) -> float:
@@ -125,9 +138,12 @@ def measure(cell: Cell, options: Options) -> Row:
     keep_freed_memory()  # as `fit` does
     encoder, arm = cell["encoder"], cell["arm"]
     agents = {arm: make_agent(encoder, **ARMS[arm]), "none": make_agent(encoder, bayesian="none")}
-    return compare(
-        {name: updater(agent, encoder) for name, agent in agents.items()}, options.rounds * MORE[encoder], options.steps
-    )
+    rounds = options.rounds * MORE[encoder]
+    row = compare({name: updater(agent, encoder) for name, agent in agents.items()}, rounds, options.steps)
+    if arm == "gaussian_process":
+        of_acting = {name: actor(agent, encoder, name == arm) for name, agent in agents.items()}
+        row |= {f"acting_{key}": value for key, value in compare(of_acting, rounds, options.steps).items()}
+    return row
 
 
 def round_to(value: float) -> float:

@@ -350,7 +350,6 @@ def test_values_are_carried_back_through_a_chain(target: str, actor_loss: str, s
         torch.tensor(columns[2]),
         torch.tensor(columns[3]),
         torch.stack(columns[4]),
-        torch.arange(len(table)),
     )
     module = learner(target, actor_loss, observation_shape=(2,), num_actions=2, **settings)
     fit(module, [Batch(transition, 10**6, 4)] * 400)

@@ -12,17 +12,17 @@ from torch.distributions import MultivariateNormal, Normal
 from torch.distributions import kl_divergence as distribution_kl
 
 from bayes_rl.agent.module import VariationalActorCritic
-from bayes_rl.agent.objective import Targets, critic_nll, epinet_nll, objective_terms, td_targets, total_loss
+from bayes_rl.agent.objective import Targets, critic_nll, objective_terms, td_targets, total_loss
 from bayes_rl.bayes.draws import Draws, WeightMode
 from bayes_rl.bayes.kl import kl_divergence
 from bayes_rl.types import Batch, Transition
 from tests.helpers.agents import (
     ACTIONS,
-    EPINET,
     FAMILIES,
     FEATURES,
     LOW_RANK,
     MEMBERS,
+    PROCESS,
     WITH_DRAWS,
     EachUpdate,
     equal,
@@ -512,108 +512,7 @@ def test_histograms_learn_a_fixed_batch(likelihood: str, family: dict[str, Any])
     assert nlls[-1] < 0.6 * nlls[0]
 
 
-# ------------------------------------------------------------------ the epinet, and the variance of returns
-@pytest.mark.parametrize("target", ["other", "ema"])
-def test_targets_of_deviations_by_hand(target: str) -> None:
-    """Of draw d: discount x (max_a (Q + deviation_d) - max_a Q) in the next state, Q the mean of both critics."""
-    module = make_module(EPINET, objective={"target": target})
-    t = make_batch().transition
-    weights = weights_of(module)
-    assert isinstance(weights, Draws)
-    source = module.twin if module.target_twin is None else module.target_twin
-    with torch.no_grad():
-        q_values = source(t.next_observation).q_values.mean(0)
-        deviations = source.epinet(t.next_observation[None], Draws(weights.index, {}))
-    targets = targets_of(module, t, weights).deviations
-    assert targets.shape == (weights.size, 6)
-    for d in range(weights.size):
-        for b in range(6):
-            greedy = (q_values[b] + deviations[d, b]).max() - q_values[b].max()
-            torch.testing.assert_close(targets[d, b], t.discount[b] * greedy)
-
-
-def test_values_learn_without_the_epinet() -> None:
-    """The gradient of trunk, critics and actors is that of the plain twin of equal weights."""
-    module = make_module(EPINET)
-    plain = make_module(network={"bayesian": "none"})
-    shared = {name: value for name, value in module.twin.state_dict().items() if not name.startswith("epinet")}
-    plain.twin.load_state_dict(shared)
-    plain.target_twin.load_state_dict(shared)
-    batch = make_batch()
-    step(module, batch)
-    step(plain, batch)
-    for name, gradient in gradients(plain.twin).items():
-        torch.testing.assert_close(gradients(module.twin)[name], gradient, msg=lambda m, n=name: f"{n}: {m}")
-
-
-def test_the_epinet_s_likelihood_by_hand() -> None:
-    """Half the squared error over the variance of the noise; with no deviation to learn the least value."""
-    module = make_module(EPINET, likelihood={"noise_std": 0.5})
-    t = make_batch().transition
-    weights = weights_of(module)
-    output, targets = module.twin(t.observation[None], weights), targets_of(module, t, weights)
-    errors = [
-        (output.deviations[d, b, t.action[b]] - targets.deviations[d, b]) / 0.5
-        for d in range(weights.size)
-        for b in range(6)
-    ]
-    nll = epinet_nll(module.twin, output, t, targets, weights)
-    torch.testing.assert_close(nll, 0.5 * torch.stack(errors).square().mean())
-    learned = output.deviations.gather(-1, t.action.expand(weights.size, 6)[..., None]).squeeze(-1)
-    assert epinet_nll(module.twin, output, t, targets._replace(deviations=learned), weights) == 0
-
-
-@pytest.mark.parametrize("family", ["members", "low_rank"])
-def test_td_errors_perturb_the_targets_of_draws(family: str) -> None:
-    """By hand: each draw's deviation learns the mean's TD error too, times a sign of its own and the weight."""
-    module = make_module(EPINET, posterior={"family": family}, network={"epinet_perturbation": 2.0})
-    t = make_batch().transition
-    weights = weights_of(module)
-    output, targets = module.twin(t.observation[None], weights), targets_of(module, t, weights)
-    signs = module.twin.epinet.perturbations(t.slot, weights)
-    errors = []
-    for d in range(weights.size):
-        for b in range(6):
-            td_error = targets.values[0, 0, b] - output.q_values[:, 0, b, t.action[b]].mean()
-            wanted = targets.deviations[d, b] + 2 * signs[d, b] * td_error
-            errors.append(output.deviations[d, b, t.action[b]] - wanted)
-    nll = epinet_nll(module.twin, output, t, targets, weights)
-    torch.testing.assert_close(nll, 0.5 * torch.stack(errors).square().mean())
-    nll.backward()
-    assert not any(g.any() for name, g in gradients(module.twin).items() if "epinet" not in name)
-
-
-@pytest.mark.parametrize(("perturbation", "least"), [(0.0, 0.0), (1.0, 0.05)])
-def test_draws_differ_by_what_the_noise_leaves_open(perturbation: float, least: float) -> None:
-    """One state, 100 rewards of N(0, 1). The mean of 100 has a standard deviation of 0.1, and so have the draws."""
-    torch.manual_seed(1)
-    options = {"network": {"epinet_perturbation": perturbation, "prior_function_scale": 1.0}, "posterior": {"size": 20}}
-    module = make_module(EPINET, options, optimizer={"epinet_lr": 0.01, "critic_lr": 0.01})
-    state, noise = torch.randn(1, FEATURES).expand(100, FEATURES), torch.randn(100)
-    fields = {"observation": state, "next_observation": state, "action": torch.zeros(100, dtype=torch.int64)}
-    batch = make_batch(100, 0.0, 10**6, reward=noise, **fields)
-    fit(module, [batch] * 600)
-    with torch.no_grad():
-        std = module.twin(state[None, :1], weights_of(module)).deviations[:, 0, 0].std().item()
-    assert least <= std <= 0.17
-    if not perturbation:
-        assert std < 0.03
-
-
-def test_where_there_are_data_the_draws_agree_and_elsewhere_they_do_not() -> None:
-    """Terminal transitions of a few states, learned for a while: draws agree there, and do not far away."""
-    module = make_module(EPINET, optimizer={"epinet_lr": 0.05})
-    known, other = torch.randn(8, FEATURES), 5 * torch.randn(50, FEATURES)
-    action = torch.arange(8) % ACTIONS
-    reward = torch.zeros(8)
-    batch = make_batch(8, 0.0, 10**6, observation=known, next_observation=known, action=action, reward=reward)
-    before = module.estimate_values(known).q_std.gather(-1, action[:, None]).mean()
-    fit(module, [batch] * 300, log_every=300)
-    after = module.estimate_values(known).q_std.gather(-1, action[:, None]).mean()
-    assert after < 0.2 * before
-    assert module.estimate_values(other).q_std.mean() > 0.5 * before
-
-
+# ------------------------------------------------------------------ the variance of returns
 def test_variance_of_targets_by_hand() -> None:
     module = make_module(likelihood={"family": "return_gaussian", "noise_std": 0.8}, network={"bayesian": "none"})
     t = make_batch().transition
@@ -662,8 +561,8 @@ PAIRS: list[dict[str, Any]] = [
         "network": {"bayesian": "all", "shared_trunk": False},
         "likelihood": {"family": "hl_gauss", "num_bins": 9},
     },
-    EPINET,
-    {**EPINET, "likelihood": {"family": "return_gaussian"}},
+    PROCESS,
+    {**PROCESS, "likelihood": {"family": "return_gaussian"}},
 ]
 
 
@@ -681,7 +580,7 @@ def test_the_loss_of_a_random_pair_is_half_of_the_loss_of_both_in_expectation(se
         networks = module.twin, module.target_twin
         terms = objective_terms(*networks, batch.transition, weight_mode, pairs, 0, module.objective)
         total_loss(terms, batch.num_data, module.objective).backward()
-        values = terms.nll, terms.kl, terms.actor_loss, terms.epinet_nll
+        values = terms.nll, terms.kl, terms.actor_loss
         return torch.stack(values).detach(), gradients(module.twin)
 
     (values_0, gradients_0), (values_1, gradients_1) = terms_and_gradients((0,)), terms_and_gradients((1,))

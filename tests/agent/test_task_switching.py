@@ -22,9 +22,7 @@ FEATURES = 5
 def batch_of(task: int) -> Batch:
     n = 6
     state, after = torch.randn(2, n, FEATURES)
-    transition = Transition(
-        state, torch.randint(ACTIONS, (n,)), torch.randn(n), torch.full((n,), 0.9), after, torch.arange(n)
-    )
+    transition = Transition(state, torch.randint(ACTIONS, (n,)), torch.randn(n), torch.full((n,), 0.9), after)
     return Batch(transition, 1000, 0, task)
 
 

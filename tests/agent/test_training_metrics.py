@@ -15,9 +15,9 @@ from bayes_rl.bayes.kl import kl_divergence
 from bayes_rl.networks.actor_critic import TwinOutput
 from tests.helpers.agents import (
     ACTIONS,
-    EPINET,
     EVERYTHING,
     MEMBERS,
+    PROCESS,
     fit,
     make_batch,
     make_module,
@@ -75,12 +75,10 @@ def documented_between(start: str, end: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, EVERYTHING, MEMBERS, {"likelihood": {"family": "hl_gauss"}}, EPINET], ids=lambda s: str(len(s))
+    "settings", [{}, EVERYTHING, MEMBERS, {"likelihood": {"family": "hl_gauss"}}, PROCESS], ids=lambda s: str(len(s))
 )
 def test_every_training_tag_is_documented(settings: dict[str, Any]) -> None:
-    documented = documented_between("## Objective", "## Epinet")
-    if settings is EPINET:
-        documented |= documented_between("## Epinet", "## Experience")
+    documented = documented_between("## Objective", "## Experience")
     logged = fit(make_module(settings), [make_batch()], log_every=1).callback_metrics
     names = {re.sub(r"^kl/.*", "kl/NAME", tag) for tag in logged}
     assert names == documented | {"step"}

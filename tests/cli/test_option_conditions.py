@@ -13,10 +13,7 @@ from tests.helpers.command_line import ROOT, error_of, run
 CARTPOLE = [f"--config={ROOT / 'configs/cartpole.yaml'}", "--data.replay.capacity=2000", "--data.replay.min_size=100"]
 EWC = ["--model.consolidation.method=ewc", "--model.consolidation.consolidate_every=9"]
 HISTOGRAM = ["--model.likelihood.family=hl_gauss"]
-EPINET = [
-    *("--model.network.bayesian=epinet", "--model.posterior.family=members"),
-    "--model.network.prior_function_scale=1",
-]
+PROCESS = ["--model.network.bayesian=gaussian_process", "--model.network.prior_function_scale=1"]
 PLAIN = ["--model.network.bayesian=none"]
 
 IDLE: dict[str, tuple[list[str], str]] = {
@@ -50,15 +47,11 @@ IDLE: dict[str, tuple[list[str], str]] = {
     "model.posterior.size=3": ([], "--model.posterior.family low_rank or members"),
     "model.posterior.num_draws=3": (["--model.posterior.family=members"], "--model.posterior.family low_rank"),
     "model.posterior.prior_precision=3": (["--model.posterior.prior=log_uniform"], "--model.posterior.prior gaussian"),
-    "model.posterior.init_log_var=-8": (PLAIN, "--model.network.bayesian heads, trunk or all, or epinet"),
-    "model.posterior.family=low_rank": (PLAIN, "--model.network.bayesian heads, trunk or all, or epinet"),
-    "model.objective.kl_temperature=0.5": (PLAIN, "--model.network.bayesian heads, trunk or all, or epinet"),
-    "model.posterior.prior_precision=4": (EPINET, "--model.network.bayesian heads, trunk or all"),
-    "model.posterior.init_scale=2": (EPINET, "--model.network.bayesian heads, trunk or all"),
-    "model.network.random_features=64": ([], "--model.network.bayesian gaussian_process or epinet"),
-    "model.network.length_scale=2": ([], "--model.network.bayesian gaussian_process or epinet"),
-    "model.network.epinet_perturbation=1": ([], "--model.network.bayesian epinet"),
-    "model.optimizer.epinet_lr=0.1": ([], "--model.network.bayesian epinet"),
+    "model.posterior.init_log_var=-8": (PLAIN, "--model.network.bayesian heads, trunk or all"),
+    "model.posterior.family=low_rank": (PLAIN, "--model.network.bayesian heads, trunk or all"),
+    "model.objective.kl_temperature=0.5": (PLAIN, "--model.network.bayesian heads, trunk or all"),
+    "model.network.random_features=64": ([], "--model.network.bayesian gaussian_process"),
+    "model.network.length_scale=2": ([], "--model.network.bayesian gaussian_process"),
     "model.objective.tau=0.5": (
         ["--model.objective.target=other", "--model.network.shared_trunk=false"],
         "--model.objective.target ema",
@@ -131,7 +124,12 @@ ACTING = [
         "--model.posterior.init_log_var=-5",
         "--model.objective.kl_temperature=2",
     ],
-    [*EPINET, "--model.network.random_features=64", "--model.optimizer.epinet_lr=0.1", "--model.posterior.size=3"],
+    [
+        *PROCESS,
+        "--model.network.random_features=64",
+        "--model.network.length_scale=2",
+        "--model.objective.kl_temperature=2",
+    ],
     ["--model.optimizer.schedule=cosine", "--model.optimizer.decay_frames=90", "--model.optimizer.final_share=0.5"],
     ["--trainer.gradient_clip_algorithm=value", "--trainer.gradient_clip_val=1", "--data.evaluation.fps=20"],
 ]

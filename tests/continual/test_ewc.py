@@ -412,8 +412,9 @@ def test_the_state_of_a_consolidator_is_loaded_into_a_fresh_one() -> None:
     assert fresh.penalty(twin).item() == ours.penalty(twin).item() > 0
 
 
-def test_an_epinet_goes_on_learning_and_counts_in_no_share() -> None:
-    plain, twin = make_twin("mlp", bayesian="none"), make_twin("mlp", True, "epinet", "members", "gaussian", 1.0)
+def test_a_process_goes_on_observing_and_counts_in_no_share() -> None:
+    arguments = ("mlp", True, "gaussian_process", "members", "gaussian", 1.0)
+    plain, twin = make_twin("mlp", bayesian="none"), make_twin(*arguments)
     consolidator, of_plain = make_consolidator(twin, 400.0), make_consolidator(plain, 400.0)
     assert set(consolidator.ewc.names) == set(of_plain.ewc.names)
     assert consolidator.describe() == of_plain.describe()

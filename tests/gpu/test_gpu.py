@@ -44,8 +44,7 @@ FAMILIES: list[dict[str, Any]] = [
         "objective": {"update_pairs": "random"},
     },
     {
-        "network": {"bayesian": "epinet", "prior_function_scale": 0.2, "random_features": 64},
-        "posterior": {"family": "members"},
+        "network": {"bayesian": "gaussian_process", "prior_function_scale": 0.2, "random_features": 64},
         "likelihood": {"family": "return_gaussian"},
         "exploration": "both",
     },

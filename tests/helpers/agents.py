@@ -22,7 +22,9 @@ FEATURES = 4
 # Options of the agent. Every family of posterior distributions has a small one.
 LOW_RANK: dict[str, Any] = {"posterior": {"family": "low_rank", "size": 2, "num_draws": 3}}
 MEMBERS: dict[str, Any] = {"posterior": {"family": "members", "size": 3}}
-EPINET: dict[str, Any] = merged(MEMBERS, {"network": {"bayesian": "epinet", "prior_function_scale": 1.0}})
+PROCESS: dict[str, Any] = {
+    "network": {"bayesian": "gaussian_process", "prior_function_scale": 1.0, "random_features": 8}
+}
 EVERYTHING: dict[str, Any] = merged(
     LOW_RANK, {"network": {"prior_function_scale": 1.0}, "likelihood": {"family": "learned_gaussian"}}
 )
@@ -135,7 +137,6 @@ def make_batch(size: int = 6, discount: float = 0.9, num_data: int = 1000, **fie
         "reward": torch.randn(size),
         "discount": torch.full((size,), discount),
         "next_observation": torch.randn(size, FEATURES),
-        "slot": torch.arange(size),
     }
     return Batch(Transition(**{**values, **fields}), num_data=num_data, frames=4)
 

@@ -59,8 +59,7 @@ def plain_twin(twin: TwinActorCritic, index: Tensor, noise: dict[str, Tensor]) -
     return plain
 
 
-BESIDE = ("epinet", "gaussian_process")  # which have tests of their own
-PARTS = [part for part in BAYESIAN if part not in BESIDE]
+PARTS = [part for part in BAYESIAN if part != "gaussian_process"]  # which has tests of its own
 
 
 def gradients(module: nn.Module) -> list[Tensor]:

@@ -182,5 +182,5 @@ def test_what_a_process_cannot_have_is_one_line(options: dict[str, Any], message
 
 
 def test_numbers_of_states_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model.network.bayesian: .*arrays.*nearest: epinet"):
+    with pytest.raises(ConfigError, match=r"model.network.bayesian: .*arrays.*nearest: heads"):
         make_module(PROCESS, observation_shape=(1,), num_categories=9)

@@ -30,8 +30,6 @@ NEW_IN_MODEL = {
     *(
         "network.random_features",
         "network.length_scale",
-        "network.epinet_perturbation",
-        "optimizer.epinet_lr",
         "consolidation.fisher_newest",
     ),
 }

@@ -1,0 +1,138 @@
+"""What a posterior beside plain networks knows and costs: scores, novelty, intervals; default against plain twin.
+
+    python -m benchmarks posterior [--games minatar_breakout quickstart ...] [--arms default plain] [--seeds 1 2 3 4 5]
+    python -m benchmarks posterior --most 0                     # the table from the files alone
+
+The default agent is the shipped configuration of each game. Its twin has no distribution and explores by epsilon alone;
+all else is equal. Each finished run is a file in `docs/results/posterior/` and is not repeated. It has a row for each
+validation (frames, processor minutes of the training, metrics) and the metrics of the test games, which are fresh.
+"At equal minutes" compares the plain agent's last validation with the default agent's score at the same processor
+minutes, interpolated between validations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import yaml
+
+from benchmarks.learning.silent_run import prepare_run, silence_lightning
+from benchmarks.runner import ROOT, Benchmark, Cell, Options, Row, markdown
+
+GAMES: dict[str, tuple[str, dict[str, Any]]] = {
+    "cartpole": ("cartpole", {}),
+    "minatar_breakout": ("minatar", {}),
+    "minatar_space_invaders": ("minatar", {"env": "MinAtar/SpaceInvaders-v1"}),
+    "minatar_asterix": ("minatar", {"env": "MinAtar/Asterix-v1"}),
+    "quickstart": ("quickstart", {}),
+}
+"""Name of a game to its configuration file and changes of `data`."""
+ARMS = ("default", "plain")
+KINDS = ("noise", "shuffled", "other_game", "unvisited")
+SHOWN = ("return_mean", *(f"novelty_auroc_{kind}" for kind in KINDS), "error_correlation_low", "error_correlation")
+SHOWN_OF_TEST = ("raw_coverage_90", "coverage_90", "predictive_error_correlation")
+
+
+class Curve(pl.Callback):
+    """Callback that keeps the metrics of every validation with the processor time of the training until then."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self._training, self._began = 0.0, 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._began = time.process_time()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the clock: validations of longer games are not a price of the agent."""
+        self._training += time.process_time() - self._began
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the metrics."""
+        frames = trainer.datamodule.stream.frames  # type: ignore[attr-defined]
+        metrics = {key.removeprefix("val/"): float(value) for key, value in trainer.callback_metrics.items()}
+        shown = {key: round(metrics[key], 4) for key in (*SHOWN, *SHOWN_OF_TEST) if key in metrics}
+        self.rows.append({"frames": frames, "minutes": round(self._training / 60, 3), **shown})
+
+
+def cells(options: Options, rows: list[Row]) -> list[Cell]:
+    """Return all runs, the shortest first."""
+    return [
+        {"game": game, "arm": arm, "seed": seed}
+        for game in options.games
+        for seed in options.seeds
+        for arm in options.arms
+    ]
+
+
+def measure(cell: Cell, options: Options) -> Row:
+    """Train and test one agent on one thread."""
+    silence_lightning()
+    torch.set_num_threads(1)
+    name, changes = GAMES[cell["game"]]
+    config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
+    config["data"] |= changes
+    if cell["arm"] == "plain":
+        config["model"] |= {"exploration": "epsilon"}
+        config["model"]["network"] |= {"bayesian": "none", "prior_function_scale": 0.0}
+    curve = Curve()
+    epochs = options.epochs or config["trainer"]["max_epochs"]
+    data, agent, trainer = prepare_run(config, cell["seed"], max_epochs=epochs, callbacks=[curve])
+    trainer.fit(agent, datamodule=data)
+    (test,) = trainer.test(agent, datamodule=data, verbose=False)
+    found = {key.removeprefix("test/"): round(float(value), 4) for key, value in test.items()}
+    return {**cell, "epochs": epochs, "curve": curve.rows, "test": found}
+
+
+def score_at(curve: list[Row], minutes: float) -> float:
+    """Return the score at a time, interpolated between validations; the last one after the end."""
+    before = {"minutes": 0.0, "return_mean": 0.0}
+    for row in curve:
+        if row["minutes"] >= minutes:
+            share = (minutes - before["minutes"]) / (row["minutes"] - before["minutes"])
+            return float(before["return_mean"] + share * (row["return_mean"] - before["return_mean"]))
+        before = row
+    return float(before["return_mean"])
+
+
+def table(rows: list[Row]) -> str:
+    """Return the runs as Markdown."""
+    of_plain = {(row["game"], row["seed"]): row["curve"][-1] for row in rows if row["arm"] == "plain"}
+    lines = []
+    for row in sorted(rows, key=lambda row: (row["game"], row["arm"], row["seed"])):
+        last, plain = row["curve"][-1], of_plain.get((row["game"], row["seed"]))
+        line = {key: row[key] for key in ("game", "arm", "seed")} | {
+            "frames": last["frames"],
+            "minutes": last["minutes"],
+        }
+        line |= {key.removeprefix("novelty_"): last.get(key) for key in SHOWN}
+        line |= {f"test_{key}": row["test"].get(key) for key in SHOWN_OF_TEST}
+        line["at_plain_minutes"] = round(score_at(row["curve"], plain["minutes"]), 2) if plain else None
+        lines.append(line)
+    return markdown(lines, list(lines[0])) if lines else "nothing measured\n"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add games, arms, seeds and the length of a run."""
+    parser.add_argument("--games", nargs="+", default=list(GAMES), choices=list(GAMES))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--epochs", type=int, default=0, help="epochs of a run; 0 for those of the configuration")
+
+
+BENCHMARK = Benchmark(
+    description=__doc__,
+    cells=cells,
+    measure=measure,
+    table=table,
+    add_arguments=add_arguments,
+    shared={"jobs": 2},
+    files="{game}_{arm}_seed{seed}.json",
+    child=True,
+    show_output=True,
+)
