@@ -91,11 +91,6 @@ def test_the_variance_of_returns_is_the_fixed_point_of_bootstrapping() -> None:
     assert variance[0].item() == pytest.approx(returns.var().item(), rel=0.02)
 
 
-def test_greedy_gain_by_hand() -> None:
-    q, deviations = torch.tensor([[1.0, 3.0]]), torch.tensor([[[0.0, 0.0]], [[4.0, 0.0]], [[-1.0, -2.0]]])
-    assert losses.greedy_gain(q, deviations).tolist() == [[0.0], [2.0], [-2.0]]
-
-
 def test_no_gradient_flows_through_the_target() -> None:
     """Defect 6 of the original: targets that carry a graph."""
     leaves = [t.requires_grad_() for t in (normal(B), normal(B), probabilities(B, A), normal(B, A))]

@@ -46,8 +46,8 @@ from bayes_rl.continual.settings import ConsolidationSettings
 from bayes_rl.evaluation.game_metrics import GameMetrics
 from bayes_rl.evaluation.games import Game, Games
 from bayes_rl.networks.actor_critic import TwinActorCritic, TwinOutput, TwinSettings
+from bayes_rl.networks.gaussian_process import GaussianProcess
 from bayes_rl.networks.layer_factory import LayerFactory
-from bayes_rl.networks.random_features import RandomFourierFeatures
 from bayes_rl.networks.settings import NetworkSettings
 from bayes_rl.types import AgentArguments, Batch, Transition, ValueEstimate
 from bayes_rl.utils.seeds import Domain, derived_seed
@@ -249,8 +249,8 @@ class VariationalActorCritic(LowOverheadModule):
         """
         if not self.optimizer_settings.is_constant:
             set_rates(self.trainer.optimizers[0], self.optimizer_settings, batch.learning_frames)
-        if self.global_step == 0:
-            self._measure_features(batch.transition)
+        if self.twin.process is not None and self.global_step == 0:
+            self._measure_features(self.twin.process, batch.transition)
         due = self._log_is_due()
         penalty = self._penalty() if due else None  # of the means
         kl = self.weight_posterior.kl_divergence(self._trained_parameters) if due and self.weight_posterior else None
@@ -273,13 +273,11 @@ class VariationalActorCritic(LowOverheadModule):
         self.guard.record_loss(loss, parts)
         return loss
 
-    def _measure_features(self, transition: Transition) -> None:
-        """Choose the unit of length of random features by the states of the first minibatch."""
-        states = torch.cat([transition.observation, transition.next_observation])
-        for twin in (self.twin, self.target_twin):
-            for features in twin.modules() if twin is not None else ():
-                if isinstance(features, RandomFourierFeatures) and not features.is_measured:
-                    features.measure(self.twin.prepare(states))
+    def _measure_features(self, process: GaussianProcess, transition: Transition) -> None:
+        """Choose the unit of length of the process's features by the states of the first minibatch."""
+        if not process.features.is_measured:
+            states = torch.cat([transition.observation, transition.next_observation])
+            process.features.measure(self.twin.prepare(states))
 
     def _observe(self, batch: Batch, output: TwinOutput) -> None:
         """Let the Gaussian process observe the minibatch, every few updates, and update its posterior now and then."""

@@ -37,8 +37,10 @@ def measure(cell: Cell, options: Options) -> Row:
     else:
         config = yaml.safe_load((ROOT / "configs" / "minatar.yaml").read_text())
         config["data"]["env"] = f"MinAtar/{game}-v1"
-    if arm == "plain":
-        config["model"].setdefault("network", {})["bayesian"] = "none"
+    # The agent of 0.1.0: heads with distributions, a fixed noise of returns, random actions.
+    config["model"] |= {"exploration": "epsilon", "likelihood": {"noise_std": 1.0}}
+    bayesian = "none" if arm == "plain" else "heads"
+    config["model"]["network"] |= {"bayesian": bayesian, "prior_function_scale": 0.0}
     if arm == "unscaled":
         losses.negative_elbo = lambda nll, kl, num_data, temperature: nll + kl  # the original system's objective
     config["data"]["evaluation"]["games"] = options.test_games

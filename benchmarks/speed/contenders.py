@@ -341,7 +341,8 @@ def run_bayes_rl(
         "model.network.hidden_dim": HIDDEN,
     }
     if setting.arm == "bayes_rl_plain":
-        settings |= {"model.network.bayesian": "none", "model.objective.update_pairs": "random"}
+        settings |= {"model.network.bayesian": "none", "model.network.prior_function_scale": 0}
+        settings |= {"model.exploration": "epsilon", "model.objective.update_pairs": "random"}
     settings |= setting.options
     words = [f"--{key}={value}" for key, value in settings.items()]
     sys.argv = ["cli.py", "fit", "--config", str(ROOT / "configs/breakout.yaml"), *words]

@@ -378,10 +378,7 @@ class Updates:
     def __iter__(self) -> Iterator[Batch]:
         for _ in range(2):
             observation, action = torch.randn(6, FEATURES), torch.randint(ACTIONS, (6,))
-            slots = torch.arange(6)
-            yield Batch(
-                Transition(observation, action, torch.randn(6), torch.full((6,), 0.9), observation, slots), 100, 4
-            )
+            yield Batch(Transition(observation, action, torch.randn(6), torch.full((6,), 0.9), observation), 100, 4)
 
     def __len__(self) -> int:
         return 2

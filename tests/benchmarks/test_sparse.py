@@ -87,7 +87,7 @@ def test_the_table_has_all_tasks_and_counts_those_not_run_as_lost() -> None:
         assert len([line for line in text.splitlines() if line.startswith(f"| {task} ")]) >= 2
     assert row_of_table(text, "door_key", *["not run"] * 8)
     assert row_of_table(text, "deep_sea_30", *["not run"] * 6, "-", "-")
-    details = row_of_table(text, "deep_sea_10", "default", "prior1 (no search)")
+    details = row_of_table(text, "deep_sea_10", "default", "prior3 (no search)")
     assert details[3:] == ["1, 2, 3, 4, 5", "3", "30", "0 of 5", "-", "-", "1.00", "2.0"]
 
 
