@@ -316,7 +316,8 @@ class Child:
         folder = Path(self._folder.name)
         self._result, self._errors = folder / "result.json", folder / "errors.txt"
         more = ["--child", json.dumps(cell), "--result", str(self._result), "--output", str(output.resolve())]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {"PYTHONPATH": paths}
         environment |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
         with self._errors.open("wb") as errors:
             self._process = subprocess.Popen(

@@ -56,7 +56,7 @@ from bayes_rl.utils.settings import as_settings
 UPDATES_PER_OBSERVATION, UPDATES_PER_POSTERIOR = 4, 100
 """Updates from one minibatch that a Gaussian process observes to the next, and from one posterior to the next.
 
-Each minibatch and each posterior more would cost time. Thousands of minibatches make a posterior in any case.
+More of either would take time. The moments average about the last 1000 observed minibatches, those of 4000 updates.
 """
 
 
@@ -266,7 +266,7 @@ class VariationalActorCritic(LowOverheadModule):
         self._observe(batch, terms.output)
         self.frames = batch.frames
         if due and self.twin.process is not None:
-            kl = self.twin.process.divergence
+            kl = 0.5 * len(pairs) * self.twin.process.divergence  # of one pair half, as of all that both pairs share
         parts = {"nll": terms.nll, "kl": terms.kl if kl is None else kl, "actor_loss": terms.actor_loss}
         if penalty is not None:
             self._log_training(batch, terms, parts, penalty)

@@ -160,6 +160,8 @@ def check_agent(
     check(exploration == "epsilon" or bayesian != "none" or natural, "model.exploration", exploration, message)
     if natural:
         _check_ivon(objective, bayesian)
+    message = "knows the states of one task only; nearest: heads"
+    check(bayesian != "gaussian_process" or num_tasks == 1, "model.network.bayesian", bayesian, message)
     key, message = "model.objective.kl_temperature", "must be positive with a Gaussian process; nearest: 1"
     check(objective.kl_temperature > 0 or bayesian != "gaussian_process", key, objective.kl_temperature, message)
     obstacle = POSTERIORS[posterior.family].cuda_graph_obstacle if bayesian not in PLAIN else ""

@@ -80,8 +80,8 @@ class TwinSettings:
         pixel_scale: divisor of uint8 observations (255 for screens, 1 for binary planes).
 
     Raises:
-        ConfigError: if there is a prior function, and draws have no index on which it could depend; or a Gaussian
-            process without a scale, or of numbers of states.
+        ConfigError: if there is a prior function, and draws have no index on which it could depend; if a Gaussian
+            process has no scale; or if its observations are numbers of states.
     """
 
     network: NetworkSettings
@@ -94,7 +94,9 @@ class TwinSettings:
         key, scale = "model.network.prior_function_scale", self.network.prior_function_scale
         check(scale >= 0, key, scale, "must be zero or positive")
         families = " or ".join(name for name in POSTERIORS if make_family(PosteriorSettings(name)).index_size)
-        problem = f"needs draws with an index: --model.posterior.family {families}, with Bayesian layers"
+        problem = (
+            f"needs draws with an index: --model.posterior.family {families}, with Bayesian layers; or gaussian_process"
+        )
         is_process = self.layers.bayesian == "gaussian_process"
         check(self.layers.family.index_size > 0 or not scale or is_process, key, scale, problem)
         problem = "must be positive with --model.network.bayesian gaussian_process; nearest: 1"

@@ -1,13 +1,13 @@
-"""What a posterior beside plain networks knows and costs: scores, novelty, intervals; default against plain twin.
+"""What a posterior knows and costs: scores, novelty, intervals of the shipped agents against their plain twins.
 
     python -m benchmarks posterior [--games minatar_breakout quickstart ...] [--arms default plain] [--seeds 1 2 3 4 5]
     python -m benchmarks posterior --most 0                     # the table from the files alone
 
-The default agent is the shipped configuration of each game. Its twin has no distribution and explores by epsilon alone;
-all else is equal. Each finished run is a file in `docs/results/posterior/` and is not repeated. It has a row for each
-validation (frames, processor minutes of the training, metrics) and the metrics of the test games, which are fresh.
-"At equal minutes" compares the plain agent's last validation with the default agent's score at the same processor
-minutes, interpolated between validations.
+The default agent is the shipped configuration of each game: a Gaussian process beside plain networks, in CartPole
+Bayesian heads. Its twin has no distribution and explores by epsilon alone; all else is equal. Each finished run is a
+file in `docs/results/posterior/` and is not repeated. It has a row for each validation (frames, processor minutes of
+the training, metrics) and the metrics of the test games, which are fresh. The column `at_plain_minutes` is the score of
+the default agent at the processor minutes of its twin's last validation, interpolated between validations.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Curve(pl.Callback):
 
 
 def cells(options: Options, rows: list[Row]) -> list[Cell]:
-    """Return all runs, the shortest first."""
+    """Return all runs, game by game."""
     return [
         {"game": game, "arm": arm, "seed": seed}
         for game in options.games
@@ -90,7 +90,7 @@ def measure(cell: Cell, options: Options) -> Row:
 
 
 def score_at(curve: list[Row], minutes: float) -> float:
-    """Return the score at a time, interpolated between validations; the last one after the end."""
+    """Return the score at a time, interpolated between validations: 0 at the start, the last one after the end."""
     before = {"minutes": 0.0, "return_mean": 0.0}
     for row in curve:
         if row["minutes"] >= minutes:
@@ -112,7 +112,8 @@ def table(rows: list[Row]) -> str:
         }
         line |= {key.removeprefix("novelty_"): last.get(key) for key in SHOWN}
         line |= {f"test_{key}": row["test"].get(key) for key in SHOWN_OF_TEST}
-        line["at_plain_minutes"] = round(score_at(row["curve"], plain["minutes"]), 2) if plain else None
+        compared = plain is not None and row["arm"] == "default"
+        line["at_plain_minutes"] = round(score_at(row["curve"], plain["minutes"]), 2) if compared else None
         lines.append(line)
     return markdown(lines, list(lines[0])) if lines else "nothing measured\n"
 

@@ -104,7 +104,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             **{"data.updates_per_step": 0.25, "data.replay.batch_size": 4, "data.evaluation.games": 1},
             **{"data.rules.max_episode_frames": 1000, "model.posterior.family": "members", "model.posterior.size": 3},
             **{"model.network.prior_function_scale": 1, "model.exploration": "both", "model.network.hidden_dim": 32},
-            **{"model.likelihood.family": "two_hot", "model.network.shared_trunk": False},
+            **{
+                "model.network.bayesian": "heads",
+                "model.likelihood.family": "two_hot",
+                "model.network.shared_trunk": False,
+            },
         },
     ),
     "log_uniform": (

@@ -62,7 +62,7 @@ def make_agent(encoder: str, **options: Any) -> VariationalActorCritic:
     network = NetworkSettings(encoder, HIDDEN[encoder], **{k: v for k, v in options.items() if k in of_network})
     shapes: dict[str, Any] = {"observation_shape": SHAPES[encoder], "num_actions": ACTIONS}
     agent = VariationalActorCritic(network, **shapes, **settings)
-    agent._trainer = MagicMock(log_every_n_steps=0, gradient_clip_val=None, global_step=1)
+    agent._trainer = MagicMock(log_every_n_steps=0, gradient_clip_val=None, global_step=0)
     return agent
 
 
@@ -74,13 +74,13 @@ def updater(agent: VariationalActorCritic, encoder: str) -> Callable[[], None]:
     def update() -> None:
         nonlocal batch
         batch = batch._replace(num_data=batch.num_data + 1)
-        agent.trainer.global_step += 1  # type: ignore[misc]  # a mock: what happens every few updates has its share
         optimizer.zero_grad()
         agent.training_step(batch, 0).backward()
         agent.on_after_backward()
         agent.on_before_optimizer_step(optimizer)
         optimizer.step()
         agent.update_moving_average()
+        agent.trainer.global_step += 1  # type: ignore[misc]  # a mock: what happens every few updates has its share
 
     return update
 

@@ -23,8 +23,9 @@ All arms play ALE/Breakout-v5 with sticky actions (0.25) and a lost life as the 
     TorchRL: no DQN for Atari in the package, so its own script's loop is followed (400 steps, then 100 updates), with
         Gymnasium's AtariPreprocessing and uint8 screens in place of the script's slower float transforms; no FIRE.
     bayes_rl: `configs/breakout.yaml` by the command line, FIRE in the agent's steps; two actors and two critics
-        with Bayesian heads on one trunk with a LayerNorm, target by a moving average at every update. `bayes_rl_plain`
-        has no Bayesian layer and trains one pair of the two per update; both pairs are still evaluated.
+        on one trunk with a LayerNorm and a Gaussian process beside them, target by a moving average at every update
+        (the figures of 0.1.0 are those of Bayesian heads). `bayes_rl_plain` has no process, explores by epsilon and
+        trains one pair of the two per update; both pairs are still evaluated.
 """
 
 from __future__ import annotations

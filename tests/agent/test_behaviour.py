@@ -81,14 +81,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mean_field": {},
     "none": {"network": {"bayesian": "none"}},
     "ivon": {"network": {"bayesian": "none"}, "optimizer": {"family": "ivon"}},
-    "process": {"network": {"bayesian": "gaussian_process", "prior_function_scale": 1.0, "random_features": 8}},
+    "process": PROCESS,
     "members": {"posterior": {"family": "members", "size": 3}, "network": {"prior_function_scale": 1.0}},
     "low_rank": {"posterior": {"family": "low_rank", "size": 2}, "network": {"prior_function_scale": 1.0}},
 }
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("family", [*FAMILIES])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_acting_draws_no_random_numbers_and_leaves_no_graph(training: bool, family: str) -> None:
     torch.manual_seed(9)
     wide = {"posterior": {"init_log_var": 2.0}}  # draws would change actions

@@ -181,6 +181,39 @@ def test_what_a_process_cannot_have_is_one_line(options: dict[str, Any], message
         make_module(merged(PROCESS, options))
 
 
+def test_states_of_the_replay_are_known_and_others_are_not() -> None:
+    """Ten thousand data near one another, and states three times as far away as any of them."""
+    process = make_process(1.0, 256)
+    known = 0.3 * torch.randn(10_000, INPUTS)
+    process.observe(known, torch.randint(ACTIONS, (10_000,)), torch.full((10_000,), 0.5))
+    process.update_posterior(10_000)
+    near, far = process.std(0.3 * torch.randn(200, INPUTS)), process.std(3 * torch.randn(200, INPUTS))
+    assert near.mean() < 0.1
+    assert far.mean() > 5 * near.mean()
+
+
+def test_a_process_of_screens_under_mixed_precision_is_that_in_full_precision() -> None:
+    torch.manual_seed(4)
+    process = GaussianProcess((4, 84, 84), 2, 8, 1.0, 1.0)
+    screens = torch.rand(3, 4, 84, 84)
+    process.features.measure(screens)
+    with torch.autocast("cpu", torch.bfloat16):
+        process.observe(screens, torch.tensor([0, 1, 1]), torch.ones(3))
+        process.update_posterior(100.0)
+        mixed = process.std(screens)
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, process.std(screens))
+    whole = process.features(screens).double()
+    precision = torch.eye(8).double() + 100 * whole[:1].T @ whole[:1] / 3
+    expected = (whole @ torch.linalg.inv(precision) * whole).sum(1).sqrt()
+    torch.testing.assert_close(mixed[:, 0].double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_several_tasks_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model.network.bayesian: .*one task only; nearest: heads"):
+        make_module(PROCESS, num_tasks=2)
+
+
 def test_numbers_of_states_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"model.network.bayesian: .*arrays.*nearest: heads"):
         make_module(PROCESS, observation_shape=(1,), num_categories=9)
