@@ -112,8 +112,8 @@ def table(rows: list[Row]) -> str:
         }
         line |= {key.removeprefix("novelty_"): last.get(key) for key in SHOWN}
         line |= {f"test_{key}": row["test"].get(key) for key in SHOWN_OF_TEST}
-        compared = plain is not None and row["arm"] == "default"
-        line["at_plain_minutes"] = round(score_at(row["curve"], plain["minutes"]), 2) if compared else None
+        compared = plain if row["arm"] == "default" else None
+        line["at_plain_minutes"] = round(score_at(row["curve"], compared["minutes"]), 2) if compared else None
         lines.append(line)
     return markdown(lines, list(lines[0])) if lines else "nothing measured\n"
 
