@@ -53,10 +53,10 @@ from bayes_rl.types import AgentArguments, Batch, Transition, ValueEstimate
 from bayes_rl.utils.seeds import Domain, derived_seed
 from bayes_rl.utils.settings import as_settings
 
-UPDATES_PER_OBSERVATION, UPDATES_PER_POSTERIOR = 4, 100
+UPDATES_PER_OBSERVATION, UPDATES_PER_POSTERIOR = 8, 200
 """Updates from one minibatch that a Gaussian process observes to the next, and from one posterior to the next.
 
-More of either would take time. The moments average about the last 1000 observed minibatches, those of 4000 updates.
+More of either would take time. The moments average about the last 1000 observed minibatches, those of 8000 updates.
 """
 
 

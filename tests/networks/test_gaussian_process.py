@@ -143,7 +143,7 @@ def test_networks_learn_as_plain_ones() -> None:
 
 
 def test_training_makes_the_posterior_of_what_was_seen() -> None:
-    """By hand: every fourth minibatch is observed, and the posterior follows at the next multiple of its interval."""
+    """By hand: every eighth minibatch is observed, and the posterior follows at the next multiple of its interval."""
     module = make_module(PROCESS)
     fit(module, [make_batch(num_data=100) for _ in range(UPDATES_PER_POSTERIOR + 1)])
     process = module.twin.process
