@@ -21,26 +21,29 @@ class GaussianProcess(nn.Module):
     """Gaussian process f(s, a) of the deviations of Q from its mean.
 
     f(s, a) = scale w_a . phi(s). The features phi are fixed random Fourier features of the state, so that w_a ~ N(0, I)
-    is a Gaussian process whose kernel is Gaussian (Rahimi and Recht 2007). The N transitions of the replay observe
-    Q + f with the noise of the likelihood. Then w_a is Gaussian, with mean 0, which the critics learn, and precision
+    is a Gaussian process whose kernel is Gaussian (Rahimi and Recht 2007). The target of each of the N transitions of
+    the replay is Q + f plus Gaussian noise, whose standard deviation noise_i the likelihood has learned. The posterior
+    of w_a is Gaussian. Its mean is fixed at 0, because the critics learn the mean of Q. Its precision is
 
         I + scale^2 (N / T) E[1(a_i = a) phi_i phi_i^T / noise_i^2],
 
-    where T is the temperature of the KL divergence. This posterior has the full covariance of the weights of an action,
-    and no variational approximation. The expectation is a moving average over minibatches, as in SNGP (Liu et al. 2020,
-    arXiv:2006.10108). Nothing is learned by gradients, so that the networks learn exactly as plain ones.
+    where E is the mean over the transitions of the replay and T the temperature of the KL divergence. The covariance of
+    w_a is full, and exact for given E. Different actions are independent. E is estimated by a moving average over
+    minibatches, as in SNGP (Liu et al. 2020, arXiv:2006.10108). Nothing is learned by gradients, so that the networks
+    learn exactly as plain ones.
 
     Args:
         observation_shape: shape of one observation.
         num_actions: A.
         num_features: m, >= 1.
         length_scale: see `RandomFourierFeatures`.
-        scale: standard deviation of f in states unlike all known ones, in return units, > 0.
+        scale: prior standard deviation of f, in return units, > 0.
 
     Attributes:
-        moments: moving average of 1(a_i = a) phi phi^T / noise^2, `[A, m, m]`.
+        moments: moving average of 1(a_i = a) phi_i phi_i^T / noise_i^2, `[A, m, m]`, in 1 / return units^2.
         count: number of minibatches so far.
-        root: L^-1 of the precision L L^T, `[A, m, m]`: a draw of w_a is root^T z with z ~ N(0, I).
+        root: L_a^-1, `[A, m, m]`, where L_a is the lower Cholesky factor of the precision L_a L_a^T of w_a. A draw of
+            w_a is root_a^T z with z ~ N(0, I).
         divergence: KL(posterior || prior) of all w_a in nats, a scalar.
     """
 
@@ -72,7 +75,8 @@ class GaussianProcess(nn.Module):
         Args:
             x: observations that `TwinActorCritic.prepare` returned, `[B, ...]`.
             action: actions, `[B]`.
-            noise_std: noise of a return under the likelihood, `[B]`; a transition without a finite one has no effect.
+            noise_std: standard deviation of a return under the likelihood, `[B]`, in return units, > 0. A transition
+                whose value is not finite adds zero to the mean over B.
         """
         with torch.autocast(x.device.type, enabled=False):
             weight = torch.where(noise_std.isfinite(), noise_std, torch.inf).float().reciprocal()
@@ -99,7 +103,10 @@ class GaussianProcess(nn.Module):
         self.root.copy_(root)
 
     def _projections(self, x: Tensor) -> Tensor:
-        """Return root phi of every action, `[B, A, m]`, whose length is the standard deviation of f over `scale`."""
+        """Map prepared observations `[B, ...]` to root_a phi for every action, `[B, A, m]`.
+
+        The norm over the last axis, times `scale`, is the standard deviation of f.
+        """
         with torch.autocast(x.device.type, enabled=False):
             return (self.features(x) @ self.root.flatten(0, 1).t()).unflatten(1, self.root.shape[:2])
 
@@ -111,8 +118,9 @@ class GaussianProcess(nn.Module):
         """Return f of every draw, `[D, B, A]` in return units.
 
         Args:
-            x: observations that `TwinActorCritic.prepare` returned, `[D or 1, B, ...]`.
-            draws: D draws with indices of A m standard normal numbers.
+            x: observations that `TwinActorCritic.prepare` returned: `[D, B, ...]` with an own batch for each draw, or
+                `[1, B, ...]` with one batch for all draws.
+            draws: D draws, whose index `[D, A * m]` holds standard normal numbers, ordered by action.
         """
         projections = self._projections(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         index = draws.index.unflatten(1, self.root.shape[:2])
@@ -122,10 +130,10 @@ class GaussianProcess(nn.Module):
 
 
 class NormalIndex(MeanField):
-    """Plain layers beside a Gaussian process, whose draws are named by standard normal numbers.
+    """Posterior of networks with plain layers and a Gaussian process: a vector of normal numbers identifies a draw.
 
     Args:
-        size: number of the numbers of one draw.
+        size: length of this vector, A * m.
     """
 
     def __init__(self, size: int) -> None:
@@ -137,5 +145,5 @@ class NormalIndex(MeanField):
         return "mean"
 
     def value_draws(self, shapes: Mapping[str, tuple[int, ...]], count: int) -> Draws:
-        """Return `count` draws; there are no layers with noise."""
+        """Return `count` draws from fixed seeds, with index `[count, size]`; no layer has noise."""
         return draws_by_seed(self, {}, [derived_seed(Domain.VALUE_DRAW, number) for number in range(count)])

@@ -1,4 +1,4 @@
-"""What a posterior knows and costs: scores, novelty, intervals of the shipped agents against their plain twins.
+"""Compare the shipped agents with plain twins: scores, what the uncertainty knows, intervals, and the price.
 
     python -m benchmarks posterior [--games minatar_breakout quickstart ...] [--arms default plain] [--seeds 1 2 3 4 5]
     python -m benchmarks posterior --most 0                     # the table from the files alone
