@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypedDict
 
 import torch
@@ -17,6 +18,8 @@ class Transition(NamedTuple):
         reward: r^(n) = sum_{i<k} gamma^i r_{t+i}, `[B]` float32; k <= n stops at an episode's end.
         discount: gamma^k, `[B]` float32; 0 if the episode terminated, kept if it was truncated.
         next_observation: s_{t+k}, shaped as `observation`.
+        realised_return: discounted sum of all rewards from step t to the end of the return, `[B]` float32; NaN where
+            the end is not known, because the episode runs or was truncated. None if no return is known.
     """
 
     observation: Tensor
@@ -24,6 +27,14 @@ class Transition(NamedTuple):
     reward: Tensor
     discount: Tensor
     next_observation: Tensor
+    realised_return: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Transition:
+        """Return the transitions with `function` applied to every tensor."""
+        realised = None if self.realised_return is None else function(self.realised_return)
+        observations = {key: function(getattr(self, key)) for key in ("observation", "next_observation")}
+        numbers = {key: function(getattr(self, key)) for key in ("action", "reward", "discount")}
+        return Transition(**observations, **numbers, realised_return=realised)
 
 
 class Batch(NamedTuple):
@@ -45,8 +56,8 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`. Lightning calls this; without it, it would search batches for tensors."""
-        moved = (x.to(device, non_blocking=device.type == "cuda") for x in self.transition)
-        return self._replace(transition=Transition(*moved))
+        is_gpu = device.type == "cuda"
+        return self._replace(transition=self.transition.map(lambda x: x.to(device, non_blocking=is_gpu)))
 
 
 class Policy(Protocol):

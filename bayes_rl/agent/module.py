@@ -58,6 +58,8 @@ UPDATES_PER_OBSERVATION, UPDATES_PER_POSTERIOR = 8, 200
 
 More of either would take time. The moments average about the last 1000 observed minibatches, those of 8000 updates.
 """
+STATES_OF_UNITS = 512
+"""States of the replay that choose the units of the features of a Gaussian process."""
 
 
 class VariationalActorCritic(LowOverheadModule):
@@ -274,10 +276,11 @@ class VariationalActorCritic(LowOverheadModule):
         return loss
 
     def _measure_features(self, process: GaussianProcess, transition: Transition) -> None:
-        """Choose the unit of length of the process's features by the states of the first minibatch."""
+        """Choose the units of the process's features by states of the replay, or of the first minibatch without one."""
         if not process.features.is_measured:
-            states = torch.cat([transition.observation, transition.next_observation])
-            process.features.measure(self.twin.prepare(states))
+            sample = getattr(self._data, "sample_transitions", None)  # a plain loader of minibatches has no replay
+            states = transition if sample is None else sample(STATES_OF_UNITS, newest=1.0)
+            process.features.measure(self.twin.prepare(states.observation.to(self.device)))
 
     def _observe(self, batch: Batch, output: TwinOutput) -> None:
         """Let the Gaussian process observe the minibatch, every few updates, and update its posterior now and then."""
@@ -495,7 +498,7 @@ class VariationalActorCritic(LowOverheadModule):
         if self.consolidator is None:
             return
         settings = self.consolidation
-        transition = self._data.fisher_samples(settings.fisher_samples, settings.fisher_newest)
+        transition = self._data.sample_transitions(settings.fisher_samples, settings.fisher_newest)
         targets = None
         if self.consolidator.needs_targets:
             targets = targets_of_sample(transition, self._mean_targets, self.device)

@@ -34,7 +34,8 @@ class Targets(NamedTuple):
 
     Attributes:
         values: TD targets of both pairs `[2, (D,) B]`.
-        variance: variance of the return around its TD target `[B]`, or None if the likelihood does not learn it.
+        variance: variance of the return around its TD target `[B]`, or None if the likelihood does not learn it. It
+            serves where the realised return of a transition is not known.
     """
 
     values: Tensor
@@ -152,7 +153,7 @@ def learned_targets(output: TwinOutput, action: Tensor, targets: Tensor) -> Tens
     Args:
         output: outputs of the twin.
         action: actions `[B]`.
-        targets: TD targets `[2, (D,) B]` in clipped return units.
+        targets: TD targets or returns `[2, (D,) B]` in clipped return units.
     """
     if output.prior_values is None:
         return targets
@@ -178,7 +179,10 @@ def critic_nll(
     if targets.variance is None:
         nll = twin.likelihood.nll(raw, values)
     else:
-        nll = twin.likelihood.bootstrapped_nll(raw, values, targets.variance)
+        realised = transition.realised_return
+        if realised is not None:
+            realised = learned_targets(output, transition.action, realised.expand_as(targets.values))
+        nll = twin.likelihood.return_nll(raw, values, targets.variance, realised)
     # The mean is over trained pairs, draws and batch. Times the number of pairs, it is a sum over the pairs.
     return len(pairs) * _of_pairs(pairs, nll).mean()
 

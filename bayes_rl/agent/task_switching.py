@@ -35,8 +35,11 @@ def targets_of_sample(
         td_targets: computes the targets `[2, m]` of at most `TARGETS_CHUNK` transitions on `device`.
         device: of the networks.
     """
-    chunks = zip(*(x.split(TARGETS_CHUNK) for x in transition), strict=True)
-    return torch.cat([td_targets(Transition(*(x.to(device) for x in chunk))) for chunk in chunks], -1).cpu()
+    targets = []
+    for start in range(0, len(transition.action), TARGETS_CHUNK):
+        chunk = slice(start, start + TARGETS_CHUNK)
+        targets.append(td_targets(transition.map(lambda x: x[chunk].to(device))))  # noqa: B023 - called at once
+    return torch.cat(targets, -1).cpu()
 
 
 def reset_for_task(

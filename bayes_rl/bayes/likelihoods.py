@@ -64,7 +64,7 @@ class Likelihood(nn.Module, ABC):
         bounds: smallest and largest return that the family holds; a target beyond them counts as the nearest bound.
         ignored_settings: fields of `LikelihoodSettings` that the family does not read.
         bootstraps_variance: whether the family learns the variance of returns, for which an update calls
-            `bootstrapped_nll` with the variance of the next state's returns.
+            `return_nll` with the variance of the next state's returns.
     """
 
     outputs: int
@@ -93,8 +93,8 @@ class Likelihood(nn.Module, ABC):
     def nll(self, raw: Tensor, target: Tensor) -> Tensor:
         """Return -log p(target) in nats: `[..., n]` and `[...]` to `[...]`; no gradient flows through the target."""
 
-    def bootstrapped_nll(self, raw: Tensor, target: Tensor, variance: Tensor) -> Tensor:
-        """Return the expectation of -log p(y) over returns y of mean `target` and of `variance`, in nats: `[...]`.
+    def return_nll(self, raw: Tensor, target: Tensor, variance: Tensor, realised: Tensor | None) -> Tensor:
+        """Return -log p(y) in nats of the return y, whose mean learns from the TD target: `[...]`.
 
         Only families with `bootstraps_variance` implement it.
 
@@ -102,6 +102,7 @@ class Likelihood(nn.Module, ABC):
             raw: `[..., n]`.
             target: TD targets `[...]`, without gradient.
             variance: variances of the return around the targets `[...]`, without gradient.
+            realised: realised returns `[...]`, NaN where they are not known; None if none is known.
         """
         raise NotImplementedError(f"{type(self).__name__} does not learn the variance of returns")
 
@@ -238,9 +239,9 @@ class LearnedGaussianLikelihood(_Gaussian):
 class ReturnGaussianLikelihood(Likelihood):
     """N(y | q, s^2) with a learned standard deviation s of the return for each action, a function of the state.
 
-    A TD target is the expectation of the return after n steps, not the return. The variance of what follows is
-    bootstrapped like the expectation: `bootstrapped_nll` is the expectation of -log N(y | q, s^2) over returns y whose
-    mean is the TD target. Its minimum is at the mean and the variance of the return (Sobel 1982).
+    The mean q learns from TD targets, s from realised returns: its maximum of likelihood is the root mean square of
+    y - q, in which errors of q count as well as chance. Where the end of a return is not known, the square of y - q is
+    replaced by its expectation over returns y whose mean is the TD target, with a bootstrapped variance (Sobel 1982).
 
     s is the exponential of the second output, times `noise_std`, clamped to `NOISE_STD_RANGE`.
     """
@@ -279,8 +280,8 @@ class ReturnGaussianLikelihood(Likelihood):
         raw, target = self._read_pair(raw, target)
         return gaussian_nll(raw[..., 0], target, self.std(raw))
 
-    def bootstrapped_nll(self, raw: Tensor, target: Tensor, variance: Tensor) -> Tensor:
-        """Return the expectation of -log N(y | q, s^2) over returns y of mean `target` and of `variance`: `[...]`.
+    def return_nll(self, raw: Tensor, target: Tensor, variance: Tensor, realised: Tensor | None) -> Tensor:
+        """Return -log N(y | q, s^2) of the return y: `[...]`, with the gradient of a TD target by q.
 
         The gradient by q is that of noise 1. The exact gradient is divided by s^2, so that states of little noise,
         which are states of small values, would outweigh all others (Stirn et al. 2023, arXiv:2212.09184).
@@ -289,11 +290,15 @@ class ReturnGaussianLikelihood(Likelihood):
             raw: `[..., 2]`.
             target: TD targets `[...]`.
             variance: variances of the return around the targets `[...]`, >= 0.
+            realised: realised returns `[...]`, NaN where they are not known; None if none is known.
         """
         raw, target = self._read_pair(raw, target)
         q, log_std = raw[..., 0], self.log_std(raw)
         squared_error = (target - q).square()
         second_moment = squared_error.detach() + variance.detach()
+        if realised is not None:
+            squares = (realised - q.detach()).square()
+            second_moment = torch.where(squares.isnan(), second_moment, squares)
         nll = 0.5 * second_moment * (-2 * log_std).exp() + (log_std + 0.5 * math.log(2 * math.pi))
         return nll + 0.5 * (squared_error - squared_error.detach())  # zero, with the gradient by q
 

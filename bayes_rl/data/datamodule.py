@@ -296,8 +296,8 @@ class ReplayDataModule(pl.LightningDataModule):
         envs.repeatable = repeatable
         return envs, self._replay(envs, self._replay_directory(visit))
 
-    def fisher_samples(self, count: int, newest: float) -> Transition:
-        """Draw transitions of the current task for its Fisher information, as a function of the update.
+    def sample_transitions(self, count: int, newest: float) -> Transition:
+        """Draw transitions of the current task, such as those of its Fisher information, as a function of the update.
 
         Args:
             count: number of transitions.

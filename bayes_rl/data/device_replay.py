@@ -15,10 +15,10 @@ from bayes_rl.data.replay import ReplayBuffer
 from bayes_rl.types import Transition
 from bayes_rl.utils.device import to_device_async
 
-ACTION, REWARD, FLAGS, AGE = range(4)
+ACTION, REWARD, FLAGS, AGE, RETURN = range(5)
 
 
-NUMBERS = 4
+NUMBERS = 5
 """Numbers of a slot beside its screen. All numbers are exact in float64, so that one transfer copies them."""
 
 
@@ -47,6 +47,7 @@ class DeviceReplay(ReplayBuffer):
         super().__init__(*arguments, **settings)
         self.device = device
         self._new_slots: list[NDArray[np.int64]] = []  # written in this step, not yet copied
+        self._new_returns: list[NDArray[np.int64]] = []  # whose returns were computed in this step, not yet copied
         self._powers: tuple[tuple[float, int], Tensor] | None = None
 
     def _write(self, envs: slice | NDArray[np.int64], screens: NDArray[Any], flags: Any) -> NDArray[np.int64]:
@@ -54,17 +55,22 @@ class DeviceReplay(ReplayBuffer):
         self._new_slots.append(slots)
         return slots
 
+    def _add_returns(self, env: int, last_screen: int, steps: int) -> NDArray[np.int64]:
+        slots = super()._add_returns(env, last_screen, steps)
+        self._new_returns.append(slots)
+        return slots
+
     def add(self, *step: Any, **named: Any) -> None:
         """Append one step of every environment, as `ReplayBuffer.add`, and copy it to the device."""
         super().add(*step, **named)
         self._copy(np.concatenate(self._new_slots))
-        self._new_slots.clear()
+        self._copy_returns()
 
     def truncate_episodes(self, screens: NDArray[Any]) -> NDArray[np.int64]:
         """Truncate unfinished episodes, as `ReplayBuffer.truncate_episodes`, and copy the changes to the device."""
         changed = super().truncate_episodes(screens)
         self._copy(changed)
-        self._new_slots.clear()
+        self._copy_returns()
         return changed
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -74,6 +80,7 @@ class DeviceReplay(ReplayBuffer):
         for base, count in zip(self._base.tolist(), used.tolist(), strict=True):
             for start in range(0, count, 4096):  # limits the page-locked memory of a transfer
                 self._copy(base + np.arange(start, min(start + 4096, count)))
+        self._forget_new()
 
     def _copy(self, slots: NDArray[np.int64]) -> None:
         """Copy `slots` to the device: their screens in one transfer, all other numbers in another."""
@@ -84,12 +91,25 @@ class DeviceReplay(ReplayBuffer):
             shape = (len(self.files.screens), NUMBERS)
             self._device_numbers = torch.zeros(shape, dtype=torch.float64, device=self.device)
         files = self.files
-        columns = (slots, files.actions[slots], files.rewards[slots], files.flags[slots], files.ages[slots])
+        columns = (slots, *(c[slots] for c in (files.actions, files.rewards, files.flags, files.ages, self.returns)))
         numbers = to_device_async(torch.from_numpy(np.stack(columns, 1).astype(np.float64)), self.device)
         index = numbers[:, 0].long()
         screens = to_device_async(torch.from_numpy(files.screens[slots]), self.device)
         self._device_screens.index_copy_(0, index, screens)
         self._device_numbers.index_copy_(0, index, numbers[:, 1:])
+
+    def _copy_returns(self) -> None:
+        """Copy the returns of episodes that ended in this step to the device."""
+        if self._new_returns:
+            slots = np.concatenate(self._new_returns)
+            columns = np.stack([slots, self.returns[slots]], 1).astype(np.float64)
+            index, returns = to_device_async(torch.from_numpy(columns), self.device).unbind(1)
+            self._device_numbers[:, RETURN].index_copy_(0, index.long(), returns)
+        self._forget_new()
+
+    def _forget_new(self) -> None:
+        self._new_slots.clear()
+        self._new_returns.clear()
 
     def transitions(self, env: NDArray[np.int64], number: NDArray[np.int64]) -> Transition:
         """Return the transitions of `ReplayBuffer.transitions`, made on the device."""
@@ -106,6 +126,7 @@ class DeviceReplay(ReplayBuffer):
             reward.float(),
             discount.float(),
             self._stacks(base, first + steps),
+            window[:, 0, RETURN].float(),
         )
 
     def _place(self, base: Tensor, number: Tensor) -> Tensor:

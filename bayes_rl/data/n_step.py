@@ -1,4 +1,4 @@
-"""n-step returns of stored steps, in numpy and in torch, with equal bits.
+"""Returns of stored steps: n-step returns in numpy and in torch, with equal bits, and realised returns.
 
 Step t has the reward r_t, the discount gamma and flags. With k the number of steps up to and including the first end
 of an episode in the window, and k = n without an end:
@@ -87,18 +87,48 @@ def n_step_return(
         life_loss: one of `LIFE_LOSS`.
         reward_clip: largest size of a reward; None leaves rewards raw. The penalty of a lost life is not clipped.
     """
-    reward = np.asarray(rewards, np.float64)
-    if reward_clip is not None:
-        reward = reward.clip(-reward_clip, reward_clip)
-    if life_loss == "penalty":
-        reward = reward - ((flags & (LIFE_LOST | TERMINATED)) > 0)
-    absorbing = (flags & (TERMINATED | (LIFE_LOST if life_loss == "discount" else 0))) > 0
+    reward, absorbing = _learned_rewards(rewards, flags, life_loss, reward_clip)
     ends = absorbing | ((flags & TRUNCATED) > 0)
     taken: NDArray[np.bool_] = np.cumsum(ends, 1) - ends == 0  # steps up to and including the first end
     k: NDArray[np.int64] = taken.sum(1)
     # Python's sum adds one step after the other, which rounds equally on every device.
     total = sum((reward * taken * powers[:-1]).T, np.zeros(len(k)))
     return NStepReturn(total, powers[k] * ~absorbing[np.arange(len(k)), k - 1], k)
+
+
+def _learned_rewards(
+    rewards: NDArray[np.float32], flags: NDArray[np.uint8], life_loss: str, reward_clip: float | None
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return the rewards as the learner reads them, and whether each step is absorbing, shaped as `rewards`."""
+    reward = np.asarray(rewards, np.float64)
+    if reward_clip is not None:
+        reward = reward.clip(-reward_clip, reward_clip)
+    if life_loss == "penalty":
+        reward = reward - ((flags & (LIFE_LOST | TERMINATED)) > 0)
+    return reward, (flags & (TERMINATED | (LIFE_LOST if life_loss == "discount" else 0))) > 0
+
+
+def realised_returns(
+    rewards: NDArray[np.float32], flags: NDArray[np.uint8], gamma: float, life_loss: str, reward_clip: float | None
+) -> NDArray[np.float64]:
+    """Return G_t = r_t + gamma G_{t+1} of every step of an episode that has ended, `[T]` float64.
+
+    At an absorbing step G_t = r_t. After the last absorbing step of a truncated episode G_t is NaN, because the rewards
+    that would have followed are not known.
+
+    Args:
+        rewards: raw rewards of the episode's steps, in order, `[T]`.
+        flags: flags of the same steps, `[T]`.
+        gamma: discount per agent step.
+        life_loss: one of `LIFE_LOSS`.
+        reward_clip: largest size of a reward; None leaves rewards raw.
+    """
+    reward, absorbing = _learned_rewards(rewards, flags, life_loss, reward_clip)
+    value, returns = math.nan, []
+    for r, last in zip(reward[::-1].tolist(), absorbing[::-1].tolist(), strict=True):
+        value = r if last else r + gamma * value
+        returns.append(value)
+    return np.array(returns[::-1], np.float64)
 
 
 def n_step_return_torch(

@@ -21,6 +21,7 @@ from bayes_rl.data.n_step import (
     check_return_rules,
     discount_powers,
     n_step_return,
+    realised_returns,
 )
 from bayes_rl.data.replay_files import ReplayFiles
 from bayes_rl.errors import ConfigError, check, check_choice
@@ -95,6 +96,8 @@ class ReplayBuffer:
 
     Attributes:
         files: arrays of all slots, with their manifest.
+        returns: realised return of the step of each slot, `[slots of all rings]`, NaN while it is not known. It is
+            computed when an episode ends, and again from the files when a run resumes.
         written: slots ever written, per ring, `[E]`.
 
     Raises:
@@ -135,6 +138,7 @@ class ReplayBuffer:
         self._base = self._rings * self.slots
         self._last_screens = np.zeros(num_envs, np.int32)  # ever written, per ring
         self._last_screens_before = np.zeros(num_envs * self.slots, np.int32)  # of the ring, before each slot
+        self.returns = np.full(num_envs * self.slots, np.nan, np.float32)
         self._history_began = False
 
     def __len__(self) -> int:
@@ -186,6 +190,7 @@ class ReplayBuffer:
         np.maximum(self.files.written[1], self.written, out=self.files.written[1])
         self.files.screens[slot] = screens.reshape(len(slot), self.files.screens.shape[1])
         self.files.flags[slot] = flags
+        self.returns[slot] = np.nan
         self.files.ages[slot] = np.minimum(self._age[envs], 255)
         self.files.written[0] = self.written
         return slot
@@ -224,7 +229,26 @@ class ReplayBuffer:
         self._age[envs] += 1
         if len(ended):
             self._write(ended, next_screens[ended], LAST_SCREEN)
+            for env in ended.tolist():
+                self._add_returns(env, self.written[env] - 1, self._age[env])
             self._age[ended] = 0
+
+    def _add_returns(self, env: int, last_screen: int, steps: int) -> NDArray[np.int64]:
+        """Compute the realised returns of an episode that has ended.
+
+        Args:
+            env: number of the ring.
+            last_screen: number of the slot of the episode's final screen.
+            steps: number of steps of the episode, of which as many are read as the ring still holds.
+
+        Returns:
+            Indices of the slots whose returns were computed.
+        """
+        first = max(last_screen - steps, self.written[env] - self.slots, 0)
+        slots = self._slot(np.full(1, env), np.arange(first, last_screen))
+        rules = self.gamma, self.life_loss, self.reward_clip
+        self.returns[slots] = realised_returns(self.files.rewards[slots], self.files.flags[slots], *rules)
+        return slots
 
     def truncate_episodes(self, screens: NDArray[Any]) -> NDArray[np.int64]:
         """Mark the newest step of every unfinished episode as truncated, and append the final screen.
@@ -238,7 +262,11 @@ class ReplayBuffer:
         running = np.flatnonzero(self._age > 0)
         newest = self._base[running] + (self.written[running] - 1) % self.slots
         self.files.flags[newest] |= TRUNCATED
-        final = self._write(running, screens[running], LAST_SCREEN) if len(running) else newest
+        if not len(running):
+            return newest
+        final = self._write(running, screens[running], LAST_SCREEN)
+        for env in running.tolist():
+            self._add_returns(env, self.written[env] - 1, self._age[env])
         self._age[running] = 0
         return np.concatenate([newest, final])
 
@@ -302,6 +330,7 @@ class ReplayBuffer:
             torch.from_numpy(reward.astype(np.float32)),
             torch.from_numpy(discount.astype(np.float32)),
             self._observations(env, number + steps),
+            torch.from_numpy(self.returns[window[:, 0]]),
         )
 
     def _observations(self, env: NDArray[np.int64], number: NDArray[np.int64]) -> Tensor:
@@ -348,12 +377,18 @@ class ReplayBuffer:
             self.files.written[0] = written
         self.written[:] = written
         self._age[:] = state["age"].numpy()
-        self._count_last_screens()
+        self._read_episodes()
 
-    def _count_last_screens(self) -> None:
-        """Count the last screens before each slot of each ring by the flags in the files."""
+    def _read_episodes(self) -> None:
+        """Count the last screens before each slot, and compute the realised returns, by the flags in the files."""
+        self.returns.fill(np.nan)
         for ring, written in enumerate(self.written.tolist()):
-            slots = self._slot(np.full(1, ring), np.arange(max(0, written - self.slots), written))
-            last = ((self.files.flags[slots] & LAST_SCREEN) > 0).astype(np.int32)
+            oldest = max(0, written - self.slots)
+            slots = self._slot(np.full(1, ring), np.arange(oldest, written))
+            last = (self.files.flags[slots] & LAST_SCREEN) > 0
             self._last_screens_before[slots] = np.cumsum(last) - last
             self._last_screens[ring] = last.sum()
+            start = oldest
+            for last_screen in (oldest + np.flatnonzero(last)).tolist():
+                self._add_returns(ring, last_screen, last_screen - start)
+                start = last_screen + 1

@@ -12,6 +12,9 @@ from bayes_rl.bayes.layers import linear
 
 LARGEST_SIDE = 24
 """Images with a longer side are averaged over squares first: a feature of every pixel would cost as much as a trunk."""
+SMALLEST_VARIANCE = {"image": 0.1, "vector": 1e-4}
+"""Smallest variance of a component, as a share of the mean variance: what never changed could change by any amount.
+All pixels have one range, but the components of a vector may have very different ones."""
 
 
 class RandomFourierFeatures(nn.Module):
@@ -20,9 +23,9 @@ class RandomFourierFeatures(nn.Module):
     W is normal and b uniform. The inner product of the features of x and y approximates the Gaussian kernel
     exp(-|x - y|^2 / (2 length_scale^2)), so that features of length 1 on average are alike where states are close.
 
-    The unit of length is such that two random states of the replay have a mean squared distance of 2. `measure`
-    chooses the unit, once, before the first update. Each component of a vector has a unit of its own; all pixels of an
-    image have one.
+    Each component has a unit of its own, such that components vary alike, and two random states of the replay have a
+    mean squared distance of 2. What never changed in the replay moves a state far away when it changes. `measure`
+    chooses the units, once, before the first update.
 
     Args:
         observation_shape: shape of one observation, channels first for images.
@@ -30,8 +33,8 @@ class RandomFourierFeatures(nn.Module):
         length_scale: distance beyond which features are no longer alike, > 0.
 
     Attributes:
-        unit: reciprocal of the unit of length, `[1]` for images, `[inputs]` for vectors.
-        is_measured: whether `measure` has chosen the unit.
+        unit: reciprocal of the unit of each component, `[inputs]`.
+        is_measured: whether `measure` has chosen the units.
     """
 
     unit: Tensor
@@ -45,7 +48,8 @@ class RandomFourierFeatures(nn.Module):
         inputs = math.prod([observation_shape[0], *sides])
         self.weight = nn.Parameter(torch.randn(count, inputs) / length_scale, requires_grad=False)
         self.phase = nn.Parameter(2 * math.pi * torch.rand(count), requires_grad=False)
-        self.register_buffer("unit", torch.ones(1 if is_image else inputs))
+        self._smallest_variance = SMALLEST_VARIANCE["image" if is_image else "vector"]
+        self.register_buffer("unit", torch.ones(inputs))
         self.register_buffer("is_measured", torch.tensor(False))
 
     def _inputs(self, x: Tensor) -> Tensor:
@@ -58,7 +62,7 @@ class RandomFourierFeatures(nn.Module):
 
     @torch.no_grad()
     def measure(self, x: Tensor) -> None:
-        """Choose the unit of length.
+        """Choose the units.
 
         Args:
             x: observations that `TwinActorCritic.prepare` returned, `[B, ...]`, B >= 2.
@@ -67,12 +71,8 @@ class RandomFourierFeatures(nn.Module):
             variance = self._inputs(x).var(0)
         # Equal states have no distance: differences of rounding must not become features.
         variance = torch.where(variance.sum() > 1e-12, variance, 1 / len(variance))
-        if len(self.unit) == 1:
-            self.unit.copy_(variance.sum().rsqrt())
-        else:
-            # A component that has not changed yet could change by any amount.
-            smallest = 1e-4 * variance.mean()
-            self.unit.copy_((len(variance) * variance.maximum(smallest)).rsqrt())
+        unit = variance.maximum(self._smallest_variance * variance.mean()).rsqrt()
+        self.unit.copy_(unit / (variance * unit.square()).sum().sqrt())
         self.is_measured.fill_(True)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -75,9 +75,9 @@ class StillData(ReplayDataModule):
             frames=0, epsilon=0.1, recent_returns=[0.0], finished_episodes=0, agent_steps=0, updates=0
         )
 
-    def fisher_samples(self, count: int, newest: float) -> Transition:
+    def sample_transitions(self, count: int, newest: float) -> Transition:
         """Return the first transitions of the minibatch."""
-        return Transition(*(x[:count] for x in self.batch.transition))
+        return self.batch.transition.map(lambda x: x[:count])
 
     def train_dataloader(self) -> Any:
         """Return the loader, which is this object."""

@@ -192,21 +192,33 @@ def test_return_gaussian_equals_torch_distributions() -> None:
     torch.testing.assert_close(likelihood.quantiles(raw, levels).double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_bootstrapped_nll_is_the_expectation_over_returns() -> None:
+def test_return_nll_without_a_realised_return_is_the_expectation_over_returns() -> None:
     """Over returns that need not be Gaussian: three points here, each with probability 1 / 3."""
     likelihood, raw = ReturnGaussianLikelihood(1.3), torch.randn(20, 2)
     returns = torch.randn(3, 20)
     expected = torch.stack([likelihood.nll(raw, y) for y in returns]).mean(0)
-    nll = likelihood.bootstrapped_nll(raw, returns.mean(0), returns.var(0, correction=0))
+    nll = likelihood.return_nll(raw, returns.mean(0), returns.var(0, correction=0), None)
     torch.testing.assert_close(nll, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_of_bootstrapped_nll() -> None:
-    """By the noise that of the expectation; by the value that of noise 1."""
+def test_return_nll_of_a_realised_return_is_its_nll() -> None:
+    """Where the return is not known, its expectation by the TD target takes its place."""
+    likelihood, raw = ReturnGaussianLikelihood(1.3), torch.randn(20, 2)
+    target, variance, realised = torch.randn(20), torch.rand(20), torch.randn(20)
+    realised[::2] = torch.nan
+    nll = likelihood.return_nll(raw, target, variance, realised)
+    torch.testing.assert_close(nll[1::2], likelihood.nll(raw, realised)[1::2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(nll[::2], likelihood.return_nll(raw, target, variance, None)[::2], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_gradients_of_return_nll(known: bool) -> None:
+    """By the noise that of the return or of its expectation; by the value that of a TD target with noise 1."""
     likelihood, raw = ReturnGaussianLikelihood(1.3), torch.randn(20, 2).requires_grad_()
     target, variance = torch.randn(20), torch.rand(20)
-    (gradient,) = torch.autograd.grad(likelihood.bootstrapped_nll(raw, target, variance).sum(), raw)
-    second_moment = (target - raw[:, 0]).square() + variance
+    realised = torch.randn(20) if known else None
+    (gradient,) = torch.autograd.grad(likelihood.return_nll(raw, target, variance, realised).sum(), raw)
+    second_moment = (target - raw[:, 0]).square() + variance if realised is None else (realised - raw[:, 0]).square()
     of_noise = 1 - second_moment / likelihood.std(raw).square()
     torch.testing.assert_close(gradient[:, 1], of_noise.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gradient[:, 0], (raw[:, 0] - target).detach())
@@ -217,7 +229,7 @@ def test_only_families_that_learn_the_variance_bootstrap_it(name: str) -> None:
     likelihood = MAKERS[name]()
     assert not likelihood.bootstraps_variance
     with pytest.raises(NotImplementedError, match="does not learn the variance"):
-        likelihood.bootstrapped_nll(torch.zeros(1, likelihood.outputs), torch.zeros(1), torch.ones(1))
+        likelihood.return_nll(torch.zeros(1, likelihood.outputs), torch.zeros(1), torch.ones(1), None)
 
 
 # ------------------------------------------------------------------ histograms: cross-entropy and moments

@@ -131,8 +131,8 @@ def test_fisher_transitions_come_from_the_newest_part_of_the_replay(count: int, 
         screens = np.full((2, 1), step, np.float32)
         replay.add(screens, zeros, np.zeros(2, np.float32), no, no, no, screens + 1)
     data.stream = SimpleNamespace(replay=replay, rank=0, updates=0)  # type: ignore[assignment]
-    steps = torch.cat([data.fisher_samples(count, newest).observation for data.stream.updates in range(40)])
-    assert len(data.fisher_samples(count, newest).action) == count
+    steps = torch.cat([data.sample_transitions(count, newest).observation for data.stream.updates in range(40)])
+    assert len(data.sample_transitions(count, newest).action) == count
     oldest = 199 - expected // 2  # the newest step is not complete yet
     assert steps.max() == 198
     assert max(0, oldest) <= steps.min() <= oldest + 5
@@ -154,7 +154,7 @@ def test_final_screens_take_no_place_from_transitions_for_the_fisher_information
         screens = np.array([[step], [1000 + step]], np.float32)
         replay.add(screens, zeros, np.zeros(2, np.float32), np.array([True, False]), no, no, screens)
     data.stream = SimpleNamespace(replay=replay, rank=0, updates=0)  # type: ignore[assignment]
-    drawn = [data.fisher_samples(20, newest).observation for data.stream.updates in range(300)]
+    drawn = [data.sample_transitions(20, newest).observation for data.stream.updates in range(300)]
     assert set(torch.cat(drawn).flatten().tolist()) == {
         *range(oldest_steps[0], 100),
         *range(1000 + oldest_steps[1], 1099),
@@ -168,9 +168,9 @@ def test_the_agent_takes_the_newest_quarter_unless_told_otherwise() -> None:
         asked: list[float] = []
 
         class Data(SampleData):
-            def fisher_samples(self, count: int, newest: float) -> Transition:
+            def sample_transitions(self, count: int, newest: float) -> Transition:
                 asked.append(newest)  # noqa: B023
-                return super().fisher_samples(count, newest)
+                return super().sample_transitions(count, newest)
 
         fit(module, [make_batch()], data=Data)
         assert asked == [share]

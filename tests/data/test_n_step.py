@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from bayes_rl.data.n_step import (
     discount_powers,
     n_step_return,
     n_step_return_torch,
+    realised_returns,
 )
 from tests.helpers.replay_oracle import Recorder, Rules
 from tests.helpers.replays import (
@@ -184,3 +187,15 @@ def test_returns_in_numpy_and_torch_are_the_equation_to_the_same_bits(
         assert got.steps[row] == k
         assert got.discount[row] == (0.97**k if discount is None else discount)
         assert got.reward[row] == pytest.approx(total, rel=1e-13, abs=1e-13)
+
+
+def test_realised_returns_by_hand() -> None:
+    """After the last absorbing step of a truncated episode the return is not known."""
+    rewards = np.array([1, 2, 4, 8], np.float32)
+    flags = np.array([0, LIFE_LOST, 0, TRUNCATED], np.uint8)
+    nan = math.nan
+    np.testing.assert_array_equal(realised_returns(rewards, flags, 0.5, "discount", None), [2, 2, nan, nan])
+    np.testing.assert_array_equal(realised_returns(rewards, flags, 0.5, "none", None), [nan] * 4)
+    flags[-1] = TERMINATED
+    np.testing.assert_array_equal(realised_returns(rewards, flags, 0.5, "none", None), [4, 6, 8, 8])
+    np.testing.assert_array_equal(realised_returns(rewards, flags, 0.5, "penalty", 3), [2.5, 3, 4, 2])

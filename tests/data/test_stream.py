@@ -51,7 +51,7 @@ def test_no_transition_crosses_an_episode(num_envs: int, capacity: int, restarti
     replay = ring(envs, frame_stack=3, n_step=3, capacity=capacity * num_envs)
     seen, ends = set(), set()
     for batch in take(stream_of(envs, replay, batch_size=32, batches_per_epoch=20, replay_min_size=10), 120):
-        observation, _, reward, discount, next_observation = batch.transition
+        observation, _, reward, discount, next_observation, _ = batch.transition
         for i in range(32):
             before, after = observation[i].view(3, 3).tolist(), next_observation[i].view(3, 3).tolist()
             env, episode, t = before[-1]

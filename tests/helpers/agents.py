@@ -75,7 +75,7 @@ class SampleData(pl.LightningDataModule):
     def val_dataloader(self) -> Stream:
         return Stream([])
 
-    def fisher_samples(self, count: int, newest: float) -> Transition:
+    def sample_transitions(self, count: int, newest: float) -> Transition:
         with torch.random.fork_rng():
             torch.manual_seed(3)
             return make_batch(count).transition

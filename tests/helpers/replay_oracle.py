@@ -34,6 +34,7 @@ class Expected(NamedTuple):
     discount: float
     next_observation: NDArray[Any]
     steps: int
+    realised_return: float
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,20 @@ class Recorder:
             discount,
             _stack(episode, t, rules.frame_stack),
             t - start,
+            _realised_return(episode, start, rules),
         )
+
+
+def _realised_return(episode: Episode, start: int, rules: Rules) -> float:
+    """The sum of all rewards from a step to the end of its return; NaN if the end is not known."""
+    total = 0.0
+    for t in range(start, len(episode.actions)):
+        total += rules.gamma ** (t - start) * _learner_reward(episode, t, rules)
+        last = t == len(episode.actions) - 1
+        life_ends = rules.life_loss == "discount" and episode.life_lost[t]
+        if episode.over and (life_ends or (last and episode.terminated)):
+            return total
+    return float("nan")
 
 
 def _learner_reward(episode: Episode, t: int, rules: Rules) -> float:

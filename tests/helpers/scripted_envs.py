@@ -18,6 +18,7 @@ from bayes_rl.data.stream import ReplayStream
 from bayes_rl.envs.base import EnvSettings, Step, VectorEnvs
 from bayes_rl.types import Batch, Policy
 from tests.helpers.replay_oracle import Episode, Recorder, Rules
+from tests.helpers.replays import same_transitions
 
 UINT8 = np.dtype(np.uint8)
 GREEDY = EpsilonSchedule(0.0, 0.0, 0)
@@ -178,8 +179,7 @@ def take(stream: ReplayStream, count: int) -> list[Batch]:
 def same(a: list[Batch], b: list[Batch]) -> bool:
     """Bit for bit."""
     return len(a) == len(b) and all(
-        all(torch.equal(x, y) for x, y in zip(p.transition, q.transition, strict=True)) and p[1:] == q[1:]
-        for p, q in zip(a, b, strict=True)
+        same_transitions(p.transition, q.transition) and p[1:] == q[1:] for p, q in zip(a, b, strict=True)
     )
 
 

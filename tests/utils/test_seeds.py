@@ -46,7 +46,7 @@ def first_numbers(monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], ReplayDat
     data.stream = stream
     for updates in range(300):
         stream.updates = updates
-        data.fisher_samples(4, 0.25)
+        data.sample_transitions(4, 0.25)
     episodes = [seed for seeds in envs.seeds for seed in seeds.values()]
     return numbers + episodes + sorted(drawn), data
 
