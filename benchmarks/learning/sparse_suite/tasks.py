@@ -189,8 +189,20 @@ _SB3_GRID: dict[str, OptionValues] = {
     for end in (0.01, 0.1)
 }
 
+# Beside the draws, for half of the budget, and none in the end.
+RANDOM_ACTIONS: OptionValues = {
+    "model.exploration": "both",
+    "data.epsilon.start": 1,
+    "data.epsilon.decay_frames": Share(0.5),
+    "data.epsilon.end": 0,
+}
+
 GRIDS: dict[str, dict[str, OptionValues]] = {
-    "default": {f"prior{scale:g}": {"model.network.prior_function_scale": scale} for scale in (3, 0.3, 1, 10)},
+    "default": {
+        f"prior{scale:g}{name}": {"model.network.prior_function_scale": scale, **random}
+        for name, random in (("", {}), ("_random50", RANDOM_ACTIONS))
+        for scale in (3, 10)
+    },
     "epsilon": {
         f"decay{100 * share:g}_end{100 * end:g}": {
             "data.epsilon.decay_frames": Share(share),
