@@ -58,7 +58,7 @@ UPDATES_PER_OBSERVATION, UPDATES_PER_POSTERIOR = 8, 200
 
 More of either would take time. The moments average about the last 1000 observed minibatches, those of 8000 updates.
 """
-STATES_OF_UNITS = 512
+STATES_OF_UNITS = 1024
 """States of the replay that choose the units of the features of a Gaussian process."""
 
 
@@ -251,8 +251,6 @@ class VariationalActorCritic(LowOverheadModule):
         """
         if not self.optimizer_settings.is_constant:
             set_rates(self.trainer.optimizers[0], self.optimizer_settings, batch.learning_frames)
-        if self.twin.process is not None and self.global_step == 0:
-            self._measure_features(self.twin.process, batch.transition)
         due = self._log_is_due()
         penalty = self._penalty() if due else None  # of the means
         kl = self.weight_posterior.kl_divergence(self._trained_parameters) if due and self.weight_posterior else None
@@ -275,23 +273,40 @@ class VariationalActorCritic(LowOverheadModule):
         self.guard.record_loss(loss, parts)
         return loss
 
-    def _measure_features(self, process: GaussianProcess, transition: Transition) -> None:
-        """Choose the units of the process's features by states of the replay, or of the first minibatch without one."""
-        if not process.features.is_measured:
-            sample = getattr(self._data, "sample_transitions", None)  # a plain loader of minibatches has no replay
-            states = transition if sample is None else sample(STATES_OF_UNITS, newest=1.0)
-            process.features.measure(self.twin.prepare(states.observation.to(self.device)))
-
     def _observe(self, batch: Batch, output: TwinOutput) -> None:
         """Let the Gaussian process observe the minibatch, every few updates, and update its posterior now and then."""
-        process, transition = self.twin.process, batch.transition
+        process, update = self.twin.process, self.global_step
         if process is None:
             return
-        if self.global_step % UPDATES_PER_OBSERVATION == 0:
-            noise = self.twin.likelihood.std(output.raw).mean(0).gather(-1, transition.action[:, None]).squeeze(-1)
-            process.observe(self.twin.prepare(transition.observation), transition.action, noise)
-        if self.global_step % UPDATES_PER_POSTERIOR == 0:
+        posteriors, is_due = divmod(update, UPDATES_PER_POSTERIOR)
+        if not is_due and posteriors.bit_count() <= 1:  # 0, 1, 2, 4, 8, ...
+            self._begin_observing(process, batch)
+        elif update % UPDATES_PER_OBSERVATION == 0:
+            self._observe_transitions(process, batch.transition, output)
+        if not is_due:
             process.update_posterior(batch.num_data / self.objective.kl_temperature)
+
+    @torch.no_grad()
+    def _begin_observing(self, process: GaussianProcess, batch: Batch) -> None:
+        """Choose the units of the process's features anew, and observe a sample of the replay by these features.
+
+        The replay changes with the policy. Each time after which its age has doubled, the units are chosen anew.
+        """
+        sample = getattr(self._data, "sample_transitions", None)  # a plain loader of minibatches has no replay
+        transition = batch.transition if sample is None else sample(STATES_OF_UNITS, newest=1.0)
+        chunks = [
+            transition.map(lambda x: x[start : start + 64].to(self.device))  # noqa: B023 - called at once
+            for start in range(0, len(transition.action), 64)
+        ]
+        process.restart([self.twin.prepare(chunk.observation) for chunk in chunks])
+        for chunk in chunks:
+            with self._forward_context():
+                output: TwinOutput = self.twin(chunk.observation, "mean", batch.task)
+            self._observe_transitions(process, chunk, output)
+
+    def _observe_transitions(self, process: GaussianProcess, transition: Transition, output: TwinOutput) -> None:
+        noise = self.twin.likelihood.std(output.raw).mean(0).gather(-1, transition.action[:, None]).squeeze(-1)
+        process.observe(self.twin.prepare(transition.observation), transition.action, noise)
 
     @functools.cached_property
     def _terms(self) -> Callable[..., ObjectiveTerms]:

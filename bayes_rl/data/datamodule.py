@@ -303,7 +303,7 @@ class ReplayDataModule(pl.LightningDataModule):
             count: number of transitions.
             newest: share of the replay, its newest part, to draw from, in (0, 1]; at least `count` transitions.
         """
-        seed = seed_sequence(Domain.FISHER_TRANSITIONS, self.seed, self.stream.rank, self.stream.updates)
+        seed = seed_sequence(Domain.SAMPLED_TRANSITIONS, self.seed, self.stream.rank, self.stream.updates)
         rng = np.random.default_rng(seed)
         replay = self.stream.replay
         newest_windows = None if newest == 1 else max(count, math.ceil(newest * replay.num_windows))

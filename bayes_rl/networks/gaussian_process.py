@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class GaussianProcess(nn.Module):
 
     Attributes:
         moments: moving average of 1(a_i = a) phi_i phi_i^T / noise_i^2, `[A, m, m]`, in 1 / return units^2.
-        count: number of minibatches so far.
+        count: number of minibatches since the units of the features were chosen.
         root: L_a^-1, `[A, m, m]`, where L_a is the lower Cholesky factor of the precision L_a L_a^T of w_a. A draw of
             w_a is root_a^T z with z ~ N(0, I).
         divergence: KL(posterior || prior) of all w_a in nats, a scalar.
@@ -67,6 +67,16 @@ class GaussianProcess(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("root", torch.eye(num_features).repeat(num_actions, 1, 1))
         self.register_buffer("divergence", torch.zeros(()))
+
+    @torch.no_grad()
+    def restart(self, states: Sequence[Tensor]) -> None:
+        """Choose the units of the features by states of the replay, and forget all observations.
+
+        Args:
+            states: prepared observations, `[B, ...]` each.
+        """
+        self.features.measure(states)
+        self.count.zero_()
 
     @torch.no_grad()
     def observe(self, x: Tensor, action: Tensor, noise_std: Tensor) -> None:

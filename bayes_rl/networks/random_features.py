@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from bayes_rl.bayes.layers import linear
 
 LARGEST_SIDE = 24
 """Images with a longer side are averaged over squares first: a feature of every pixel would cost as much as a trunk."""
-SMALLEST_VARIANCE = {"image": 0.1, "vector": 1e-4}
+SMALLEST_VARIANCE = {"image": 0.03, "vector": 1e-4}
 """Smallest variance of a component, as a share of the mean variance: what never changed could change by any amount.
 All pixels have one range, but the components of a vector may have very different ones."""
 
@@ -25,7 +26,7 @@ class RandomFourierFeatures(nn.Module):
 
     Each component has a unit of its own, such that components vary alike, and two random states of the replay have a
     mean squared distance of 2. What never changed in the replay moves a state far away when it changes. `measure`
-    chooses the units, once, before the first update.
+    chooses the units.
 
     Args:
         observation_shape: shape of one observation, channels first for images.
@@ -34,11 +35,9 @@ class RandomFourierFeatures(nn.Module):
 
     Attributes:
         unit: reciprocal of the unit of each component, `[inputs]`.
-        is_measured: whether `measure` has chosen the units.
     """
 
     unit: Tensor
-    is_measured: Tensor
 
     def __init__(self, observation_shape: tuple[int, ...], count: int, length_scale: float) -> None:
         super().__init__()
@@ -50,7 +49,6 @@ class RandomFourierFeatures(nn.Module):
         self.phase = nn.Parameter(2 * math.pi * torch.rand(count), requires_grad=False)
         self._smallest_variance = SMALLEST_VARIANCE["image" if is_image else "vector"]
         self.register_buffer("unit", torch.ones(inputs))
-        self.register_buffer("is_measured", torch.tensor(False))
 
     def _inputs(self, x: Tensor) -> Tensor:
         x = x.float()
@@ -61,19 +59,18 @@ class RandomFourierFeatures(nn.Module):
         return x.flatten(1)
 
     @torch.no_grad()
-    def measure(self, x: Tensor) -> None:
+    def measure(self, states: Sequence[Tensor]) -> None:
         """Choose the units.
 
         Args:
-            x: observations that `TwinActorCritic.prepare` returned, `[B, ...]`, B >= 2.
+            states: observations that `TwinActorCritic.prepare` returned, `[B, ...]` each, two or more in all.
         """
-        with torch.autocast(x.device.type, enabled=False):
-            variance = self._inputs(x).var(0)
+        with torch.autocast(self.unit.device.type, enabled=False):
+            variance = torch.cat([self._inputs(x) for x in states]).var(0)
         # Equal states have no distance: differences of rounding must not become features.
         variance = torch.where(variance.sum() > 1e-12, variance, 1 / len(variance))
         unit = variance.maximum(self._smallest_variance * variance.mean()).rsqrt()
         self.unit.copy_(unit / (variance * unit.square()).sum().sqrt())
-        self.is_measured.fill_(True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features: `[B, ...]` that `TwinActorCritic.prepare` returned, to `[B, m]` float32."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from bayes_rl.agent.module import UPDATES_PER_OBSERVATION, UPDATES_PER_POSTERIOR
+from bayes_rl.agent.module import STATES_OF_UNITS, UPDATES_PER_OBSERVATION, UPDATES_PER_POSTERIOR
 from bayes_rl.bayes.draws import Draws
 from bayes_rl.errors import ConfigError
 from bayes_rl.networks.gaussian_process import GaussianProcess
@@ -143,17 +143,44 @@ def test_networks_learn_as_plain_ones() -> None:
 
 
 def test_training_makes_the_posterior_of_what_was_seen() -> None:
-    """By hand: every eighth minibatch is observed, and the posterior follows at the next multiple of its interval."""
+    """By hand: the posterior is computed at each multiple of its interval, of all that was observed until then."""
     module = make_module(PROCESS)
     fit(module, [make_batch(num_data=100) for _ in range(UPDATES_PER_POSTERIOR + 1)])
     process = module.twin.process
-    assert process.count == UPDATES_PER_POSTERIOR // UPDATES_PER_OBSERVATION + 1
     assert module.target_twin.process is None
     by_hand = GaussianProcess((FEATURES,), ACTIONS, 16, 1.0, 2.0)
     by_hand.load_state_dict(process.state_dict())
     by_hand.update_posterior(100)
     torch.testing.assert_close(process.root, by_hand.root)
     assert process.divergence > 0
+
+
+def test_observations_begin_anew_each_time_the_age_of_the_replay_has_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a sample of the replay, by features of new units; every eighth minibatch follows."""
+    module, updates, counts = make_module(PROCESS), [], []
+    process = module.twin.process
+    restart, posterior = process.restart, process.update_posterior
+    monkeypatch.setattr(process, "restart", lambda x: (updates.append(module.global_step), restart(x)))
+    monkeypatch.setattr(process, "update_posterior", lambda n: (counts.append(int(process.count)), posterior(n)))
+    fit(module, [make_batch()] * (4 * UPDATES_PER_POSTERIOR + 1))
+    assert updates == [UPDATES_PER_POSTERIOR * k for k in (0, 1, 2, 4)]
+    sample, between = STATES_OF_UNITS // 64, UPDATES_PER_POSTERIOR // UPDATES_PER_OBSERVATION
+    assert counts == [sample, sample, sample, sample + between, sample]
+
+
+def test_a_restart_forgets_what_was_observed() -> None:
+    process, once, (first, second) = make_process(), make_process(), (data(), data())
+    process.observe(*first)
+    once.load_state_dict(process.state_dict())
+    for each in (process, once):
+        each.restart([second[0]])
+        each.observe(*second)
+    assert process.count == 1
+    once.moments.zero_()
+    once.restart([second[0]])
+    once.observe(*second)
+    torch.testing.assert_close(process.moments, once.moments, rtol=0, atol=0)
+    assert (process.features.unit != 1).all()
 
 
 def test_the_reported_deviation_is_that_of_process_and_critics() -> None:
@@ -196,7 +223,7 @@ def test_a_process_of_screens_under_mixed_precision_is_that_in_full_precision() 
     torch.manual_seed(4)
     process = GaussianProcess((4, 84, 84), 2, 8, 1.0, 1.0)
     screens = torch.rand(3, 4, 84, 84)
-    process.features.measure(screens)
+    process.features.measure([screens])
     with torch.autocast("cpu", torch.bfloat16):
         process.observe(screens, torch.tensor([0, 1, 1]), torch.ones(3))
         process.update_posterior(100.0)

@@ -33,9 +33,7 @@ def test_features_have_length_one_on_average() -> None:
 def test_after_measuring_two_random_states_have_a_mean_squared_distance_of_two(shape: tuple[int, ...]) -> None:
     features = RandomFourierFeatures(shape, 16, 1.0)
     x = 30 * torch.randn(200, *shape) + 5
-    assert not features.is_measured
-    features.measure(x)
-    assert features.is_measured
+    features.measure(x.split(50))
     inputs = features._inputs(x) * features.unit
     distances = torch.cdist(inputs, inputs).square().sum() / (200 * 199)
     torch.testing.assert_close(distances, torch.tensor(2.0), rtol=1e-3, atol=0)
@@ -45,9 +43,20 @@ def test_components_of_a_vector_have_units_of_their_own() -> None:
     """A velocity that is a hundredth of a position counts as much."""
     features = RandomFourierFeatures((2,), 16, 1.0)
     x = torch.randn(500, 2) * torch.tensor([1.0, 0.01])
-    features.measure(x)
+    features.measure([x])
     scaled = (x * features.unit).var(0)
     torch.testing.assert_close(scaled, torch.full((2,), 0.5), rtol=1e-3, atol=0)
+
+
+def test_pixels_that_never_changed_count_more_than_those_that_do() -> None:
+    """A change of a still pixel moves a state by 1 / sqrt(0.03), about six times as far as that of an average one."""
+    features = RandomFourierFeatures((1, 1, 4), 16, 1.0)
+    x = torch.randn(5000, 1, 1, 4) * torch.tensor([1.0, 1.0, 0.5, 0.0])
+    features.measure([x])
+    shares = features.unit / features.unit[0]
+    mean_variance = (1 + 1 + 0.25) / 4
+    expected = torch.tensor([1, 1, 2, (0.03 * mean_variance) ** -0.5])
+    torch.testing.assert_close(shares, expected, rtol=0.05, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 4, 4)])
@@ -55,7 +64,7 @@ def test_equal_states_leave_rounding_without_effect(shape: tuple[int, ...]) -> N
     """A first minibatch of one state: what comes later must not be told apart by its last bits."""
     features = RandomFourierFeatures(shape, 16, 1.0)
     x = torch.rand(1, *shape).expand(32, *shape)
-    features.measure(x)
+    features.measure([x])
     torch.testing.assert_close(features(x[:1]), features(x[:1] + 1e-6), rtol=0, atol=1e-4)
 
 
@@ -63,7 +72,7 @@ def test_a_component_that_never_changed_has_a_finite_unit() -> None:
     features = RandomFourierFeatures((3,), 16, 1.0)
     x = torch.randn(100, 3)
     x[:, 1] = 7.0
-    features.measure(x)
+    features.measure([x])
     assert torch.isfinite(features.unit).all()
     moved = x.clone()
     moved[:, 1] += 1
@@ -84,8 +93,7 @@ def test_large_images_are_averaged_over_squares() -> None:
 def test_features_and_their_unit_are_part_of_the_state() -> None:
     first, second = RandomFourierFeatures((3,), 8, 1.0), RandomFourierFeatures((3,), 8, 1.0)
     x = torch.randn(9, 3)
-    first.measure(x)
+    first.measure([x])
     second.load_state_dict(first.state_dict())
-    assert second.is_measured
     assert torch.equal(first(x), second(x))
     assert not any(p.requires_grad for p in first.parameters())
