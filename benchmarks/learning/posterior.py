@@ -3,11 +3,11 @@
     python -m benchmarks posterior [--games minatar_breakout quickstart ...] [--arms default plain] [--seeds 1 2 3 4 5]
     python -m benchmarks posterior --most 0                     # the table from the files alone
 
-The default agent is the shipped configuration of each game: a Gaussian process beside plain networks, in CartPole
-Bayesian heads. Its twin has no distribution and explores by epsilon alone; all else is equal. Each finished run is a
-file in `docs/results/posterior/` and is not repeated. It has a row for each validation (frames, processor minutes of
-the training, metrics) and the metrics of the test games, which are fresh. The column `at_plain_minutes` is the score of
-the default agent at the processor minutes of its twin's last validation, interpolated between validations.
+The default agent is the shipped configuration of each game: a Gaussian process beside plain networks. Its twin has no
+distribution and explores by epsilon alone; all else is equal. Each finished run is a file in `docs/results/posterior/`
+and is not repeated. It has a row for each validation (frames, processor minutes of the training, metrics) and the
+metrics of the test games, which are fresh. The column `at_plain_minutes` is the score of the default agent at the
+processor minutes of its twin's last validation, interpolated between validations.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "cartpole": ("cartpole", {}),
     "minatar_breakout": ("minatar", {}),
     "minatar_space_invaders": ("minatar", {"env": "MinAtar/SpaceInvaders-v1"}),
-    "minatar_asterix": ("minatar", {"env": "MinAtar/Asterix-v1"}),
+    "minatar_freeway": ("minatar", {"env": "MinAtar/Freeway-v1"}),
     "quickstart": ("quickstart", {}),
 }
 """Name of a game to its configuration file and changes of `data`."""

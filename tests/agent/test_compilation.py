@@ -198,7 +198,7 @@ def test_a_run_may_go_on_with_another_capture(tmp_path: Path, monkeypatch: pytes
     """It says how things are computed, not what: a checkpoint binds nobody to it."""
     monkeypatch.chdir(tmp_path)
     tiny = [
-        *("fit", "--config", str(ROOT / "configs/cartpole.yaml"), "--name=game", "--model.network.hidden_dim=8"),
+        *("fit", "--config", str(ROOT / "tests/configs/cartpole.yaml"), "--name=game", "--model.network.hidden_dim=8"),
         *("--data.frames_per_epoch=200", "--data.replay.min_size=100", "--data.replay.capacity=500"),
         *("--data.evaluation.games=1", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
     ]

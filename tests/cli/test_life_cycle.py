@@ -109,7 +109,7 @@ CONTRADICTIONS = {
 def test_options_that_contradict_the_checkpoint_stop_and_harm_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    configuration = (ROOT / "configs/cartpole.yaml").read_text()
+    configuration = (ROOT / "tests/configs/cartpole.yaml").read_text()
     Path("mine.yaml").write_text(re.sub(r"\n  consolidation:\n    method:.*", "", configuration))
     tiny = ["--config", "mine.yaml", *TINY[2:]]
     run(monkeypatch, "fit", *tiny, "--model.consolidation.method=ewc", "--model.consolidation.ewc_lambda=0.5", EVERY)

@@ -25,7 +25,7 @@ from tests.envs.kind_case import KindCase
 ROOT = Path(cli.__file__).parents[2]
 EXAMPLE = ROOT / "docs/examples/my_environment.py"
 CATCH = [
-    *("--config", str(ROOT / "configs/cartpole.yaml"), "--data.env=catch", "--data.num_envs=3", "--name=catch"),
+    *("--config", str(ROOT / "tests/configs/cartpole.yaml"), "--data.env=catch", "--data.num_envs=3", "--name=catch"),
     *("--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
     *("--data.frames_per_epoch=240", "--data.replay.min_size=100", "--data.replay.capacity=2000"),
     *("--data.evaluation.games=2", "--model.network.hidden_dim=16"),

@@ -16,7 +16,7 @@ from bayes_rl.cli import app, main
 ROOT = Path(bayes_rl.__file__).parents[1]
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 TINY = [
-    *("--config", str(ROOT / "configs/cartpole.yaml"), *QUIET),
+    *("--config", str(ROOT / "tests/configs/cartpole.yaml"), *QUIET),
     *("--trainer.max_epochs=2", "--trainer.log_every_n_steps=10", "--data.frames_per_epoch=800"),
     *(
         "--data.replay.min_size=100",

@@ -44,7 +44,7 @@ from tests.helpers.command_line import error_of
 
 ROOT = Path(cli.__file__).parents[2]
 TINY = [
-    f"--config={ROOT / 'configs/cartpole.yaml'}",
+    f"--config={ROOT / 'tests/configs/cartpole.yaml'}",
     "--trainer.max_epochs=1",
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",

@@ -35,14 +35,14 @@ SMALL = [
     "--model.network.hidden_dim=8",
 ]
 AGENTS = {
-    "cartpole": ["--config", str(ROOT / "configs/cartpole.yaml"), *SMALL],
+    "cartpole": ["--config", str(ROOT / "tests/configs/cartpole.yaml"), *SMALL],
     "minatar": ["--config", str(ROOT / "configs/minatar.yaml"), *SMALL, "--data.rules.max_episode_frames=60"],
     "process": [
-        *("--config", str(ROOT / "configs/cartpole.yaml"), *SMALL, "--model.network.bayesian=gaussian_process"),
+        *("--config", str(ROOT / "tests/configs/cartpole.yaml"), *SMALL, "--model.network.bayesian=gaussian_process"),
         *("--model.network.prior_function_scale=1", "--model.network.random_features=16"),
     ],
     "every_weight": [
-        *("--config", str(ROOT / "configs/cartpole.yaml"), *SMALL, "--model.network.bayesian=none"),
+        *("--config", str(ROOT / "tests/configs/cartpole.yaml"), *SMALL, "--model.network.bayesian=none"),
         *("--model.optimizer.family=ivon", "--model.optimizer.actor_lr=0.01", "--model.optimizer.critic_lr=0.01"),
     ],
     "tasks": [
