@@ -186,6 +186,7 @@ class VariationalActorCritic(LowOverheadModule):
         # (pair, task) to the number of minibatches in its loss since the last optimizer step.
         self._trained: Counter[tuple[int, int]] = Counter()
         self._random_state: dict[str, Tensor] | None = None  # of a checkpoint, until training begins
+        self._observed = -1  # update whose first minibatch the process has seen; more of them may make one update
 
     # ------------------------------------------------------------------ beginning
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -276,8 +277,9 @@ class VariationalActorCritic(LowOverheadModule):
     def _observe(self, batch: Batch, output: TwinOutput) -> None:
         """Let the Gaussian process observe the minibatch, every few updates, and update its posterior now and then."""
         process, update = self.twin.process, self.global_step
-        if process is None:
+        if process is None or update == self._observed:
             return
+        self._observed = update
         posteriors, is_due = divmod(update, UPDATES_PER_POSTERIOR)
         if not is_due and posteriors.bit_count() <= 1:  # 0, 1, 2, 4, 8, ...
             self._begin_observing(process, batch)

@@ -94,7 +94,7 @@ class TwinSettings:
         key, scale = "model.network.prior_function_scale", self.network.prior_function_scale
         check(scale >= 0, key, scale, "must be zero or positive")
         families = " or ".join(name for name in POSTERIORS if make_family(PosteriorSettings(name)).index_size)
-        problem = f"needs draws with an index: --model.posterior.family {families}, with Bayesian layers"
+        problem = f"needs --model.network.bayesian gaussian_process, or Bayesian layers of the family {families}"
         is_process = self.layers.bayesian == "gaussian_process"
         check(self.layers.family.index_size > 0 or not scale or is_process, key, scale, problem)
         problem = "must be positive with --model.network.bayesian gaussian_process; nearest: 1"

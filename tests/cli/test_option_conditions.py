@@ -10,7 +10,11 @@ from pytorch_lightning import Trainer
 from bayes_rl.cli.option_conditions import VERBS, conditions
 from tests.helpers.command_line import ROOT, error_of, run
 
-CARTPOLE = [f"--config={ROOT / 'tests/configs/cartpole.yaml'}", "--data.replay.capacity=2000", "--data.replay.min_size=100"]
+CARTPOLE = [
+    f"--config={ROOT / 'tests/configs/cartpole.yaml'}",
+    "--data.replay.capacity=2000",
+    "--data.replay.min_size=100",
+]
 EWC = ["--model.consolidation.method=ewc", "--model.consolidation.consolidate_every=9"]
 HISTOGRAM = ["--model.likelihood.family=hl_gauss"]
 PROCESS = ["--model.network.bayesian=gaussian_process", "--model.network.prior_function_scale=1"]

@@ -168,6 +168,14 @@ def test_observations_begin_anew_each_time_the_age_of_the_replay_has_doubled(mon
     assert counts == [sample, sample, sample, sample + between, sample]
 
 
+def test_an_update_of_several_minibatches_is_observed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, updates = make_module(PROCESS), []
+    observe = module.twin.process.observe
+    monkeypatch.setattr(module.twin.process, "observe", lambda *x: (updates.append(module.global_step), observe(*x)))
+    fit(module, [make_batch()] * 30, accumulate_grad_batches=3)
+    assert updates == [0] * (STATES_OF_UNITS // 64) + [UPDATES_PER_OBSERVATION]
+
+
 def test_a_restart_forgets_what_was_observed() -> None:
     process, once, (first, second) = make_process(), make_process(), (data(), data())
     process.observe(*first)
