@@ -14,6 +14,7 @@ processor minutes of its twin's last validation, interpolated between validation
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from dataclasses import replace
 from typing import Any
@@ -112,8 +113,8 @@ def score_at(curve: list[Row], minutes: float) -> float:
     return float(before["return_mean"])
 
 
-def table(rows: list[Row]) -> str:
-    """Return the runs as Markdown."""
+def runs_of(rows: list[Row]) -> list[Row]:
+    """Return a line for each run, with its last validation, its test and the score at its twin's minutes."""
     of_plain = {(row["game"], row["seed"]): row["curve"][-1] for row in rows if row["arm"] == "plain"}
     lines = []
     for row in sorted(rows, key=lambda row: (row["game"], row["arm"], row["seed"])):
@@ -127,7 +128,34 @@ def table(rows: list[Row]) -> str:
         compared = plain if row["arm"] == "default" else None
         line["at_plain_minutes"] = round(score_at(row["curve"], compared["minutes"]), 2) if compared else None
         lines.append(line)
-    return markdown(lines, list(lines[0])) if lines else "nothing measured\n"
+    return lines
+
+
+def summary_of(lines: list[Row]) -> list[Row]:
+    """Return a line for each game and arm: the mean over seeds and the range, from the least to the greatest.
+
+    Args:
+        lines: of single runs, from `runs_of`.
+    """
+    summary = []
+    for game, arm in dict.fromkeys((line["game"], line["arm"]) for line in lines):
+        runs = [line for line in lines if (line["game"], line["arm"]) == (game, arm)]
+        row: Row = {"game": game, "arm": arm, "seeds": len(runs)}
+        for key in list(runs[0])[4:]:
+            values = [run[key] for run in runs if run[key] is not None]
+            row[key] = [min(values), statistics.mean(values), max(values)] if values else None
+        summary.append(row)
+    return summary
+
+
+def table(rows: list[Row]) -> str:
+    """Return the games and the runs as two tables of Markdown."""
+    if not rows:
+        return "nothing measured\n"
+    lines = runs_of(rows)
+    summary = summary_of(lines)
+    of_games = "Mean over seeds (least to greatest):\n\n" + markdown(summary, list(summary[0]))
+    return f"{of_games}\nSingle runs:\n\n{markdown(lines, list(lines[0]))}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -31,5 +31,23 @@ def test_both_arms_are_trained_and_tested(tmp_path: Path, monkeypatch: pytest.Mo
         assert math.isfinite(row["test"]["return_mean"])
         assert row["test"]["games"] == row["games"] == 3
     assert rows[0]["curve"][-1]["novelty_auroc_noise"] != rows[1]["curve"][-1]["novelty_auroc_noise"]
-    lines = posterior.table(rows).splitlines()
-    assert len(lines) == 4
+    assert posterior.table(rows).count("\n| cartpole") == 4  # two games and two runs
+
+
+def test_the_summary_is_mean_and_range_over_seeds_by_hand() -> None:
+    def run(arm: str, seed: int, scores: tuple[float, float], minutes: tuple[float, float]) -> dict[str, object]:
+        curve = [
+            {"frames": 100 * (k + 1), "minutes": minute, "return_mean": score, "novelty_auroc_noise": 0.5 + k / 4}
+            for k, (score, minute) in enumerate(zip(scores, minutes, strict=True))
+        ]
+        return {"game": "g", "arm": arm, "seed": seed, "curve": curve, "test": {"raw_coverage_90": seed / 10}}
+
+    runs = [run("default", 1, (2, 6), (2, 4)), run("default", 2, (4, 10), (2, 4)), run("plain", 1, (3, 8), (2, 3))]
+    ours, plain = posterior.summary_of(posterior.runs_of(runs))
+    assert ours["seeds"] == 2
+    assert ours["return_mean"] == [6, 8, 10]
+    assert ours["auroc_noise"] == [0.75, 0.75, 0.75]
+    assert ours["test_raw_coverage_90"] == pytest.approx([0.1, 0.15, 0.2])
+    assert ours["at_plain_minutes"] == [4, 4, 4]  # of seed 1 alone: the other one has no twin
+    assert ours["auroc_unvisited"] is None
+    assert plain["return_mean"] == [8, 8, 8]
