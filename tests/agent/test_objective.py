@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -541,6 +542,23 @@ def test_return_noise_becomes_the_scatter_of_the_targets_of_its_state() -> None:
     torch.testing.assert_close(estimate.noise_std[:, 0], scatter, rtol=0.1, atol=0)
     means = torch.stack([reward[:128].mean(), reward[128:].mean()])
     torch.testing.assert_close(estimate.q_mean[:, 0], means, rtol=0, atol=0.2)
+
+
+@pytest.mark.parametrize("scale", [0.0, 3.0])
+def test_the_noise_learns_from_realised_returns(scale: float) -> None:
+    """By hand: Q is learned value plus prior function, and the square of return minus Q replaces the bootstrap."""
+    module = make_module(LOW_RANK, likelihood={"family": "return_gaussian"}, network={"prior_function_scale": scale})
+    t = make_batch().transition
+    realised = torch.tensor([1.0, -2.0, torch.nan, 3.0, torch.nan, 0.5])
+    weights = weights_of(module)
+    output, targets = module.twin(t.observation[None], weights), targets_of(module, t, weights)
+    nll = critic_nll(module.twin, output, t._replace(realised_return=realised), targets, [0, 1])
+    action = t.action.expand(targets.values.shape)[..., None]
+    q = output.q_values.gather(-1, action).squeeze(-1)
+    raw = output.raw.gather(-2, action[..., None].expand(*action.shape, 2)).squeeze(-2)
+    squares = torch.where(realised.isnan(), (targets.values - q).square() + targets.variance, (realised - q).square())
+    expected = 0.5 * squares * (-2 * raw[..., 1]).exp() + raw[..., 1] + 0.5 * math.log(2 * math.pi)
+    torch.testing.assert_close(nll, 2 * expected.mean(), rtol=1e-5, atol=1e-5)
 
 
 # ------------------------------------------------------------------ one pair at random
