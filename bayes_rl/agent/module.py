@@ -276,10 +276,10 @@ class VariationalActorCritic(LowOverheadModule):
 
     def _observe(self, batch: Batch, output: TwinOutput) -> None:
         """Let the Gaussian process observe the minibatch, every few updates, and update its posterior now and then."""
-        process, update = self.twin.process, self.global_step
-        if process is None or update == self._observed:
+        process = self.twin.process
+        if process is None or self.global_step == self._observed:
             return
-        self._observed = update
+        update = self._observed = self.global_step
         posteriors, is_due = divmod(update, UPDATES_PER_POSTERIOR)
         if not is_due and posteriors.bit_count() <= 1:  # 0, 1, 2, 4, 8, ...
             self._begin_observing(process, batch)

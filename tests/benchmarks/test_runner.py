@@ -242,6 +242,7 @@ def test_a_child_has_the_options_and_threads_of_its_cell(tmp_path: Path, monkeyp
         wait = poll
 
     monkeypatch.setattr(runner.subprocess, "Popen", Process)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     squares = Squares(child=True)
     cells = lambda options, rows: [{"number": number, "threads": 2} for number in range(2)]  # noqa: E731
     benchmark = Benchmark(

@@ -130,7 +130,7 @@ TOGETHER = [
     (
         "network.prior_function_scale",
         {"network": {"prior_function_scale": 1.0, "bayesian": "none"}, "posterior": {"family": "low_rank"}},
-        "with Bayesian layers",
+        "Bayesian layers of the family low_rank or members",
     ),
     ("posterior.prior", {"posterior": {"prior": "log_uniform", "family": "low_rank"}}, "mean_field or members"),
     ("likelihood.noise_std", {"likelihood": {"noise_std": 1e4, "family": "learned_gaussian"}}, "within 0.001 and 1000"),

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from bayes_rl.data.replay_files import ReplayFiles, replay_layout
 from bayes_rl.errors import ConfigError
@@ -24,6 +23,7 @@ from tests.helpers.replays import (
     play,
     replay_of,
     same_contents,
+    same_transitions,
 )
 from tests.helpers.scripted_envs import through_a_file
 
@@ -40,7 +40,7 @@ def test_a_saved_ring_is_found_again(tmp_path: Path) -> None:
     found, after = every_slot(again)
     assert len(again) == len(replay) == len(set(found)) < again.stored == 40
     assert found == slots
-    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+    assert same_transitions(before, after)
     play([again], 30, 7, 2, start=fresh)  # and goes on as the original would have
     reference = replay_of(RULES, 2, 20, 10)
     play([reference], 90, 0, 2)
@@ -74,7 +74,7 @@ def test_slots_written_after_a_checkpoint_do_not_touch_what_it_refers_to(tmp_pat
     again.load_state_dict(state)
     found, after = every_slot(again)
     assert found == slots
-    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+    assert same_transitions(before, after)
 
 
 def test_a_ring_that_has_moved_on_is_refused(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_ring_begun_anew_in_an_old_directory_is_found_again(tmp_path: Path) ->
     again.load_state_dict(state)
     found, after = every_slot(again)
     assert found == slots
-    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+    assert same_transitions(before, after)
 
 
 def test_a_ring_begun_anew_is_refused_to_the_old_checkpoint(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_refused_shape_leaves_the_stored_screens_as_they_are(
     again.load_state_dict(state)
     found, after = every_slot(again)
     assert found == slots
-    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+    assert same_transitions(before, after)
 
 
 def test_files_of_another_size_are_replaced_by_the_first_step_of_a_new_ring(tmp_path: Path) -> None:

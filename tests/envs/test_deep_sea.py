@@ -333,7 +333,7 @@ def test_sampled_transitions_are_the_definitions() -> None:
     stream = stream_of(envs, replay, epsilon=RANDOM, batch_size=32, frame_skip=1)
     seen, ends = set(), 0
     for batch in take(stream, 120):
-        observation, action, reward, discount, next_observation = batch.transition
+        observation, action, reward, discount, next_observation, _ = batch.transition
         for stack in (observation, next_observation):
             assert (stack.dtype, stack.shape) == (torch.int32, (32, 2))
         for i in range(32):

@@ -82,8 +82,8 @@ REFUSED: dict[str, tuple[list[str], list[int], list[str]]] = {
     "learning": ([], [10**9, 200_000], ["model.network.hidden_dim", "128", "memory to learn in"]),
     "replay": (
         ["--trainer.fast_dev_run=true", "--data.replay.capacity=100000", "--data.replay.min_size=90000"],
-        [1_000_000, 1_000_000],
-        ["data.replay.capacity", "100000", "of memory", "1.0 MiB are available"],
+        [1_500_000, 1_500_000],
+        ["data.replay.capacity", "100000", "of memory", "1.4 MiB are available"],
     ),
 }
 
@@ -103,7 +103,7 @@ def test_what_cannot_fit_is_refused(
 def test_a_replay_in_files_needs_no_memory_and_one_that_is_hardly_filled_little(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(forecast, "available_memory", lambda: 1_000_000)
+    monkeypatch.setattr(forecast, "available_memory", lambda: 1_500_000)
     fit(monkeypatch, "cartpole", "--data.replay.capacity=100000")  # 2.4 MB
     fit(monkeypatch, "cartpole", "--data.replay.capacity=100000", "--trainer.fast_dev_run=true")
 
