@@ -13,6 +13,7 @@ from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.agent.update_guard import SKIPS_IN_A_ROW, UpdateGuard
 from bayes_rl.errors import RunError
 from tests.helpers.command_line import SHORT, failure_of, run
+from tests.helpers.slow_cases import slow_but
 
 
 def poison_batch(monkeypatch: pytest.MonkeyPatch, updates: set[int], value: float = float("nan")) -> None:
@@ -127,7 +128,7 @@ def test_skipped_updates_are_logged_and_counted_across_a_resumption(monkeypatch:
     assert values == [0, 0, 0, 1, 1, *[2] * 175]
 
 
-@pytest.mark.parametrize("likelihood", ["gaussian", "learned_gaussian", "hl_gauss", "two_hot"])
+@pytest.mark.parametrize("likelihood", slow_but(["gaussian", "learned_gaussian", "hl_gauss", "two_hot"], "gaussian"))
 def test_five_in_a_row_stop_the_run_by_name_and_leave_the_checkpoint(
     likelihood: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

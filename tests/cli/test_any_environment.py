@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.command_line import ROOT, TINY, run, saved
+from tests.helpers.slow_cases import slow_but
 
 QUICK = [
     *TINY[:4],
@@ -33,7 +34,10 @@ GAMES = {
 }
 
 
-@pytest.mark.parametrize("env", GAMES)
+QUICK_GAMES = "Taxi-v4", "Blackjack-v1", "MinAtar/Freeway-v1", "MiniGrid-DoorKey-5x5-v0", "BreakoutNoFrameskip-v4"
+
+
+@pytest.mark.parametrize("env", slow_but(GAMES, *QUICK_GAMES))
 def test_it_trains_resumes_validates_and_reports(
     env: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

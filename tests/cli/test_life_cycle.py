@@ -20,8 +20,10 @@ from bayes_rl.cli import app as cli
 from bayes_rl.cli.parser_errors import option_names
 from bayes_rl.training.preflight import logged_tags
 from tests.helpers.command_line import ROOT, TINY, curves, error_of, run, weights
+from tests.helpers.slow_cases import slow_but
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+QUICK_CONFIGS = "quickstart", "cartpole", "minatar", "minatar_ivon", "deep_sea", "minigrid", "continual", "seed"
 
 
 # ------------------------------------------------------------------------------------------------ a whole run
@@ -69,6 +71,7 @@ def test_a_normal_run_prints_no_warning(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ resume
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,7 +245,7 @@ def test_deterministic_algorithms_are_enough(monkeypatch: pytest.MonkeyPatch) ->
 
 
 # ------------------------------------------------------------------------------------------------------- configs
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("config", slow_but(CONFIGS, *QUICK_CONFIGS, id=lambda p: p.stem))
 def test_every_configuration_runs(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = ["--trainer.fast_dev_run=true", "--trainer.enable_progress_bar=false", "--data.replay.min_size=64"]
     small += ["--data.replay.batch_size=4", "--data.replay.capacity=2000", "--data.rules.max_episode_frames=200"]

@@ -19,6 +19,7 @@ from pytorch_lightning.loggers import CSVLogger
 from bayes_rl.cli import main
 from bayes_rl.cli.app import BayesCLI
 from tests.helpers.command_line import ROOT, curves, error_of, run
+from tests.helpers.slow_cases import slow_but
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.log_every_n_steps=5"]
 SMALL = ["--data.replay.capacity=2000", "--data.replay.min_size=100", "--data.replay.batch_size=8", "--data.num_envs=4"]
@@ -98,7 +99,7 @@ def referenced(run: Path) -> dict[str, np.ndarray]:
 
 
 # ------------------------------------------------------------------------------------------------------- in parts
-@pytest.mark.parametrize("game", GAMES)
+@pytest.mark.parametrize("game", slow_but(GAMES, "minatar", "cartpole", "every_weight"))
 def test_one_epoch_and_two_more_are_three_in_one_go(game: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = [*GAMES[game], *QUIET, *SMALL, "--trainer.precision=32-true", "--name=game"]
     run_in(tmp_path / "straight", monkeypatch, "fit", *options, "--trainer.max_epochs=3")
@@ -354,6 +355,7 @@ def test_sigterm_saves_and_a_second_ctrl_c_leaves_the_checkpoint_as_it_was(tmp_p
     assert last.read_bytes() == kept
 
 
+@pytest.mark.slow
 def test_an_interrupted_extension_goes_on_by_the_advised_command(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     more = ["--trainer.max_epochs=40", "--trainer.gradient_clip_val=3"]
     process = learning(small, "--ckpt_path=last", *more)

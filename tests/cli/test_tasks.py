@@ -98,6 +98,7 @@ def test_a_run_resumed_before_or_after_a_switch_equals_the_uninterrupted_one(
         assert one[tag] == two[tag]
 
 
+@pytest.mark.slow
 def test_a_strength_of_0_is_bitwise_fine_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {
         "none": ["--model.consolidation.ewc_lambda=null"],

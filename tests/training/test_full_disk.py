@@ -102,6 +102,7 @@ def test_a_disk_that_fills_up_in_training_stops_the_run_and_keeps_its_checkpoint
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_disk")
 def test_a_run_that_shall_go_on_does_so_without_curves_checkpoints_and_video(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -12,6 +12,7 @@ import torch
 from bayes_rl.training.callbacks.checkpoints import KeptCheckpoint
 from bayes_rl.training.run_callbacks import make_callbacks
 from tests.helpers.command_line import TINY, run, weights
+from tests.helpers.slow_cases import slow_but
 
 INTERVALS = {
     "each epoch": [],
@@ -24,6 +25,8 @@ INTERVALS = {
     "a time": ["--trainer.val_check_interval=00:00:00:01", "--trainer.max_epochs=-1", "--trainer.max_time=00:00:00:03"],
     "until a step in the middle of an epoch": ["--trainer.val_check_interval=0.25", "--trainer.max_steps=290"],
 }
+
+QUICK_INTERVALS = "each epoch", "a third, which does not divide the epoch", "70 updates across epochs"
 
 
 class ValidatedWeights(pl.Callback):
@@ -38,7 +41,7 @@ class ValidatedWeights(pl.Callback):
         self.validations.append((score, module.frames, state))
 
 
-@pytest.mark.parametrize("interval", INTERVALS)
+@pytest.mark.parametrize("interval", slow_but(INTERVALS, *QUICK_INTERVALS))
 def test_the_best_checkpoint_holds_weights_that_were_validated(interval: str, monkeypatch: pytest.MonkeyPatch) -> None:
     record = ValidatedWeights()
     monkeypatch.setattr("bayes_rl.cli.app.make_callbacks", lambda *options: [*make_callbacks(*options), record])

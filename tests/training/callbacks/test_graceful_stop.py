@@ -16,6 +16,7 @@ from bayes_rl.utils.stop_signals import STOP, Stopped
 from benchmarks.reliability.crash import compare
 from tests.cli.test_tasks import TWO
 from tests.helpers.command_line import TINY, run, saved
+from tests.helpers.slow_cases import slow_but
 
 LAST = Path("runs/cartpole/version_0/checkpoints/last.ckpt")
 SMALL = [*TINY, "--data.frames_per_epoch=400", "--data.evaluation.games=2"]
@@ -52,7 +53,7 @@ def stop(monkeypatch: pytest.MonkeyPatch, number: int, *words: str) -> None:
         run(monkeypatch, *words)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_but(CASES, "first validation", "within an epoch"))
 def test_a_run_stopped_in_a_validation_ends_like_a_run_without_a_stop(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
