@@ -446,3 +446,19 @@ def test_any_other_error_of_the_disk_is_raised_as_it_is(tmp_path: Path, monkeypa
     monkeypatch.setattr(os, "posix_fallocate", broken, raising=False)
     with pytest.raises(OSError, match="screens"):
         play([replay_of(RULES, 2, 20, 10, tmp_path)], 1, 0, 2)
+
+
+def test_a_return_that_a_checkpoint_did_not_know_is_not_known_after_it() -> None:
+    """The episode ended after the checkpoint; in the run that goes on it may end otherwise."""
+    replay = replay_of(Rules(n_step=1), 1, 20)
+    for step in range(3):
+        add([replay], [(step, 0, 1.0, "")], [step + 1])
+    state = replay.state_dict()
+    add([replay], [(3, 0, 1.0, "T")], [4])
+    known = every_slot(replay)[1].realised_return
+    assert known is not None
+    assert known.isfinite().all()
+    replay.load_state_dict(state)
+    known = every_slot(replay)[1].realised_return
+    assert known is not None
+    assert known.isnan().all()
