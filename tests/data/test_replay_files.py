@@ -450,7 +450,7 @@ def test_any_other_error_of_the_disk_is_raised_as_it_is(tmp_path: Path, monkeypa
 
 def test_a_return_that_a_checkpoint_did_not_know_is_not_known_after_it() -> None:
     """The episode ended after the checkpoint; in the run that goes on it may end otherwise."""
-    replay = replay_of(Rules(n_step=1), 1, 20)
+    replay = replay_of(Rules(n_step=1), 1, 20, slack=5)
     for step in range(3):
         add([replay], [(step, 0, 1.0, "")], [step + 1])
     state = replay.state_dict()
