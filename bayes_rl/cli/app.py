@@ -430,8 +430,12 @@ class _SaveConfig(SaveConfigCallback):
         write_atomic(self._path(trainer), lambda file: file.write(text.encode()))
 
 
-def run(args: ArgsType = None) -> BayesCLI:
+def run(args: ArgsType = None, cls: type[BayesCLI] = BayesCLI) -> BayesCLI:
     """Parse `args` (default: the command line) and run the subcommand.
+
+    Args:
+        args: words of the command line.
+        cls: class of the command line.
 
     Raises:
         ConfigError: if an option is wrong; one line that names the option.
@@ -441,7 +445,7 @@ def run(args: ArgsType = None) -> BayesCLI:
     share_cores()
     accept_exponents()
     with STOP.listening():
-        return BayesCLI(
+        return cls(
             VariationalActorCritic,
             ReplayDataModule,
             args=args,
@@ -452,26 +456,37 @@ def run(args: ArgsType = None) -> BayesCLI:
         )
 
 
-def main() -> None:
-    """Run the command line; print an error as one line.
+@contextmanager
+def errors_as_lines() -> Iterator[None]:
+    """Print an error of this block as one line.
 
     Wrong input exits with code 2, an error that ends a run with code 1.
     """
     try:
-        run()
+        yield
     except KeyboardInterrupt:
         sys.exit(130)
     except RunError as error:
         print(f"bayes-rl: error: {error}", file=sys.stderr)
         sys.exit(1)
     except (ConfigError, ArgumentError) as error:
-        text = str(error) if isinstance(error, ConfigError) else format_parser_error(error, option_names())
-        text += module_hint(error) if isinstance(error, ConfigError) else ""
-        if isinstance(error, UserCodeError):
-            text += write_stack_trace(error, sys.argv[1:])
-        print(f"bayes-rl: error: {text}", file=sys.stderr)
+        print(f"bayes-rl: error: {error_line(error)}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno not in FULL:
             raise
         sys.exit(f"bayes-rl: error: no room on the disk: {error}")
+
+
+def error_line(error: ConfigError | ArgumentError) -> str:
+    """Return an error of wrong input as one line; the stack trace of an error in a user's code goes to a file."""
+    if isinstance(error, ArgumentError):
+        return format_parser_error(error, option_names())
+    trace = write_stack_trace(error, sys.argv[1:]) if isinstance(error, UserCodeError) else ""
+    return f"{error}{module_hint(error)}{trace}"
+
+
+def main() -> None:
+    """Run the command line; print an error as one line."""
+    with errors_as_lines():
+        run()

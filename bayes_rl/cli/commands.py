@@ -1,4 +1,4 @@
-"""Verbs of `bayes-rl`: those of Lightning's command line, `report` and `export`."""
+"""Verbs of `bayes-rl`: those of Lightning's command line, `sweep`, `report` and `export`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ usage: bayes-rl VERB [options]
   validate  play validation games with a trained agent
   test      play test games with a trained agent
   predict   record videos of a trained agent
+  sweep     search options, or make a grid of fits, on one machine or many
   report    compare runs over several tasks
   export    write an agent's weights and settings to a safetensors file
 
@@ -82,7 +83,36 @@ def export(words: Sequence[str]) -> None:
     print(f"play it with: bayes-rl validate --ckpt_path {output}")
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"report": report, "export": export}
+def sweep(words: Sequence[str]) -> None:
+    """Search options of `fit`, or make a grid of fits."""
+    text = (
+        "Fit trials of a space of options, each with several seeds, and report the best options. "
+        "Other options are those of `bayes-rl fit` for all trials. The same command continues an interrupted sweep."
+    )
+    usage = "bayes-rl sweep SPACE.yaml --config NAME [options]"
+    parser = _Parser("bayes-rl sweep", description=text, allow_abbrev=False, usage=usage)
+    parser.add_argument("space", metavar="SPACE.yaml", type=Path, help="file of options with their values; comes first")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="directory of the sweep (default: sweeps/SPACE)")
+    parser.add_argument("--seeds", metavar="N", type=int, help="seeds of a trial, 100, 101, ... (default: 5)")
+    parser.add_argument("--trials", metavar="N", type=int, default=40, help="trials of a search (default: 40)")
+    parser.add_argument("--minutes", metavar="M", type=float, help="train each fit for M minutes, not for equal frames")
+    parser.add_argument("--no_pruning", action="store_true", help="do not stop trials with low scores early")
+    parser.add_argument("--threads", metavar="N", type=int, default=1, help="CPU threads of a fit (default: 1)")
+    parser.add_argument("--gpus", metavar="G", type=float, default=0, help="GPUs of a fit, such as 0.25 (default: 0)")
+    parser.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster, or auto (default: start Ray here)")
+    if words and words[0].startswith("-") and not {"-h", "--help"} & {*words}:
+        parser.error("the first word behind sweep is the file SPACE.yaml")
+    options, of_fit = parser.parse_known_args(words)
+    from bayes_rl.sweep.cluster import missing_packages
+
+    if missing := missing_packages():
+        parser.error(f"sweep needs {' and '.join(missing)}, not installed; type: pip install 'bayes_rl[cluster]'")
+    from bayes_rl.cli.sweep import run
+
+    run(options, of_fit)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"report": report, "export": export, "sweep": sweep}
 
 
 def main() -> None:

@@ -1,0 +1,93 @@
+"""Ray cluster of a sweep: one that is there, or one on this machine alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from bayes_rl.errors import ConfigError
+
+PATIENCE = 20.0
+"""Seconds that an address has to answer."""
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+"""Environment variables of Ray: no reports of usage, no log files of trials, and Ctrl+C as in other verbs."""
+
+
+def missing_packages() -> list[str]:
+    """Return the packages of the extra `cluster` that are not installed."""
+    return [name for name in ("ray", "optuna") if find_spec(name) is None]
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Connect to Ray within this block.
+
+    Args:
+        address: `auto`, or `HOST:PORT` of a cluster; None starts Ray on this machine and stops it after the block.
+
+    Raises:
+        ConfigError: if no cluster answers.
+    """
+    os.environ.update(ENVIRONMENT)
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if address is None:
+        # Ray's own files would otherwise take a third of the memory for objects; a sweep has none.
+        ray.init(address="local", include_dashboard=False, object_store_memory=2**27, **quiet)
+    else:
+        _check_address(address)
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError, AssertionError) as error:
+            line = " ".join(str(error).split())
+            raise ConfigError("address", address, f"is no Ray cluster that this machine is part of: {line}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raise `ConfigError` unless a Ray cluster answers within `PATIENCE` seconds."""
+    way_out = "start it by `ray start --head`, or drop --address to use this machine"
+    if address == "auto":
+        from ray._private.services import find_gcs_addresses
+
+        if not (found := find_gcs_addresses()) and "RAY_ADDRESS" not in os.environ:
+            raise ConfigError("address", address, f"finds no Ray on this machine; {way_out}")
+        address = os.environ.get("RAY_ADDRESS") or next(iter(found))
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError("address", address, "is neither auto nor HOST:PORT; nearest: 'auto'")
+    problem = f"does not answer within {PATIENCE:.0f} s; {way_out}"
+    try:
+        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+    except OSError as error:
+        raise ConfigError("address", address, f"does not answer: {error.strerror or error}; {way_out}") from None
+    answers: list[Any] = []
+
+    def ask() -> None:
+        from ray._raylet import GcsClient
+
+        answers.append(GcsClient(address=address))
+
+    # The client waits longer for a port at which another program listens.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    if not answers:
+        raise ConfigError("address", address, problem)
