@@ -72,7 +72,7 @@ def run(options: argparse.Namespace, words: list[str]) -> None:
         words: options of `fit` for all trials.
     """
     with app.errors_as_lines():
-        run_sweep(make_sweep(options, words), run_verb, options.address)
+        run_sweep(make_sweep(options, words), f"{__name__}:{run_verb.__name__}", options.address)
 
 
 def run_verb(words: list[str]) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bayes_rl.errors import ConfigError
 from bayes_rl.sweep.cluster import connected
-from bayes_rl.sweep.fit import Command
 from bayes_rl.sweep.progress import Progress
 from bayes_rl.sweep.report import write_report
 from bayes_rl.sweep.schedule import check_resources, run_trials
@@ -12,12 +11,12 @@ from bayes_rl.sweep.settings import Sweep
 from bayes_rl.utils.files import DirectoryLock
 
 
-def run_sweep(sweep: Sweep, command: Command, address: str | None) -> None:
+def run_sweep(sweep: Sweep, command: str, address: str | None) -> None:
     """Run the fits of a sweep that have not ended, and write and print its report.
 
     Args:
         sweep: the sweep.
-        command: runs the verbs of the command line.
+        command: `MODULE:NAME` of the function that runs the verbs of the command line in a process of its own.
         address: of a Ray cluster; None starts Ray on this machine.
 
     Raises:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import pkgutil
 import shutil
 import time
 import traceback
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bayes_rl.errors import ConfigError, check
-from bayes_rl.sweep.fit import Command, Fit
+from bayes_rl.sweep.fit import Fit
 from bayes_rl.sweep.settings import Sweep
 from bayes_rl.sweep.space import Space, Values
 from bayes_rl.sweep.trial import FAILED, FINISHED, PRUNED, RUNNING, running_means
@@ -34,8 +35,14 @@ SEARCH_SEED = 1
 
 
 # ------------------------------------------------------------------------------------------------------ one fit
-def complete_fit(fit: Fit, sweep: Sweep, command: Command) -> str:
+def complete_fit(fit: Fit, sweep: Sweep, command: str) -> str:
     """Run a fit to its end in this process, with the output in `fit.log`.
+
+    Args:
+        fit: the fit.
+        sweep: the sweep of the fit.
+        command: `MODULE:NAME` of the function that runs the verbs of the command line. The processes of trials do not
+            import the function, which takes seconds.
 
     Returns:
         An empty text, or an error of the fit in one line.
@@ -48,7 +55,7 @@ def complete_fit(fit: Fit, sweep: Sweep, command: Command) -> str:
             lock = _wait_for_lock(fit)
             try:
                 os.chdir(sweep.folder)
-                fit.complete(command)
+                fit.complete(pkgutil.resolve_name(command))
             except Stopped as stop:
                 os._exit(stop.code)  # type: ignore[arg-type]  # the machine stops: Ray runs the fit again
             except (Exception, SystemExit) as error:
@@ -72,13 +79,13 @@ def _wait_for_lock(fit: Fit) -> DirectoryLock:
 
 
 # ---------------------------------------------------------------------------------------------------- one trial
-def run_trial(config: Mapping[str, Any], sweep: Sweep, command: Command) -> None:
+def run_trial(config: Mapping[str, Any], sweep: Sweep, command: str) -> None:
     """Run the fits of a trial that have not ended, and report the running means over its seeds to Ray Tune.
 
     Args:
         config: options of the trial, as Ray Tune draws them.
         sweep: the sweep of the trial.
-        command: runs the verbs of the command line.
+        command: as in `complete_fit`.
     """
     import ray
     from ray import tune
@@ -119,14 +126,14 @@ def _result(reference: Any) -> str:
 
 
 # -------------------------------------------------------------------------------------------------- all trials
-def run_trials(sweep: Sweep, command: Command, refresh: Callable[[], None]) -> None:
+def run_trials(sweep: Sweep, command: str, refresh: Callable[[], None]) -> None:
     """Run the trials of a sweep that have not ended.
 
     Trials that an earlier command has run report from their files.
 
     Args:
         sweep: the sweep.
-        command: runs the verbs of the command line.
+        command: as in `complete_fit`.
         refresh: called every second or so.
     """
     from ray import tune
@@ -242,6 +249,9 @@ def _recorder(sweep: Sweep, refresh: Callable[[], None]) -> Any:
 
         def on_step_end(self, **_: Any) -> None:
             refresh()
+
+        def __reduce__(self) -> Any:
+            return tune.Callback, ()  # Ray Tune stores its callbacks, and a terminal cannot be stored
 
     return Recorder()
 

@@ -8,9 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from bayes_rl.metrics.returns import interquartile_mean
 from bayes_rl.sweep.fit import Fit
 from bayes_rl.sweep.space import SEED
 from bayes_rl.utils.files import write_atomic
@@ -92,6 +89,11 @@ class Trial:
         Args:
             validations: as in `curves`.
         """
+        # Their import takes seconds, and the processes of trials do not need them.
+        import torch
+
+        from bayes_rl.metrics.returns import interquartile_mean
+
         curves = self.curves(validations)
         if not all(len(curve) == (validations or 1) for curve in curves):
             return None
