@@ -79,22 +79,29 @@ def draw_parallel_coordinates(sweep: Sweep, trials: Sequence[Trial]) -> Figure:
     """Draw one line for each finished trial through its options; dark lines have high scores."""
     from optuna.visualization.matplotlib import plot_parallel_coordinate
 
-    return _figure(plot_parallel_coordinate(_study(sweep, trials), target_name="validation score"), 3)
+    axes = plot_parallel_coordinate(_study(sweep, trials), target_name="validation score")
+    return _figure(axes, "finished trials", (3 + 1.5 * len(sweep.space.options), 4.5))
 
 
 def draw_importance(sweep: Sweep, trials: Sequence[Trial]) -> Figure:
     """Draw the importance of each option, by PED-ANOVA of the finished trials (Watanabe et al., arXiv:2304.10255)."""
     from optuna.visualization.matplotlib import plot_param_importances
 
-    return _figure(plot_param_importances(_study(sweep, trials)), 1)
+    axes = plot_param_importances(_study(sweep, trials))
+    axes.get_legend().remove()
+    axes.set(xlabel="share of the differences in validation score", ylabel="")
+    return _figure(axes, "importance of options (PED-ANOVA)", (7, 1.5 + 0.5 * len(sweep.space.options)))
 
 
-def _figure(axes: Any, width: float) -> Figure:
-    """Return the figure of Optuna's axes, taken out of the list of open figures."""
+def _figure(axes: Any, title: str, size: tuple[float, float]) -> Figure:
+    """Return the figure of Optuna's axes with another title and size in inches, taken out of the open figures."""
     from matplotlib import pyplot
 
+    axes.set_title("", loc="left")  # Optuna's title
+    axes.set_title(title, fontsize="medium")
     figure: Figure = axes.get_figure()
     pyplot.close(figure)
+    figure.set_size_inches(*size)
     figure.set_layout_engine("tight")
     return figure
 
