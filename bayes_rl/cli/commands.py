@@ -112,7 +112,7 @@ def sweep(words: Sequence[str]) -> None:
     run(options, of_fit)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"report": report, "export": export, "sweep": sweep}
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"sweep": sweep, "report": report, "export": export}
 
 
 def main() -> None:

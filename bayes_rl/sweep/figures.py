@@ -110,7 +110,6 @@ def _study(sweep: Sweep, trials: Sequence[Trial]) -> Any:
     """Return finished trials as a study of Optuna."""
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
     distributions = {_label(sweep, name): _distribution(values) for name, values in sweep.space.options.items()}
     for trial in trials:

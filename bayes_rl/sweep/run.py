@@ -22,6 +22,9 @@ def run_sweep(sweep: Sweep, command: str, address: str | None) -> None:
     Raises:
         ConfigError: if the directory holds another sweep, another command writes to it, or no cluster answers.
     """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     sweep.check()
     if sweep.complete:
         print(f"all {sweep.num_trials} trials in {sweep.directory} have ended: nothing is left to run")

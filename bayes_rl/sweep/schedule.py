@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pkgutil
+import platform
 import shutil
 import time
 import traceback
@@ -53,6 +54,7 @@ def complete_fit(fit: Fit, sweep: Sweep, command: str) -> str:
             os.dup2(log.fileno(), stream)
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             lock = _wait_for_lock(fit)
+            print(f"process {os.getpid()} on {platform.node()}")
             try:
                 os.chdir(sweep.folder)
                 fit.complete(pkgutil.resolve_name(command))

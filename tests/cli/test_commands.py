@@ -18,7 +18,9 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("words", [["--version"], ["--help"], ["report", "--help"], ["export", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["--version"], ["--help"], ["report", "--help"], ["export", "--help"], ["sweep", "--help"]], ids=" ".join
+)
 def test_help_and_version_do_not_wait_for_lightning(words: list[str]) -> None:
     program = (
         f"import sys; sys.argv = ['bayes-rl', *{words}]\n"
@@ -37,13 +39,15 @@ def test_the_list_of_verbs_names_each(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(sys, "argv", ["bayes-rl", "--help"])
     main()
     printed = capsys.readouterr().out
-    assert all(f"\n  {verb} " in printed for verb in ("fit", "validate", "test", "predict", "report", "export"))
+    assert all(
+        f"\n  {verb} " in printed for verb in ("fit", "validate", "test", "predict", "sweep", "report", "export")
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], "name a verb: fit, validate, test, predict, report, export"),
+        ([], "name a verb: fit, validate, test, predict, sweep, report, export"),
         (["fitt"], "'fitt' is no verb; nearest: 'fit'"),
         (["exprot", "a"], "'exprot' is no verb; nearest: 'export'"),
         (["report"], "required: RUN"),

@@ -55,7 +55,7 @@ def test_a_directory_refuses_another_sweep(change: dict[str, object], expected: 
 
 def test_a_file_of_settings_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text("{")
-    with pytest.raises(ConfigError, match="has a sweep.json that cannot be read"):
+    with pytest.raises(ConfigError, match="that cannot be read"):
         make_sweep(tmp_path).check()
 
 
