@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -83,7 +83,8 @@ def _check_address(address: str) -> None:
     def ask() -> None:
         from ray._raylet import GcsClient
 
-        answers.append(GcsClient(address=address))
+        with suppress(Exception):  # of a program that is no Ray
+            answers.append(GcsClient(address=address))
 
     # The client waits longer for a port at which another program listens.
     thread = threading.Thread(target=ask, daemon=True)

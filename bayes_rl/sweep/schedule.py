@@ -233,7 +233,7 @@ def _recorder(sweep: Sweep, refresh: Callable[[], None]) -> Any:
     """Return the callback of Ray Tune that stores the states of trials."""
     from ray import tune
 
-    class Recorder(tune.Callback):  # type: ignore[misc]
+    class Recorder(tune.Callback):
         def on_trial_start(self, trial: Any, **_: Any) -> None:
             own = sweep.trial(decode(trial.config))
             if own.state not in (FINISHED, PRUNED):

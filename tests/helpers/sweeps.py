@@ -25,9 +25,9 @@ FRAMES = 100
 
 def make_sweep(directory: Path, space: Space = SPACE, seeds: Sequence[int] = (100, 101), **changes: Any) -> Sweep:
     """Return a sweep of fits with two validations."""
-    usual = {"draws": 4, "validations": 2, "threads": 1, "gpus": 0.0, "pruning": False}
-    options = {"data.env": "CartPole-v1", "trainer.max_epochs": 2}
-    return Sweep(directory, space, options, tuple(seeds), folder=directory.parent, **{**usual, **changes})
+    usual: dict[str, Any] = {"draws": 4, "validations": 2, "threads": 1, "gpus": 0.0, "pruning": False}
+    usual["options"] = {"data.env": "CartPole-v1", "trainer.max_epochs": 2}
+    return Sweep(directory, space, seeds=tuple(seeds), folder=directory.parent, **{**usual, **changes})
 
 
 def write_scores(fit: Fit, scores: Sequence[float], column: str = "return_counted") -> None:
