@@ -110,7 +110,7 @@ def running_means(curves: Sequence[Sequence[float]], validations: int) -> list[f
         curves: scores of each seed.
         validations: number of scores of a finished fit.
     """
-    means = []
+    means: list[float] = []
     for seeds in range(1, len(curves) + 1):
         for position in range(validations):
             if any(len(curve) <= position for curve in curves[:seeds]):
