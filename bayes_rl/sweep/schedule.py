@@ -215,7 +215,8 @@ def _searcher(sweep: Sweep) -> Any:
     if sweep.space.grids:
         return BasicVariantGenerator(random_state=SEARCH_SEED)
     known = [encode(trial.options, sweep.space) for trial in sweep.known_trials()]
-    return OptunaSearch(seed=SEARCH_SEED, points_to_evaluate=known)
+    # With the seed of the first command, the first new draws would be those of the known trials.
+    return OptunaSearch(seed=SEARCH_SEED + len(known), points_to_evaluate=known)
 
 
 def _scheduler(sweep: Sweep) -> Any:
