@@ -113,7 +113,7 @@ def running_means(curves: Sequence[Sequence[float]], validations: int) -> list[f
     means: list[float] = []
     for seeds in range(1, len(curves) + 1):
         for position in range(validations):
-            if any(len(curve) <= position for curve in curves[:seeds]):
+            if len(curves[seeds - 1]) <= position:  # the seeds before have all their scores
                 return means
             means.append(sum(curve[position] for curve in curves[:seeds]) / seeds)
     return means
