@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
+import pickle
 import re
 import signal
+import subprocess
+import sys
 import time
-import warnings
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,6 @@ import torch
 
 from bayes_rl.cli.sweep import run_verb
 from bayes_rl.sweep.fit import Fit
-from bayes_rl.sweep.run import run_sweep
 from bayes_rl.sweep.settings import Sweep
 from bayes_rl.sweep.space import Space, Values
 from bayes_rl.sweep.trial import FAILED, FINISHED, PRUNED
@@ -57,22 +56,17 @@ def _helpers_are_found_by_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def _run(sweep: Sweep, command: str, address: str | None) -> None:
-    warnings.resetwarnings()
-    run_sweep(sweep, command, address)
-
-
-def start(sweep: Sweep, command: str, address: str | None = None) -> BaseProcess:
+def start(sweep: Sweep, command: str, address: str = "") -> subprocess.Popen[bytes]:
     """Start the command of a sweep in a process of its own."""
-    process = multiprocessing.get_context("fork").Process(target=_run, args=(sweep, command, address))
-    process.start()
-    return process
+    path = sweep.folder / "sweep.pickle"
+    path.write_bytes(pickle.dumps(sweep))
+    words = [str(path), command, *([address] if address else [])]
+    return subprocess.Popen([sys.executable, "-m", "tests.helpers.sweep_process", *words], cwd=sweep.folder)
 
 
-def finish(process: BaseProcess) -> None:
+def finish(process: subprocess.Popen[bytes]) -> None:
     """Wait for the end of a command, which must be a success."""
-    process.join(PATIENCE)
-    assert process.exitcode == 0
+    assert process.wait(PATIENCE) == 0
 
 
 def pretend(sweep: Sweep) -> None:
@@ -80,11 +74,11 @@ def pretend(sweep: Sweep) -> None:
     finish(start(sweep, "tests.helpers.sweeps:pretended_fit"))
 
 
-def wait_for(condition: Callable[[], object], process: BaseProcess) -> None:
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
     """Wait until a condition holds, while the command runs."""
     end = time.monotonic() + PATIENCE
     while not condition():
-        assert process.is_alive()
+        assert process.poll() is None
         assert time.monotonic() < end
         time.sleep(0.05)
 
@@ -125,9 +119,8 @@ def test_a_killed_command_is_continued_and_runs_no_finished_fit_again(tmp_path: 
     sweep = make_sweep(tmp_path / "sweep", GRID)
     process = start(sweep, "tests.helpers.sweeps:pretended_fit")
     wait_for(lambda: [*sweep.directory.glob("trials/*/*/finished.json")], process)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    process.kill()
+    process.wait()
     ended = [path.parent for path in sweep.directory.glob("trials/*/*/finished.json")]
     assert 0 < len(ended) < 6
     pretend(sweep)
