@@ -97,7 +97,7 @@ def _text(sweep: Sweep, trials: Sequence[Trial], finished: Sequence[Trial], file
         if path.suffix == ".png":
             lines += ["", f"![{path.stem.replace('_', ' ')}]({path.name})"]
         else:
-            lines += ["", f"The best trial again, with another seed: `bayes-rl fit --config {path.name}`"]
+            lines += ["", f"The best trial with another seed: `bayes-rl fit --config {path.name}`"]
     return "\n".join(lines) + "\n"
 
 
