@@ -6,9 +6,8 @@
 The default agent is the shipped configuration of each game: a Gaussian process beside plain networks. Its twin has no
 distribution and explores by epsilon alone; all else is equal. Each finished run is a file in `docs/results/posterior/`
 and is not repeated. It has a row for each validation (frames, processor minutes of the training, metrics) and the
-metrics of the test games, which are fresh. The last validation and the test have 100 games, because shares of 20 games
-scatter by some 7 %. The column `at_plain_minutes` is the score of the default agent at the
-processor minutes of its twin's last validation, interpolated between validations.
+metrics of 100 test games, which are fresh: shares of 20 games scatter by some 7 %. The column `at_plain_minutes` is the
+score of the default agent at the processor minutes of its twin's last validation, interpolated between validations.
 """
 
 from __future__ import annotations
@@ -37,18 +36,13 @@ GAMES: dict[str, tuple[str, dict[str, Any]]] = {
 ARMS = ("default", "plain")
 KINDS = ("noise", "shuffled", "other_game", "unvisited")
 SHOWN = ("return_mean", *(f"novelty_auroc_{kind}" for kind in KINDS), "error_correlation_low", "error_correlation")
-SHOWN_OF_TEST = ("raw_coverage_90", "coverage_90", "predictive_error_correlation")
+SHOWN_OF_TEST = ("return_mean", "raw_coverage_90", "coverage_90", "predictive_error_correlation")
 
 
 class Curve(pl.Callback):
-    """Callback that keeps the metrics of every validation with the processor time of the training until then.
+    """Callback that keeps the metrics of every validation with the processor time of the training until then."""
 
-    Args:
-        last_games: number of games of the last validation, which fits the intervals of the test.
-    """
-
-    def __init__(self, last_games: int) -> None:
-        self.last_games = last_games
+    def __init__(self) -> None:
         self.rows: list[Row] = []
         self._training, self._began = 0.0, 0.0
 
@@ -59,10 +53,6 @@ class Curve(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock: validations of longer games are not a price of the agent."""
         self._training += time.process_time() - self._began
-        if trainer.current_epoch + 1 == trainer.max_epochs:
-            data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            loader: Any = trainer.val_dataloaders
-            loader.games = [data.games("validate", self.last_games)]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the metrics."""
@@ -92,14 +82,14 @@ def measure(cell: Cell, options: Options) -> Row:
     if cell["arm"] == "plain":
         config["model"] |= {"exploration": "epsilon"}
         config["model"]["network"] |= {"bayesian": "none", "prior_function_scale": 0.0}
-    curve = Curve(options.games_at_last)
+    curve = Curve()
     epochs = options.epochs or config["trainer"]["max_epochs"]
     data, agent, trainer = prepare_run(config, cell["seed"], max_epochs=epochs, callbacks=[curve])
     trainer.fit(agent, datamodule=data)
-    data.evaluation = replace(data.evaluation, games=options.games_at_last)
+    data.evaluation = replace(data.evaluation, games=options.test_games)
     (test,) = trainer.test(agent, datamodule=data, verbose=False)
     found = {key.removeprefix("test/"): round(float(value), 4) for key, value in test.items()}
-    return {**cell, "epochs": epochs, "games": options.games_at_last, "curve": curve.rows, "test": found}
+    return {**cell, "epochs": epochs, "test_games": options.test_games, "curve": curve.rows, "test": found}
 
 
 def score_at(curve: list[Row], minutes: float) -> float:
@@ -163,8 +153,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--games", nargs="+", default=list(GAMES), choices=list(GAMES))
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    games = "games of the last validation and of the test"
-    parser.add_argument("--games_at_last", type=int, default=100, help=games)
+    parser.add_argument("--test_games", type=int, default=100, help="games of the test, which are fresh")
     parser.add_argument("--epochs", type=int, default=0, help="epochs of a run; 0 for those of the configuration")
 
 

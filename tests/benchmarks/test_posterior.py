@@ -23,13 +23,13 @@ def test_both_arms_are_trained_and_tested(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(posterior.GAMES, "cartpole", ("cartpole", tiny))
     rows = []
     for arm in posterior.ARMS:
-        options = type("Options", (), {"epochs": 2, "games_at_last": 3})
+        options = type("Options", (), {"epochs": 2, "test_games": 3})
         rows.append(posterior.measure({"game": "cartpole", "arm": arm, "seed": 101}, options))  # type: ignore[arg-type]
     for row in rows:
         assert [point["frames"] for point in row["curve"]] == sorted({point["frames"] for point in row["curve"]})
         assert row["curve"][1]["minutes"] >= row["curve"][0]["minutes"] > 0
         assert math.isfinite(row["test"]["return_mean"])
-        assert row["test"]["games"] == row["games"] == 3
+        assert row["test"]["games"] == row["test_games"] == 3
     assert rows[0]["curve"][-1]["novelty_auroc_noise"] != rows[1]["curve"][-1]["novelty_auroc_noise"]
     assert posterior.table(rows).count("\n| cartpole") == 4  # two games and two runs
 
