@@ -117,11 +117,11 @@ def test_a_minibatch_made_on_the_gpu_is_that_of_the_cpu(n_step: int, life_loss: 
         for name, a, b in zip(Transition._fields, one, two, strict=True):
             assert b.device.type == "cuda"
             assert a.dtype == b.dtype
-            assert torch.equal(a, b.cpu()), name
+            torch.testing.assert_close(a, b.cpu(), rtol=0, atol=0, equal_nan=True, msg=name)
 
 
 def test_what_was_uploaded_may_be_changed_at_once() -> None:
-    """Page-locked memory is not used again before it has been read, however much is under way."""
+    """Page-locked memory is not used again before the memory has been read, however many copies wait."""
     torch.cuda._sleep(200_000_000)  # type: ignore[attr-defined]  # a tenth of a second that the copies wait
     x, there = torch.zeros(1_000_000), []
     for value in range(20):
