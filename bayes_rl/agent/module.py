@@ -280,19 +280,19 @@ class VariationalActorCritic(LowOverheadModule):
         if process is None or self.global_step == self._observed:
             return
         update = self._observed = self.global_step
-        posteriors, is_due = divmod(update, UPDATES_PER_POSTERIOR)
-        if not is_due and posteriors.bit_count() <= 1:  # 0, 1, 2, 4, 8, ...
+        posteriors, rest = divmod(update, UPDATES_PER_POSTERIOR)
+        if rest == 0 and posteriors.bit_count() <= 1:  # 0, 1, 2, 4, 8, ...
             self._begin_observing(process, batch)
         elif update % UPDATES_PER_OBSERVATION == 0:
             self._observe_transitions(process, batch.transition, output)
-        if not is_due:
+        if rest == 0:
             process.update_posterior(batch.num_data / self.objective.kl_temperature)
 
     @torch.no_grad()
     def _begin_observing(self, process: GaussianProcess, batch: Batch) -> None:
         """Choose the units of the process's features anew, and observe a sample of the replay by these features.
 
-        The replay changes with the policy. Each time after which its age has doubled, the units are chosen anew.
+        The replay changes with the policy. The units are chosen anew each time the number of updates has doubled.
         """
         sample = getattr(self._data, "sample_transitions", None)  # a plain loader of minibatches has no replay
         transition = batch.transition if sample is None else sample(STATES_OF_UNITS, newest=1.0)
