@@ -239,9 +239,10 @@ class LearnedGaussianLikelihood(_Gaussian):
 class ReturnGaussianLikelihood(Likelihood):
     """N(y | q, s^2) with a learned standard deviation s of the return for each action, a function of the state.
 
-    The mean q learns from TD targets, s from realised returns. The likelihood is greatest where s is the root mean square
-    of y - q, in which errors of q count as well as chance. Where the end of a return is not known, the square of y - q is
-    replaced by its expectation over returns y whose mean is the TD target, with a bootstrapped variance (Sobel 1982).
+    The mean q learns from TD targets, s from realised returns. The likelihood is greatest where s is the root mean
+    square of y - q, in which errors of q count as well as chance. Where the end of a return is not known, the square of
+    y - q is replaced by its expectation over returns y whose mean is the TD target, with a bootstrapped variance
+    (Sobel 1982).
 
     s is the exponential of the second output, times `noise_std`, clamped to `NOISE_STD_RANGE`.
     """
