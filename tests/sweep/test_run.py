@@ -54,6 +54,7 @@ FIT = {
 def _helpers_are_found_by_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # of the machines of a simulated cluster, on a busy machine
 
 
 def start(sweep: Sweep, command: str, address: str = "") -> subprocess.Popen[bytes]:
