@@ -47,6 +47,7 @@ def connected(address: str | None) -> Iterator[None]:
     os.environ.update(ENVIRONMENT)
     import ray
 
+    logging.getLogger("ray").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address is None:
         # Ray's own files would otherwise take a third of the memory for objects; a sweep has none.
@@ -55,7 +56,7 @@ def connected(address: str | None) -> Iterator[None]:
         _check_address(address)
         try:
             ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, AssertionError) as error:
+        except (ConnectionError, RuntimeError, ValueError, AssertionError, ray.exceptions.RayError) as error:
             line = " ".join(str(error).split())
             raise ConfigError("address", address, f"is no Ray cluster that this machine is part of: {line}") from None
     try:
@@ -84,9 +85,11 @@ def _check_address(address: str) -> None:
     answers: list[Any] = []
 
     def ask() -> None:
+        from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
         from ray._raylet import GcsClient
 
-        with suppress(Exception):  # of a program that is no Ray
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as `ray start` and `ray.init` do
+        with suppress(Exception):  # of a program that is no Ray, or of a cluster with another token
             answers.append(GcsClient(address=address))
 
     # The client waits longer for a port at which another program listens.
