@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypedDict
 
@@ -35,6 +36,11 @@ class Transition(NamedTuple):
         observations = {key: function(getattr(self, key)) for key in ("observation", "next_observation")}
         numbers = {key: function(getattr(self, key)) for key in ("action", "reward", "discount")}
         return Transition(**observations, **numbers, realised_return=realised)
+
+    def split(self, size: int) -> list[Transition]:
+        """Return the transitions in minibatches of `size`, the last of which may be smaller."""
+        starts = range(0, len(self.action), size)
+        return [self.map(operator.itemgetter(slice(start, start + size))) for start in starts]
 
 
 class Batch(NamedTuple):

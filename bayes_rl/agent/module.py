@@ -296,10 +296,7 @@ class VariationalActorCritic(LowOverheadModule):
         """
         sample = getattr(self._data, "sample_transitions", None)  # a plain loader of minibatches has no replay
         transition = batch.transition if sample is None else sample(STATES_OF_UNITS, newest=1.0)
-        chunks = [
-            transition.map(lambda x: x[start : start + 64].to(self.device))  # noqa: B023 - called at once
-            for start in range(0, len(transition.action), 64)
-        ]
+        chunks = [chunk.map(lambda x: x.to(self.device)) for chunk in transition.split(64)]
         process.restart([self.twin.prepare(chunk.observation) for chunk in chunks])
         for chunk in chunks:
             with self._forward_context():

@@ -35,11 +35,8 @@ def targets_of_sample(
         td_targets: computes the targets `[2, m]` of at most `TARGETS_CHUNK` transitions on `device`.
         device: of the networks.
     """
-    targets = []
-    for start in range(0, len(transition.action), TARGETS_CHUNK):
-        chunk = slice(start, start + TARGETS_CHUNK)
-        targets.append(td_targets(transition.map(lambda x: x[chunk].to(device))))  # noqa: B023 - called at once
-    return torch.cat(targets, -1).cpu()
+    chunks = transition.split(TARGETS_CHUNK)
+    return torch.cat([td_targets(chunk.map(lambda x: x.to(device))) for chunk in chunks], -1).cpu()
 
 
 def reset_for_task(

@@ -18,10 +18,10 @@ from bayes_rl.cli import app
 from bayes_rl.cli.arguments import accept_exponents, environment_options, given_options, typed_options
 from bayes_rl.cli.parser_errors import option_names
 from bayes_rl.errors import ConfigError, RunError, check, did_you_mean
-from bayes_rl.sweep.fit import nested
 from bayes_rl.sweep.run import run_sweep
 from bayes_rl.sweep.settings import Sweep
 from bayes_rl.sweep.space import SEED, Space, SpaceError, parse_space
+from bayes_rl.utils.settings import nested
 
 OF_SWEEP = ("name", "trainer.default_root_dir", "ckpt_path", "allow_overrides", SEED)
 """Options of `fit` that a sweep sets itself."""

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from bayes_rl.utils.files import write_atomic
+from bayes_rl.utils.settings import nested
 
 METRIC = "return_counted"
 """Column of `metrics.npy` that is the score of a validation. Checkpoints are chosen by the same column."""
@@ -44,24 +46,26 @@ class Fit:
         text = yaml.safe_dump(nested(options), sort_keys=False)
         write_atomic(self.directory / "fit.yaml", lambda file: file.write(text.encode()))
 
-    def scores(self) -> list[float]:
-        """Return the scores of the validations so far: raw score of whole games, mean over the tasks."""
+    def _validations(self) -> NDArray[np.void]:
+        """Return a row of metrics for each validation so far."""
         try:
             rows = np.load(self.run / "metrics.npy", allow_pickle=False)
         except FileNotFoundError:
+            return np.zeros(0, [("frames", np.float64)])
+        return rows[rows["frames"] > 0]  # a run over several tasks is validated before training, too
+
+    def scores(self) -> list[float]:
+        """Return the scores of the validations so far: raw score of whole games, mean over the tasks."""
+        rows = self._validations()
+        if not len(rows):
             return []
-        rows = rows[rows["frames"] > 0]  # a run over several tasks is validated before training, too
-        columns = [name for name in rows.dtype.names if name.split("/")[-1] == METRIC]
+        columns = [name for name in rows.dtype.names or () if name.split("/")[-1] == METRIC]
         scores: list[float] = np.mean([rows[name] for name in columns], axis=0).tolist()
         return scores
 
     def frames(self) -> list[float]:
         """Return the environment frames of the validations so far."""
-        try:
-            rows = np.load(self.run / "metrics.npy", allow_pickle=False)
-        except FileNotFoundError:
-            return []
-        frames: list[float] = rows["frames"][rows["frames"] > 0].tolist()
+        frames: list[float] = self._validations()["frames"].tolist()
         return frames
 
     def test_scores(self) -> dict[str, float]:
@@ -108,15 +112,3 @@ def _call(command: Command, words: list[str]) -> dict[str, float]:
         if end.code:
             raise
         return {}
-
-
-def nested(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options such as `{"model.optimizer.critic_lr": 0.1}` in their sections and groups."""
-    result: dict[str, Any] = {}
-    for name, value in options.items():
-        *parts, last = name.split(".")
-        section = result
-        for part in parts:
-            section = section.setdefault(part, {})
-        section[last] = value
-    return result

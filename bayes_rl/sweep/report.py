@@ -15,11 +15,12 @@ from torch import Tensor
 from bayes_rl.metrics.returns import interquartile_mean
 from bayes_rl.reporting.figures import INTERVALS, NOTHING, estimate, table
 from bayes_rl.sweep.figures import draw_curves, draw_importance, draw_parallel_coordinates
-from bayes_rl.sweep.fit import METRIC, nested
+from bayes_rl.sweep.fit import METRIC
 from bayes_rl.sweep.progress import mean_so_far, short
 from bayes_rl.sweep.settings import Sweep
 from bayes_rl.sweep.trial import FAILED, FINISHED, PRUNED, Trial
 from bayes_rl.utils.files import write_atomic
+from bayes_rl.utils.settings import nested
 
 FEWEST_TRIALS = 4
 """Finished trials below which importances are not stated."""

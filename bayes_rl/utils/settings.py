@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -53,4 +54,21 @@ def leaves(options: Mapping[str, Any]) -> dict[str, Any]:
             result |= {f"{key}.{name}": setting for name, setting in value.items()}
         else:
             result[key] = value
+    return result
+
+
+def nested(options: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return options such as `{"model.optimizer.critic_lr": 0.1}` in their sections and groups.
+
+    Args:
+        options: dotted name to value.
+        base: configuration that the options change; it stays as it is.
+    """
+    result: dict[str, Any] = copy.deepcopy(dict(base or {}))
+    for name, value in options.items():
+        *parts, last = name.split(".")
+        section = result
+        for part in parts:
+            section = section.setdefault(part, {})
+        section[last] = value
     return result

@@ -22,6 +22,23 @@ SPACE = Space({RATE: Values("log_uniform", (1e-4, 1e-2)), STEPS: Values("choice"
 GRID = Space({RATE: Values("grid", (1e-4, 1e-3, 1e-2))})
 FRAMES = 100
 
+TINY_FIT: dict[str, Any] = {
+    "trainer.max_epochs": 3,
+    "trainer.enable_model_summary": False,
+    "model.network.encoder": "mlp",
+    "model.network.hidden_dim": 8,
+    "data.env": "CartPole-v1",
+    "data.num_envs": 2,
+    "data.frame_stack": 1,
+    "data.frames_per_epoch": 400,
+    "data.rules.frame_skip": 1,
+    "data.replay.min_size": 40,
+    "data.replay.capacity": 2000,
+    "data.replay.batch_size": 4,
+    "data.evaluation.games": 2,
+}
+"""Options of a fit that ends within seconds."""
+
 
 def make_sweep(directory: Path, space: Space = SPACE, seeds: Sequence[int] = (100, 101), **changes: Any) -> Sweep:
     """Return a sweep of fits with two validations."""

@@ -23,7 +23,7 @@ from bayes_rl.sweep.settings import Sweep
 from bayes_rl.sweep.space import Space, Values
 from bayes_rl.sweep.trial import FAILED, FINISHED, PRUNED
 from tests.helpers.command_line import ROOT, weights
-from tests.helpers.sweeps import GRID, RATE, make_sweep, score_of
+from tests.helpers.sweeps import GRID, RATE, TINY_FIT, make_sweep, score_of
 
 pytest.importorskip("ray")
 pytest.importorskip("optuna")
@@ -32,21 +32,7 @@ pytestmark = pytest.mark.slow
 PATIENCE = 1200.0
 """Seconds until a sweep must have ended, on a busy machine."""
 
-FIT = {
-    "trainer.max_epochs": 3,
-    "trainer.enable_model_summary": False,
-    "model.network.encoder": "mlp",
-    "model.network.hidden_dim": 8,
-    "data.env": "CartPole-v1",
-    "data.num_envs": 2,
-    "data.frame_stack": 1,
-    "data.frames_per_epoch": 2000,
-    "data.rules.frame_skip": 1,
-    "data.replay.min_size": 40,
-    "data.replay.capacity": 8000,
-    "data.replay.batch_size": 4,
-    "data.evaluation.games": 2,
-}
+FIT = {**TINY_FIT, "data.frames_per_epoch": 2000, "data.replay.capacity": 8000}
 """Options of a fit that is long enough to be killed in its middle."""
 
 

@@ -8,7 +8,7 @@ from bayes_rl.bayes.likelihoods import LikelihoodSettings
 from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.envs.base import EpisodeRules
 from bayes_rl.errors import ConfigError
-from bayes_rl.utils.settings import as_settings, leaves
+from bayes_rl.utils.settings import as_settings, leaves, nested
 
 
 def test_an_object_stays_and_a_dictionary_is_converted() -> None:
@@ -43,3 +43,10 @@ def test_a_wrong_group_is_one_line(value: object, message: str) -> None:
 def test_leaves_are_options_with_their_group() -> None:
     options = {"env": "pong", "env_kwargs": {"size": 3}, "replay": {"capacity": 5, "gamma": 0.9}}
     assert leaves(options) == {"env": "pong", "env_kwargs": {"size": 3}, "replay.capacity": 5, "replay.gamma": 0.9}
+
+
+def test_dotted_options_are_put_into_groups_and_a_base_stays_as_it_is() -> None:
+    assert nested({"a.b.c": 1, "a.d": 2, "e": 3}) == {"a": {"b": {"c": 1}, "d": 2}, "e": 3}
+    base = {"a": {"b": 1, "c": 2}}
+    assert nested({"a.b": 3}, base) == {"a": {"b": 3, "c": 2}}
+    assert base == {"a": {"b": 1, "c": 2}}

@@ -6,7 +6,6 @@ searched setting, options that are fixed for the arm whatever the search says.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import yaml
 
 from bayes_rl.errors import ConfigError, did_you_mean
+from bayes_rl.utils.settings import nested
 from benchmarks.runner import ROOT
 
 OptionValues = Mapping[str, Any]
@@ -232,11 +232,4 @@ def options_of(task: Task, arm: Arm, setting: str) -> dict[str, Any]:
 
 def configuration(task: Task, options: OptionValues) -> dict[str, Any]:
     """Return the configuration file of a task with changed options."""
-    config: dict[str, Any] = copy.deepcopy(yaml.safe_load((ROOT / "configs" / f"{task.config}.yaml").read_text()))
-    for key, value in options.items():
-        *groups, name = key.split(".")
-        section = config
-        for group in groups:
-            section = section.setdefault(group, {})
-        section[name] = value
-    return config
+    return nested(options, yaml.safe_load((ROOT / "configs" / f"{task.config}.yaml").read_text()))
