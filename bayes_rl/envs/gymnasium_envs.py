@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -192,6 +193,7 @@ class GymnasiumKind(EnvKind):
 
     def _make_drawn(self, settings: EnvSettings) -> gym.Env[Any, Any]:
         """Return one environment that draws, without the argument `render_mode` if its constructor lacks it."""
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws an array, and complains without a desktop
         with warnings.catch_warnings(action="ignore"):  # Gymnasium warns of a class that lists no render modes
             try:
                 return self.make_single(settings, render_mode="rgb_array")

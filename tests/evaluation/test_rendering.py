@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
+import pytest
 import torch
 
 from bayes_rl.envs.base import EnvSettings
@@ -56,3 +61,19 @@ def test_pictures_of_a_small_game_are_enlarged() -> None:
     envs.close()
     for picture, planes in zip(drawn, seen, strict=True):
         assert np.array_equal(picture[::16, ::16].any(-1), planes.any(0))
+
+
+def test_games_are_drawn_without_a_desktop_and_without_a_message() -> None:
+    """In a process of its own, because SDL complains about the missing folder of a desktop once, at its start."""
+    pytest.importorskip("pygame", reason="CartPole is drawn by pygame")
+    program = (
+        "from bayes_rl.envs.base import EnvSettings\n"
+        "from bayes_rl.envs.kinds import find_kind\n"
+        "settings = EnvSettings('CartPole-v1', frame_skip=1)\n"
+        "print(len(list(find_kind('CartPole-v1').render(settings, 3, [0, 1]))))\n"
+    )
+    desktop = ("XDG_RUNTIME_DIR", "DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
+    environment = {name: value for name, value in os.environ.items() if name not in desktop}
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert ended.stdout.split()[-1] == "3"
+    assert "XDG_RUNTIME_DIR" not in ended.stderr

@@ -222,7 +222,7 @@ def test_recorded_gradients_are_those_of_plain_updates(settings: dict[str, Any],
         assert plain.keys() == recorded.keys()
         for name, gradient in plain.items():
             apart[f"update {update}: {name}"] = float((recorded[name] - gradient).norm() / gradient.norm())
-    assert max(apart.values()) < 0.1, {name: distance for name, distance in apart.items() if distance >= 0.1}
+    assert not (wrong := {name: distance for name, distance in apart.items() if not distance < 0.1}), wrong  # NaN, too
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
