@@ -176,8 +176,9 @@ class ReplayDataModule(pl.LightningDataModule):
         self.batches_per_epoch = int(frames_per_epoch / skip * updates_per_step)
         problem = f"makes an epoch of no update at {updates_per_step} updates per step and {skip} frames per step"
         check(self.batches_per_epoch >= 1, "data.frames_per_epoch", frames_per_epoch, problem)
-        # These environments and this replay in memory check the settings, before a run writes anything.
-        probe = make_envs(self.settings, num_envs)
+        # One environment and a replay in memory check the settings, before a run writes anything. One is enough,
+        # because emulators load their games one after the other, in 90 ms each.
+        probe = make_envs(self.settings, min(num_envs, 1))
         # The replay checks its settings before it takes memory, and the replay of a run is on disk.
         with contextlib.suppress(MemoryError):
             self._replay(probe)
@@ -219,7 +220,7 @@ class ReplayDataModule(pl.LightningDataModule):
     def _replay(self, envs: VectorEnvs, directory: Path | None = None) -> ReplayBuffer:
         """Return an empty replay for `envs`, with its files in `directory`."""
         settings, device = self.replay_settings, self._copy_device
-        shapes = (settings.capacity, envs.num_envs, envs.screen_shape, envs.screen_dtype)
+        shapes = (settings.capacity, self.num_envs, envs.screen_shape, envs.screen_dtype)
         options: dict[str, Any] = {
             "frame_stack": self.frame_stack,
             "n_step": settings.n_step,

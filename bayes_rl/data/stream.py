@@ -188,9 +188,11 @@ class ReplayStream(IterableDataset[Batch]):
     def _send(self, actions: NDArray[np.int64]) -> None:
         """Send actions, and record the actions that the environments execute."""
         self._pending_actions = self.envs.send(actions)
-        for env, action in enumerate(self._pending_actions.tolist()):
-            if not self.restarting[env]:
-                self.histories[env].actions.append(action)
+        # Lists, because reading one number of an array takes longer than all else in this loop.
+        columns = self.histories, self._pending_actions.tolist(), self.restarting.tolist()
+        for history, action, restarting in zip(*columns, strict=True):
+            if not restarting:
+                history.actions.append(action)
 
     def _exploration(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return random actions of the next step, and where to take them, `[E]` each."""
@@ -261,8 +263,9 @@ class ReplayStream(IterableDataset[Batch]):
         since the last seed, and a resumed run plays them again: new seeds keep this history short. Not every reset has
         a new seed, because a seeded reset takes longer.
         """
-        steps = np.array([len(history.actions) for history in self.histories])
-        needs_seed = ended & (steps >= self.envs.steps_per_seed)
+        needs_seed = np.zeros_like(ended)
+        for env in np.flatnonzero(ended).tolist():
+            needs_seed[env] = len(self.histories[env].actions) >= self.envs.steps_per_seed
         self.restarting = ended & ~needs_seed
         if needs_seed.any():
             self._reset(needs_seed)

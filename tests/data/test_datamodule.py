@@ -14,8 +14,10 @@ import torch
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.cli.resume_rules import NETWORKS
 from bayes_rl.continual.settings import ConsolidationSettings
+from bayes_rl.data import datamodule
 from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.data.replay import ReplayBuffer
+from bayes_rl.envs.base import EnvSettings, VectorEnvs
 from bayes_rl.errors import ConfigError
 from bayes_rl.types import Transition
 from bayes_rl.utils.settings import leaves
@@ -35,6 +37,22 @@ def test_agent_arguments_describe_the_environment() -> None:
         "num_tasks": 1,
         "task_conditioning": "none",
     }
+
+
+def test_settings_are_checked_with_one_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Emulators load their games one after the other: 256 of them took 22 s to check the settings of a fit."""
+    made: list[int] = []
+    make_envs = datamodule.make_envs
+
+    def counted(settings: EnvSettings, num_envs: int) -> VectorEnvs:
+        made.append(num_envs)
+        return make_envs(settings, num_envs)
+
+    monkeypatch.setattr(datamodule, "make_envs", counted)
+    ReplayDataModule(env="CartPole-v1", num_envs=5, frame_stack=1, rules={"frame_skip": 1})
+    assert made == [1]
+    with pytest.raises(ConfigError, match=r"data\.num_envs"):
+        ReplayDataModule(env="CartPole-v1", num_envs=0, frame_stack=1, rules={"frame_skip": 1})
 
 
 def test_agent_arguments_describe_numbered_states_and_pixels() -> None:
