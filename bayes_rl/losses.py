@@ -5,9 +5,11 @@
 The other formulas: KL divergences from the prior are in `bayes/priors.py` (and families in `bayes/posteriors/`),
 likelihoods in `bayes/likelihoods.py`, n-step returns in `data/n_step.py`, EWC in `continual/ewc.py`.
 
-loss = nll + (temperature / num_data) * kl      (the critics' negative ELBO)
-     + actor_loss                               (gradients kept apart by `detach`)
-     + ewc_penalty                              (by its gradient, added after the backward pass)
+The whole loss::
+
+    loss = nll + (temperature / num_data) * kl      (the critics' negative ELBO)
+         + actor_loss                               (gradients kept apart by `detach`)
+         + ewc_penalty                              (by its gradient, added after the backward pass)
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ class NoConsolidation(ConsolidationMethod):
 
     @property
     def active(self) -> bool:
-        """False: there is never a penalty."""
+        """False, because there is never a penalty."""
         return False
 
     def end_task(self, twin: TwinActorCritic, samples: TaskSamples) -> None:

@@ -103,7 +103,7 @@ class ConsolidationSettings:
 
     @property
     def strength(self) -> float:
-        """Lambda: `ewc_lambda`, or the method's default if that is null."""
+        """Lambda, which is `ewc_lambda`, or the default of the method if `ewc_lambda` is null."""
         return self.method_class.default_strength if self.ewc_lambda is None else self.ewc_lambda
 
     def networks(self) -> list[Network]:

@@ -214,7 +214,7 @@ class ReplayDataModule(pl.LightningDataModule):
 
     @property
     def task_conditioning(self) -> str:
-        """Part of the networks that each task has for itself: none, gains or heads."""
+        """Part of the networks that each task has for itself (none, gains or heads)."""
         return self.curriculum_settings.task_conditioning
 
     def _replay(self, envs: VectorEnvs, directory: Path | None = None) -> ReplayBuffer:
@@ -312,13 +312,13 @@ class ReplayDataModule(pl.LightningDataModule):
 
     @property
     def slack(self) -> int:
-        """Slots of a ring that are not sampled: the steps of an epoch, and a quarter more for final screens."""
+        """Slots of a ring that are not sampled (the steps of an epoch, and a quarter more for final screens)."""
         steps = -(-self.frames_per_epoch // (self.settings.frame_skip * self.num_envs))
         return steps + steps // 4
 
     @property
     def replays(self) -> int:
-        """Number of replays on disk at once: of all visits, or of the current visit and the visit before."""
+        """Number of replays on disk at once (of all visits, or of the current visit and the visit before)."""
         return self.curriculum.visits if self.curriculum_settings.keep_replays else min(2, self.curriculum.visits)
 
     def train_dataloader(self) -> StreamLoader:

@@ -17,6 +17,7 @@ BoolArray = NDArray[np.bool_]
 
 
 UNSEEDED = -1
+"""Seed of a reset that continues the random numbers of an environment."""
 
 
 @dataclass

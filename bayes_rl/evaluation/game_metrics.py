@@ -46,9 +46,10 @@ SCORES: list[tuple[str, str]] = [
     ("predictive_error_correlation", "with noise"),
     ("risk_coverage_area", "risk-coverage"),
 ]
-"""(key, label) of the metrics that people read: rows of the closing table, in order, and names in lines and curves."""
+"""Key and label of each metric that people read, in the order of the rows of the closing table."""
 
 LABELS = dict(SCORES)
+"""Key of a metric to its label."""
 
 NOVEL_STATES, STATES_AT_ONCE = 256, 64
 """Most novel states of each kind, and most of them that are evaluated at once."""
