@@ -29,6 +29,7 @@ from bayes_rl.bayes.posteriors import (
     MeanField,
     Mixture,
     PosteriorFamily,
+    make_family,
     register_posterior,
 )
 from bayes_rl.bayes.priors import PRIORS, Prior
@@ -62,6 +63,7 @@ __all__ = [
     "bayesian_layers",
     "draws_by_seed",
     "kl_divergence",
+    "make_family",
     "make_likelihood",
     "register_likelihood",
     "register_posterior",

@@ -4,19 +4,21 @@ What a checkpoint holds of the data, and how a resumed run restores it, is in `s
 `datamodule.py`, `stream.py` and `replay.py`. The state of the agent is in `bayes_rl/agent/module.py`.
 """
 
-from bayes_rl.data.curriculum import Curriculum
+from bayes_rl.data.curriculum import Curriculum, CurriculumSettings
 from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.data.device_replay import DeviceReplay
 from bayes_rl.data.exploration import EpsilonSchedule, ExplorationNoise
-from bayes_rl.data.replay import ReplayBuffer
+from bayes_rl.data.replay import ReplayBuffer, ReplaySettings
 from bayes_rl.data.stream import ReplayStream
 
 __all__ = [
     "Curriculum",
+    "CurriculumSettings",
     "DeviceReplay",
     "EpsilonSchedule",
     "ExplorationNoise",
     "ReplayBuffer",
     "ReplayDataModule",
+    "ReplaySettings",
     "ReplayStream",
 ]

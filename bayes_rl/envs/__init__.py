@@ -4,7 +4,16 @@ A new kind of environment implements the interface in `base.py` (`VectorEnvs` an
 `kinds.py`.
 """
 
-from bayes_rl.envs.base import UNSEEDED, ActionHistory, EnvKind, EnvSettings, Step, VectorEnvs, episode_seed
+from bayes_rl.envs.base import (
+    UNSEEDED,
+    ActionHistory,
+    EnvKind,
+    EnvSettings,
+    EpisodeRules,
+    Step,
+    VectorEnvs,
+    episode_seed,
+)
 from bayes_rl.envs.deep_sea import DeepSea
 from bayes_rl.envs.kinds import action_names, check_env, find_kind, game_name, make_envs, register_kind
 from bayes_rl.envs.monitored import FailedEnvError, MonitoredEnvs
@@ -17,6 +26,7 @@ __all__ = [
     "DeepSea",
     "EnvKind",
     "EnvSettings",
+    "EpisodeRules",
     "FailedEnvError",
     "MonitoredEnvs",
     "ObservationStack",
