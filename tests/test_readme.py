@@ -8,11 +8,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from bayes_rl import VariationalActorCritic
 from bayes_rl.bayes.kl import bayesian_layers
@@ -115,22 +118,43 @@ def test_python_example_of_readme_runs_as_written(code: str, tmp_path: Path) -> 
     run(["-c", small + code], tmp_path)
 
 
+def parse(page: Path) -> list[Token]:
+    """Return the tokens of a page, those inside of paragraphs, headings and cells included."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(page.read_text(encoding="utf-8"))
+    return [inside for token in tokens for inside in (token, *(token.children or []))]
+
+
 def anchors(page: Path) -> set[str]:
     """Return the anchors of a page's headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    tokens, found = parse(page), Counter[str]()
+    for heading in [tokens[place + 1] for place, token in enumerate(tokens) if token.type == "heading_open"]:
+        text = "".join(part.content for part in heading.children or [])
+        anchor = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+        found[anchor] += 1
+        if found[anchor] > 1:
+            found[f"{anchor}-{found[anchor] - 1}"] += 1
+    return {*found}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_relative_links_lead_to_files(page: Path) -> None:
-    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+    links = [token.attrGet("href") or token.attrGet("src") for token in parse(page)]
+    for link in [str(link) for link in links if link]:
         path, _, anchor = unquote(link).partition("#")
         if "://" in link or link.startswith("mailto:"):
             continue
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), f"{link} in {page.name}"
         assert not anchor or anchor in anchors(target), f"{link} in {page.name}"
+
+
+def test_a_comment_in_a_block_of_code_is_no_anchor(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A `b`, c\n\n```bash\n# comment\n[link](away.md)\n```\n\n## Twice\n\n## Twice\n", encoding="utf-8"
+    )
+    assert anchors(page) == {"a-b-c", "twice", "twice-1"}
+    assert not any(token.attrGet("href") for token in parse(page))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
