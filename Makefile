@@ -4,7 +4,7 @@ VENV := .venv
 CONFIG ?= configs/quickstart.yaml
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: fit test test-slow check tensorboard clean
+.PHONY: fit test test-slow check docs tensorboard clean
 
 fit: $(VENV)/.fit  ## train a configuration and report
 	$(VENV)/bin/python cli.py fit --config $(CONFIG) $(ARGS)
@@ -22,6 +22,9 @@ check: $(VENV)/.dev
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/codespell bayes_rl benchmarks configs docs README.md CHANGELOG.md setup.cfg
 
+docs: $(VENV)/.docs  ## the documentation site, into build/docs; every warning is an error
+	$(VENV)/bin/python -m sphinx --fresh-env --fail-on-warning --quiet docs build/docs
+
 tensorboard: $(VENV)/.fit  ## watch all runs
 	$(VENV)/bin/python -m tensorboard.main --logdir runs
 
@@ -36,6 +39,10 @@ $(VENV)/.fit: setup.cfg constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[minatar,classic]'
 	@touch $@
 
+$(VENV)/.docs: setup.cfg constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
 $(VENV)/.dev: setup.cfg constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[dev]'
-	@touch $@ $(VENV)/.fit
+	@touch $@ $(VENV)/.fit $(VENV)/.docs

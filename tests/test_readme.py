@@ -197,6 +197,7 @@ def test_every_page_is_in_the_index() -> None:
         for page in (ROOT / "docs" / folder).glob("*.md"):
             assert f"({folder}/{page.name})" in index
     assert "(results/faults.md)" in index
+    assert "(results/tables.md)" in index
 
 
 def test_every_module_is_in_the_map_of_files() -> None:
