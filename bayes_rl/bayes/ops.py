@@ -105,10 +105,14 @@ def add_noise(mean: Tensor, variance: Tensor) -> Tensor:
 
 
 def _kl(mean: Tensor, log_var: Tensor, variance: Tensor, precision: float, copies: int = 1) -> Tensor:
-    """Return the divergence, from clamped log-variances and their exponentials."""
+    """Return the divergence, from clamped log-variances and their exponentials.
+
+    No operation changes the returned tensor in place. If one does, torch 2.11 compiles a `Function` whose gradients are
+    zero.
+    """
     flat = mean.flatten()
     total = variance.sum().sub_(log_var.sum(), alpha=1 / precision).add_(flat.dot(flat), alpha=1 / copies)
-    return total.mul_(0.5 * precision).sub_(0.5 * log_var.numel() * (1.0 + math.log(precision)))
+    return total.mul_(0.5 * precision) - 0.5 * log_var.numel() * (1.0 + math.log(precision))
 
 
 def _clamped(log_var: Tensor, limit: float) -> Tensor:
@@ -160,7 +164,7 @@ class _SampledLinear(torch.autograd.Function):
         ctx.within_limits = clamped is log_var  # `backward` cannot test it: saved tensors come back as other objects
         ctx.save_for_backward(x, x_squared, mean, log_var, clamped, variance, cast_mean, cast_variance, std, noise)
         ctx.precision, ctx.detached_outputs = precision, detached_outputs
-        y = torch.addmm(bias.to(dtype), x, cast_mean.t()).addcmul_(std, noise)
+        y = torch.addcmul(torch.addmm(bias.to(dtype), x, cast_mean.t()), std, noise)  # not in place: see `_kl`
         return y, _kl(mean, clamped, variance, precision)
 
     @staticmethod

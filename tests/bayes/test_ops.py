@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bayes_rl.bayes import ops as fused
 from bayes_rl.bayes.ops import VARIANCE_FLOOR, clamp_with_inward_gradient, gaussian_kl, joined_linear, sampled_linear
@@ -151,3 +152,28 @@ def test_a_log_variance_beyond_the_limit_moves_only_inward() -> None:
     log_var = torch.tensor([[-3.0, 3.0]], requires_grad=True)
     away = -gaussian_kl(torch.zeros(1, 2), log_var, 1.0, LIMIT)
     assert torch.equal(torch.autograd.grad(away, log_var)[0], torch.zeros(1, 2))
+
+
+class ChangedInPlace(TorchDispatchMode):
+    """Mode that remembers the memory of every tensor that an operation changed in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        if func._schema.is_mutable:
+            self.addresses.add(args[0].data_ptr())
+        return result
+
+
+def test_no_output_of_a_function_with_its_own_gradient_was_changed_in_place() -> None:
+    """torch 2.11 compiles such a function to one whose gradients are zero, on every device."""
+    mean, log_var, bias, x = torch.ones(3, 4), torch.zeros(3, 4), torch.ones(3), torch.ones(5, 4)
+    with ChangedInPlace() as changed:
+        y, kl = sampled_linear(x, [mean], [log_var], [bias], 10.0, 1.0)
+        outputs = [y, kl, gaussian_kl(mean, log_var, 1.0, 10.0), joined_linear(x, [mean], [bias])]
+        outputs.append(clamp_with_inward_gradient(x, 0.0, 1.0))
+    assert changed.addresses, "the mode sees nothing"
+    assert not changed.addresses & {output.data_ptr() for output in outputs}
