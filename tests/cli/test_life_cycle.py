@@ -249,7 +249,10 @@ def test_deterministic_algorithms_are_enough(monkeypatch: pytest.MonkeyPatch) ->
 def test_every_configuration_runs(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = ["--trainer.fast_dev_run=true", "--trainer.enable_progress_bar=false", "--data.replay.min_size=64"]
     small += ["--data.replay.batch_size=4", "--data.replay.capacity=2000", "--data.rules.max_episode_frames=200"]
-    own = {"seed": ["--model.network.hidden_dim=16"], "fast_gpu": ["--data.num_envs=8", "--data.replay.device=cpu", "--model.compile=none"]}
+    own = {
+        "seed": ["--model.network.hidden_dim=16"],
+        "fast_gpu": ["--data.num_envs=8", "--data.replay.device=cpu", "--model.compile=none"],
+    }
     run(monkeypatch, "fit", "--config", str(config), *small, *own.get(config.stem, []))
 
 
