@@ -54,9 +54,9 @@ from bayes_rl.utils.seeds import Domain, derived_seed
 from bayes_rl.utils.settings import as_settings
 
 UPDATES_PER_OBSERVATION, UPDATES_PER_POSTERIOR = 8, 200
-"""Updates from one minibatch that a Gaussian process observes to the next, and from one posterior to the next.
+"""Interval between the minibatches that a Gaussian process observes, and between its posteriors, in updates.
 
-More of either would take time. The moments average about the last 1000 observed minibatches, those of 8000 updates.
+Shorter intervals take more time. The moments average about the last 1000 observed minibatches, those of 8000 updates.
 """
 STATES_OF_UNITS = 1024
 """States of the replay that choose the units of the features of a Gaussian process."""
@@ -186,7 +186,7 @@ class VariationalActorCritic(LowOverheadModule):
         # (pair, task) to the number of minibatches in its loss since the last optimizer step.
         self._trained: Counter[tuple[int, int]] = Counter()
         self._random_state: dict[str, Tensor] | None = None  # of a checkpoint, until training begins
-        self._observed = -1  # update whose first minibatch the process has seen; more of them may make one update
+        self._observed = -1  # update that the process has observed; an update can have several minibatches
 
     # ------------------------------------------------------------------ beginning
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -267,7 +267,9 @@ class VariationalActorCritic(LowOverheadModule):
         self._observe(batch, terms.output)
         self.frames = batch.frames
         if due and self.twin.process is not None:
-            kl = 0.5 * len(pairs) * self.twin.process.divergence  # of one pair half, as of all that both pairs share
+            kl = (
+                0.5 * len(pairs) * self.twin.process.divergence
+            )  # both pairs share the process; each pair counts half of it
         parts = {"nll": terms.nll, "kl": terms.kl if kl is None else kl, "actor_loss": terms.actor_loss}
         if penalty is not None:
             self._log_training(batch, terms, parts, penalty)

@@ -31,8 +31,8 @@ class DeviceReplay(ReplayBuffer):
     """Replay with a copy on `device`, where the minibatches of `ReplayBuffer` are made to the same bits.
 
     Every step is written to the arrays or files of a `ReplayBuffer` first. Checkpoints refer to the files, and the
-    copy is made from them again when a run resumes. The slots of a sample are chosen on the CPU, from counters alone,
-    so the CPU never waits for the device.
+    copy is made from them again when a run resumes. The slots of a sample are chosen on the CPU, from counters and
+    flags in its memory, so the CPU never waits for the device.
 
     Args:
         arguments: positional arguments of `ReplayBuffer`.

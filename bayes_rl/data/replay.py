@@ -186,7 +186,7 @@ class ReplayBuffer:
         self._last_screens_before[slot] = self._last_screens[envs]
         self._last_screens[envs] += (flags & LAST_SCREEN) > 0
         # A process can be killed at any line. The largest number of slots rises before a slot loses its old content,
-        # and the number of valid slots rises after the slot is whole.
+        # and the number of valid slots rises after the screen is written. A checkpoint refers to whole steps only.
         np.maximum(self.files.written[1], self.written, out=self.files.written[1])
         self.files.screens[slot] = screens.reshape(len(slot), self.files.screens.shape[1])
         self.files.flags[slot] = flags
@@ -275,7 +275,7 @@ class ReplayBuffer:
 
         Args:
             newest: number of the newest windows to count, over all rings; None for all. At least two of each ring
-                count, because one slot of two is no final screen.
+                count, because two slots in a row are never both final screens.
         """
         oldest = np.maximum(self.written - self.ring, 0)
         low = oldest + np.where(oldest > 0, self.frame_stack - 1, 0)

@@ -70,7 +70,7 @@ class GaussianProcess(nn.Module):
 
     @torch.no_grad()
     def restart(self, states: Sequence[Tensor]) -> None:
-        """Choose the units of the features by states of the replay, and forget all observations.
+        """Choose the units of the features by states of the replay. The next observation replaces the moments.
 
         Args:
             states: prepared observations, `[B, ...]` each.
@@ -86,7 +86,7 @@ class GaussianProcess(nn.Module):
             x: observations that `TwinActorCritic.prepare` returned, `[B, ...]`.
             action: actions, `[B]`.
             noise_std: standard deviation of a return under the likelihood, `[B]`, in return units, > 0. A transition
-                whose value is not finite adds zero to the mean over B.
+                whose `noise_std` is not finite adds zero to the mean over B.
         """
         with torch.autocast(x.device.type, enabled=False):
             weight = torch.where(noise_std.isfinite(), noise_std, torch.inf).float().reciprocal()
@@ -106,7 +106,7 @@ class GaussianProcess(nn.Module):
         size = self.moments.shape[-1]
         identity = torch.eye(size, dtype=torch.float64, device=self.moments.device)
         precision = identity + self.scale**2 * data_weight * self.moments.double()
-        factor = torch.linalg.cholesky_ex(precision).L
+        factor = torch.linalg.cholesky_ex(precision).L  # exists, because no eigenvalue is below 1
         root = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
         log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum()  # of the precision
         self.divergence.copy_(0.5 * (root.square().sum() - len(self.moments) * size + log_det))

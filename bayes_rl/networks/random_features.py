@@ -14,8 +14,8 @@ from bayes_rl.bayes.layers import linear
 LARGEST_SIDE = 24
 """Images with a longer side are averaged over squares first: a feature of every pixel would cost as much as a trunk."""
 SMALLEST_VARIANCE = {"image": 0.03, "vector": 1e-4}
-"""Smallest variance of a component, as a share of the mean variance: what never changed could change by any amount.
-All pixels have one range, but the components of a vector may have very different ones."""
+"""Smallest variance of a component, as a share of the mean variance. Without it, a component that never changed would
+have a unit of 0. All pixels have one range, but the components of a vector may have very different ones."""
 
 
 class RandomFourierFeatures(nn.Module):
@@ -31,13 +31,13 @@ class RandomFourierFeatures(nn.Module):
     Args:
         observation_shape: shape of one observation, channels first for images.
         count: m, the number of features, >= 1.
-        length_scale: distance beyond which features are no longer alike, > 0.
+        length_scale: distance at which the kernel is exp(-1/2) = 0.61, > 0.
 
     Attributes:
-        unit: reciprocal of the unit of each component, `[inputs]`.
+        inverse_unit: reciprocal of the unit of each component, `[inputs]`.
     """
 
-    unit: Tensor
+    inverse_unit: Tensor
 
     def __init__(self, observation_shape: tuple[int, ...], count: int, length_scale: float) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class RandomFourierFeatures(nn.Module):
         self.weight = nn.Parameter(torch.randn(count, inputs) / length_scale, requires_grad=False)
         self.phase = nn.Parameter(2 * math.pi * torch.rand(count), requires_grad=False)
         self._smallest_variance = SMALLEST_VARIANCE["image" if is_image else "vector"]
-        self.register_buffer("unit", torch.ones(inputs))
+        self.register_buffer("inverse_unit", torch.ones(inputs))
 
     def _inputs(self, x: Tensor) -> Tensor:
         x = x.float()
@@ -65,15 +65,15 @@ class RandomFourierFeatures(nn.Module):
         Args:
             states: observations that `TwinActorCritic.prepare` returned, `[B, ...]` each, two or more in all.
         """
-        with torch.autocast(self.unit.device.type, enabled=False):
+        with torch.autocast(self.inverse_unit.device.type, enabled=False):
             variance = torch.cat([self._inputs(x) for x in states]).var(0)
         # Equal states have no distance: differences of rounding must not become features.
         variance = torch.where(variance.sum() > 1e-12, variance, 1 / len(variance))
-        unit = variance.maximum(self._smallest_variance * variance.mean()).rsqrt()
-        self.unit.copy_(unit / (variance * unit.square()).sum().sqrt())
+        inverse_unit = variance.maximum(self._smallest_variance * variance.mean()).rsqrt()
+        self.inverse_unit.copy_(inverse_unit / (variance * inverse_unit.square()).sum().sqrt())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features: `[B, ...]` that `TwinActorCritic.prepare` returned, to `[B, m]` float32."""
         with torch.autocast(x.device.type, enabled=False):
-            phases = linear(self._inputs(x) * self.unit, self.weight, self.phase)
+            phases = linear(self._inputs(x) * self.inverse_unit, self.weight, self.phase)
             return math.sqrt(2 / len(self.weight)) * phases.cos()

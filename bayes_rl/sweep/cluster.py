@@ -14,7 +14,7 @@ from typing import Any
 from bayes_rl.errors import ConfigError
 
 PATIENCE = 20.0
-"""Seconds that an address has to answer."""
+"""Longest wait for the answer of an address, in seconds."""
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -24,9 +24,11 @@ ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-"""Environment variables of Ray: no reports of usage, no log files of trials, and Ctrl+C as in other verbs.
+"""Environment variables of Ray.
 
-The fits of a cluster that the command starts have the priority of the command; Ray's default is 15 steps lower."""
+Ray reports no usage, writes no log files of trials, prints no table of its own, and leaves Ctrl+C to the command. Fits
+have the priority of the command (Ray's default is 15 steps lower), and see the GPUs of the machine even if they need
+none (Ray would hide them)."""
 
 
 def missing_packages() -> list[str]:
@@ -50,7 +52,7 @@ def connected(address: str | None) -> Iterator[None]:
     logging.getLogger("ray").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address is None:
-        # Ray's own files would otherwise take a third of the memory for objects; a sweep has none.
+        # By default Ray reserves a third of the memory for objects. The objects of a sweep are a few kilobytes.
         ray.init(address="local", include_dashboard=False, object_store_memory=2**27, **quiet)
     else:
         _check_address(address)
@@ -71,9 +73,10 @@ def _check_address(address: str) -> None:
     if address == "auto":
         from ray._private.services import find_gcs_addresses
 
-        if not (found := find_gcs_addresses()) and "RAY_ADDRESS" not in os.environ:
+        found = [os.environ["RAY_ADDRESS"]] if os.environ.get("RAY_ADDRESS") else sorted(find_gcs_addresses())
+        if not found:
             raise ConfigError("address", address, f"finds no Ray on this machine; {way_out}")
-        address = os.environ.get("RAY_ADDRESS") or next(iter(found))
+        address = found[0]
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise ConfigError("address", address, "is neither auto nor HOST:PORT; nearest: 'auto'")

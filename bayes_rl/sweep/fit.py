@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from bayes_rl.errors import RunError
 from bayes_rl.utils.files import write_atomic
 from bayes_rl.utils.settings import nested
 
@@ -83,6 +84,9 @@ class Fit:
 
         Args:
             command: runs `bayes-rl fit` and `bayes-rl test` in this process.
+
+        Raises:
+            RunError: if the fit fails, or its test games have no scores.
         """
         if self.finished:
             return
@@ -96,6 +100,8 @@ class Fit:
         scores = _call(command, words)
         if not scores:  # the process of the fit ended after the last update, and before the end of the test games
             scores = _call(command, ["test", f"--ckpt_path={best if best.is_file() else last}"])
+        if not scores:
+            raise RunError(f"the test games of {self.directory} have no scores")
         text = json.dumps(scores, indent=1)
         write_atomic(self.directory / "finished.json", lambda file: file.write(text.encode()))
 

@@ -112,7 +112,7 @@ def run_trial(config: Mapping[str, Any], sweep: Sweep, command: str) -> None:
         reported = len(means)
         if not waiting:
             break
-    if left and reported < length * len(trial.fits):
+    if trial.state != PRUNED and reported < length * len(trial.fits):
         problem = "a fit ended before its last validation" if sweep.validations else "a fit ended without a validation"
         tune.report({"score": math.nan, "progress": reported + 1, "problem": problem})
 
@@ -163,7 +163,7 @@ def run_trials(sweep: Sweep, command: str, refresh: Callable[[], None]) -> None:
             verbose=0,
         ),
     )
-    shutil.rmtree(storage, ignore_errors=True)  # of an interrupted sweep; the files of trials say all
+    shutil.rmtree(storage, ignore_errors=True)  # of an interrupted sweep; the files of the trials hold all results
     try:
         tuner.fit()
     finally:
@@ -174,7 +174,7 @@ def seeds_at_once(slots: int, trials: int, seeds: int) -> int:
     """Return how many seeds of a trial run at the same time.
 
     Args:
-        slots: number of fits that fit the cluster.
+        slots: number of fits that the cluster can run at the same time.
         trials: number of trials of the sweep.
         seeds: number of seeds of a trial.
     """
@@ -207,7 +207,7 @@ def _slots(sweep: Sweep) -> int:
 def _searcher(sweep: Sweep) -> Any:
     """Return Optuna's sampler for a space without a grid, else draws at random for each combination of the grids.
 
-    Options of earlier trials come first. The scores of these trials are read from files, not measured again.
+    Without a grid, the options of earlier trials come first. Their scores are read from files, not measured again.
     """
     from ray.tune.search.basic_variant import BasicVariantGenerator
     from ray.tune.search.optuna import OptunaSearch
@@ -254,7 +254,10 @@ def _recorder(sweep: Sweep, refresh: Callable[[], None]) -> Any:
             refresh()
 
         def __reduce__(self) -> Any:
-            return tune.Callback, ()  # Ray Tune stores its callbacks, and a terminal cannot be stored
+            return (
+                tune.Callback,
+                (),
+            )  # Ray Tune pickles its callbacks, and `refresh` holds the terminal, which cannot be pickled
 
     return Recorder()
 

@@ -188,7 +188,7 @@ def test_a_restart_forgets_what_was_observed() -> None:
     once.restart([second[0]])
     once.observe(*second)
     torch.testing.assert_close(process.moments, once.moments, rtol=0, atol=0)
-    assert (process.features.unit != 1).all()
+    assert (process.features.inverse_unit != 1).all()
 
 
 def test_the_reported_deviation_is_that_of_process_and_critics() -> None:

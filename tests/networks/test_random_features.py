@@ -34,7 +34,7 @@ def test_after_measuring_two_random_states_have_a_mean_squared_distance_of_two(s
     features = RandomFourierFeatures(shape, 16, 1.0)
     x = 30 * torch.randn(200, *shape) + 5
     features.measure(x.split(50))
-    inputs = features._inputs(x) * features.unit
+    inputs = features._inputs(x) * features.inverse_unit
     distances = torch.cdist(inputs, inputs).square().sum() / (200 * 199)
     torch.testing.assert_close(distances, torch.tensor(2.0), rtol=1e-3, atol=0)
 
@@ -44,7 +44,7 @@ def test_components_of_a_vector_have_units_of_their_own() -> None:
     features = RandomFourierFeatures((2,), 16, 1.0)
     x = torch.randn(500, 2) * torch.tensor([1.0, 0.01])
     features.measure([x])
-    scaled = (x * features.unit).var(0)
+    scaled = (x * features.inverse_unit).var(0)
     torch.testing.assert_close(scaled, torch.full((2,), 0.5), rtol=1e-3, atol=0)
 
 
@@ -53,7 +53,7 @@ def test_pixels_that_never_changed_count_more_than_those_that_do() -> None:
     features = RandomFourierFeatures((1, 1, 4), 16, 1.0)
     x = torch.randn(5000, 1, 1, 4) * torch.tensor([1.0, 1.0, 0.5, 0.0])
     features.measure([x])
-    shares = features.unit / features.unit[0]
+    shares = features.inverse_unit / features.inverse_unit[0]
     mean_variance = (1 + 1 + 0.25) / 4
     expected = torch.tensor([1, 1, 2, (0.03 * mean_variance) ** -0.5])
     torch.testing.assert_close(shares, expected, rtol=0.05, atol=0)
@@ -73,7 +73,7 @@ def test_a_component_that_never_changed_has_a_finite_unit() -> None:
     x = torch.randn(100, 3)
     x[:, 1] = 7.0
     features.measure([x])
-    assert torch.isfinite(features.unit).all()
+    assert torch.isfinite(features.inverse_unit).all()
     moved = x.clone()
     moved[:, 1] += 1
     assert (features(moved) - features(x)).abs().max() > 0.1

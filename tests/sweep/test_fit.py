@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,16 @@ def test_a_failing_fit_has_not_ended(tmp_path: Path) -> None:
     fit.write_config({**OPTIONS, "data.env": "CartPol-v1"})
     with pytest.raises(RunError, match="CartPole"):
         fit.complete(run_verb)
+    assert not fit.finished
+
+
+def test_a_fit_without_scores_of_test_games_has_not_ended(tmp_path: Path) -> None:
+    def ends_early(words: Sequence[str]) -> dict[str, float]:
+        raise SystemExit(0)
+
+    fit = made(tmp_path)
+    with pytest.raises(RunError, match="no scores"):
+        fit.complete(ends_early)
     assert not fit.finished
 
 
