@@ -24,8 +24,8 @@ class NetworkSettings:
         prior_function_scale: standard deviation of the fixed random prior function added to Q, or of a Gaussian process
             where nothing is known, in return units, >= 0.
         random_features: number of random features of the state that a Gaussian process is linear in, >= 1.
-        length_scale: distance at which the kernel of a Gaussian process is 0.61, > 0; two states of the replay are about
-            1.4 apart.
+        length_scale: distance at which the kernel of a Gaussian process is 0.61, > 0; two states of the replay are
+            about 1.4 apart.
     """
 
     encoder: str = "nature"
