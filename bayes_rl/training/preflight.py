@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +24,7 @@ from bayes_rl.errors import check, did_you_mean
 from bayes_rl.evaluation.game_metrics import score_names
 from bayes_rl.networks.encoders import ENCODERS
 from bayes_rl.utils.files import check_disk
+from bayes_rl.utils.memory import available_memory
 
 SECONDS, UPDATES = 5.0, 200
 """Least time and updates of a measurement of speed; four times the time is enough for fewer updates."""
@@ -37,12 +36,6 @@ processor with instructions for bfloat16 gains by them, and others gain much."""
 
 
 MIB = 2**20
-
-
-CGROUPS = (  # limit, use, and statistics of the use, of which inactive files can be freed
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
-    tuple(f"/sys/fs/cgroup/memory/memory.{name}" for name in ("limit_in_bytes", "usage_in_bytes", "stat")),
-)
 
 
 def network_bytes(agent: VariationalActorCritic) -> dict[str, int]:
@@ -105,22 +98,6 @@ class _Counter(io.RawIOBase):
         length = memoryview(content).nbytes
         self.size += length
         return length
-
-
-def available_memory() -> int:
-    """Return the bytes of memory that this process can still use: of the machine, or less, of its control group."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        lines = (line.split() for line in meminfo.read_text().splitlines())
-        available = next(1024 * int(words[1]) for words in lines if words[0] == "MemAvailable:")
-    else:
-        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for limit, used, stat in ([Path(name) for name in names] for names in CGROUPS):
-        if limit.exists() and (most := limit.read_text().strip()) != "max":
-            caches = dict(line.split() for line in stat.read_text().splitlines()) if stat.exists() else {}
-            inactive = int(caches.get("total_inactive_file", caches.get("inactive_file", 0)))
-            available = min(available, int(most) - int(used.read_text()) + inactive)
-    return max(0, available)
 
 
 def updates_per_epoch(trainer: pl.Trainer, data: ReplayDataModule) -> int:

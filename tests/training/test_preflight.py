@@ -116,17 +116,6 @@ def test_memory_of_a_gpu_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         forecast.check_room(trainer, agent, SimpleNamespace())  # type: ignore[arg-type]
 
 
-def test_the_least_of_machine_and_control_group_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = forecast.available_memory()
-    for name, text in {"max": "9000000", "current": "8000000", "stat": "anon 7\ninactive_file 500000"}.items():
-        Path(name).write_text(text)
-    monkeypatch.setattr(forecast, "CGROUPS", (("max", "current", "stat"), ("none", "none", "none")))
-    assert forecast.available_memory() == 1_500_000
-    Path("max").write_text("max\n")
-    assert forecast.available_memory() == pytest.approx(machine, rel=0.5)
-    assert machine > 2**20
-
-
 def test_nothing_is_drawn_and_nothing_taken_to_measure_networks() -> None:
     state = torch.get_rng_state()
     network = {"encoder": "mlp", "prior_function_scale": 3.0}
