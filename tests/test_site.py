@@ -126,8 +126,8 @@ def test_the_form_for_bugs_requires_what_a_bug_is_found_by() -> None:
     form = yaml.safe_load((ROOT / ".github/ISSUE_TEMPLATE/bug.yml").read_text(encoding="utf-8"))
     fields = {field["id"]: field for field in form["body"]}
     required = {name for name, field in fields.items() if field["validations"]["required"]}
-    assert {"command", "version", "configuration"} <= required
-    assert "bayes-rl --version" in fields["version"]["attributes"]["description"]
+    assert {"command", "doctor", "configuration"} <= required
+    assert "bayes-rl doctor" in fields["doctor"]["attributes"]["description"]
 
 
 class _Links(HTMLParser):

@@ -1,4 +1,4 @@
-"""Verbs of `bayes-rl`: those of Lightning's command line, `sweep`, `report` and `export`."""
+"""Verbs of `bayes-rl`: those of Lightning's command line, `sweep`, `report`, `export` and `doctor`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ usage: bayes-rl VERB [options]
   sweep     search options, or make a grid of fits, on one machine or many
   report    compare runs over several tasks
   export    write an agent's weights and settings to a safetensors file
+  doctor    print versions, processor, devices and extras, and train a tiny agent as a test
 
 bayes-rl VERB --help lists the options of a verb, bayes-rl --version the version."""
 
@@ -112,7 +113,25 @@ def sweep(words: Sequence[str]) -> None:
     run(options, of_fit)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"sweep": sweep, "report": report, "export": export}
+def doctor(words: Sequence[str]) -> None:
+    """Print what a report of a bug should name, and test the installation; exit with code 1 if something fails."""
+    text = (
+        "Print versions, processor, memory, devices and installed extras, and train a tiny agent for a few seconds, "
+        "resume its training and compare. Exit code 0: all is well; 1: a line says what failed."
+    )
+    _Parser("bayes-rl doctor", description=text, allow_abbrev=False).parse_args(words)
+    from bayes_rl.cli.doctor import check_installation
+
+    if not check_installation():
+        sys.exit(1)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "sweep": sweep,
+    "report": report,
+    "export": export,
+    "doctor": doctor,
+}
 
 
 def main() -> None:

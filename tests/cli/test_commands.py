@@ -19,7 +19,9 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    "words", [["--version"], ["--help"], ["report", "--help"], ["export", "--help"], ["sweep", "--help"]], ids=" ".join
+    "words",
+    [["--version"], ["--help"], ["report", "--help"], ["export", "--help"], ["sweep", "--help"], ["doctor", "--help"]],
+    ids=" ".join,
 )
 def test_help_and_version_do_not_wait_for_lightning(words: list[str]) -> None:
     program = (
@@ -40,17 +42,19 @@ def test_the_list_of_verbs_names_each(monkeypatch: pytest.MonkeyPatch, capsys: p
     main()
     printed = capsys.readouterr().out
     assert all(
-        f"\n  {verb} " in printed for verb in ("fit", "validate", "test", "predict", "sweep", "report", "export")
+        f"\n  {verb} " in printed
+        for verb in ("fit", "validate", "test", "predict", "sweep", "report", "export", "doctor")
     )
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], "name a verb: fit, validate, test, predict, sweep, report, export"),
+        ([], "name a verb: fit, validate, test, predict, sweep, report, export, doctor"),
         (["fitt"], "'fitt' is no verb; nearest: 'fit'"),
         (["exprot", "a"], "'exprot' is no verb; nearest: 'export'"),
         (["report"], "required: RUN"),
+        (["doctor", "--quick"], "unrecognized arguments: --quick"),
         (["report", "nowhere"], "nowhere is no directory"),
         (["export", "a.ckpt"], "required: OUT.safetensors"),
         (["export", "a.ckpt", "a.safetensors"], "'a.ckpt' does not exist"),
