@@ -108,6 +108,37 @@ def test_a_public_name_without_documentation_fails_the_build(tmp_path: Path, doc
     assert re.findall(r"the public name (\S+) is", done.stderr) == ([missing] if missing else [])
 
 
+def glossary() -> list[list[tuple[str, str]]]:
+    """Return terms and their meanings, a list for each section."""
+    sections = (REFERENCE / "glossary.md").read_text(encoding="utf-8").split("\n## ")[1:]
+    return [re.findall(r"^\| (?!term )(.+?) \| (.+) \|$", section, re.MULTILINE) for section in sections]
+
+
+def test_each_term_of_the_glossary_is_used_and_has_one_or_two_sentences() -> None:
+    pages = [page for page in DOCS.rglob("*.md") if page.name != "glossary.md"]
+    files = [*pages, ROOT / "README.md", *(ROOT / "bayes_rl").rglob("*.py"), *(ROOT / "configs").glob("*.yaml")]
+    used = re.sub(r"[\s_-]+", " ", " ".join(file.read_text(encoding="utf-8") for file in files)).lower()
+    entries = [entry for section in glossary() for entry in section]
+    terms = [term for term, _ in entries]
+    assert len(terms) == len({*terms}) > 80
+    for term, meaning in entries:
+        assert re.search(rf"\b{re.escape(term.lower().replace('-', ' '))}s?\b", used), f"{term} is used nowhere"
+        sentences = re.split(r"(?<=[.:;]) (?=[A-Z])", meaning)
+        assert 1 <= len(sentences) <= 2, term
+        assert meaning.endswith("."), term
+
+
+def test_the_glossary_is_in_order_and_holds_the_terms_that_the_style_fixes() -> None:
+    for section in glossary():
+        terms = [term.lower() for term, _ in section]
+        assert terms == sorted(terms)
+    style = (DOCS / "design/words_and_style.md").read_text(encoding="utf-8")
+    (rule,) = re.findall(r"^3\. The field's terms, always the same: (.+?)\.$", style, re.MULTILINE | re.DOTALL)
+    fixed = {" ".join(term.split()) for term in re.sub(r"\(.*?\)", "", rule, flags=re.DOTALL).split(",")}
+    assert {"observation", "task switch", "update"} <= fixed
+    assert fixed <= {term for section in glossary() for term, _ in section}
+
+
 def test_the_diagram_is_the_one_that_its_program_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(DOCS)
     diagram = importlib.import_module("data_flow").diagram()
