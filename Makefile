@@ -26,6 +26,7 @@ docs: $(VENV)/.docs  ## the documentation site, into build/docs; every warning i
 	$(VENV)/bin/python -m sphinx --fresh-env --fail-on-warning --quiet docs build/docs
 
 tensorboard: $(VENV)/.fit  ## watch all runs
+	@echo "the curves that matter: http://localhost:6006/#custom_scalars"
 	$(VENV)/bin/python -m tensorboard.main --logdir runs
 
 clean:  ## remove the virtual environment and caches, never runs

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from bayes_rl.cli.parser_errors import option_names
+from bayes_rl.training.tensorboard_layout import CHARTS, GAMES, RANGES
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -137,6 +138,21 @@ def test_the_glossary_is_in_order_and_holds_the_terms_that_the_style_fixes() -> 
     fixed = {" ".join(term.split()) for term in re.sub(r"\(.*?\)", "", rule, flags=re.DOTALL).split(",")}
     assert {"observation", "task switch", "update"} <= fixed
     assert fixed <= {term for section in glossary() for term, _ in section}
+
+
+def test_the_curves_that_the_how_to_reads_are_in_the_reference_and_in_the_layout() -> None:
+    page = (DOCS / "how-to/read_the_curves.md").read_text(encoding="utf-8")
+    tags = {*re.findall(r"`((?:train|val|time)/\w+)`", page)}
+    reference = (REFERENCE / "metrics.md").read_text(encoding="utf-8")
+    assert len(tags) > 25
+    assert {tag for tag in tags if f"`{tag}`" not in reference} == set()
+    ranges = {f"val/{name}" for charts in RANGES.values() for names in charts.values() for name in names}
+    patterns = [pattern for charts in CHARTS.values() for patterns in charts.values() for pattern in patterns]
+    assert {tag for tag in tags - ranges if not any(re.fullmatch(pattern, tag) for pattern in patterns)} == set()
+    five = [curve for patterns in CHARTS["Overview"].values() for curve in patterns]
+    section = page.split("\n## ")[1]
+    assert all(f"`{pattern.replace(GAMES, 'val/')}`" in section for pattern in five)
+    assert all(f"| {name}: " in section for name in CHARTS["Overview"])
 
 
 def test_the_diagram_is_the_one_that_its_program_draws(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from bayes_rl.agent.compilation import check_capture
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.cli.arguments import (
     PREFIX,
+    SECTIONS,
     accept_exponents,
     check_config,
     environment_options,
@@ -56,6 +57,7 @@ from bayes_rl.reporting.score_table import as_scores, score_table
 from bayes_rl.training.callbacks.error_log import write_error_log
 from bayes_rl.training.callbacks.run_lock import RunLock
 from bayes_rl.training.callbacks.save_on_error import SaveOnError
+from bayes_rl.training.callbacks.tensorboard_pages import TensorBoardPages
 from bayes_rl.training.callbacks.uncertainty_picture import PICTURE
 from bayes_rl.training.callbacks.video_writer import record_game
 from bayes_rl.training.checkpoint_io import FULL, ON_FULL_DISK, AtomicCheckpointIO
@@ -75,6 +77,10 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 EXACT = {"exit_on_error": False, "allow_abbrev": False, "default_env": True, "env_prefix": PREFIX}
 """Options of the parser: it raises errors, which `main` prints, accepts no shortened option, and reads environment
 variables such as `BAYES_RL_FIT__TRAINER__MAX_EPOCHS`."""
+
+
+WITHOUT_INFLUENCE = ("trainer.default_root_dir", "trainer.enable_", "trainer.logger", "trainer.log_every_n_steps")
+"""Beginnings of the options that have no influence on an agent."""
 
 
 class BayesCLI(LightningCLI):
@@ -268,7 +274,8 @@ class BayesCLI(LightningCLI):
         data = options.data
         epochs_per_task = round(data.curriculum.frames_per_task / data.frames_per_epoch) if data.tasks else None
         progress_bar = options.trainer.enable_progress_bar is not False
-        self.trainer_defaults["callbacks"] = make_callbacks(run, epochs_per_task, progress_bar)
+        pages = TensorBoardPages() if resuming else self._pages()
+        self.trainer_defaults["callbacks"] = make_callbacks(run, epochs_per_task, progress_bar, pages)
         precision = options.trainer.precision
         if precision not in (None, "32", 32, *PRECISIONS):
             raise ConfigError("trainer.precision", precision, f"is none of {', '.join(PRECISIONS)}")
@@ -283,6 +290,21 @@ class BayesCLI(LightningCLI):
         if not getattr(trainer, "fast_dev_run", False):
             self.datamodule.directory = run / "replay"
         return trainer
+
+    def _pages(self) -> TensorBoardPages:
+        """Return the writer of TensorBoard's pages, with the options that were given and influence an agent.
+
+        Options that were given are typed, in a configuration or in the environment. The page begins with those beside
+        the configuration.
+        """
+        options, configs = self._options(), self._configs()
+        typed = given_options(self._words, []) | {*environment_options(self.config.subcommand)}
+        sections = tuple(f"{section}." for section in SECTIONS)
+        given = [name for name in typed | given_options([], configs) if name.startswith(sections)]
+        names = [name for name in given if name in options and not name.startswith(WITHOUT_INFLUENCE)]
+        values = {name: options[name] for name in sorted(names)}
+        always = {"config": configs[0].stem if configs else "none", "seed_everything": options.seed_everything}
+        return TensorBoardPages({**always, **values}, typed | {"seed_everything"})
 
     def _check_place(self, run: Path) -> None:
         """Raise `ConfigError` unless the directory of the run can be made and written to."""

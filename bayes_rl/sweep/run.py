@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bayes_rl.errors import ConfigError
 from bayes_rl.sweep.cluster import connected
+from bayes_rl.sweep.columns import write_columns
 from bayes_rl.sweep.progress import Progress
 from bayes_rl.sweep.report import write_report
 from bayes_rl.sweep.schedule import check_resources, run_trials
@@ -33,6 +34,7 @@ def run_sweep(sweep: Sweep, command: str, address: str | None) -> None:
             check_resources(sweep)
             lock = _lock(sweep)
             sweep.write()
+            write_columns(sweep)
             with Progress(sweep) as progress:
                 run_trials(sweep, command, progress.refresh)
             sweep.write_complete()

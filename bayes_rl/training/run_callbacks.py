@@ -15,11 +15,14 @@ from bayes_rl.training.callbacks.learning_curve import LearningCurve
 from bayes_rl.training.callbacks.progress import FrameProgress
 from bayes_rl.training.callbacks.resource_report import ResourceReport
 from bayes_rl.training.callbacks.stream_metrics import StreamMetrics
+from bayes_rl.training.callbacks.tensorboard_pages import TensorBoardPages
 from bayes_rl.training.callbacks.uncertainty_picture import UncertaintyPicture
 from bayes_rl.training.callbacks.video_writer import VideoWriter
 
 
-def make_callbacks(run: Path, epochs_per_task: int | None, progress_bar: bool) -> list[Callback]:
+def make_callbacks(
+    run: Path, epochs_per_task: int | None, progress_bar: bool, pages: TensorBoardPages | None = None
+) -> list[Callback]:
     """Return the callbacks of a run.
 
     Args:
@@ -27,6 +30,7 @@ def make_callbacks(run: Path, epochs_per_task: int | None, progress_bar: bool) -
         epochs_per_task: epochs of a visit if there are several tasks, else None. Which agent is the best one depends
             on the task, so a run over several tasks keeps the agent of each visit's end, not the best one.
         progress_bar: show a progress bar.
+        pages: writer of TensorBoard's pages, or None for pages without options.
     """
     saving: dict[str, Any] = {
         "dirpath": run / "checkpoints",
@@ -46,6 +50,7 @@ def make_callbacks(run: Path, epochs_per_task: int | None, progress_bar: bool) -
         KeptCheckpoint(filename="last", **at_epoch_end),  # `save_last` would follow the best checkpoint only
         StreamMetrics(),
         LearningCurve(),
+        pages or TensorBoardPages(),  # shows the learning curve
         UncertaintyPicture(),
         VideoWriter(),
         GracefulStop(),

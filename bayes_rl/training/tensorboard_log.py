@@ -10,6 +10,7 @@ from typing import Any
 
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.loggers.logger import DummyLogger
+from torch.utils.tensorboard import SummaryWriter
 
 from bayes_rl.training.checkpoint_io import FULL
 
@@ -42,6 +43,18 @@ class TensorBoardLog(TensorBoardLogger):
         """Log the options of the run."""
         with self._while_there_is_room():
             super().log_hyperparams(*arguments, **options)
+
+    def add_summary(self, summary: Any, step: int) -> None:
+        """Write a summary that is no scalar, such as a picture.
+
+        Args:
+            summary: of TensorBoard.
+            step: horizontal position, in environment frames.
+        """
+        with self._while_there_is_room():
+            writer = self.experiment
+            if isinstance(writer, SummaryWriter):  # there is room
+                writer._get_file_writer().add_summary(summary, step)
 
     def save(self) -> None:
         """Write what is buffered."""
