@@ -25,6 +25,7 @@ extensions = [
     "sphinx.ext.viewcode",
     # of docs/extensions
     "docstrings",
+    "lessons",
     "option_reference",
     "public_names",
     "repository_links",
