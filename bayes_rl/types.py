@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypedDict
 
 import torch
@@ -41,6 +41,12 @@ class Transition(NamedTuple):
         """Return the transitions in minibatches of `size`, the last of which may be smaller."""
         starts = range(0, len(self.action), size)
         return [self.map(operator.itemgetter(slice(start, start + size))) for start in starts]
+
+    @classmethod
+    def cat(cls, parts: Sequence[Transition]) -> Transition:
+        """Return the transitions of all parts, one after the other. All parts know realised returns, or none does."""
+        columns = zip(*parts, strict=True)
+        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))
 
 
 class Batch(NamedTuple):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from bayes_rl.data.curriculum import CurriculumSettings, make_curriculum
 from bayes_rl.data.device_replay import DeviceReplay
@@ -28,6 +29,7 @@ from bayes_rl.evaluation.novel_states import NovelStates
 from bayes_rl.evaluation.settings import GameSettings
 from bayes_rl.types import AgentArguments, Transition
 from bayes_rl.utils.failures import warn_of_failure
+from bayes_rl.utils.ranks import gather_from_ranks, num_ranks
 from bayes_rl.utils.seeds import Domain, derived_seed, seed_sequence
 from bayes_rl.utils.settings import as_settings
 
@@ -40,6 +42,12 @@ ESTIMATE_EVERY = 4
 
 SAMPLED_STATES = 512
 """States of the games of a validation by which uncertainty is tested."""
+
+
+def shares(total: int, count: int) -> list[int]:
+    """Return `count` whole numbers with the sum `total` that differ by one at most, the larger ones first."""
+    share, rest = divmod(total, count)
+    return [share + (number < rest) for number in range(count)]
 
 
 def single_task_settings(settings: EnvSettings, tasks: list[str] | None, spaces_of: list[str]) -> EnvSettings:
@@ -71,6 +79,9 @@ class ReplayDataModule(pl.LightningDataModule):
     Each group of settings is an object of its class, which documents the fields, or a dictionary of the fields.
 
     A checkpoint holds `state_dict`, with which a resumed run continues: the number of the visit and the stream's state.
+
+    Several processes (ranks) can train one agent, each with its share of the environments, the replay, every minibatch
+    and the games. All options are totals over ranks.
 
     Args:
         env: any Gymnasium id with discrete actions, also as `my_module:My-v0`, or the short name of a bundled Atari
@@ -181,7 +192,7 @@ class ReplayDataModule(pl.LightningDataModule):
         probe = make_envs(self.settings, min(num_envs, 1))
         # The replay checks its settings before it takes memory, and the replay of a run is on disk.
         with contextlib.suppress(MemoryError):
-            self._replay(probe)
+            self._replay(probe, num_envs)
         self.num_actions, self.num_categories = probe.num_actions, probe.num_categories
         self.pixel_scale, self.screen_dtype = probe.pixel_scale, probe.screen_dtype
         self.reading = probe.reading
@@ -217,10 +228,11 @@ class ReplayDataModule(pl.LightningDataModule):
         """Part of the networks that each task has for itself (none, gains or heads)."""
         return self.curriculum_settings.task_conditioning
 
-    def _replay(self, envs: VectorEnvs, directory: Path | None = None) -> ReplayBuffer:
-        """Return an empty replay for `envs`, with its files in `directory`."""
+    def _replay(self, envs: VectorEnvs, num_envs: int, directory: Path | None = None) -> ReplayBuffer:
+        """Return an empty replay for `num_envs` environments like `envs`, with its files in `directory`."""
         settings, device = self.replay_settings, self._copy_device
-        shapes = (settings.capacity, self.num_envs, envs.screen_shape, envs.screen_dtype)
+        capacity = settings.capacity * num_envs // self.num_envs  # of this rank
+        shapes = (capacity, num_envs, envs.screen_shape, envs.screen_dtype)
         options: dict[str, Any] = {
             "frame_stack": self.frame_stack,
             "n_step": settings.n_step,
@@ -242,8 +254,10 @@ class ReplayDataModule(pl.LightningDataModule):
         """Make environments, replay and stream before training. Other stages need none of them."""
         if stage != "fit" or self.trainer is None:
             return
-        trainer = self.trainer
+        trainer, ranks = self.trainer, self.trainer.world_size
         agent: Any = trainer.lightning_module
+        self.check_ranks(ranks)
+        self.directory = trainer.strategy.broadcast(self.directory)  # rank 0 has chosen the directory of the run
         self.visit, self.settings = 0, self.curriculum.settings[0]
         envs, replay = self._envs_and_replay(0)
         self.stream = ReplayStream(
@@ -251,19 +265,38 @@ class ReplayDataModule(pl.LightningDataModule):
             replay,
             agent.act,
             self.epsilon if agent.explores_at_random else EpsilonSchedule(0, 0, 0),
-            batch_size=self.replay_settings.batch_size,
+            batch_size=self.replay_settings.batch_size // ranks,
             updates_per_step=self.updates_per_step,
-            batches_per_epoch=max(1, self.batches_per_epoch // trainer.world_size),
-            replay_min_size=self.replay_settings.min_size // trainer.world_size,
+            batches_per_epoch=self.batches_per_epoch,
+            replay_min_size=self.replay_settings.min_size,
             frame_skip=self.settings.frame_skip,
             seed=self.seed,
             rank=trainer.global_rank,
-            world_size=trainer.world_size,
+            world_size=ranks,
             refill_replay=self.refill_replay,
             draw_policy=agent.act_by_draw if agent.explores_by_draw else None,
             keep_replays=self.curriculum_settings.keep_replays,
             restart_epsilon=self.curriculum_settings.epsilon_at_switch == "restart",
         )
+
+    def check_ranks(self, ranks: int) -> None:
+        """Raise `ConfigError` unless the options can be shared out to this number of ranks.
+
+        Args:
+            ranks: number of processes that train one agent.
+        """
+        problem = f"is less than one for each of {ranks} ranks; nearest: {ranks}"
+        check(self.num_envs >= ranks, "data.num_envs", self.num_envs, problem)
+        shared = {
+            "num_envs": self.num_envs,
+            "replay.batch_size": self.replay_settings.batch_size,
+            "replay.capacity": self.replay_settings.capacity,
+            "evaluation.games": self.evaluation.games,
+        }
+        for key, value in shared.items():
+            nearest = max(1, round(value / ranks)) * ranks
+            problem = f"is not divided by {ranks} ranks; nearest: {nearest}"
+            check(value % ranks == 0, f"data.{key}", value, problem)
 
     def start_visit(self, visit: int) -> None:
         """Switch to another visit of the curriculum, with new environments and an empty replay.
@@ -290,25 +323,29 @@ class ReplayDataModule(pl.LightningDataModule):
         """Return new environments and an empty replay for a visit. Warn if games do not repeat."""
         settings = self.curriculum.settings[self.curriculum.task(visit)]
         repeatable = games_repeat(settings)
-        if not repeatable:
+        if not repeatable and (self.trainer is None or self.trainer.is_global_zero):
             effect = "the run cannot be repeated exactly, and a resumed run starts new games"
             print(f"warning: {settings.env}: games with one seed and the same actions differ: {effect}", flush=True)
-        envs = make_envs(settings, self.num_envs)
+        ranks = self.trainer.world_size if self.trainer is not None else 1
+        envs = make_envs(settings, self.num_envs // ranks)
         envs.repeatable = repeatable
-        return envs, self._replay(envs, self._replay_directory(visit))
+        return envs, self._replay(envs, envs.num_envs, self._replay_directory(visit))
 
     def sample_transitions(self, count: int, newest: float) -> Transition:
         """Draw transitions of the current task, such as those of its Fisher information, as a function of the update.
 
+        Each rank draws its share from its replay. All ranks get the transitions of all.
+
         Args:
-            count: number of transitions.
+            count: number of transitions; of several ranks as many of each, or a few more.
             newest: share of the replay, its newest part, to draw from, in (0, 1]; at least `count` transitions.
         """
         seed = seed_sequence(Domain.SAMPLED_TRANSITIONS, self.seed, self.stream.rank, self.stream.updates)
         rng = np.random.default_rng(seed)
-        replay = self.stream.replay
-        newest_windows = None if newest == 1 else max(count, math.ceil(newest * replay.num_windows))
-        return replay.sample(count, rng, newest_windows)
+        replay, share = self.stream.replay, -(-count // num_ranks())
+        newest_windows = None if newest == 1 else max(share, math.ceil(newest * replay.num_windows))
+        sample = replay.sample(share, rng, newest_windows)
+        return sample if num_ranks() == 1 else Transition.cat(gather_from_ranks(sample.map(Tensor.cpu)))
 
     @property
     def slack(self) -> int:
@@ -326,16 +363,40 @@ class ReplayDataModule(pl.LightningDataModule):
         return StreamLoader(self.stream)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return counters, environments and the replay's positions, which are part of every checkpoint."""
-        return {"visit": self.visit, "stream": self.stream.state_dict()} if hasattr(self, "stream") else {}
+        """Return counters, environments and the replay's positions, which are part of every checkpoint.
+
+        With several ranks, `stream` is the state of this rank, and `common` has the counters of all.
+        """
+        if not hasattr(self, "stream"):
+            return {}
+        state = {"visit": self.visit, "stream": self.stream.state_dict()}
+        ranks = self.stream.world_size
+        of_ranks = {"rank": self.stream.rank, "ranks": ranks, "common": self.stream.common_state()} if ranks > 1 else {}
+        return state | of_ranks
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the stream of the checkpoint. Only training needs it."""
-        if self.trainer is not None and self.trainer.state.fn == "fit" and "stream" in state_dict:
-            for visit in range(1, state_dict["visit"] + 1):
-                if visit == state_dict["visit"] or self.curriculum_settings.keep_replays:
-                    self.start_visit(visit)
+        """Restore the stream of the checkpoint. Only training needs it.
+
+        Raises:
+            ConfigError: the checkpoint lacks the state of this rank, and `refill_replay` is not set.
+        """
+        if self.trainer is None or self.trainer.state.fn != "fit" or "visit" not in state_dict:
+            return
+        saved, ranks = state_dict.get("ranks", 1), self.stream.world_size
+        own = saved == ranks and state_dict.get("rank", 0) == self.stream.rank and "stream" in state_dict
+        if not own and not self.refill_replay:
+            reason = f"was saved by {saved} ranks, and {ranks} would go on; resume with {saved}"
+            if saved == ranks:
+                reason = f"lacks the games and replays of its {ranks} ranks, which its manifest seals"
+            problem = f"{reason}, or collect again with --data.refill_replay true"
+            raise ConfigError("ckpt_path", str(self.trainer.ckpt_path), problem)
+        for visit in range(1, state_dict["visit"] + 1):
+            if visit == state_dict["visit"] or self.curriculum_settings.keep_replays:
+                self.start_visit(visit)
+        if own:
             self.stream.load_state_dict(state_dict["stream"])
+        else:
+            self.stream.load_common_state(state_dict.get("common") or state_dict["stream"])
 
     def games(self, stage: str, count: int | None = None, task: int = 0) -> Games:
         """Return this rank's games of a stage and a task.
@@ -347,18 +408,18 @@ class ReplayDataModule(pl.LightningDataModule):
         """
         count = count or self.evaluation.games
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        seeds = [derived_seed(STAGES[stage], self.seed, task, game) for game in range(count)][rank::world_size]
+        seeds = [derived_seed(STAGES[stage], self.seed, task, game) for game in range(count)]
         shown = stage == "predict"
         return Games(
             self.curriculum.settings[task],
-            seeds,
+            seeds[rank::world_size],
             self.frame_stack,
             self.evaluation.idle_frames,
             self.replay_settings.life_loss,
             self.replay_settings.reward_clip,
             1 if shown else ESTIMATE_EVERY,
             task=task,
-            sampled_states=0 if shown else SAMPLED_STATES,
+            sampled_states=[] if shown else shares(SAMPLED_STATES, count)[rank::world_size],
             novel=None if shown else self.novel_states(task),
         )
 
@@ -382,7 +443,8 @@ class ReplayDataModule(pl.LightningDataModule):
 
     def _loader(self, stage: str) -> GameLoader:
         quick = self.trainer is not None and getattr(self.trainer, "fast_dev_run", False)
-        return GameLoader([self.games(stage, 1 if quick else None, task) for task in range(self.num_tasks)])
+        count = self.trainer.world_size if quick and self.trainer is not None else None
+        return GameLoader([self.games(stage, count, task) for task in range(self.num_tasks)])
 
     def val_dataloader(self) -> GameLoader:
         """Return one batch per task: its validation games."""

@@ -49,30 +49,37 @@ class EpsilonSchedule:
 
 
 class ExplorationNoise:
-    """Random numbers of exploration, as a function of (seed, rank, step). There is no state to save.
+    """Random numbers of exploration, as a function of (seed, step). There is no state to save.
 
     Args:
         seed: seed of the run.
-        rank: rank of this process.
-        num_envs: E, number of environments.
+        total_envs: number of environments of all ranks.
         num_actions: A, number of actions.
+        envs: numbers of this rank's E environments among those of all ranks; None if there is one rank.
     """
 
-    def __init__(self, seed: int, rank: int, num_envs: int, num_actions: int) -> None:
-        self._key, self._shape, self._num_actions = (seed, rank), (BLOCK, num_envs), num_actions
+    def __init__(self, seed: int, total_envs: int, num_actions: int, envs: range | None = None) -> None:
+        self._seed, self._shape, self._num_actions = seed, (BLOCK, total_envs), num_actions
+        self._envs = slice(None) if envs is None else slice(envs.start, envs.stop)
         self._block = -1
 
     def __call__(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return random actions for `step` and uniform numbers in [0, 1), to be compared with epsilon, `[E]` each."""
         block, row = divmod(step, BLOCK)
         if block != self._block:
-            rng = np.random.default_rng(seed_sequence(Domain.EXPLORATION, *self._key, block))
-            self._actions, self._uniform = rng.integers(0, self._num_actions, self._shape), rng.random(self._shape)
-            self._block = block
+            rng = np.random.default_rng(seed_sequence(Domain.EXPLORATION, self._seed, 0, block))
+            actions, uniform = rng.integers(0, self._num_actions, self._shape), rng.random(self._shape)
+            self._actions, self._uniform, self._block = actions[:, self._envs], uniform[:, self._envs], block
         return self._actions[row], self._uniform[row]
 
 
 @lru_cache(maxsize=4096)
-def draw_seed(seed: int, rank: int, env: int, episode: int) -> int:
-    """Return the seed, of 31 bits, of the posterior draw for one episode of an environment."""
-    return derived_seed(Domain.EPISODE_DRAW, seed, rank, env, episode)
+def draw_seed(seed: int, env: int, episode: int) -> int:
+    """Return the seed, of 31 bits, of the posterior draw for one episode of an environment.
+
+    Args:
+        seed: of the run.
+        env: number of the environment among those of all ranks.
+        episode: number of the episode.
+    """
+    return derived_seed(Domain.EPISODE_DRAW, seed, 0, env, episode)

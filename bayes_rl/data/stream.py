@@ -19,6 +19,7 @@ from bayes_rl.envs.monitored import MonitoredEnvs
 from bayes_rl.envs.observation_stack import ObservationStack
 from bayes_rl.errors import ConfigError
 from bayes_rl.types import Batch, DrawPolicy, Policy
+from bayes_rl.utils.ranks import gather_from_ranks, sum_over_ranks
 from bayes_rl.utils.seeds import Domain, seed_sequence
 from bayes_rl.utils.version_0_1 import with_episode_seeds
 
@@ -38,22 +39,27 @@ class ReplayStream(IterableDataset[Batch]):
 
     Environments step while the learner works: the stream sends actions before it yields minibatches, and receives the
     results after them. Between the two, the step is pending. The order is fixed, so that a run is a function of its
-    seed. All random numbers come from generators keyed by (purpose, seed, rank, counter), so that there is no generator
-    state to save. A resumed run continues from `state_dict`.
+    seed. All random numbers come from generators keyed by (purpose, seed, number, counter), so that there is no
+    generator state to save. A resumed run continues from `state_dict`.
+
+    Each rank of a run has a stream of its own environments and a replay of their steps. The environments are numbered
+    over all ranks. All ranks take their vector steps together: the prefill ends by the steps of all of them, and every
+    later step follows from counters. Ranks therefore play the games that one process with all environments would play.
 
     Args:
-        envs: E environments, not yet reset.
+        envs: E environments of this rank, not yet reset.
         replay: empty, or restored by `load_state_dict`.
         policy: function from observations to greedy actions.
         epsilon: schedule of the probability of a random action.
-        batch_size: transitions per minibatch.
-        updates_per_step: minibatches per agent step, > 0; 0.25 is one per four steps.
+        batch_size: transitions of this rank per minibatch.
+        updates_per_step: minibatches per agent step of all ranks, > 0; 0.25 is one per four steps.
         batches_per_epoch: minibatches per epoch.
-        replay_min_size: transitions collected with random actions before the first minibatch (the prefill).
+        replay_min_size: transitions of all ranks collected with random actions before the first minibatch (the
+            prefill).
         frame_skip: frames per agent step.
         seed: seed of the run.
-        rank: rank of this process; part of every seed.
-        world_size: number of processes; frames are counted over all of them.
+        rank: number of this process. Its environments are the numbers from `rank` x E on.
+        world_size: number of processes, each with E environments; frames are counted over all of them.
         refill_replay: collect a new replay when a state is loaded, instead of requiring the old one.
         draw_policy: function from observations to greedy actions by one posterior draw per environment and episode,
             used instead of `policy`.
@@ -66,7 +72,9 @@ class ReplayStream(IterableDataset[Batch]):
         steps_after_prefill: vector steps without those of the prefills. Updates and epsilon follow this number.
         task_began: `steps_after_prefill` at the start of the current task.
         updates: minibatches yielded.
-        finished_episodes: episodes that ended.
+        finished_episodes: episodes of this rank that ended.
+        total_envs: number of environments of all ranks.
+        env_numbers: numbers of this rank's environments among those of all ranks.
     """
 
     def __init__(
@@ -98,7 +106,9 @@ class ReplayStream(IterableDataset[Batch]):
         self.vector_steps = self.steps_after_prefill = self.task_began = 0
         self.updates = self.finished_episodes = 0
         self.episodes = np.zeros(envs.num_envs, np.int64)
-        self._noise = ExplorationNoise(seed, rank, envs.num_envs, envs.num_actions)
+        self.total_envs = envs.num_envs * world_size
+        self.env_numbers = range(rank * envs.num_envs, (rank + 1) * envs.num_envs)
+        self._noise = ExplorationNoise(seed, self.total_envs, envs.num_actions, self.env_numbers)
         self.finished: list[tuple[int, ReplayBuffer]] = []  # earlier tasks and their replays, with `keep_replays`
         self._start_task(0, envs, replay)
 
@@ -112,7 +122,7 @@ class ReplayStream(IterableDataset[Batch]):
         self.episode_seeds = np.zeros(count, np.int64)  # of the last seeded resets
         self.restarting = np.zeros(count, bool)  # environments that start an episode instead of the next step
         self.episode_return = np.zeros(count)
-        self.recent_returns: deque[float] = deque(maxlen=100)
+        self.recent_returns: deque[float] = deque(maxlen=max(1, 100 // self.world_size))
         self._pending_actions: NDArray[np.int64] | None = None  # None if no step is pending
         self._screens: NDArray[Any] = np.zeros(0)  # newest screens, `[E, *screen_shape]` after the first reset
         self._started = False
@@ -129,7 +139,7 @@ class ReplayStream(IterableDataset[Batch]):
     @property
     def agent_steps(self) -> int:
         """Agent steps, over all environments and ranks."""
-        return self.vector_steps * self.envs.num_envs * self.world_size
+        return self.vector_steps * self.total_envs
 
     @property
     def frames(self) -> int:
@@ -146,7 +156,7 @@ class ReplayStream(IterableDataset[Batch]):
         if not steps_of_task:
             return 1.0
         steps = steps_of_task if self.restart_epsilon else self.steps_after_prefill
-        return self.epsilon_schedule(steps * self.envs.num_envs * self.world_size * self.frame_skip)
+        return self.epsilon_schedule(steps * self.total_envs * self.frame_skip)
 
     def __len__(self) -> int:
         return self.batches_per_epoch
@@ -156,22 +166,33 @@ class ReplayStream(IterableDataset[Batch]):
         # The end of the epoch depends on counters alone, so that a resumed run finishes the epoch in which it stopped.
         epoch_end = (self.updates // self.batches_per_epoch + 1) * self.batches_per_epoch
         while self.updates < epoch_end:
-            while self.updates >= int(self.steps_after_prefill * self.envs.num_envs * self.updates_per_step):
+            while self.updates >= int(self.steps_after_prefill * self.total_envs * self.updates_per_step):
                 self.steps_after_prefill += 1
                 self.step_environments()
-            rng = np.random.default_rng(seed_sequence(Domain.MINIBATCH, self.seed, self.rank, self.updates))
+            rng = self._minibatch_rng(self.rank)
+            task, replay = self._choose_replay(rng if self.rank == 0 else self._minibatch_rng(0))
             self.updates += 1
-            task, replay = self.task, self.replay
-            if self.finished and (index := int(rng.integers(len(self.finished) + 1))) < len(self.finished):
-                task, replay = self.finished[index]
-            num_data = len(self.replay) + sum(len(earlier_replay) for _, earlier_replay in self.finished)
-            learned = self.steps_after_prefill * self.envs.num_envs * self.world_size * self.frame_skip
-            yield Batch(replay.sample(self.batch_size, rng), num_data * self.world_size, self.frames, task, learned)
+            (num_data,) = sum_over_ranks(len(self.replay) + sum(len(earlier) for _, earlier in self.finished))
+            learned = self.steps_after_prefill * self.total_envs * self.frame_skip
+            yield Batch(replay.sample(self.batch_size, rng), num_data, self.frames, task, learned)
+
+    def _minibatch_rng(self, rank: int) -> np.random.Generator:
+        """Return the generator of a rank's next minibatch."""
+        return np.random.default_rng(seed_sequence(Domain.MINIBATCH, self.seed, rank, self.updates))
+
+    def _choose_replay(self, rng: np.random.Generator) -> tuple[int, ReplayBuffer]:
+        """Return the task of the next minibatch, and its replay. `rng` is that of rank 0: all ranks choose one task."""
+        if self.finished and (index := int(rng.integers(len(self.finished) + 1))) < len(self.finished):
+            return self.finished[index]
+        return self.task, self.replay
 
     def _prefill(self) -> None:
-        """Step until the replay is large enough to learn from."""
-        size = min(self.replay_min_size, self.replay.ring * self.replay.num_envs)
-        while self.replay.stored < size or len(self.replay) < 1:
+        """Step until the replays of all ranks are large enough to learn from."""
+        size = min(self.replay_min_size, self.replay.ring * self.total_envs)
+        while True:
+            stored, empty = sum_over_ranks(self.replay.stored, len(self.replay) < 1)
+            if stored >= size and not empty:
+                return
             self.step_environments()
 
     def step_environments(self) -> None:
@@ -204,7 +225,8 @@ class ReplayStream(IterableDataset[Batch]):
         observations = self.stack.observations()
         if self.draw_policy is None:
             return np.where(explore, random_actions, self.policy(observations).numpy())
-        seeds = [draw_seed(self.seed, self.rank, env, episode) for env, episode in enumerate(self.episodes.tolist())]
+        named = zip(self.env_numbers, self.episodes.tolist(), strict=True)
+        seeds = [draw_seed(self.seed, env, episode) for env, episode in named]
         return np.where(explore, random_actions, self.draw_policy(observations, seeds).numpy())
 
     def finish_step(self) -> None:
@@ -273,7 +295,7 @@ class ReplayStream(IterableDataset[Batch]):
     def _reset(self, mask: NDArray[np.bool_]) -> None:
         """Start episodes, each by its seed, where `mask` is set."""
         for env in np.flatnonzero(mask).tolist():
-            self.episode_seeds[env] = episode_seed(self.seed, self.rank, env, int(self.episodes[env]) + 1)
+            self.episode_seeds[env] = episode_seed(self.seed, self.env_numbers[env], int(self.episodes[env]) + 1)
             self.histories[env] = ActionHistory()
         screens, lives = self.envs.reset(self.episode_seeds[mask], mask)
         self.lives = np.where(mask, lives, self.lives)
@@ -309,6 +331,33 @@ class ReplayStream(IterableDataset[Batch]):
             "finished": [replay.state_dict() for _, replay in self.finished],
         }
 
+    def common_state(self) -> dict[str, Any]:
+        """Return the counters of all ranks together, with which any number of ranks can go on and collect anew."""
+        counters = {key: getattr(self, key) for key in COUNTERS}
+        (counters["finished_episodes"],) = sum_over_ranks(self.finished_episodes)
+        episodes = np.concatenate(gather_from_ranks(self.episodes))
+        return {**counters, "learning_steps": self.steps_after_prefill, "episodes": torch.from_numpy(episodes)}
+
+    def load_common_state(self, state: dict[str, Any]) -> None:
+        """Restore the counters that `common_state`, or `state_dict` of a single process, has returned.
+
+        New games begin, and the replay is collected again.
+        """
+        for key in COUNTERS:
+            setattr(self, key, state[key])
+        self.steps_after_prefill = state["learning_steps"]
+        if self.rank > 0:
+            self.finished_episodes = 0  # rank 0 has those of all
+        self.episodes = state["episodes"].numpy()[list(self.env_numbers)].copy()
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Forget the games and the replays of a checkpoint."""
+        self._started = False
+        self.restarting[:] = False
+        self.episode_return[:] = 0  # of games that are not continued
+        self.finished.clear()  # replays of earlier tasks cannot be collected again
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore counters, environments and, without `refill_replay`, the replay.
 
@@ -317,7 +366,7 @@ class ReplayStream(IterableDataset[Batch]):
         Raises:
             ConfigError: the replay is missing, or the environments show other screens than at the checkpoint.
         """
-        state = with_episode_seeds(state, self.seed, self.rank)
+        state = with_episode_seeds(state, self.seed)
         for key in COUNTERS:
             setattr(self, key, state[key])
         self.steps_after_prefill = state["learning_steps"]
@@ -327,10 +376,7 @@ class ReplayStream(IterableDataset[Batch]):
         histories = zip(state["actions"], state["resets"], strict=True)
         self.histories = [ActionHistory(actions.tolist(), resets.tolist()) for actions, resets in histories]
         if self.refill_replay:
-            self._started = False
-            self.restarting[:] = False
-            self.episode_return[:] = 0  # of games that are not continued
-            self.finished.clear()  # replays of earlier tasks cannot be collected again
+            self._begin_anew()
             return
         self.replay.load_state_dict(state["replay"])
         for (_, replay), saved in zip(self.finished, state["finished"], strict=True):

@@ -294,6 +294,12 @@ class VectorEnvs(ABC):
         return screens
 
 
-def episode_seed(seed: int, rank: int, env: int, episode: int) -> int:
-    """Return the seed of a training episode, a 31-bit hash of (run seed, rank, environment index, episode number)."""
-    return derived_seed(Domain.EPISODE, seed, rank, env, episode)
+def episode_seed(seed: int, env: int, episode: int) -> int:
+    """Return the seed of a training episode, a 31-bit hash.
+
+    Args:
+        seed: of the run.
+        env: number of the environment among those of all ranks: ranks play the games that one process would play.
+        episode: number of the episode.
+    """
+    return derived_seed(Domain.EPISODE, seed, 0, env, episode)

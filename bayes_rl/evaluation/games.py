@@ -90,8 +90,8 @@ class Games:
         estimate_every: agent steps between two estimates.
         parallel: games played at once.
         task: number of the task that the games belong to.
-        sampled_states: observations to keep of all games together, as many of each game up to one; of states with an
-            estimate, at random.
+        sampled_states: number of observations to keep of each game, of states with an estimate, at random; an empty
+            list keeps none.
         novel: makes novel states, against which the uncertainty in the sampled states is tested; None tests nothing.
     """
 
@@ -106,7 +106,7 @@ class Games:
         estimate_every: int = 4,
         parallel: int = 10,
         task: int = 0,
-        sampled_states: int = 0,
+        sampled_states: Sequence[int] = (),
         novel: NovelStates | None = None,
     ) -> None:
         self.task, self.sampled_states, self.novel = task, sampled_states, novel
@@ -135,9 +135,8 @@ class Games:
         most = most_if_stopped(game_name(self.settings.env))
         games = [Game(seed, most_if_stopped=most) for seed in self.seeds]
         if self.sampled_states:
-            share, rest = divmod(self.sampled_states, len(games))
-            for number, game in enumerate(games):
-                game.sample = StateSample(share + (number < rest), game.seed)
+            for game, size in zip(games, self.sampled_states, strict=True):
+                game.sample = StateSample(size, game.seed)
         waiting = list(range(len(games)))
         playing = np.full(self.parallel, -1)  # index into `games`, or -1
         rewarded_at = np.zeros(self.parallel, np.int64)

@@ -24,6 +24,7 @@ class Domain(IntEnum):
     SAMPLED_STATES = 12
     NOVEL_STATES = 13
     RESAMPLED_GAMES = 14
+    NOISE_OF_RANK = 15
 
 
 def seed_sequence(domain: Domain, *name: int) -> np.random.SeedSequence:

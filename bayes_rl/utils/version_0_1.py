@@ -102,16 +102,15 @@ def present_name(option: str) -> str | None:
     return None if new is None else f"{section}.{new}"
 
 
-def with_episode_seeds(state: dict[str, Any], seed: int, rank: int) -> dict[str, Any]:
+def with_episode_seeds(state: dict[str, Any], seed: int) -> dict[str, Any]:
     """Return the state of a stream with its episodes' seeds, which version 0.1.0 did not save.
 
     Args:
         state: of a stream, of any version.
         seed: of the run.
-        rank: of the process.
     """
     if "episode_seeds" in state:
         return state
-    names = [[seed, rank, env, episode] for env, episode in enumerate(state["seeded_episode"].tolist())]
+    names = [[seed, 0, env, episode] for env, episode in enumerate(state["seeded_episode"].tolist())]
     seeds = [int(np.random.SeedSequence(name).generate_state(1)[0] >> 1) for name in names]
     return {**state, "episode_seeds": torch.tensor(seeds, dtype=torch.int64)}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayes_rl.data.datamodule import ReplayDataModule
+from bayes_rl.data.datamodule import ReplayDataModule, shares
 from bayes_rl.envs.base import EnvSettings
 from bayes_rl.envs.kinds import make_envs
 from bayes_rl.evaluation.games import Game, GameLoader, Games
@@ -118,7 +118,7 @@ def test_values_are_estimated_for_every_so_many_th_state_of_the_games_and_nothin
 @pytest.mark.usefixtures("scripted")
 def test_states_are_kept_evenly_over_games_and_each_is_that_of_its_estimate() -> None:
     seeds = list(range(1, 9))
-    games = Games(SCRIPTED, seeds, 2, IDLE_FRAMES, estimate_every=2, parallel=3, sampled_states=21)
+    games = Games(SCRIPTED, seeds, 2, IDLE_FRAMES, estimate_every=2, parallel=3, sampled_states=shares(21, len(seeds)))
     played = games.play(hashed(3), value_estimate)
     for number, game in enumerate(played):
         assert game.sample is not None
@@ -126,7 +126,7 @@ def test_states_are_kept_evenly_over_games_and_each_is_that_of_its_estimate() ->
         for state, observation in game.sample.observations.items():
             wanted = value_estimate(observation[None])
             assert all(torch.equal(part[0], one) for part, one in zip(wanted, game.estimates[state], strict=True))
-    again = Games(SCRIPTED, seeds, 2, IDLE_FRAMES, estimate_every=2, parallel=8, sampled_states=21)
+    again = Games(SCRIPTED, seeds, 2, IDLE_FRAMES, estimate_every=2, parallel=8, sampled_states=shares(21, len(seeds)))
     for one, two in zip(played, again.play(hashed(3), value_estimate), strict=True):
         assert one.sample is not None
         assert two.sample is not None

@@ -57,7 +57,7 @@ def test_no_two_purposes_share_their_random_numbers(monkeypatch: pytest.MonkeyPa
     numbers += [seed for stage in STAGES for seed in data.games(stage, 200).seeds]
     numbers += [derived_seed(Domain.VALUE_DRAW, number) for number in range(16)]
     numbers += [derived_seed(Domain.FISHER_OUTPUTS, update) for update in range(200)]
-    numbers += [derived_seed(Domain.CRITIC_OF_DRAW, draw_seed(RUN, 0, env, 1)) for env in range(ENVS)]
+    numbers += [derived_seed(Domain.CRITIC_OF_DRAW, draw_seed(RUN, env, 1)) for env in range(ENVS)]
     assert len(numbers) > 3000
     assert len(set(numbers)) == len(numbers)
 

@@ -1,0 +1,101 @@
+"""Ranks: the processes of one run, and what they exchange beside gradients. One process alone exchanges nothing.
+
+A run of several processes is a run of torch's process group, which Lightning makes. Every rank must call a function
+here, in the same order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def num_ranks() -> int:
+    """Return the number of processes of this run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def own_rank() -> int:
+    """Return the number of this process, from 0."""
+    return dist.get_rank() if num_ranks() > 1 else 0
+
+
+def sum_over_ranks(*numbers: int) -> tuple[int, ...]:
+    """Return the sum over ranks of each whole number."""
+    if num_ranks() == 1:
+        return numbers
+    total = torch.tensor(numbers, dtype=torch.int64)
+    dist.all_reduce(total)
+    return tuple(total.tolist())
+
+
+def max_over_ranks(number: int) -> int:
+    """Return the largest of the ranks' whole numbers."""
+    if num_ranks() == 1:
+        return number
+    largest = torch.tensor(number, dtype=torch.int64)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def average_over_ranks(tensor: Tensor) -> Tensor:
+    """Replace a tensor by its mean over ranks, and return it. The mean has the same bits on every rank."""
+    if num_ranks() > 1:
+        dist.all_reduce(tensor)
+        tensor.div_(num_ranks())
+    return tensor
+
+
+def gather_from_ranks(value: T) -> list[T]:
+    """Return the values of all ranks, in the order of their numbers. They are pickled, so they must be small."""
+    if num_ranks() == 1:
+        return [value]
+    values: list[T | None] = [None] * num_ranks()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
+
+
+class OwnNoise:
+    """Random numbers of one rank alone, beside those that all ranks draw alike from the default generator.
+
+    The default generator of every rank has the same state. From it come the numbers that belong to the whole batch: the
+    pair that an update trains, the draws of all weights. The noise of the outputs belongs to a transition, so that each
+    rank draws it from a state of its own.
+
+    Args:
+        seed: of this rank's numbers.
+        device: of the tensors that hold the numbers.
+
+    Attributes:
+        state: of the generator, as bytes.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._device = device
+        self.state = torch.Generator(device).manual_seed(seed).get_state()
+
+    @contextlib.contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Draw from this rank's numbers within this block."""
+        common = self._exchange(self.state)
+        try:
+            yield
+        finally:
+            self.state = self._exchange(common)
+
+    def _exchange(self, state: Tensor) -> Tensor:
+        """Set the state of the device's default generator, and return the state before."""
+        if self._device.type == "cuda":
+            before = torch.cuda.get_rng_state(self._device)
+            torch.cuda.set_rng_state(state, self._device)
+        else:
+            before = torch.get_rng_state()
+            torch.set_rng_state(state)
+        return before
