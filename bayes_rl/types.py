@@ -45,8 +45,9 @@ class Transition(NamedTuple):
     @classmethod
     def cat(cls, parts: Sequence[Transition]) -> Transition:
         """Return the transitions of all parts, one after the other. All parts know realised returns, or none does."""
-        columns = zip(*parts, strict=True)
-        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))
+        known = [part.realised_return for part in parts if part.realised_return is not None]
+        named = {key: torch.cat([getattr(part, key) for part in parts]) for key in cls._fields[:-1]}
+        return cls(**named, realised_return=torch.cat(known) if known else None)
 
 
 class Batch(NamedTuple):

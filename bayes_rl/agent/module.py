@@ -50,6 +50,7 @@ from bayes_rl.networks.gaussian_process import GaussianProcess
 from bayes_rl.networks.layer_factory import LayerFactory
 from bayes_rl.networks.settings import NetworkSettings
 from bayes_rl.types import AgentArguments, Batch, Transition, ValueEstimate
+from bayes_rl.utils.ranks import OwnNoise, num_ranks
 from bayes_rl.utils.seeds import Domain, derived_seed
 from bayes_rl.utils.settings import as_settings
 
@@ -186,6 +187,7 @@ class VariationalActorCritic(LowOverheadModule):
         # (pair, task) to the number of minibatches in its loss since the last optimizer step.
         self._trained: Counter[tuple[int, int]] = Counter()
         self._random_state: dict[str, Tensor] | None = None  # of a checkpoint, until training begins
+        self._own_noise: OwnNoise | None = None  # if several ranks train
         self._observed = -1  # update that the process has observed; an update can have several minibatches
 
     # ------------------------------------------------------------------ beginning
@@ -193,7 +195,8 @@ class VariationalActorCritic(LowOverheadModule):
         """Restore the counters, and keep the random generators' state for `on_train_start`."""
         self.frames = checkpoint["frames"]
         self.guard.skipped = checkpoint.get("skipped_updates", 0)  # older checkpoints did not count them
-        self._random_state = {key: checkpoint[key] for key in ("torch_rng", "cuda_rng") if key in checkpoint}
+        kept = ("torch_rng", "cuda_rng", "noise_of_rank")
+        self._random_state = {key: checkpoint[key] for key in kept if checkpoint.get(key) is not None}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return one optimizer with the step sizes of actors and critics as parameter groups."""
@@ -217,6 +220,11 @@ class VariationalActorCritic(LowOverheadModule):
             self.task = self._data.curriculum.task(self._data.visit)
         # Not in `on_load_checkpoint`: Lightning draws random numbers of its own between the two.
         state, self._random_state = self._random_state, None
+        if num_ranks() > 1:
+            seed = derived_seed(Domain.NOISE_OF_RANK, getattr(self._data, "seed", 0), self.trainer.global_rank)
+            self._own_noise = OwnNoise(seed, self.device)
+            if state is not None and "noise_of_rank" in state:
+                self._own_noise.state = state["noise_of_rank"].cpu()
         if state is not None:
             torch.set_rng_state(state["torch_rng"].cpu())
             if self.device.type == "cuda" and "cuda_rng" in state:
@@ -262,7 +270,9 @@ class VariationalActorCritic(LowOverheadModule):
         pairs = (0, 1) if self.objective.update_pairs == "both" else (int(torch.randint(2, ())),)
         self._trained.update((pair, batch.task) for pair in pairs)
         networks = self.twin, self.target_twin
-        terms = self._terms(*networks, batch.transition, weight_mode, pairs, batch.task, self.objective)
+        # What was drawn so far is the same on all ranks. The noise of the outputs is that of each rank's transitions.
+        with nullcontext() if self._own_noise is None else self._own_noise.drawing():
+            terms = self._terms(*networks, batch.transition, weight_mode, pairs, batch.task, self.objective)
         loss = total_loss(terms, batch.num_data, self.objective)
         self._observe(batch, terms.output)
         self.frames = batch.frames
@@ -420,8 +430,8 @@ class VariationalActorCritic(LowOverheadModule):
         values["train/skipped_updates"] = float(self.guard.skipped)
         values |= {f"train/{group['name']}_lr": group["lr"] for group in self.trainer.optimizers[0].param_groups}
         self._warn_of_clamped_targets(values["train/clamped_targets"], len(batch.transition.action))
-        self.log_dict(values | self._frozen_share(penalty, terms.nll / share))
-        self.log("step", float(batch.frames))
+        self.log_dict(values | self._frozen_share(penalty, terms.nll / share), sync_dist=True)
+        self.log("step", float(batch.frames), sync_dist=True)
 
     @functools.cached_property
     def _trained_parameters(self) -> dict[str, nn.Parameter]:
@@ -432,7 +442,7 @@ class VariationalActorCritic(LowOverheadModule):
         if self.clamped_targets is None:
             return  # without a look at `share`, which would wait for the device
         message = self.clamped_targets.add(float(share), targets)
-        if message is not None:
+        if message is not None and self.trainer.is_global_zero:
             warnings.warn(message, stacklevel=2)
 
     @torch.no_grad()
@@ -447,7 +457,7 @@ class VariationalActorCritic(LowOverheadModule):
         if self.consolidator is None or not self.consolidator.active:
             return {"train/frozen_share": 0.0}
         message = self.consolidator.strength_warning(penalty.item(), nll.item(), self.global_step)
-        if message is not None:
+        if message is not None and self.trainer.is_global_zero:
             warnings.warn(message, stacklevel=2)
         return {"train/frozen_share": self.consolidator.frozen_share(self.twin, self.trainer.optimizers[0])}
 
@@ -484,8 +494,9 @@ class VariationalActorCritic(LowOverheadModule):
             scores = {f"{name}/{key}": value for name, part in parts.items() for key, value in part.items()}
             if all("human_normalised" in part for part in parts.values()):
                 scores["human_normalised"] = torch.stack([part["human_normalised"] for part in parts.values()]).mean()
-        self.log_dict({f"{stage}/{key}": value for key, value in scores.items()})
-        self.log("step", float(self.frames))
+        # The scores are those of all ranks. Their mean over ranks is each of them, which Lightning cannot know.
+        self.log_dict({f"{stage}/{key}": value for key, value in scores.items()}, sync_dist=True)
+        self.log("step", float(self.frames), sync_dist=True)
 
     on_test_epoch_end = on_validation_epoch_end
 
@@ -531,6 +542,8 @@ class VariationalActorCritic(LowOverheadModule):
         self.guard.synchronize()
         checkpoint["skipped_updates"] = self.guard.skipped
         checkpoint["torch_rng"] = torch.get_rng_state()
+        if self._own_noise is not None:
+            checkpoint["noise_of_rank"] = self._own_noise.state
         if self.device.type == "cuda":
             checkpoint["cuda_rng"] = torch.cuda.get_rng_state(self.device)
 
@@ -562,6 +575,11 @@ class VariationalActorCritic(LowOverheadModule):
             measure: add the estimates to the metrics of the current validation.
         """
         return self.behaviour.estimate_values(observations, task, self.scores[task].uncertainty if measure else None)
+
+    @property
+    def leaves_out_networks(self) -> bool:
+        """True if an update can leave parameters without a gradient: those of a pair, or of another task."""
+        return self.objective.update_pairs == "random" or len(self.scores) > 1
 
     @property
     def explores_by_draw(self) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_rl.errors import RunError
+from bayes_rl.utils.ranks import average_over_ranks
 
 SKIPS_IN_A_ROW = 5
 """Number of consecutive skipped updates at which a run stops: such a run would not recover by itself."""
@@ -20,7 +21,8 @@ class UpdateGuard:
 
     A fused optimizer on a GPU skips an update by its `found_inf`: weights, averages and step counters do not change,
     and the CPU does not wait for the device. For any other optimizer, the guard removes the gradients. A gradient
-    scaler skips updates itself and adapts its scale to them, so that under a scaler only losses are tested.
+    scaler skips updates itself and adapts its scale to them, so that under a scaler only losses are tested. An update
+    that is not finite on one rank is skipped on all.
 
     Attributes:
         skipped: number of all skipped updates.
@@ -70,9 +72,10 @@ class UpdateGuard:
         self._losses = []
         if not values:
             return
-        non_finite = torch.zeros((), device=values[0].device)
+        non_finite = torch.zeros((), dtype=torch.float32, device=values[0].device)
         # The gradient scaler's test reads all tensors in one pass. The scale of 1 leaves the values unchanged.
         torch._amp_foreach_non_finite_check_and_unscale_(values, non_finite, torch.ones_like(non_finite))
+        average_over_ranks(non_finite).ceil_()  # all ranks skip what one of them must skip
         optimizer_skips = fused and non_finite.is_cuda and not scaled
         if optimizer_skips:
             optimizer.found_inf = non_finite  # type: ignore[attr-defined]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +16,9 @@ from jsonargparse import ArgumentError, Namespace
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
+from pytorch_lightning.trainer.connectors.accelerator_connector import _AcceleratorConnector
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from bayes_rl.agent.compilation import check_capture
 from bayes_rl.agent.module import VariationalActorCritic
@@ -34,7 +38,7 @@ from bayes_rl.cli.arguments import (
 from bayes_rl.cli.commands import TRAINER_VERBS
 from bayes_rl.cli.option_conditions import check_effects
 from bayes_rl.cli.parser_errors import PRECISIONS, format_parser_error, option_names
-from bayes_rl.cli.process import share_cores, silence_warnings
+from bayes_rl.cli.process import end_with_parent, share_cores, silence_warnings
 from bayes_rl.cli.resume_rules import (
     FOR_ONE_COMMAND,
     apply_checkpoint_options,
@@ -42,7 +46,7 @@ from bayes_rl.cli.resume_rules import (
     report_trainer_differences,
 )
 from bayes_rl.cli.saved_runs import SavedRun, find_checkpoint, read_saved_run, saved_trainer
-from bayes_rl.cli.trainer_errors import one_line, place_error, trainer_error
+from bayes_rl.cli.trainer_errors import one_line, place_error, shown, trainer_error
 from bayes_rl.cli.user_modules import (
     check_modules,
     import_user_modules,
@@ -63,11 +67,13 @@ from bayes_rl.training.callbacks.video_writer import record_game
 from bayes_rl.training.checkpoint_io import FULL, ON_FULL_DISK, AtomicCheckpointIO
 from bayes_rl.training.export import is_export, load_weights, read_export
 from bayes_rl.training.preflight import check_intervals, check_monitors, check_networks, check_room
-from bayes_rl.training.run_callbacks import make_callbacks
+from bayes_rl.training.rank_strategy import RankStrategy
+from bayes_rl.training.run_callbacks import OF_ONE_RANK, make_callbacks
 from bayes_rl.training.run_directory import next_version, run_directory, run_of
 from bayes_rl.training.tensorboard_log import TensorBoardLog
 from bayes_rl.types import AGENT_ARGUMENTS
 from bayes_rl.utils.files import write_atomic
+from bayes_rl.utils.ranks import num_ranks
 from bayes_rl.utils.stop_signals import STOP
 
 # A deprecation inside Lightning 2.6.6.
@@ -81,6 +87,10 @@ variables such as `BAYES_RL_FIT__TRAINER__MAX_EPOCHS`."""
 
 WITHOUT_INFLUENCE = ("trainer.default_root_dir", "trainer.enable_", "trainer.logger", "trainer.log_every_n_steps")
 """Beginnings of the options that have no influence on an agent."""
+
+
+LOST = "connection|peer|socket|timed out"
+"""Pattern of torch's errors when another rank is gone."""
 
 
 class BayesCLI(LightningCLI):
@@ -280,13 +290,14 @@ class BayesCLI(LightningCLI):
         if precision not in (None, "32", 32, *PRECISIONS):
             raise ConfigError("trainer.precision", precision, f"is none of {', '.join(PRECISIONS)}")
         self._check_place(run)
+        if self._number_of_ranks() > 1:
+            kwargs["strategy"] = RankStrategy()
         trainer = super().instantiate_trainer(**kwargs)
         forks = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
         problem = "starts processes of its own, which cannot share a replay; use auto"
         check(not forks, "trainer.strategy", options.trainer.strategy, problem)
         if trainer.world_size > 1:
-            key = "num_nodes" if options.trainer.num_nodes > 1 else "devices"
-            raise ConfigError(f"trainer.{key}", options.trainer[key], "is more than one process can do; use 1")
+            self._prepare_ranks(trainer)
         if not getattr(trainer, "fast_dev_run", False):
             self.datamodule.directory = run / "replay"
         return trainer
@@ -306,6 +317,29 @@ class BayesCLI(LightningCLI):
         always = {"config": configs[0].stem if configs else "none", "seed_everything": options.seed_everything}
         return TensorBoardPages({**always, **values}, typed | {"seed_everything"})
 
+    def _number_of_ranks(self) -> int:
+        """Return the number of processes that Lightning makes of the options; 1 with a strategy of the user's."""
+        options = self._options().trainer
+        if options.strategy not in ("auto", "ddp"):
+            return 1
+        names = ("accelerator", "devices", "num_nodes", "strategy")
+        return int(getattr(_AcceleratorConnector(**{name: options[name] for name in names}).strategy, "world_size", 1))
+
+    def _prepare_ranks(self, trainer: Any) -> None:
+        """Check that several processes can run the verb, and prepare this one of them."""
+        options, verb = self._options(), self.config.subcommand
+        key = "num_nodes" if options.trainer.num_nodes > 1 else "devices"
+        check(verb != "predict", f"trainer.{key}", options.trainer[key], "is more than predict plays by; use 1")
+        problem = "is not made for several ranks; use auto"
+        check(isinstance(trainer.strategy, RankStrategy), "trainer.strategy", shown(options.trainer.strategy), problem)
+        problem = f"captures the update of one process, and this run has {trainer.world_size} ranks; use none"
+        check(options.model.compile == "none", "model.compile", options.model.compile, problem)
+        self.datamodule.check_ranks(trainer.world_size, training=verb == "fit")
+        if trainer.strategy.cluster_environment.creates_processes_externally:
+            end_with_parent()
+        if not trainer.is_global_zero:
+            trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, OF_ONE_RANK)]
+
     def _check_place(self, run: Path) -> None:
         """Raise `ConfigError` unless the directory of the run can be made and written to."""
         place = next(path for path in (run.absolute(), *run.absolute().parents) if path.exists())
@@ -322,8 +356,13 @@ class BayesCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the verb; an error of a part of the trainer becomes one line."""
-        with self._explained_errors():
-            super()._run_subcommand(subcommand)
+        try:
+            with self._explained_errors():
+                super()._run_subcommand(subcommand)
+        except BaseException:
+            if isinstance(launcher := self.trainer.strategy.launcher, _SubprocessScriptLauncher):
+                launcher.kill(signal.SIGTERM)
+            raise
 
     @contextmanager
     def _explained_errors(self) -> Iterator[None]:
@@ -339,6 +378,8 @@ class BayesCLI(LightningCLI):
         except Exception as error:
             if isinstance(error, OSError) and error.errno in FULL:
                 raise
+            if num_ranks() > 1 and isinstance(error, RuntimeError) and re.search(LOST, str(error), re.IGNORECASE):
+                raise RunError("another rank has ended or cannot be reached; go on with --ckpt_path last") from error
             trainer, options = getattr(self, "trainer", None), self._options()
             run = run_directory(trainer) if trainer is not None else self._run_directory()
             explained = trainer_error(error, options.trainer) or place_error(error, options, run)
@@ -366,7 +407,8 @@ class BayesCLI(LightningCLI):
             key = "ckpt_path" if self._options().get("ckpt_path") else "name"
             run = self.datamodule.directory.parent
             self.trainer.callbacks.insert(0, SaveOnError(run / "checkpoints/last.ckpt"))  # type: ignore[attr-defined]
-            self.trainer.callbacks.append(RunLock(run, key))  # type: ignore[attr-defined]
+            if self.trainer.is_global_zero:
+                self.trainer.callbacks.append(RunLock(run, key))  # type: ignore[attr-defined]
 
     def after_fit(self) -> None:
         """Play the test games with the best checkpoint, and print scores and files."""
@@ -379,6 +421,8 @@ class BayesCLI(LightningCLI):
             (path for path in saved if path.is_file()), None
         )  # without a validation there is no best checkpoint
         trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
+        if not trainer.is_global_zero:
+            return
         scores = as_scores(trainer.callback_metrics, "test")
         run = Path(os.path.relpath(run))
         videos = ", ".join(
@@ -445,6 +489,8 @@ class _SaveConfig(SaveConfigCallback):
         return run_directory(trainer) / "config.yaml"
 
     def _write(self, trainer: Any) -> None:
+        if not trainer.is_global_zero:
+            return
         config = self.config.clone()
         for key, value in FOR_ONE_COMMAND.items():
             config[key] = value
@@ -492,12 +538,19 @@ def errors_as_lines() -> Iterator[None]:
         print(f"bayes-rl: error: {error}", file=sys.stderr)
         sys.exit(1)
     except (ConfigError, ArgumentError) as error:
+        if started_rank() > 0 and num_ranks() == 1:  # rank 0 fails by the same error, and prints it
+            sys.exit(2)
         print(f"bayes-rl: error: {error_line(error)}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno not in FULL:
             raise
         sys.exit(f"bayes-rl: error: no room on the disk: {error}")
+
+
+def started_rank() -> int:
+    """Return the number of this process among those that Lightning, torchrun or SLURM has started, from 0."""
+    return int(getattr(rank_zero_only, "rank", 0))
 
 
 def error_line(error: ConfigError | ArgumentError) -> str:
@@ -509,6 +562,8 @@ def error_line(error: ConfigError | ArgumentError) -> str:
 
 
 def main() -> None:
-    """Run the command line; print an error as one line."""
+    """Run the command line; print an error as one line. Of several ranks, the first one prints the rest."""
+    if started_rank() > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open until the process ends
     with errors_as_lines():
         run()

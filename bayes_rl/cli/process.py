@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import os
+import signal
+import sys
 import warnings
 
 import torch
@@ -24,6 +28,13 @@ def silence_warnings() -> None:
     warnings.filterwarnings("ignore", message="Precision .* is not supported by the model summary")
     # A deprecation inside Lightning 2.6.6.
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", module="pytorch_lightning.*")
+
+
+def end_with_parent() -> None:
+    """Let the system end this process when the process that started it is gone, which may not be able to tell."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG of Linux
 
 
 def share_cores() -> None:

@@ -279,20 +279,18 @@ class ReplayDataModule(pl.LightningDataModule):
             restart_epsilon=self.curriculum_settings.epsilon_at_switch == "restart",
         )
 
-    def check_ranks(self, ranks: int) -> None:
+    def check_ranks(self, ranks: int, training: bool = True) -> None:
         """Raise `ConfigError` unless the options can be shared out to this number of ranks.
 
         Args:
-            ranks: number of processes that train one agent.
+            ranks: number of processes.
+            training: whether they train one agent; else they play games alone.
         """
-        problem = f"is less than one for each of {ranks} ranks; nearest: {ranks}"
-        check(self.num_envs >= ranks, "data.num_envs", self.num_envs, problem)
-        shared = {
-            "num_envs": self.num_envs,
-            "replay.batch_size": self.replay_settings.batch_size,
-            "replay.capacity": self.replay_settings.capacity,
-            "evaluation.games": self.evaluation.games,
-        }
+        shared = {"evaluation.games": self.evaluation.games}
+        if training:
+            replay = self.replay_settings
+            sizes = {"replay.batch_size": replay.batch_size, "replay.capacity": replay.capacity}
+            shared = {"num_envs": self.num_envs} | sizes | shared
         for key, value in shared.items():
             nearest = max(1, round(value / ranks)) * ranks
             problem = f"is not divided by {ranks} ranks; nearest: {nearest}"

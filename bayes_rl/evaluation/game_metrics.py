@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from bayes_rl.metrics.novelty import NoveltyAUROC
 from bayes_rl.metrics.returns import EpisodeReturns
 from bayes_rl.metrics.uncertainty import PolicyUncertainty
 from bayes_rl.types import ValueEstimate, ValueEstimator
+from bayes_rl.utils.ranks import gather_from_ranks, num_ranks, own_rank
 from bayes_rl.utils.seeds import Domain, derived_seed, seed_sequence
 
 SCORES: list[tuple[str, str]] = [
@@ -51,6 +54,8 @@ SCORES: list[tuple[str, str]] = [
 LABELS = dict(SCORES)
 """Key of a metric to its label."""
 
+T = TypeVar("T")
+
 NOVEL_STATES, STATES_AT_ONCE = 256, 64
 """Most novel states of each kind, and most of them that are evaluated at once."""
 
@@ -74,6 +79,11 @@ class Evidence(NamedTuple):
 def greedy_std(q_mean: Tensor, q_std: Tensor) -> Tensor:
     """Return the standard deviation of Q of the action with the greatest mean, `[M]` of two `[M, A]`."""
     return q_std.gather(1, q_mean.argmax(1, keepdim=True))[:, 0].float()
+
+
+def in_order_of_games(of_ranks: Sequence[Sequence[T]]) -> list[T]:
+    """Return what each rank has of each of its games, in the order of the games, which ranks play in turn."""
+    return [part for parts in itertools.zip_longest(*of_ranks) for part in parts if part is not None]
 
 
 class GameMetrics(nn.Module):
@@ -140,27 +150,32 @@ class GameMetrics(nn.Module):
         self.novelty.update("known", greedy_std(q_mean, q_std)[sampled].to(device))
 
     def test_novelty(self, novel: NovelStates, played: Sequence[Game], estimator: ValueEstimator) -> None:
-        """Estimate the uncertainty in novel states.
+        """Estimate the uncertainty in novel states. All ranks make the same states, and each estimates its share.
 
         Args:
             novel: makes the states.
             played: finished games, with samples of their states.
             estimator: of values.
         """
-        states = [state for game in played if game.sample for _, state in sorted(game.sample.observations.items())]
-        if not states or not novel.kinds:
+        if not novel.kinds:
             return
-        rng = np.random.default_rng(seed_sequence(Domain.NOVEL_STATES, played[0].seed))
+        samples = ((game.seed, game.score, game.sample.observations if game.sample else {}) for game in played)
+        games = in_order_of_games(gather_from_ranks(list(samples)))
+        states = [state for _, _, kept in games for _, state in sorted(kept.items())]
+        if not states:
+            return
+        rng = np.random.default_rng(seed_sequence(Domain.NOVEL_STATES, games[0][0]))
         chosen = sorted(rng.permutation(len(states))[:NOVEL_STATES])
-        mean_score = sum(game.score for game in played) / len(played)
+        mean_score = sum(score for _, score, _ in games) / len(games)
         made = novel.make(torch.stack([states[number] for number in chosen]), mean_score, rng)
         for kind, observations in made.items():
-            parts = [estimator(part) for part in observations.split(STATES_AT_ONCE) if len(part)]
+            share = observations[own_rank() :: num_ranks()]
+            parts = [estimator(part) for part in share.split(STATES_AT_ONCE) if len(part)]
             std = torch.cat([torch.empty(0), *(greedy_std(part.q_mean, part.q_std) for part in parts)])
             self.novelty.update(kind, std.to(self.return_fit.device))
 
     def finish(self, game: str, fit: bool) -> dict[str, Tensor]:
-        """Return all metrics of the games since the last call, and reset them.
+        """Return all metrics of all ranks' games since the last call, and reset them.
 
         Args:
             game: short name, for human-normalised scores.
@@ -181,10 +196,14 @@ class GameMetrics(nn.Module):
         scores |= {key: raw[key] for key in ("crps", "log_score")}  # of the raw prediction as well
         scores |= self.novelty.compute() | self.error_ranking.compute()
         scores |= {f"predictive_{key}": value for key, value in self.predictive_ranking.compute().items()}
-        std, error, _ = self.error_ranking.states()
-        self.evidence = Evidence(self.novelty.deviations(), std, error, self.raw_calibration.coverage())
-        if fit and self._residuals:
-            mean, epistemic, realised, games = (torch.cat(part) for part in zip(*self._residuals, strict=True))
+        with contextlib.ExitStack() as joined:  # `compute` joins the ranks for itself alone
+            for part in (self.novelty, self.error_ranking, self.raw_calibration):
+                joined.enter_context(part.sync_context())
+            std, error, _ = self.error_ranking.states()
+            self.evidence = Evidence(self.novelty.deviations(), std, error, self.raw_calibration.coverage())
+        residuals = in_order_of_games(gather_from_ranks(self._residuals))
+        if fit and residuals:
+            mean, epistemic, realised, games = (torch.cat(part) for part in zip(*residuals, strict=True))
             self.return_fit.copy_(torch.tensor(fit_returns(mean, epistemic, realised, games)))
         scores |= {f"fitted_{key}": self.return_fit[i].clone() for i, key in enumerate(ReturnFit._fields)}
         self._residuals.clear()

@@ -11,6 +11,7 @@ from bayes_rl.bayes.draws import Draws, WeightMode, draws_by_seed
 from bayes_rl.bayes.posteriors import MeanField
 from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.networks.random_features import RandomFourierFeatures
+from bayes_rl.utils.ranks import average_over_ranks
 from bayes_rl.utils.seeds import Domain, derived_seed
 
 SLOWEST_RATE = 1e-3
@@ -80,7 +81,7 @@ class GaussianProcess(nn.Module):
 
     @torch.no_grad()
     def observe(self, x: Tensor, action: Tensor, noise_std: Tensor) -> None:
-        """Add a minibatch to the moments.
+        """Add a minibatch to the moments. The parts of all ranks are one minibatch.
 
         Args:
             x: observations that `TwinActorCritic.prepare` returned, `[B, ...]`.
@@ -92,7 +93,7 @@ class GaussianProcess(nn.Module):
             weight = torch.where(noise_std.isfinite(), noise_std, torch.inf).float().reciprocal()
             scaled = self.features(x) * weight[:, None]
             chosen = action == torch.arange(len(self.moments), device=x.device)[:, None]  # `[A, B]`
-            newest = (scaled.t() * chosen[:, None]) @ scaled / len(x)
+            newest = average_over_ranks((scaled.t() * chosen[:, None]) @ scaled / len(x))
             self.count += 1
             self.moments.lerp_(newest, self.count.reciprocal().clamp_min(SLOWEST_RATE))
 

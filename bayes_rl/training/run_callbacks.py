@@ -19,6 +19,9 @@ from bayes_rl.training.callbacks.tensorboard_pages import TensorBoardPages
 from bayes_rl.training.callbacks.uncertainty_picture import UncertaintyPicture
 from bayes_rl.training.callbacks.video_writer import VideoWriter
 
+OF_ONE_RANK = (ResourceReport, FrameProgress)
+"""Callbacks that print, which the other ranks of a run do without."""
+
 
 def make_callbacks(
     run: Path, epochs_per_task: int | None, progress_bar: bool, pages: TensorBoardPages | None = None

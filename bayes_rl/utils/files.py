@@ -27,7 +27,7 @@ TEMPORARY = ".tmp"
 """Ending of a file that is being written. A file with it that is found later was left by a killed process."""
 
 
-MOST = 1 << 16
+MOST = 1 << 20
 """Size in bytes of the largest checksummed JSON that is read."""
 
 

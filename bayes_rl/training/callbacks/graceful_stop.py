@@ -9,7 +9,14 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from bayes_rl.training.callbacks.checkpoints import KeptCheckpoint
+from bayes_rl.utils.ranks import max_over_ranks, num_ranks
 from bayes_rl.utils.stop_signals import STOP, Stopped
+
+
+def agree_to_stop() -> None:
+    """Let all ranks stop by a signal that one of them has received. All of them must save together."""
+    if num_ranks() > 1:
+        STOP.received = max_over_ranks(STOP.received or 0) or None
 
 
 class GracefulStop(Callback):
@@ -47,6 +54,7 @@ class GracefulStop(Callback):
             STOP.saving = True
             return
         assert trainer.fit_loop._data_fetcher is not None
+        agree_to_stop()
         if STOP.received is None or loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
             return
         # Lightning would log this update's metrics after this hook, and a resumed run does not repeat the update.
@@ -62,6 +70,7 @@ class GracefulStop(Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self.save_before_validation(trainer)
+        agree_to_stop()
         STOP.allow()
 
     def save_before_validation(self, trainer: pl.Trainer) -> None:
@@ -76,17 +85,20 @@ class GracefulStop(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave after a signal at the end of the epoch before, which is saved."""
+        agree_to_stop()
         STOP.allow()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave after a signal at the end of the last epoch, which is saved."""
+        agree_to_stop()
         STOP.allow()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Defer no signals any more, and say how to go on after a signal."""
         STOP.deferred = STOP.saving = False
         last = self._last(trainer)
-        if isinstance(exception, Stopped) and trainer.state.fn == "fit" and last is not None and last.is_file():
+        saved = trainer.is_global_zero and last is not None and last.is_file()
+        if isinstance(exception, Stopped) and trainer.state.fn == "fit" and saved:
             print(f"saved {last}; go on with --ckpt_path last", flush=True)
 
     def _save(self, trainer: pl.Trainer) -> None:

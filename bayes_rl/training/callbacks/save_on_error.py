@@ -30,9 +30,14 @@ class SaveOnError(Callback):
         self.path, self.remark = path, ""
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save, unless the error is one of the agent or of an environment, or the disk is full."""
+        """Save, unless the error is one of the agent or of an environment, or the disk is full.
+
+        Several ranks save together or not at all, and an error may have come to one of them alone.
+        """
         full = isinstance(exception, OSError) and exception.errno in FULL
         if not isinstance(exception, Exception) or isinstance(exception, RunError) or full or not _between(trainer):
+            return
+        if trainer.world_size > 1:
             return
         try:
             self._save(trainer)

@@ -10,10 +10,11 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from bayes_rl.training.run_directory import data_of
+from bayes_rl.utils.ranks import gather_from_ranks, sum_over_ranks
 
 
 class StreamMetrics(Callback):
-    """Log of the stream: returns in training, epsilon, frames per second and counters."""
+    """Log of the streams of all ranks: returns in training, epsilon, frames per second and counters."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the measurement of frames per second."""
@@ -26,14 +27,16 @@ class StreamMetrics(Callback):
             return
         stream = data_of(trainer).stream
         now, frames = time.monotonic(), stream.frames
+        (episodes,) = sum_over_ranks(stream.finished_episodes)
+        returns = [score for of_rank in gather_from_ranks([*stream.recent_returns]) for score in of_rank]
         values = {
             "time/fps": (frames - self._mark[1]) / max(now - self._mark[0], 1e-9),
             "train/epsilon": stream.epsilon,
-            "train/episodes": float(stream.finished_episodes),
+            "train/episodes": float(episodes),
             "train/agent_steps": float(stream.agent_steps),
             "train/updates": float(stream.updates),
         }
         self._mark = (now, frames)
-        if stream.recent_returns:
-            values["train/return_mean"] = float(np.mean(stream.recent_returns))
+        if returns:
+            values["train/return_mean"] = float(np.mean(returns))
         pl_module.log_dict(values)

@@ -1,0 +1,85 @@
+"""Training of the same agent by one process with whole batches, or by ranks with their parts of them."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bayes_rl.bayes import ops
+from bayes_rl.training.rank_strategy import RankStrategy
+from bayes_rl.types import Batch
+from bayes_rl.utils.ranks import OwnNoise, num_ranks, own_rank
+from tests.helpers.agents import EWC, LOW_RANK, MEMBERS, NATURAL, PROCESS, fit, make_batch, make_module
+from tests.helpers.options import merged
+
+BATCH, UPDATES, NUM_TASK_SAMPLES = 32, 50, 20
+RANDOM_PAIRS: dict[str, Any] = {"objective": {"update_pairs": "random"}}
+LEARNED = {"likelihood": {"family": "learned_gaussian"}}
+AGENTS: dict[str, dict[str, Any]] = {
+    "mean_field": {},
+    "members": MEMBERS,
+    "low_rank": LOW_RANK,
+    "every_weight": merged({"network": {"bayesian": "all"}}, LEARNED),
+    "process": merged(PROCESS, LEARNED),
+    "natural": NATURAL,
+    "ewc": EWC,
+    "random_pairs": merged(RANDOM_PAIRS, EWC),
+    "shared_random_pairs": merged(RANDOM_PAIRS, MEMBERS, {"network": {"shared_trunk": True}}),
+    "moving_average": {"objective": {"target": "ema"}},
+}
+
+
+def make_batches() -> list[Batch]:
+    torch.manual_seed(7)
+    return [make_batch(BATCH) for _ in range(UPDATES)]
+
+
+@contextlib.contextmanager
+def noise_of_samples() -> Iterator[None]:
+    """Number the noise of outputs by the samples of the whole batch: each rank takes the part of its own samples."""
+    part = BATCH // num_ranks()
+
+    def standard_normal(like: Tensor) -> Tensor:
+        (axis,) = [axis for axis, size in enumerate(like.shape) if size == part]
+        whole = [BATCH if number == axis else size for number, size in enumerate(like.shape)]
+        return torch.randn(whole, dtype=like.dtype).narrow(axis, own_rank() * part, part)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "standard_normal", standard_normal)
+        patch.setattr(OwnNoise, "drawing", lambda self: contextlib.nullcontext())  # all ranks draw whole batches
+        yield
+
+
+def trained(agent: str, double: bool) -> dict[str, Tensor]:
+    """Return the state of an agent after `UPDATES` updates, of this process's part of each batch."""
+    with pytest.MonkeyPatch.context() as patch, noise_of_samples(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if double:
+            patch.setattr(torch.Tensor, "float", torch.Tensor.double)  # of features, before the heads
+            torch.set_default_dtype(torch.float64)
+        try:
+            torch.manual_seed(0)
+            module, batches = make_module(AGENTS[agent]), make_batches()
+            part = slice(own_rank() * BATCH // num_ranks(), (own_rank() + 1) * BATCH // num_ranks())
+            cut: Callable[[Tensor], Tensor] = lambda x: x[part]  # noqa: E731
+            own = [batch._replace(transition=batch.transition.map(cut)) for batch in batches]
+            torch.manual_seed(1)
+            several: dict[str, Any] = {}
+            if num_ranks() > 1:
+                several = {"strategy": RankStrategy(), "devices": num_ranks()}
+            fit(module, own, **several, precision="64-true" if double else "32-true")
+        finally:
+            torch.set_default_dtype(torch.float32)
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def train_all(agents: list[str]) -> dict[tuple[str, bool], dict[str, Tensor]]:
+    """Train every agent in both precisions, in a group of processes."""
+    torch.distributed.init_process_group("gloo")
+    return {(agent, double): trained(agent, double) for agent in agents for double in (True, False)}

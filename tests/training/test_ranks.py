@@ -1,0 +1,33 @@
+"""Several processes that train one agent are one process with a larger batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.helpers.agents import equal
+from tests.helpers.big_batch import AGENTS, train_all, trained
+from tests.helpers.rank_process import call_on_ranks
+
+Results = list[dict[tuple[str, bool], dict[str, Tensor]]]
+
+
+@pytest.fixture(scope="module")
+def of_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    function = f"{train_all.__module__}:{train_all.__name__}"
+    return call_on_ranks(2, function, tmp_path_factory.mktemp("ranks"), list(AGENTS))
+
+
+@pytest.mark.parametrize("double", [True, False], ids=["float64", "float32"])
+@pytest.mark.parametrize("agent", AGENTS)
+def test_two_ranks_are_one_big_batch(agent: str, double: bool, of_two_ranks: Results) -> None:
+    """The same samples with the same noise, 16 on each rank and 32 in one process: 50 updates."""
+    alone = trained(agent, double)
+    first, second = (result[agent, double] for result in of_two_ranks)
+    assert equal(first, second)
+    for name, expected in alone.items():
+        if expected.is_floating_point() and name != "scores.0.return_fit":  # no games were played
+            assert expected.dtype == (torch.float64 if double else torch.float32)
+            error = (first[name] - expected).norm()
+            assert error <= (1e-9 if double else 1e-4 * expected.norm()), (name, float(error))
