@@ -296,6 +296,7 @@ class BayesCLI(LightningCLI):
         forks = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
         problem = "starts processes of its own, which cannot share a replay; use auto"
         check(not forks, "trainer.strategy", options.trainer.strategy, problem)
+        self._check_saved_ranks(trainer.world_size)
         if trainer.world_size > 1:
             self._prepare_ranks(trainer)
         if not getattr(trainer, "fast_dev_run", False):
@@ -325,11 +326,25 @@ class BayesCLI(LightningCLI):
         names = ("accelerator", "devices", "num_nodes", "strategy")
         return int(getattr(_AcceleratorConnector(**{name: options[name] for name in names}).strategy, "world_size", 1))
 
+    def _ranks_option(self) -> tuple[str, Any]:
+        """Return name and value of the option that decides the number of ranks."""
+        trainer = self._options().trainer
+        key = "num_nodes" if trainer.num_nodes > 1 else "devices"
+        return f"trainer.{key}", trainer[key]
+
+    def _check_saved_ranks(self, ranks: int) -> None:
+        """Raise `ConfigError` unless a resumed run has as many ranks as its checkpoint, or collects again."""
+        saved = self._saved.ranks if self._saved is not None and self.config.subcommand == "fit" else ranks
+        problem = (
+            f"is not as many ranks as have saved {self._options().get('ckpt_path')}; nearest: {saved} ranks, "
+            "or collect new replays with --data.refill_replay true"
+        )
+        check(saved == ranks or self._options().data.refill_replay, *self._ranks_option(), problem)
+
     def _prepare_ranks(self, trainer: Any) -> None:
         """Check that several processes can run the verb, and prepare this one of them."""
         options, verb = self._options(), self.config.subcommand
-        key = "num_nodes" if options.trainer.num_nodes > 1 else "devices"
-        check(verb != "predict", f"trainer.{key}", options.trainer[key], "is more than predict plays by; use 1")
+        check(verb != "predict", *self._ranks_option(), "is more than predict plays by; use 1")
         problem = "is not made for several ranks; use auto"
         check(isinstance(trainer.strategy, RankStrategy), "trainer.strategy", shown(options.trainer.strategy), problem)
         problem = f"captures the update of one process, and this run has {trainer.world_size} ranks; use none"

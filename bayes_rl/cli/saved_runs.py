@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.errors import ConfigError, did_you_mean
 from bayes_rl.training.checkpoint_io import load_verified, manifest_of
 from bayes_rl.training.export import PLAYED, SUFFIX, is_export, read_export
@@ -92,12 +93,14 @@ class SavedRun(NamedTuple):
         epochs: finished epochs.
         updates: optimizer steps.
         seconds: time of training, counted if the run had `--trainer.max_time`.
+        ranks: number of processes that trained together.
     """
 
     options: dict[str, dict[str, Any]]
     epochs: int = 0
     updates: int = 0
     seconds: float = 0.0
+    ranks: int = 1
 
 
 def read_saved_run(path: str, needed: Iterable[str]) -> SavedRun:
@@ -131,11 +134,12 @@ def read_saved_run(path: str, needed: Iterable[str]) -> SavedRun:
     return SavedRun(saved) if exported else SavedRun(saved, *_length(checkpoint))
 
 
-def _length(checkpoint: dict[str, Any]) -> tuple[int, int, float]:
-    """Return finished epochs, optimizer steps and seconds of training; zeros for a checkpoint without them."""
+def _length(checkpoint: dict[str, Any]) -> tuple[int, int, float, int]:
+    """Return epochs, optimizer steps, seconds of training and ranks; zeros and 1 for a checkpoint without them."""
     try:
         epochs = int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
         updates, timer = int(checkpoint["global_step"]), checkpoint.get("callbacks", {}).get("Timer", {})
-        return epochs, updates, float(timer.get("time_elapsed", {}).get("train", 0.0))
+        ranks = int(checkpoint.get(ReplayDataModule.__qualname__, {}).get("ranks", 1))
+        return epochs, updates, float(timer.get("time_elapsed", {}).get("train", 0.0)), ranks
     except (KeyError, TypeError, ValueError, AttributeError):  # Lightning reports such a checkpoint
-        return 0, 0, 0.0
+        return 0, 0, 0.0, 1

@@ -1,0 +1,196 @@
+"""Runs of two processes: in parts as in one go, their checkpoints, and what the command line refuses."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bayes_rl.errors import ConfigError
+from bayes_rl.training.checkpoint_io import (
+    AtomicCheckpointIO,
+    load_verified,
+    manifest_of,
+    read_manifest,
+    read_rank_file,
+    write_rank_file,
+)
+from bayes_rl.utils.files import remove_temporaries
+from tests.cli.test_resume import checkpoint, comparable_curves, differences
+from tests.helpers.command_line import SHORTEST, error_of, run
+from tests.helpers.rank_fits import CALL
+from tests.helpers.rank_process import call_on_ranks
+from tests.helpers.slow_cases import slow_but
+from tests.training.test_checkpoint_io import killed_at
+
+TWO = ["--trainer.devices=2", "--trainer.accelerator=cpu"]
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.log_every_n_steps=5"]
+SHORT = ["fit", *SHORTEST, *TWO, "--data.evaluation.games=4", "--trainer.log_every_n_steps=5"]
+MINATAR = [
+    *("fit", *QUIET, *TWO, "--data.num_envs=4", "--data.replay.capacity=2000", "--data.replay.min_size=100"),
+    *("--data.replay.batch_size=8", "--data.evaluation.games=2", "--data.rules.max_episode_frames=200"),
+    *("--model.network.hidden_dim=16", "--name=game"),
+]
+RUNS = {
+    "members": [*SHORT, "--model.posterior.family=members", "--model.exploration=both"],
+    "process": [
+        *(*SHORT, "--model.network.bayesian=gaussian_process", "--model.network.prior_function_scale=1"),
+        *("--model.objective.update_pairs=random", "--model.network.random_features=8"),
+    ],
+    "every_weight": [*SHORT, "--model.network.bayesian=none", "--model.optimizer.family=ivon"],
+    "tasks": [
+        *(*MINATAR, "--data.tasks=[MinAtar/Breakout-v1, MinAtar/Asterix-v1, MinAtar/Freeway-v1]"),
+        *("--data.frame_stack=1", "--data.rules.frame_skip=1", "--model.network.encoder=minatar"),
+        *("--data.frames_per_epoch=200", "--data.curriculum.frames_per_task=200"),
+        *("--data.curriculum.keep_replays=true", "--data.curriculum.task_conditioning=heads"),
+        *("--model.consolidation.method=online_ewc", "--model.consolidation.fisher_samples=50"),
+    ],
+}
+"""Words of runs of two ranks, three epochs long."""
+
+
+def of_ranks(run: Path) -> list[dict[str, Any]]:
+    """What `last.ckpt` has of each rank, without names of replays, and the slots of replays that it refers to."""
+    path = run / "checkpoints/last.ckpt"
+    (entry,) = read_manifest(path)
+    found = []
+    for rank in range(len(entry["ranks"])):
+        state = read_rank_file(path, rank)
+        stream = state["data"]["stream"]
+        for replay in (stream["replay"], *stream["finished"]):
+            replay.pop("history")
+        folders = sorted(path.parent for path in (run / f"replay/rank{rank}").rglob("flags.uint8"))
+        replays = zip(folders, [*stream["finished"], stream["replay"]], strict=True)
+        state["slots"] = [torch.from_numpy(slots_of(folder, replay)) for folder, replay in replays]
+        found.append(state)
+    return found
+
+
+def slots_of(folder: Path, replay: dict[str, Any]) -> np.ndarray:
+    """Actions, rewards, flags and ages of the slots that a checkpoint refers to."""
+    envs, slots, *_ = replay["geometry"]
+    columns = []
+    for name in ("actions.int16", "rewards.float32", "flags.uint8", "ages.uint8"):
+        array = np.fromfile(folder / name, name.split(".")[1]).reshape(envs, slots)
+        rings = [range(max(0, n - slots), n) for n in replay["written"].tolist()]
+        columns.append(np.concatenate([array[e, [i % slots for i in ring]] for e, ring in enumerate(rings)]))
+    return np.stack([column.astype(np.float64) for column in columns])
+
+
+@pytest.mark.parametrize("name", slow_but(RUNS, "process"))
+def test_one_epoch_and_two_more_are_three_in_one_go_on_both_ranks(name: str, tmp_path: Path) -> None:
+    words, parts = RUNS[name], str(tmp_path / "parts")
+    commands = [
+        (str(tmp_path / "straight"), [*words, "--trainer.max_epochs=3"]),
+        (parts, [*words, "--trainer.max_epochs=1"]),
+        (parts, ["fit", "--ckpt_path=last", *TWO, "--trainer.max_epochs=3"]),
+    ]
+    assert call_on_ranks(2, CALL, tmp_path, commands) == [3, 3]
+    straight, resumed = (tmp_path / folder / "runs/game/version_0" for folder in ("straight", "parts"))
+    assert differences(checkpoint(straight), checkpoint(resumed)) == []
+    first, second = of_ranks(straight), of_ranks(resumed)
+    assert differences(first, second) == []
+    assert not torch.equal(first[0]["data"]["stream"]["stack"], first[1]["data"]["stream"]["stack"])
+    assert differences(comparable_curves(straight), comparable_curves(resumed)) == []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two ranks."""
+    folder = tmp_path_factory.mktemp("two")
+    call_on_ranks(2, CALL, folder, [(str(folder), SHORT)])
+    return folder
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """The last checkpoint of a copy of the run of two ranks."""
+    shutil.copytree(finished / "runs", tmp_path / "runs")
+    return tmp_path / "runs/game/version_0/checkpoints/last.ckpt"
+
+
+def test_another_number_of_ranks_is_refused_and_can_collect_again(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resume = ["fit", "--ckpt_path=runs/game/version_0/checkpoints/last.ckpt", "--trainer.devices=1", *QUIET]
+    line = error_of(monkeypatch, capsys, *resume, "--trainer.max_epochs=3")
+    assert "--trainer.devices: '1' is not as many ranks as have saved" in line
+    assert "nearest: 2 ranks" in line
+    assert "--data.refill_replay true" in line
+    done = run(monkeypatch, *resume, "--trainer.max_epochs=3", "--data.refill_replay=true")
+    assert done.trainer.global_step == 60
+    assert done.datamodule.stream.updates == 60
+    (entry,) = read_manifest(copied)
+    assert "ranks" not in entry
+    assert not list(copied.parent.glob("last.rank*"))
+
+
+def test_a_checkpoint_without_its_manifest_does_not_count(copied: Path) -> None:
+    """The file and the states of both ranks are whole; without the manifest they are not one checkpoint."""
+    assert read_rank_file(copied, 0)["data"]["rank"] == 0
+    assert read_rank_file(copied, 1)["data"]["rank"] == 1
+    manifest_of(copied).unlink()
+    with pytest.raises(ConfigError, match=r"no manifest last\.ckpt\.json that seals the state of its ranks"):
+        read_rank_file(copied, 1)
+
+
+def test_a_state_of_a_rank_that_is_missing_or_changed_is_refused(copied: Path) -> None:
+    (file,) = copied.parent.glob("last.rank1.*.state")
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ConfigError, match="not what was saved"):
+        read_rank_file(copied, 1)
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"lacks the file last\.rank1"):
+        read_rank_file(copied, 1)
+
+
+def test_a_kill_while_ranks_save_leaves_the_old_or_the_new_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill before every operation on a file: what the checkpoint holds is one save, of both ranks."""
+    moment, was_killed, seen = 0, True, set()
+    while was_killed:
+        path = tmp_path / f"{moment}/last.ckpt"
+
+        def save(number: int, path: Path = path) -> None:
+            seals = [write_rank_file(path, rank, {"number": number, "rank": rank}) for rank in range(2)]
+            AtomicCheckpointIO().save_checkpoint({"number": number}, path, {"ranks": seals})
+
+        save(1)
+        was_killed = killed_at(moment, monkeypatch, lambda save=save: save(2))  # type: ignore[misc]
+        number = load_verified(path)[0]["number"]
+        seen.add((number, was_killed))
+        assert [read_rank_file(path, rank) for rank in range(2)] == [{"number": number, "rank": r} for r in range(2)]
+        save(3)
+        assert load_verified(path)[0]["number"] == 3
+        assert len(list(path.parent.glob("*.state"))) == 2
+        remove_temporaries(path.parent)
+        AtomicCheckpointIO().remove_checkpoint(path)
+        assert not list(path.parent.iterdir())
+        moment += 1
+    assert moment > 12
+    assert seen == {(1, True), (2, True), (2, False)}
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--trainer.devices=4"], "--data.num_envs: 2 is not divided by 4 ranks; nearest: 4"),
+        (["--data.replay.batch_size=5"], "--data.replay.batch_size: 5 is not divided by 2 ranks; nearest: 4"),
+        (["--data.replay.capacity=501"], "--data.replay.capacity: 501 is not divided by 2 ranks; nearest: 500"),
+        (["--data.evaluation.games=3"], "--data.evaluation.games: 3 is not divided by 2 ranks; nearest: 4"),
+        (["--model.compile=default"], "--model.compile: 'default' captures the update of one process"),
+        (["--trainer.strategy=ddp_spawn"], "--trainer.strategy: 'ddp_spawn' starts processes of its own"),
+        (["--trainer.num_nodes=2", "--trainer.devices=1", "--data.num_envs=3"], "--data.num_envs: 3 is not divided by"),
+    ],
+    ids=lambda value: str(value[0]) if isinstance(value, list) else "",
+)
+def test_what_ranks_cannot_share_is_refused_before_they_start(
+    words: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert text in error_of(monkeypatch, capsys, *SHORT, *words)
