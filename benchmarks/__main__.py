@@ -20,6 +20,7 @@ FOLDERS = {
         "consolidation",
         "checkpoints",
         "denormals",
+        "ranks",
     ),
     "learning": ("ablation", "continual", "deep_sea", "posterior", "sparse", "time_to_score", "gpu_study"),
     "reliability": ("crash", "leaks", "snapshot"),
