@@ -296,6 +296,7 @@ class BayesCLI(LightningCLI):
         forks = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
         problem = "starts processes of its own, which cannot share a replay; use auto"
         check(not forks, "trainer.strategy", options.trainer.strategy, problem)
+        self._check_started_ranks(trainer.world_size)
         self._check_saved_ranks(trainer.world_size)
         if trainer.world_size > 1:
             self._prepare_ranks(trainer)
@@ -331,6 +332,15 @@ class BayesCLI(LightningCLI):
         trainer = self._options().trainer
         key = "num_nodes" if trainer.num_nodes > 1 else "devices"
         return f"trainer.{key}", trainer[key]
+
+    def _check_started_ranks(self, ranks: int) -> None:
+        """Raise `ConfigError` unless as many ranks are asked for as torchrun has started. Each would train alone."""
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            return
+        started, local = (int(os.environ[name]) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+        nearest = f"--trainer.devices {local} --trainer.num_nodes {started // local}"
+        problem = f"is not what torchrun has started, {started} processes; nearest: {nearest}"
+        check(started == ranks, *self._ranks_option(), problem)
 
     def _check_saved_ranks(self, ranks: int) -> None:
         """Raise `ConfigError` unless a resumed run has as many ranks as its checkpoint, or collects again."""

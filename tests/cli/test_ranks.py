@@ -194,3 +194,15 @@ def test_what_ranks_cannot_share_is_refused_before_they_start(
     words: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert text in error_of(monkeypatch, capsys, *SHORT, *words)
+
+
+def test_ranks_that_torchrun_has_started_must_be_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise each of them would train an agent of its own."""
+    started = {"RANK": 0, "LOCAL_RANK": 0, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    for name, value in {**started, "TORCHELASTIC_RUN_ID": "a"}.items():
+        monkeypatch.setenv(name, str(value))
+    line = error_of(monkeypatch, capsys, "fit", *SHORTEST, "--trainer.accelerator=cpu")
+    assert "--trainer.devices: 'auto' is not what torchrun has started, 2 processes" in line
+    assert "nearest: --trainer.devices 2 --trainer.num_nodes 1" in line

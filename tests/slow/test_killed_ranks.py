@@ -96,11 +96,9 @@ def test_a_killed_rank_loses_nothing_and_leaves_no_process(
         assert held % 20 == 0
         assert len(read_manifest(last)[0]["ranks"]) == 2
         assert {read_rank_file(last, rank)["data"]["stream"]["updates"] for rank in range(2)} == {held}
-    resumed = [*WORDS, "--name=game"] if not last.is_file() else ["fit", "--ckpt_path=last", *TWO]
-    if last.is_file() or not (folder / RUN).exists():
-        again = folder
-    else:  # nothing was saved: the run begins again
-        again = tmp_path / "again"
+    # Without a checkpoint, the run begins again elsewhere.
+    again = folder if last.is_file() else tmp_path / "again"
+    resumed = ["fit", "--ckpt_path=last", *TWO] if last.is_file() else WORDS
     process = start(again, resumed)
     assert process.wait(120) == 0, (again / "output").read_text()
     assert differences(checkpoint(whole), checkpoint(again / RUN)) == []
