@@ -50,7 +50,7 @@ from bayes_rl.networks.gaussian_process import GaussianProcess
 from bayes_rl.networks.layer_factory import LayerFactory
 from bayes_rl.networks.settings import NetworkSettings
 from bayes_rl.types import AgentArguments, Batch, Transition, ValueEstimate
-from bayes_rl.utils.ranks import OwnNoise, num_ranks
+from bayes_rl.utils.ranks import OwnNoise, gather_from_ranks, num_ranks
 from bayes_rl.utils.seeds import Domain, derived_seed
 from bayes_rl.utils.settings import as_settings
 
@@ -307,7 +307,10 @@ class VariationalActorCritic(LowOverheadModule):
         The replay changes with the policy. The units are chosen anew each time the number of updates has doubled.
         """
         sample = getattr(self._data, "sample_transitions", None)  # a plain loader of minibatches has no replay
-        transition = batch.transition if sample is None else sample(STATES_OF_UNITS, newest=1.0)
+        if sample is None:
+            transition = Transition.cat(gather_from_ranks(batch.transition.map(Tensor.cpu)))
+        else:
+            transition = sample(STATES_OF_UNITS, newest=1.0)
         chunks = [chunk.map(lambda x: x.to(self.device)) for chunk in transition.split(64)]
         process.restart([self.twin.prepare(chunk.observation) for chunk in chunks])
         for chunk in chunks:

@@ -197,6 +197,8 @@ def check_room(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayD
     """Raise `ConfigError` unless a run fits into memory and on disk; write nothing."""
     parts, device = network_bytes(agent), trainer.strategy.root_device
     need, free = sum(parts[name] for name in ("gradients", "optimizer")), available_memory()
+    if device.type == "cpu":
+        need *= trainer.num_devices  # ranks of this machine, each with networks of its own
     if device.type == "cuda":
         _check_networks(agent, sum(parts.values()), torch.cuda.mem_get_info(device)[0], "the GPU's memory")
         need = 0

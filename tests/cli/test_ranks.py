@@ -89,7 +89,9 @@ def test_one_epoch_and_two_more_are_three_in_one_go_on_both_ranks(name: str, tmp
         (parts, [*words, "--trainer.max_epochs=1"]),
         (parts, ["fit", "--ckpt_path=last", *TWO, "--trainer.max_epochs=3"]),
     ]
-    assert call_on_ranks(2, CALL, tmp_path, commands) == [3, 3]
+    agents = [[done["agent"] for done in of_rank] for of_rank in call_on_ranks(2, CALL, tmp_path, commands)]
+    assert agents[0] == agents[1]
+    assert agents[0][0] == agents[0][2] != agents[0][1]
     straight, resumed = (tmp_path / folder / "runs/game/version_0" for folder in ("straight", "parts"))
     assert differences(checkpoint(straight), checkpoint(resumed)) == []
     first, second = of_ranks(straight), of_ranks(resumed)
@@ -127,6 +129,20 @@ def test_another_number_of_ranks_is_refused_and_can_collect_again(
     (entry,) = read_manifest(copied)
     assert "ranks" not in entry
     assert not list(copied.parent.glob("last.rank*"))
+
+
+def test_games_are_shared_out_and_joined(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every score, coverage, correlation and area of both ranks is that of one process, and on both the same."""
+    words = ["validate", f"--ckpt_path={copied}", "--data.evaluation.games=10", *TWO]
+    first, second = (of_rank[0] for of_rank in call_on_ranks(2, CALL, tmp_path, [(str(tmp_path), words)]))
+    alone = run(monkeypatch, *words, "--trainer.devices=1").trainer.callback_metrics
+    assert first.pop("agent") == second.pop("agent")
+    assert differences(first, second) == []
+    assert first["val/games"] == 10
+    assert {"val/return_iqm", "val/coverage_90", "val/novelty_auroc_noise", "val/error_correlation_low"} <= {*first}
+    assert first == pytest.approx({key: float(value) for key, value in alone.items()}, abs=1e-6, rel=1e-6, nan_ok=True)
 
 
 def test_a_checkpoint_without_its_manifest_does_not_count(copied: Path) -> None:

@@ -79,7 +79,19 @@ def trained(agent: str, double: bool) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
-def train_all(agents: list[str]) -> dict[tuple[str, bool], dict[str, Tensor]]:
-    """Train every agent in both precisions, in a group of processes."""
+def trained_with_a_fault() -> dict[str, Any]:
+    """Train on batches of which one has a reward that is not finite, on the last rank alone."""
+    torch.manual_seed(0)
+    module, batches = make_module(), make_batches()[:6]
+    if own_rank() == num_ranks() - 1:
+        batches[2].transition.reward[3] = float("nan")
+    fit(module, batches, strategy=RankStrategy(), devices=num_ranks())
+    state = {name: value.detach().clone() for name, value in module.twin.state_dict().items()}
+    return {"skipped": module.guard.skipped, "state": state}
+
+
+def train_all(agents: list[str]) -> tuple[dict[tuple[str, bool], dict[str, Tensor]], dict[str, Any]]:
+    """Train every agent in both precisions, and one with a fault, in a group of processes."""
     torch.distributed.init_process_group("gloo")
-    return {(agent, double): trained(agent, double) for agent in agents for double in (True, False)}
+    whole = {(agent, double): trained(agent, double) for agent in agents for double in (True, False)}
+    return whole, trained_with_a_fault()

@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 from bayes_rl.cli import app
 
 
-def run_commands(commands: list[tuple[str, list[str]]]) -> int:
-    """Do what `bayes-rl WORDS` does for each (folder, words), and return the number of commands that ended well."""
+class _Recording(app.BayesCLI):
+    """Command line that records the agent at the end of training, before the best one takes its place."""
+
+    digest = ""
+
+    def after_fit(self) -> None:
+        digest = hashlib.sha256()
+        for value in self.model.state_dict().values():
+            digest.update(value.numpy().tobytes())
+        self.digest = digest.hexdigest()
+        super().after_fit()
+
+
+def run_commands(commands: list[tuple[str, list[str]]]) -> list[dict[str, Any]]:
+    """Do what `bayes-rl WORDS` does for each (folder, words).
+
+    Returns:
+        Logged values, and the `agent` at the end of training as a hash, of each command.
+    """
     warnings.simplefilter("ignore")
+    found = []
     for folder, words in commands:
         Path(folder).mkdir(parents=True, exist_ok=True)
         os.chdir(folder)
         sys.argv = ["bayes-rl", *words]
-        app.run()
-    return len(commands)
+        done = app.run(cls=_Recording)
+        assert isinstance(done, _Recording)
+        values = {key: float(value) for key, value in done.trainer.callback_metrics.items()}
+        found.append({"agent": done.digest, **values})
+    return found
 
 
 CALL = f"{run_commands.__module__}:{run_commands.__name__}"

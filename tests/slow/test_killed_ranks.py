@@ -79,7 +79,7 @@ def test_a_killed_rank_loses_nothing_and_leaves_no_process(
         wait_for(folder, "runs/game/version_0/replay/rank1/replay.json")
         time.sleep(rng.uniform(0, seconds))
     else:
-        wait_for(folder, "runs/game/version_0/checkpoints/last.rank?.*.state", rng.randrange(1, 16))
+        wait_for(folder, "runs/game/version_0/checkpoints/last.rank?.*.state", rng.randrange(1, 9))
     group = [process.pid, *children(process.pid)] if process.poll() is None else []
     if len(group) == 2:
         os.kill(rng.choice(group), signal.SIGKILL)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from tests.helpers.agents import equal
 from tests.helpers.big_batch import AGENTS, train_all, trained
 from tests.helpers.rank_process import call_on_ranks
 
-Results = list[dict[tuple[str, bool], dict[str, Tensor]]]
+Results = list[tuple[dict[tuple[str, bool], dict[str, Tensor]], dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +26,17 @@ def of_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Results:
 def test_two_ranks_are_one_big_batch(agent: str, double: bool, of_two_ranks: Results) -> None:
     """The same samples with the same noise, 16 on each rank and 32 in one process: 50 updates."""
     alone = trained(agent, double)
-    first, second = (result[agent, double] for result in of_two_ranks)
+    first, second = (whole[agent, double] for whole, _ in of_two_ranks)
     assert equal(first, second)
     for name, expected in alone.items():
         if expected.is_floating_point() and name != "scores.0.return_fit":  # no games were played
             assert expected.dtype == (torch.float64 if double else torch.float32)
             error = (first[name] - expected).norm()
             assert error <= (1e-9 if double else 1e-4 * expected.norm()), (name, float(error))
+
+
+def test_all_ranks_skip_what_one_of_them_must_skip(of_two_ranks: Results) -> None:
+    first, second = (fault for _, fault in of_two_ranks)
+    assert first["skipped"] == second["skipped"] == 1
+    assert equal(first["state"], second["state"])
+    assert all(value.isfinite().all() for value in first["state"].values())
