@@ -218,7 +218,7 @@ def test_a_million_frames_take_at_most_7_3_gib() -> None:
     from bayes_rl.envs.kinds import make_envs
 
     envs = make_envs(data.settings, 8)
-    replay = data._replay(envs)
+    replay = data._replay(envs, 8)
     envs.close()
     assert replay.capacity == 10_000
     assert replay.slots * 8 >= 10_000 + 2_500 / 4
