@@ -61,6 +61,31 @@ def test_cells_of_text_and_code_become_a_page(monkeypatch: pytest.MonkeyPatch) -
     assert page == "# Title\n\nText `x`.\n\n```python\nx = 1  # %% of\n```"
 
 
+def test_a_page_has_every_cell(tmp_path: Path) -> None:
+    cells = "# %% [markdown]\n# First.\n\n# %%\nsecond = 2\n\n# %% [markdown]\n# ## Third\n#\n# Fourth.\n\n"
+    cells += "# %%\nfifth = 5\n"
+    paths = [str(ROOT / "docs/extensions")]
+    (tmp_path / "conf.py").write_text(f"import sys\nsys.path[:0] = {paths}\nextensions = ['myst_parser', 'lessons']\n")
+    (tmp_path / "lesson.py").write_text(cells)
+    (tmp_path / "index.md").write_text("# Title\n\n```{lesson} lesson.py\n```\n")
+    words = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "--fail-on-warning",
+        "--quiet",
+        "-b",
+        "text",
+        str(tmp_path),
+        str(tmp_path / "site"),
+    ]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "site/index.txt").read_text()
+    places = [page.index(words) for words in ("Title", "First.", "second = 2", "Third", "Fourth.", "fifth = 5")]
+    assert places == sorted(places)
+
+
 @pytest.mark.parametrize("name", LESSONS)
 def test_the_text_of_a_lesson_is_in_cells(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Comments of several lines in code would be text that no page sets as text."""

@@ -1,7 +1,7 @@
 """Lessons: programs of `docs/tutorials` with cells of text, as pages.
 
-A cell begins with a line `# %%`, a cell of text with `# %% [markdown]`. The directive writes the cells of the program
-in the folder of the page:
+A cell begins with a line `# %%`, a cell of text with `# %% [markdown]`. A page takes the cells of a program in its
+folder by two lines:
 
     ```{lesson} reading_uncertainty.py
     ```
@@ -12,9 +12,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from docutils import nodes
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
 
 
 def markdown(program: str) -> str:
@@ -29,19 +27,21 @@ def markdown(program: str) -> str:
     return "\n\n".join(parts)
 
 
-class Lesson(SphinxDirective):
-    """Directive that writes the cells of a program."""
+def insert(app: Sphinx, page: str, text: list[str]) -> None:
+    """Replace the lines that name a program by the cells of the program.
 
-    required_arguments = 1
+    This happens before MyST reads the page: a directive with headings in its text comes before text without headings.
+    """
 
-    def run(self) -> list[nodes.Node]:
-        """Return the cells as nodes."""
-        path = Path(self.env.doc2path(self.env.docname)).parent / self.arguments[0]
-        self.env.note_dependency(str(path))
-        return self.parse_text_to_nodes(markdown(path.read_text(encoding="utf-8")), allow_section_headings=True)
+    def cells(line: re.Match[str]) -> str:
+        path = Path(app.srcdir, page).parent / line[1]
+        app.env.note_dependency(str(path))
+        return markdown(path.read_text(encoding="utf-8"))
+
+    text[0] = re.sub(r"^```\{lesson\} (\S+)\n```$", cells, text[0], flags=re.MULTILINE)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register the directive."""
-    app.add_directive("lesson", Lesson)
+    """Register the replacement."""
+    app.connect("source-read", insert)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
