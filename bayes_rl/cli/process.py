@@ -16,8 +16,11 @@ from bayes_rl.agent.low_overhead import flush_denormals_in_workers
 
 
 def silence_warnings() -> None:
-    """Hide an advertisement of Lightning, and warnings that ask nothing of a user."""
+    """Hide an advertisement of Lightning, and messages that ask nothing of a user."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+    # It is said at every save, although it is about loading.
+    connector = logging.getLogger("pytorch_lightning.trainer.connectors.checkpoint_connector")
+    connector.addFilter(lambda r: "weights_only" not in r.getMessage())
     # A resumed run continues in its own directory.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # Short epochs are fine: a curve has a point every `log_every_n_steps` updates.
