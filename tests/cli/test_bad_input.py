@@ -205,8 +205,8 @@ RANGES: dict[str, list[Any]] = {
     "seed_everything": [-1, 2**32, HUGE, 1.5, INF, NAN, True, False, None, "abc", [1], {"a": 1}, ""],
     "trainer.max_epochs": [-2, -HUGE, 1.5, INF],
     "trainer.max_steps": [-2, INF, None],
-    "trainer.devices": [0, -3, [], 2, "many", 1.5],
-    "trainer.num_nodes": [0, -1, 2],
+    "trainer.devices": [0, -3, [], "many", 1.5],
+    "trainer.num_nodes": [0, -1],
     "trainer.accumulate_grad_batches": [0, -1, 1.5],
     "trainer.check_val_every_n_epoch": [0, -1, 1.5],
     "trainer.limit_val_batches": [-1, 1.5, NAN, INF],
@@ -391,7 +391,10 @@ COMBINATIONS: list[tuple[str, dict[str, Any]]] = [
     ("model.num_actions", {"model.num_actions": 7}),
     ("model.game", {"model.game": "pong"}),
     ("trainer.precision", {"trainer.precision": "bf16-true"}),
-    ("trainer.devices", {"trainer.devices": 2, "trainer.accelerator": "cpu"}),
+    (
+        "data.replay.batch_size",
+        {"data.replay.batch_size": 7, "trainer.devices": 2, "trainer.accelerator": "cpu", "data.num_envs": 2},
+    ),
     ("trainer", {"trainer.barebones": True, "trainer.enable_progress_bar": True}),
     ("trainer.accumulate_grad_batches", {"trainer.accumulate_grad_batches": 0}),
 ]

@@ -311,7 +311,10 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
         ["--trainer.precision: 'bf16-mixd' is not one of 32-true, bf16-mixed, 16-mixed", "nearest: 'bf16-mixed'"],
     ),
     "precision that cannot work": (["--trainer.precision=bf16-true"], ["trainer.precision", "bf16-mixed"]),
-    "two processes": (["--trainer.devices=2", "--trainer.accelerator=cpu"], ["trainer.devices", "2"]),
+    "two processes and three games": (
+        ["--trainer.devices=2", "--trainer.accelerator=cpu", "--data.evaluation.games=3"],
+        ["data.evaluation.games", "3", "2 ranks", "nearest: 4"],
+    ),
     "unknown likelihood": (["--model.likelihood.family=gausian"], ["model.likelihood.family", "gausian", "'gaussian'"]),
     "unknown posterior": (["--model.posterior.family=member"], ["model.posterior.family", "member", "'members'"]),
     "unknown prior": (["--model.posterior.prior=laplace"], ["model.posterior.prior", "laplace", "gaussian"]),

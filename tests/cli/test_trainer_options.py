@@ -195,7 +195,7 @@ def check(number: int, updates: list[int], monkeypatch: pytest.MonkeyPatch, capf
         assert len(lines) == 1, said
         assert lines[0] == errors.splitlines()[-1], said
         assert not re.search(r"Union|Namespace|NestedArg|Parser key|<class", lines[0]), said
-        assert re.match(r"bayes-rl: error: --(trainer[\w.]*|name): .*\S \S", lines[0]), said
+        assert re.match(r"bayes-rl: error: --(trainer[\w.]*|name|data\.evaluation\.games): .*\S \S", lines[0]), said
     saved = max(
         (int(torch.load(path, weights_only=True)["global_step"]) for path in Path().rglob("last.ckpt")), default=0
     )
