@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ from bayes_rl.agent.settings import ObjectiveSettings
 from bayes_rl.bayes.draws import Draws, WeightMode
 from bayes_rl.networks.actor_critic import TwinActorCritic, TwinOutput
 from bayes_rl.types import Transition
+from bayes_rl.utils.side_thread import begin
 
 
 class Targets(NamedTuple):
@@ -85,8 +87,11 @@ def objective_terms(
         task: number of the task that the minibatch comes from.
         settings: settings of the objective.
     """
-    targets = td_targets(twin, target_twin, transition, weight_mode, task, settings)
+    # A moving average has networks of its own, so that a second thread can compute the targets beside the values.
+    beside = target_twin is not None and twin.uses_side_thread(transition.observation)
+    find_targets = begin(partial(td_targets, twin, target_twin, transition, weight_mode, task, settings), beside)
     output: TwinOutput = twin(_with_draw_axis(transition.observation, weight_mode), weight_mode, task)
+    targets = find_targets()
     nll = critic_nll(twin, output, transition, targets, pairs)
     kl = twin.kl_divergence(pairs, output, task)
     return ObjectiveTerms(nll, kl, actor_loss(output, pairs, settings), targets.values, _detached(output))

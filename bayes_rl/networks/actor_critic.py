@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,11 +22,13 @@ from bayes_rl.bayes.ops import joined_linear
 from bayes_rl.bayes.posteriors import POSTERIORS, make_family
 from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.errors import check
-from bayes_rl.networks.encoders import build_encoder
+from bayes_rl.networks.encoders import ENCODERS, build_encoder
 from bayes_rl.networks.gaussian_process import GaussianProcess, NormalIndex
 from bayes_rl.networks.layer_factory import LayerFactory, TaskAffine, apply, channels_last
+from bayes_rl.networks.overlap import evaluate
 from bayes_rl.networks.prior_functions import PriorFunction
 from bayes_rl.networks.settings import NetworkSettings
+from bayes_rl.utils.side_thread import begin
 
 GAIN = re.compile(r"\.(?:gain|shift)\.(\d+)$")  # name of a gain or bias of `TaskAffine`; the group is the task's number
 
@@ -144,6 +147,8 @@ class TwinActorCritic(nn.Module):
         self._evaluated: list[EvaluatedLayers] = []
         for name, layer in bayesian_layers(self).items():
             layer.key, layer.evaluated = name, self._evaluated
+        self._long_passes = ENCODERS[network.encoder].mostly_products
+        self._plain_trunks = not bayesian_layers(self.trunks)
         has_prior = scale > 0 and self.process is None
         self.prior = PriorFunction(*encoder_arguments, num_actions, scale, layers) if has_prior else None
         for module in self.modules():
@@ -327,17 +332,18 @@ class TwinActorCritic(nn.Module):
         x = self.prepare(observation, weight_mode)
         if self.process is None or not isinstance(weight_mode, Draws):
             return self._evaluate(x, weight_mode, task)
+        find_deviations = begin(partial(self.process, x, weight_mode), self.uses_side_thread(x))
         plain = self._evaluate(x.flatten(0, 1), "mean", task)
         logits, raw, q_values = (y.unflatten(1, x.shape[:2]) for y in plain[:3])
-        return TwinOutput(logits, raw, q_values, deviations=self.process(x, weight_mode))
+        return TwinOutput(logits, raw, q_values, deviations=find_deviations())
 
     def _evaluate(self, x: Tensor, weight_mode: WeightMode, task: int) -> TwinOutput:
         """Evaluate trunks, heads and the prior function on observations that `prepare` returned."""
         if self.shared_trunk:
-            features = [apply(self.trunks[0], x, weight_mode)] * 4
+            features = [self._encode(self.trunks[0], x, weight_mode)] * 4
             features[:2] = [features[0].detach()] * 2
         else:
-            features = [apply(trunk, x, weight_mode) for trunk in self.trunks]
+            features = [self._encode(trunk, x, weight_mode) for trunk in self.trunks]
         prior_values = None
         if self.prior is not None and isinstance(weight_mode, Draws):
             prior_values = self.prior(x, weight_mode.index)
@@ -349,6 +355,14 @@ class TwinActorCritic(nn.Module):
         q_values = q_values if prior_values is None else q_values + prior_values
         evaluated, self._evaluated[:] = tuple(self._evaluated), []
         return TwinOutput(logits, raw, q_values, prior_values, evaluated=evaluated)
+
+    def uses_side_thread(self, x: Tensor) -> bool:
+        """Return whether passes on the device of `x` are so long that a second thread of the processor saves time."""
+        return self._long_passes and not x.is_cuda and not torch.compiler.is_compiling()
+
+    def _encode(self, trunk: nn.Module, x: Tensor, weight_mode: WeightMode) -> Tensor:
+        beside = self._plain_trunks and self.uses_side_thread(x)
+        return evaluate(trunk, x, weight_mode) if beside else apply(trunk, x, weight_mode)
 
     def policy(self, observation: Tensor, task: int = 0) -> Tensor:
         """Return the policy that acts by mean weights, `[B, A]`, like `forward`, but without evaluating critics.

@@ -13,6 +13,7 @@ from bayes_rl.bayes.layers import BayesConv2d, BayesLayer, BayesLinear, linear
 from bayes_rl.bayes.posteriors import MeanField, PosteriorFamily, make_family
 from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.errors import check, check_choice
+from bayes_rl.networks.overlap import Convolution, Linear
 
 BAYESIAN = ("gaussian_process", "heads", "trunk", "all", "none")
 
@@ -150,7 +151,7 @@ class LayerFactory:
         """Return a linear layer of the heads, which has no gains."""
         if self.bayesian in ("all", "heads" if head else "trunk"):
             return BayesLinear(in_features, out_features, self.settings, self.sequential)
-        return nn.Linear(in_features, out_features)
+        return Linear(in_features, out_features)
 
     def _gained(self, layer: nn.Module, features: int, dimensions: int = 0) -> nn.Module:
         return TaskAffine(layer, features, self.num_tasks, dimensions) if self.conditioning == "gains" else layer
@@ -161,7 +162,7 @@ class LayerFactory:
         """Return a convolution, part of the trunk."""
         shape = (in_channels, out_channels, kernel_size, stride, padding)
         bayesian = self.bayesian in ("all", "trunk")
-        layer = BayesConv2d(*shape, self.settings, self.sequential) if bayesian else nn.Conv2d(*shape)
+        layer = BayesConv2d(*shape, self.settings, self.sequential) if bayesian else Convolution(*shape)
         return self._gained(layer, out_channels, 2)
 
     def first(self, shape: tuple[int, ...], out_features: int) -> nn.Module:

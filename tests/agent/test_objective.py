@@ -18,6 +18,7 @@ from bayes_rl.bayes.draws import Draws, WeightMode
 from bayes_rl.bayes.kl import kl_divergence
 from bayes_rl.networks.layer_factory import PLAIN
 from bayes_rl.types import Batch, Transition
+from bayes_rl.utils.side_thread import SIDE_THREAD
 from tests.helpers.agents import (
     ACTIONS,
     FAMILIES,
@@ -27,6 +28,7 @@ from tests.helpers.agents import (
     PROCESS,
     WITH_DRAWS,
     EachUpdate,
+    SampleData,
     equal,
     fit,
     gradients,
@@ -611,3 +613,28 @@ def test_the_loss_of_a_random_pair_is_half_of_the_loss_of_both_in_expectation(se
     assert (values[1] > 1) == (module.hparams.network["bayesian"] not in PLAIN)
     for pair, own in enumerate((gradients_0, gradients_1)):  # nothing of the other pair learns
         assert not any(g.any() for n, g in own.items() if n.startswith((f"actors.{1 - pair}.", f"critics.{1 - pair}.")))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [PROCESS, {}, MEMBERS, {"objective": {"target": "other"}}, {"objective": {"update_pairs": "random"}}],
+    ids=title,
+)
+def test_updates_and_actions_have_the_same_bits_with_a_second_thread(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = (4, 84, 84)
+    screens = torch.randint(256, (3, 4, *shape), dtype=torch.uint8)
+    results = []
+    for cores in (1, 2):
+        monkeypatch.setattr(SIDE_THREAD, "_cores", cores)
+        torch.manual_seed(0)
+        target = {"objective": {"target": "ema"}}
+        module = make_module({"network": {"encoder": "nature"}}, target, options, observation_shape=shape)
+        batch = make_batch(4, observation=screens[0], next_observation=screens[1])
+        monkeypatch.setattr(SampleData, "sample_transitions", None)  # its states are vectors
+        fit(module, [batch] * 3)
+        results.append((module.state_dict(), module.behaviour.values_by_draw(screens[2], [1, 2, 3, 4], 0)))
+    (one, values), (other, other_values) = results
+    assert equal(one, other)
+    assert torch.equal(values, other_values)
