@@ -20,6 +20,10 @@ PATIENCE = 4.0
 """Seconds from the first signal until the process is ended, wherever the main thread is."""
 
 
+PATIENCE_WITH_RANKS = 30.0
+"""The same for a rank of a run, whose update waits for the slowest rank."""
+
+
 SAVE_PATIENCE = 60.0
 """Seconds from the first signal until the process is ended while `StopSignals.saving` is set."""
 
@@ -41,11 +45,13 @@ class StopSignals:
         received: number of the first signal, or None before it.
         deferred: whether `Stopped` waits for the next call of `allow`, because no checkpoint holds the newest updates.
         saving: whether a save is pending or running. While `saving` is set, a second signal does nothing.
+        patience: seconds from the first signal until the process is ended; None for `PATIENCE`.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self.deferred = self.saving = False
+        self.patience: float | None = None
         self._previous: dict[int, Any] = {}
         self._pipe: tuple[int, int] | None = None
         self._terminals: list[int] = []  # those of descriptors 1 (stdout) and 2 (stderr) that are terminals
@@ -150,7 +156,7 @@ class StopSignals:
                 continue  # the main thread comes first
             now = time.monotonic()
             saved = now if self.saving else saved
-            late = now - began > SAVE_PATIENCE if self.saving else now - max(began, saved) > PATIENCE
+            late = now - began > SAVE_PATIENCE if self.saving else now - max(began, saved) > (self.patience or PATIENCE)
             if late or (len(signals) > 1 and not self.saving):
                 os._exit(128 + signals[0])
 

@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Callback
 
 from bayes_rl.training.callbacks.checkpoints import KeptCheckpoint
 from bayes_rl.utils.ranks import max_over_ranks, num_ranks
-from bayes_rl.utils.stop_signals import STOP, Stopped
+from bayes_rl.utils.stop_signals import PATIENCE_WITH_RANKS, STOP, Stopped
 
 
 def agree_to_stop() -> None:
@@ -30,6 +30,7 @@ class GracefulStop(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take SIGTERM back from Lightning, which answers it between two batches only, with exit code 0."""
         STOP.take_over()
+        STOP.patience = None if trainer.world_size == 1 else PATIENCE_WITH_RANKS
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take SIGTERM back from Lightning."""
