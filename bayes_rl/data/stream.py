@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,9 +19,10 @@ from bayes_rl.envs.base import ActionHistory, Step, VectorEnvs, episode_seed
 from bayes_rl.envs.monitored import MonitoredEnvs
 from bayes_rl.envs.observation_stack import ObservationStack
 from bayes_rl.errors import ConfigError
-from bayes_rl.types import Batch, DrawPolicy, Policy
+from bayes_rl.types import Batch, DrawPolicy, Policy, Transition
 from bayes_rl.utils.ranks import gather_from_ranks, sum_over_ranks
 from bayes_rl.utils.seeds import Domain, seed_sequence
+from bayes_rl.utils.side_thread import SIDE_THREAD
 from bayes_rl.utils.version_0_1 import with_episode_seeds
 
 COUNTERS = ("vector_steps", "task_began", "updates", "finished_episodes")
@@ -29,6 +31,10 @@ COUNTERS = ("vector_steps", "task_began", "updates", "finished_episodes")
 
 ARRAYS = ("episodes", "lives", "episode_return", "episode_seeds", "restarting")
 """Attributes of a stream that its state holds as tensors, `[E]` each."""
+
+
+BYTES_BESIDE = 2**16
+"""Least size of a step's screens that a second thread stores: smaller ones take less time than a change of thread."""
 
 
 class ReplayStream(IterableDataset[Batch]):
@@ -126,6 +132,10 @@ class ReplayStream(IterableDataset[Batch]):
         self._pending_actions: NDArray[np.int64] | None = None  # None if no step is pending
         self._screens: NDArray[Any] = np.zeros(0)  # newest screens, `[E, *screen_shape]` after the first reset
         self._started = False
+        self._early: tuple[int, Transition] | None = None  # the next update's minibatch, if it was made already
+        # A copy of the replay on a device is written by one thread only.
+        step_bytes = count * math.prod(envs.screen_shape) * envs.screen_dtype.itemsize
+        self._stores_beside = type(replay) is ReplayBuffer and step_bytes >= BYTES_BESIDE
 
     def switch(self, task: int, envs: VectorEnvs, replay: ReplayBuffer) -> None:
         """Switch to the environments of `task`. Random actions fill `replay` before the next update."""
@@ -166,15 +176,25 @@ class ReplayStream(IterableDataset[Batch]):
         # The end of the epoch depends on counters alone, so that a resumed run finishes the epoch in which it stopped.
         epoch_end = (self.updates // self.batches_per_epoch + 1) * self.batches_per_epoch
         while self.updates < epoch_end:
-            while self.updates >= int(self.steps_after_prefill * self.total_envs * self.updates_per_step):
+            while not self._update_is_due:
                 self.steps_after_prefill += 1
-                self.step_environments()
-            rng = self._minibatch_rng(self.rank)
-            task, replay = self._choose_replay(rng if self.rank == 0 else self._minibatch_rng(0))
+                self.step_environments(learning=True)
+            task, transition = self._early or self._minibatch()
+            self._early = None
             self.updates += 1
             (num_data,) = sum_over_ranks(len(self.replay) + sum(len(earlier) for _, earlier in self.finished))
             learned = self.steps_after_prefill * self.total_envs * self.frame_skip
-            yield Batch(replay.sample(self.batch_size, rng), num_data, self.frames, task, learned)
+            yield Batch(transition, num_data, self.frames, task, learned)
+
+    @property
+    def _update_is_due(self) -> bool:
+        return self.updates < int(self.steps_after_prefill * self.total_envs * self.updates_per_step)
+
+    def _minibatch(self) -> tuple[int, Transition]:
+        """Return the minibatch of the next update, and its task."""
+        rng = self._minibatch_rng(self.rank)
+        task, replay = self._choose_replay(rng if self.rank == 0 else self._minibatch_rng(0))
+        return task, replay.sample(self.batch_size, rng)
 
     def _minibatch_rng(self, rank: int) -> np.random.Generator:
         """Return the generator of a rank's next minibatch."""
@@ -195,16 +215,31 @@ class ReplayStream(IterableDataset[Batch]):
                 return
             self.step_environments()
 
-    def step_environments(self) -> None:
-        """Receive the pending step, act, send the next step, and store the received step while the next step runs."""
+    def step_environments(self, learning: bool = False) -> None:
+        """Receive the pending step, act, send the next step, and store the received step while the next step runs.
+
+        If screens are large, a second thread stores them while this one acts.
+
+        Args:
+            learning: make the minibatch of the next update as well, if one is due after this step.
+        """
         random_actions, explore = self._exploration()  # needs no result: computed while the pending step runs
         store_received = self._receive_pending()
         if not self._started:
             self._reset(np.ones(self.envs.num_envs, bool))
             self._started = True
+        finish: Callable[[], None] = partial(self._finish, store_received, learning)
+        if self._stores_beside and not explore.all():
+            finish = SIDE_THREAD.begin(finish).result  # or by this thread after `_send`
         self._send(random_actions if explore.all() else self._act(random_actions, explore))
         self.vector_steps += 1
+        finish()
+
+    def _finish(self, store_received: Callable[[], None], learning: bool) -> None:
+        """Store the received step, and make the next minibatch, if one is due: neither depends on the next actions."""
         store_received()
+        if learning and self._update_is_due:
+            self._early = self._minibatch()
 
     def _send(self, actions: NDArray[np.int64]) -> None:
         """Send actions, and record the actions that the environments execute."""

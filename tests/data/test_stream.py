@@ -22,6 +22,7 @@ from bayes_rl.envs.kinds import make_envs
 from bayes_rl.envs.observation_stack import ObservationStack
 from bayes_rl.errors import ConfigError
 from bayes_rl.types import Batch, DrawPolicy
+from bayes_rl.utils.side_thread import SIDE_THREAD
 from tests.helpers.agents import make_module
 from tests.helpers.scripted_envs import (
     RANDOM,
@@ -110,6 +111,38 @@ def test_act_step_store_in_this_order_and_minibatches_while_the_games_step() -> 
             assert not idle.any()
             stored += 1
     assert stored >= 20
+
+
+@pytest.mark.parametrize("updates_per_step", [0.25, 1.0, 2.5])
+def test_a_second_thread_stores_the_same_bits(updates_per_step: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread stores a step, and makes the next minibatch, while the policy acts."""
+    found: list[list[Batch]] = []
+    files: list[NDArray[Any]] = []
+    for smallest, cores in ((2**40, 1), (0, 1), (0, 2)):
+        monkeypatch.setattr("bayes_rl.data.stream.BYTES_BESIDE", smallest)
+        monkeypatch.setattr(SIDE_THREAD, "_cores", cores)
+        options: dict[str, Any] = {"epsilon": EpsilonSchedule(0.5, 0.5, 0), "updates_per_step": updates_per_step}
+        stream = stream_of(RestartingEnvs(3), **options)
+        found.append(take(stream, 73))
+        files.append(stream.replay.files.screens.copy())
+    assert same(found[0], found[1])
+    assert same(found[0], found[2])
+    assert np.array_equal(files[0], files[1])
+    assert np.array_equal(files[0], files[2])
+
+
+def test_an_error_of_the_second_thread_reaches_the_learner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bayes_rl.data.stream.BYTES_BESIDE", 0)
+    monkeypatch.setattr(SIDE_THREAD, "_cores", 2)
+    stream = stream_of(ScriptedEnvs(2))
+    take(stream, 3)
+
+    def fail(*step: Any) -> None:
+        raise OSError("no room on the disk")
+
+    monkeypatch.setattr(stream.replay, "add", fail)
+    with pytest.raises(OSError, match="no room"):
+        take(stream, 3)
 
 
 def test_chances_are_drawn_while_the_games_step_and_are_those_of_the_step_they_are_for() -> None:
@@ -485,9 +518,16 @@ def builder(
     ids=lambda x: x.env if isinstance(x, EnvSettings) else str(x),
 )
 def test_a_resumed_stream_goes_on_bit_for_bit(
-    tmp_path: Path, settings: EnvSettings, num_envs: int, updates_per_step: float, saved_at: int, by_draw: bool
+    tmp_path: Path,
+    settings: EnvSettings,
+    num_envs: int,
+    updates_per_step: float,
+    saved_at: int,
+    by_draw: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Killed after 60 batches more than were saved, then resumed from the same directory of the replay."""
+    monkeypatch.setattr("bayes_rl.data.stream.BYTES_BESIDE", 0)  # a second thread stores steps and makes minibatches
     build = builder(settings, tmp_path, num_envs, by_draw, updates_per_step=updates_per_step)
     stream = build()
     take(stream, saved_at)
