@@ -21,6 +21,7 @@ FOLDERS = {
         "checkpoints",
         "denormals",
         "ranks",
+        "versions",
     ),
     "learning": ("ablation", "continual", "deep_sea", "posterior", "sparse", "time_to_score", "gpu_study"),
     "reliability": ("crash", "leaks", "snapshot"),

@@ -1,0 +1,147 @@
+"""Frames per second of the quickstart, learning included, of this version and of an earlier one, in turns.
+
+    git worktree add --detach ../earlier 852c601
+    python -m benchmarks versions ../earlier [--rounds 20] [--updates 25] [--warm-up 60]
+
+Each version is a fit in a process of its own that learns for a few updates and waits while the others do. All act by
+their policies in every step (epsilon 0.05), as after the first sixth of a run. The arms:
+
+- `earlier`: the quickstart of the other checkout, with that checkout's code;
+- `same`: this version with the options of 0.1.0's quickstart, as far as it has them: mean-field heads, random actions;
+- `quickstart`: this version's quickstart, which has a Gaussian process and learns the noise of returns besides.
+
+Rows hold medians over rounds: milliseconds of wall clock for a cycle of one update and the agent steps before it, those
+of all threads and of the main thread on the processor, and the ratio of the earlier version's to each of them in the
+same round. On a machine that does other work the wall clock depends on that work; the load is stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from benchmarks.runner import ROOT, Benchmark, Cell, Options, Row
+
+SCRIPT = Path(__file__).with_name("fit_in_turns.py")
+CLOCKS = ("wall", "cpu", "main")
+SAME = {
+    "model.network.bayesian": "heads",
+    "model.network.prior_function_scale": "0",
+    "model.exploration": "epsilon",
+    "model.likelihood.family": "gaussian",
+}
+"""Options of 0.1.0's quickstart that this version's quickstart has not."""
+
+
+def arms(earlier: Path) -> dict[str, tuple[Path, list[str]]]:
+    """Return the checkout and the options of each arm."""
+    same = [word for name, value in SAME.items() for word in (f"--{name}", value)]
+    old = not (earlier / "bayes_rl" / "data").is_dir()  # the names of 0.1.0
+    return {
+        "earlier": (earlier, ["--data.epsilon_start" if old else "--data.epsilon.start", "0.05"]),
+        "same": (ROOT, ["--data.epsilon.start", "0.05", *same]),
+        "quickstart": (ROOT, ["--data.epsilon.start", "0.05"]),
+    }
+
+
+@contextmanager
+def fit(checkout: Path, options: list[str], warm_up: int, updates: int) -> Iterator[subprocess.Popen[str]]:
+    """Yield a fit that has ended its warm-up.
+
+    Raises:
+        RuntimeError: if the fit ended.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    words = [sys.executable, str(SCRIPT), str(checkout), str(warm_up), str(updates)]
+    words += ["--config", str(checkout / "configs" / "quickstart.yaml"), *options]
+    with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("w+") as log:
+        process = subprocess.Popen(
+            words, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+        try:
+            if read(process) != "ready":
+                raise RuntimeError(f"{checkout}: {Path(folder, 'log').read_text()[-500:]}")
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def read(process: subprocess.Popen[str]) -> str:
+    """Return the next line of a fit."""
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def turn(process: subprocess.Popen[str]) -> dict[str, float]:
+    """Let a fit learn for a turn, and return the milliseconds of a frame by each clock."""
+    assert process.stdin is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    found = json.loads(read(process))
+    return {clock: 1000 * found[clock] / found["frames"] for clock in CLOCKS}
+
+
+def cells(options: Options, rows: list[Row]) -> list[Cell]:
+    """Return the one cell of this benchmark: its arms take turns."""
+    return [{"benchmark": "versions"}]
+
+
+def measure(cell: Cell, options: Options) -> Row:
+    """Measure all arms in turns, in another order every second round."""
+    chosen = arms(options.earlier.resolve())
+    turns: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
+    with ExitStack() as stack:
+        fits = {
+            name: stack.enter_context(fit(checkout, words, options.warm_up, options.updates))
+            for name, (checkout, words) in chosen.items()
+        }
+        for number in range(options.rounds):
+            for name in list(fits)[:: 1 if number % 2 == 0 else -1]:
+                turns[name].append(turn(fits[name]))
+    row: Row = {"load": round(os.getloadavg()[1], 1)}
+    for name, measured in turns.items():
+        for clock in CLOCKS:
+            values = [found[clock] for found in measured]
+            # A cycle is 16 agent steps of 4 frames, and an update.
+            row[f"{name}_{clock}_ms"] = round(64 * statistics.median(values), 2)
+            ratios = [before[clock] / value for before, value in zip(turns["earlier"], values, strict=True)]
+            row[f"{name}_{clock}_speed"] = round(statistics.median(ratios), 3)
+        row[f"{name}_frames_per_second"] = round(1000 / statistics.median(found["wall"] for found in measured))
+    return row
+
+
+def table(rows: list[Row]) -> str:
+    """Return a line for each arm, as Markdown."""
+    lines = ["| arm | frames/s | wall, ms | all threads | main thread | speed | by main thread |", "|---|" + "---|" * 6]
+    for row in rows:
+        for name in ("earlier", "same", "quickstart"):
+            times = " | ".join(f"{row[f'{name}_{clock}_ms']:.1f}" for clock in CLOCKS)
+            speeds = f"{row[f'{name}_wall_speed']:.2f} | {row[f'{name}_main_speed']:.2f}"
+            lines.append(f"| {name} | {row[f'{name}_frames_per_second']} | {times} | {speeds} |")
+    return "\n".join(lines) + "\n"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the other checkout and the lengths of warm-up and turns."""
+    parser.add_argument("earlier", type=Path, help="checkout of the earlier version")
+    parser.add_argument("--updates", type=int, default=25, help="updates of a turn")
+    parser.add_argument("--warm-up", type=int, default=60, help="updates before the first turn")
+
+
+BENCHMARK = Benchmark(
+    description=__doc__,
+    cells=cells,
+    measure=measure,
+    table=table,
+    add_arguments=add_arguments,
+    shared={"rounds": 20},
+)
