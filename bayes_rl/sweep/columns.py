@@ -12,8 +12,7 @@ SCORES = ("val/return_counted", "val/return_mean")
 def write_columns(sweep: Sweep) -> None:
     """Write which options the page shows: those of the space.
 
-    The runs of the fits hold all of their options. TensorBoard takes the columns that are nearest to the directory
-    that it reads.
+    The runs of the fits hold all of their options, and leave the columns to the sweep.
     """
     from torch.utils.tensorboard import SummaryWriter
 

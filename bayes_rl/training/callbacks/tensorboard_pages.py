@@ -62,7 +62,8 @@ class TensorBoardPages(Callback):
         if self.options:
             tasks = data.curriculum.names if data.num_tasks > 1 else []
             tags = [f"val/{task}/return_mean" for task in tasks] or ["val/return_mean"]
-            logger.add_summary(columns(self.options, self.chosen, tags), 0)
+            if not _is_of_a_sweep(config.parent.absolute()):
+                logger.add_summary(columns(self.options, self.chosen, tags), 0)
             logger.add_summary(row(self.options), 0)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -80,6 +81,12 @@ class TensorBoardPages(Callback):
     def _write_layout(self, logger: TensorBoardLog, trainer: pl.Trainer) -> None:
         logger.add_summary(as_summary(make_layout(trainer.callback_metrics.keys())), 0)
         self.has_layout = True
+
+
+def _is_of_a_sweep(run: Path) -> bool:
+    """Return whether a run lies in a sweep that has its own columns, of which TensorBoard would not take both."""
+    sweep = run.parents[3] if len(run.parents) > 3 else run  # SWEEP/trials/TRIAL/SEED/RUN
+    return (sweep / "sweep.json").is_file() and any(sweep.glob("events.out.tfevents.*"))
 
 
 def _loggers(trainer: pl.Trainer) -> list[TensorBoardLog]:

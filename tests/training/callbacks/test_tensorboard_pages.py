@@ -107,6 +107,17 @@ def test_options_configuration_and_pictures_are_shown(monkeypatch: pytest.Monkey
     assert "test/uncertainty" in found.Tags()["images"]
 
 
+def test_a_fit_of_a_sweep_leaves_the_columns_to_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Path("sweeps/lr/trials/0/seed_100")
+    place.mkdir(parents=True)
+    for name in ("sweep.json", "events.out.tfevents.0"):
+        Path("sweeps/lr", name).touch()
+    run(monkeypatch, "fit", *SHORTEST, f"--trainer.default_root_dir={place.parent}", f"--name={place.name}")
+    tags = events(f"{place}/version_0").Tags()["tensors"]
+    assert metadata.SESSION_START_INFO_TAG in tags
+    assert metadata.EXPERIMENT_TAG not in tags
+
+
 def test_a_resumed_run_has_one_layout_and_one_row_of_options(monkeypatch: pytest.MonkeyPatch) -> None:
     run(monkeypatch, "fit", *SHORTEST, "--trainer.log_every_n_steps=5", "--trainer.max_epochs=1")
     before = options_of(events("runs/game/version_0"))
