@@ -74,8 +74,9 @@ class _Encoder(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_features: Tensor) -> Any:
-        features, ctx.features = ctx.features, None
-        found = torch.autograd.grad(features, ctx.parameters, grad_features, allow_unused=True)
+        ctx.gradients.clear()  # of a backward pass that failed
+        # The graph inside stays until this one goes, because a caller may retain this one.
+        found = torch.autograd.grad(ctx.features, ctx.parameters, grad_features, retain_graph=True, allow_unused=True)
         gradients = dict(zip(map(id, ctx.parameters), found, strict=True))
         # The newest work first, because this thread does what the other one has not begun.
         for keys, work in reversed(ctx.gradients):

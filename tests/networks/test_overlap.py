@@ -73,6 +73,14 @@ def test_a_layer_used_twice_has_the_sum_of_both_gradients(monkeypatch: pytest.Mo
         torch.testing.assert_close(one, other)
 
 
+def test_a_retained_graph_has_a_second_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SIDE_THREAD, "_cores", 2)
+    encoder = make("nature")
+    features, parameters = evaluate(encoder, torch.rand(2, *SHAPE), "mean"), list(encoder.parameters())
+    first, second = (torch.autograd.grad(features.sum(), parameters, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
 def test_fixed_layers_have_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = make("nature")
     for parameter in encoder.layers[0].parameters():  # type: ignore[index, union-attr]
