@@ -1,9 +1,9 @@
 """Lesson: kill a run, resume the run to the same bits, and export its agent."""
 
 # %% [markdown]
-# A run that was killed continues as if nothing had happened: on a CPU the resumed run has the same bits as a run that
-# was never stopped. This lesson shows it with the command line, and then exports the agent. The lesson is a Python
-# program that types commands; in a terminal type them without the program.
+# A run that was killed can continue. On a CPU the resumed run has the same bits as a run that was never stopped. This
+# lesson shows it by the command line, and then exports the agent. The lesson is a Python program that types commands;
+# in a terminal type them without the program.
 
 # %%
 import os
