@@ -581,7 +581,7 @@ class VariationalActorCritic(LowOverheadModule):
 
     @property
     def leaves_out_networks(self) -> bool:
-        """True if an update can leave parameters without a gradient: those of a pair, or of another task."""
+        """True if an update can leave parameters without a gradient (those of a pair, or of another task)."""
         return self.objective.update_pairs == "random" or len(self.scores) > 1
 
     @property
