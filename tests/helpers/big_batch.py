@@ -79,19 +79,28 @@ def trained(agent: str, double: bool) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
-def trained_with_a_fault() -> dict[str, Any]:
-    """Train on batches of which one has a reward that is not finite, on the last rank alone."""
+def trained_with_faults() -> dict[str, Any]:
+    """Train on batches of which one has a reward, and one a loss with finite gradients, that is not finite.
+
+    Both faults come to the last rank alone.
+    """
     torch.manual_seed(0)
-    module, batches = make_module(), make_batches()[:6]
+    module, batches = make_module(), make_batches()[:8]
     if own_rank() == num_ranks() - 1:
         batches[2].transition.reward[3] = float("nan")
+        record = module.guard.record_loss
+
+        def recorded(loss: Tensor, parts: dict[str, Tensor]) -> None:
+            record(loss * float("inf") if module.global_step == 5 else loss, parts)
+
+        module.guard.record_loss = recorded  # type: ignore[method-assign]
     fit(module, batches, strategy=RankStrategy(), devices=num_ranks())
     state = {name: value.detach().clone() for name, value in module.twin.state_dict().items()}
     return {"skipped": module.guard.skipped, "state": state}
 
 
 def train_all(agents: list[str]) -> tuple[dict[tuple[str, bool], dict[str, Tensor]], dict[str, Any]]:
-    """Train every agent in both precisions, and one with a fault, in a group of processes."""
+    """Train every agent in both precisions, and one with faults, in a group of processes."""
     torch.distributed.init_process_group("gloo")
     whole = {(agent, double): trained(agent, double) for agent in agents for double in (True, False)}
-    return whole, trained_with_a_fault()
+    return whole, trained_with_faults()
