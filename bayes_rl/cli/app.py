@@ -563,7 +563,8 @@ def errors_as_lines() -> Iterator[None]:
         print(f"bayes-rl: error: {error}", file=sys.stderr)
         sys.exit(1)
     except (ConfigError, ArgumentError) as error:
-        if started_rank() > 0 and num_ranks() == 1:  # rank 0 fails by the same error, and prints it
+        if started_rank() > 0 and num_ranks() == 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+            # All ranks that torchrun has started read the same words: rank 0 prints the error.
             sys.exit(2)
         print(f"bayes-rl: error: {error_line(error)}", file=sys.stderr)
         sys.exit(2)

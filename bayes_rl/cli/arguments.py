@@ -162,7 +162,8 @@ def bundled_configs() -> dict[str, Path]:
 def with_bundled_configs(words: list[str]) -> list[str]:
     """Return the command line with `--config NAME` replaced by the path of the bundled configuration `NAME`.
 
-    Files come first: a value that is a path, or has a suffix, stays.
+    Files come first: a value that is a file, or has a suffix, stays. A folder is no configuration: the current folder
+    may hold the runs of this name.
 
     Raises:
         ConfigError: if a name is neither a file nor a bundled configuration.
@@ -170,7 +171,7 @@ def with_bundled_configs(words: list[str]) -> list[str]:
     found, after_option = [], False
     for word in words:
         option, name = re.fullmatch(r"(--config=|-c=?|)(.*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
-        if (option or after_option) and re.fullmatch(r"\w[\w-]*", name) and not Path(name).exists():
+        if (option or after_option) and re.fullmatch(r"\w[\w-]*", name) and not Path(name).is_file():
             bundled = bundled_configs()
             if name not in bundled:
                 problem = f"is neither a file nor a bundled configuration{did_you_mean(name, bundled)}"

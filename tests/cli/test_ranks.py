@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from bayes_rl.cli.arguments import with_bundled_configs
 from bayes_rl.errors import ConfigError
 from bayes_rl.training.checkpoint_io import (
     AtomicCheckpointIO,
@@ -222,3 +223,10 @@ def test_ranks_that_torchrun_has_started_must_be_asked_for(
     line = error_of(monkeypatch, capsys, "fit", *SHORTEST, "--trainer.accelerator=cpu")
     assert "--trainer.devices: 'auto' is not what torchrun has started, 2 processes" in line
     assert "nearest: --trainer.devices 2 --trainer.num_nodes 1" in line
+
+
+def test_a_folder_of_runs_is_no_configuration() -> None:
+    """Rank 0 makes the folder of a run before the other ranks read the words."""
+    Path("minatar").mkdir()
+    (word,) = with_bundled_configs(["--config=minatar"])
+    assert word.endswith("configs/minatar.yaml")
