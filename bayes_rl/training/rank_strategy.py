@@ -42,6 +42,12 @@ class RankStrategy(DDPStrategy):
         options: of Lightning's strategy.
     """
 
+    def setup_distributed(self) -> None:
+        """Begin the exchange between ranks, of GPU tensors by NCCL and of counters on the processors by Gloo."""
+        if self.root_device.type == "cuda" and self._process_group_backend is None:
+            self._process_group_backend = "cpu:gloo,cuda:nccl"
+        super().setup_distributed()
+
     def configure_ddp(self) -> None:
         """Wrap the agent, with the options of DDP that it needs."""
         leaves_out = getattr(self.lightning_module, "leaves_out_networks", True)

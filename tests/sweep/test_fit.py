@@ -42,8 +42,11 @@ def made(directory: Path) -> Fit:
 
 
 def kill_when(fit: Fit, path: Path) -> None:
-    """Run a fit in a process of its own, and kill the process once a file exists."""
-    process = multiprocessing.get_context("fork").Process(target=fit.complete, args=(run_verb,))
+    """Run a fit in a process of its own, and kill the process once a file exists.
+
+    The process is not forked, because a fork of a process with threads can hang or crash.
+    """
+    process = multiprocessing.get_context("spawn").Process(target=fit.complete, args=(run_verb,))
     process.start()
     while not path.exists():
         assert process.is_alive()
@@ -67,10 +70,10 @@ def assert_equal(fit: Fit, other: Fit) -> None:
     assert fit.test_scores()["test/return_counted"] > 0
 
 
-@pytest.fixture
-def calm(tmp_path: Path) -> Fit:
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Fit:
     """A fit that nothing disturbed."""
-    fit = made(tmp_path / "calm")
+    fit = made(tmp_path_factory.mktemp("calm"))
     fit.complete(run_verb)
     return fit
 
@@ -84,6 +87,7 @@ def test_a_killed_fit_goes_on_from_its_last_checkpoint(tmp_path: Path, calm: Fit
     assert_equal(fit, calm)
 
 
+@pytest.mark.slow
 def test_a_fit_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path: Path, calm: Fit) -> None:
     fit = made(tmp_path)
     kill_when(fit, fit.run / "replay")

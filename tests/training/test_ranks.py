@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 
+from bayes_rl.training.rank_strategy import RankStrategy
 from tests.helpers.agents import equal
 from tests.helpers.big_batch import AGENTS, train_all, trained
 from tests.helpers.rank_process import call_on_ranks
@@ -40,3 +42,15 @@ def test_all_ranks_skip_what_one_of_them_must_skip(of_two_ranks: Results) -> Non
     assert first["skipped"] == second["skipped"] == 2
     assert equal(first["state"], second["state"])
     assert all(value.isfinite().all() for value in first["state"].values())
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cuda", "cpu:gloo,cuda:nccl"), ("cpu", None)])
+def test_ranks_on_gpus_exchange_tensors_of_the_processors_too(
+    device: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counters are on the processor, and NCCL exchanges tensors of GPUs alone."""
+    monkeypatch.setattr(RankStrategy, "root_device", torch.device(device))
+    monkeypatch.setattr(DDPStrategy, "setup_distributed", lambda self: None)
+    strategy = RankStrategy()
+    strategy.setup_distributed()
+    assert strategy.process_group_backend == expected
