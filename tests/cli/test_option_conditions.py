@@ -177,6 +177,7 @@ def test_every_option_of_a_bundled_configuration_acts(
 ) -> None:
     small = ["--data.replay.capacity=2000", "--data.replay.min_size=100", "--data.replay.batch_size=8"]
     small += ["--data.num_envs=2", "--data.replay.device=cpu", "--model.network.hidden_dim=8"]
+    small += ["--model.compile=none"]
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, "fit", f"--config={config}", *small)
     assert stop.value.code == 0
