@@ -23,7 +23,10 @@ Gradients = list[tuple[tuple[int, ...], "Work[tuple[Tensor, ...]]"]]
 
 
 class _ThisThread(threading.local):
-    """Of the forward pass that runs in this thread: the list for its backward pass, or None to use torch's own."""
+    """List of each thread, to which a forward pass adds work for its backward pass.
+
+    None means that torch's own backward pass is used.
+    """
 
     gradients: Gradients | None = None
 
@@ -74,8 +77,8 @@ class _Encoder(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_features: Tensor) -> Any:
-        ctx.gradients.clear()  # of a backward pass that failed
-        # The graph inside stays until this one goes, because a caller may retain this one.
+        ctx.gradients.clear()  # a backward pass that failed may have left work
+        # The inner graph is retained, because the caller may retain the outer graph and run its backward pass again.
         found = torch.autograd.grad(ctx.features, ctx.parameters, grad_features, retain_graph=True, allow_unused=True)
         gradients = dict(zip(map(id, ctx.parameters), found, strict=True))
         # The newest work first, because this thread does what the other one has not begun.
@@ -87,15 +90,26 @@ class _Encoder(torch.autograd.Function):
         return None, None, None, *gradients.values()
 
 
+def _both_learn(layer: nn.Conv2d | nn.Linear) -> bool:
+    """Return whether weights and biases both have gradients, which one piece of work computes."""
+    return layer.weight.requires_grad and layer.bias is not None and layer.bias.requires_grad
+
+
 class Convolution(nn.Conv2d):
     """Convolution whose weights' gradient may be computed by the second thread."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution of `x` `[B, C, H, W]`."""
-        if _THREAD.gradients is None or self.bias is None or not self.weight.requires_grad:
+        if _THREAD.gradients is None or not _both_learn(self) or not self._is_plain:
             return super().forward(x)
         y: Tensor = _Convolution.apply(x, self.weight, self.bias, self.stride, self.padding, _THREAD.gradients)
         return y
+
+    @property
+    def _is_plain(self) -> bool:
+        """True if `_Convolution` has all options of the layer."""
+        numbers = self.dilation, self.groups
+        return numbers == ((1, 1), 1) and self.padding_mode == "zeros" and not isinstance(self.padding, str)
 
 
 class _Convolution(torch.autograd.Function):
@@ -130,7 +144,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs for `x` `[B, in_features]`."""
-        if _THREAD.gradients is None or self.bias is None or not self.weight.requires_grad or x.ndim != 2:
+        if _THREAD.gradients is None or not _both_learn(self) or x.ndim != 2:
             return super().forward(x)
         y: Tensor = _Linear.apply(x, self.weight, self.bias, _THREAD.gradients)
         return y

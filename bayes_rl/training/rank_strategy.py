@@ -77,7 +77,10 @@ class RankStrategy(DDPStrategy):
                 self.checkpoint_io.save_checkpoint(checkpoint, filepath, {"ranks": files})
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Return the checkpoint, with the state of this rank if as many ranks wrote it and training goes on."""
+        """Return the checkpoint.
+
+        If training goes on with as many ranks as wrote the checkpoint, the state of this rank is added.
+        """
         checkpoint: dict[str, Any] = super().load_checkpoint(checkpoint_path, weights_only)
         trainer: Any = self.lightning_module.trainer  # type: ignore[union-attr]
         data = checkpoint.get(self._data_key, {})

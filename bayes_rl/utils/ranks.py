@@ -1,7 +1,7 @@
 """Ranks: the processes of one run, and what they exchange beside gradients. One process alone exchanges nothing.
 
-A run of several processes is a run of torch's process group, which Lightning makes. Every rank must call a function
-here, in the same order.
+A run of several processes is a run of torch's process group, which Lightning makes. All ranks must call the functions
+that exchange something in the same order.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class OwnNoise:
     """Random numbers of one rank alone, beside those that all ranks draw alike from the default generator.
 
     The default generator of every rank has the same state. From it come the numbers that belong to the whole batch: the
-    pair that an update trains, the draws of all weights. The noise of the outputs belongs to a transition, so that each
-    rank draws it from a state of its own.
+    actor-critic pair that an update trains, the draws of all weights. The noise of the outputs belongs to a transition,
+    so that each rank draws it from a state of its own.
 
     Args:
         seed: of this rank's numbers.

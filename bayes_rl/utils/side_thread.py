@@ -36,8 +36,8 @@ class Work(Generic[T]):
         self._function: Callable[[], T] | None = function
         self._grad, self._flush = torch.is_grad_enabled(), _is_flushing()
         self._autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-        self._begun, self._running = threading.Lock(), threading.Lock()
-        self._running.acquire()
+        self._begun, self._unfinished = threading.Lock(), threading.Lock()
+        self._unfinished.acquire()  # until the result exists, so that `result` waits
         self._result: Any = None
         self._error: BaseException | None = None
 
@@ -55,7 +55,7 @@ class Work(Generic[T]):
         except BaseException as error:
             self._error = error
         finally:
-            self._running.release()
+            self._unfinished.release()
 
     def _in_modes(self, function: Callable[[], T]) -> T:
         was_flushing = _is_flushing()
@@ -69,7 +69,7 @@ class Work(Generic[T]):
     def result(self) -> T:
         """Return what the function returned, or raise its error; call the function if nobody has begun to."""
         self.run()
-        with self._running:
+        with self._unfinished:
             pass
         if self._error is not None:
             raise self._error
@@ -85,8 +85,8 @@ def _is_flushing() -> bool:
 class SideThread:
     """Thread that does work in the order in which it was given.
 
-    The thread starts with the first work. It does nothing where it would have no core: if torch's threads, twice as
-    many, are more than the cores.
+    The thread starts with the first work. The thread gets no work if twice the number of torch's threads exceeds the
+    number of cores.
     """
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class SideThread:
 
 
 def _do_all(queue: SimpleQueue[Work[Any]], num_threads: int) -> None:
-    torch.set_num_threads(num_threads)  # OpenMP keeps the number for each thread that starts others
+    torch.set_num_threads(num_threads)  # OpenMP stores the number for each calling thread
     while True:
         queue.get().run()
 
@@ -131,7 +131,7 @@ def begin(function: Callable[[], T], beside: bool) -> Callable[[], T]:
 
     Args:
         function: see `Work`.
-        beside: whether the second thread calls it; otherwise it is called now.
+        beside: True offers the call to the second thread; False calls the function now.
     """
     if beside:
         return SIDE_THREAD.begin(function).result

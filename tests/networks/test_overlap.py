@@ -120,3 +120,46 @@ def test_layers_are_those_of_torch_for_everybody_else() -> None:
     x, features = torch.rand(2, 2, 5, 5), torch.rand(3, 4)
     assert torch.equal(convolution(x), nn.functional.conv2d(x, convolution.weight, convolution.bias))
     assert torch.equal(linear(features), nn.functional.linear(features, linear.weight, linear.bias))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Convolution(4, 6, 3, dilation=2),
+        Convolution(4, 6, 3, groups=2),
+        Convolution(4, 6, 3, padding=1, padding_mode="circular"),
+        Convolution(4, 6, 3, padding="same"),
+        Convolution(4, 6, 3, bias=False),
+    ],
+    ids=["dilation", "groups", "circular", "same", "no bias"],
+)
+def test_options_that_the_second_thread_does_not_know_have_the_gradients_of_one_thread(
+    layer: Convolution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_equal_with_a_second_thread(layer, monkeypatch)
+
+
+def test_a_frozen_bias_stays_without_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Convolution(4, 6, 3)
+    assert layer.bias is not None
+    layer.bias.requires_grad_(False)
+    assert_equal_with_a_second_thread(layer, monkeypatch)
+    assert layer.bias.grad is None
+
+
+def assert_equal_with_a_second_thread(layer: Convolution, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor, weight_mode: str) -> Tensor:
+            features: Tensor = self.layer(x).flatten(1)
+            return features
+
+    encoder, x = Encoder(), torch.rand(2, 4, 12, 12)
+    alone = gradients(monkeypatch, encoder, x, 1)
+    beside = gradients(monkeypatch, encoder, x, 2)
+    for one, other in zip(alone, beside, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other)  # type: ignore[arg-type]
