@@ -480,6 +480,7 @@ class VariationalActorCritic(LowOverheadModule):
         self.scores[task].update(played, numbers, games.estimate_every, self._data.gamma)
         if games.novel is not None:
             self.scores[task].test_novelty(games.novel, played, estimate)
+            self.scores[task].test_features(played, lambda states: self.twin.activity(states.to(self.device), task))
 
     test_step = validation_step  # on other seeds
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from bayes_rl.evaluation.novel_states import KINDS, NovelStates
 from bayes_rl.metrics.atari_scores import NEGATIVE_REWARDS, human_normalised_score
 from bayes_rl.metrics.calibration import ReturnCalibration, ReturnFit, fit_returns, realised_returns
 from bayes_rl.metrics.error_ranking import ErrorRanking
+from bayes_rl.metrics.features import dormant_share, effective_rank
 from bayes_rl.metrics.novelty import NoveltyAUROC
 from bayes_rl.metrics.returns import EpisodeReturns
 from bayes_rl.metrics.uncertainty import PolicyUncertainty
@@ -86,6 +87,15 @@ def in_order_of_games(of_ranks: Sequence[Sequence[T]]) -> list[T]:
     return [part for parts in itertools.zip_longest(*of_ranks) for part in parts if part is not None]
 
 
+def _samples(played: Sequence[Game]) -> list[tuple[int, float, list[Tensor]]]:
+    """Return seed, score and sampled states of the games of all ranks, in the order of the games."""
+    of_rank = [
+        (g.seed, g.score, [state for _, state in sorted(g.sample.observations.items())] if g.sample else [])
+        for g in played
+    ]
+    return in_order_of_games(gather_from_ranks(of_rank))
+
+
 class GameMetrics(nn.Module):
     """Metrics of the games of one task.
 
@@ -108,6 +118,7 @@ class GameMetrics(nn.Module):
         self.evidence: Evidence | None = None
         self.register_buffer("return_fit", torch.full((3,), float("nan")))
         self._residuals: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._features: dict[str, Tensor] = {}
 
     def update(self, played: Sequence[Game], numbers: Sequence[int], every: int, gamma: float) -> None:
         """Add finished games.
@@ -159,9 +170,8 @@ class GameMetrics(nn.Module):
         """
         if not novel.kinds:
             return
-        samples = ((game.seed, game.score, game.sample.observations if game.sample else {}) for game in played)
-        games = in_order_of_games(gather_from_ranks(list(samples)))
-        states = [state for _, _, kept in games for _, state in sorted(kept.items())]
+        games = _samples(played)
+        states = [state for _, _, kept in games for state in kept]
         if not states:
             return
         rng = np.random.default_rng(seed_sequence(Domain.NOVEL_STATES, games[0][0]))
@@ -173,6 +183,18 @@ class GameMetrics(nn.Module):
             parts = [estimator(part) for part in share.split(STATES_AT_ONCE) if len(part)]
             std = torch.cat([torch.empty(0), *(greedy_std(part.q_mean, part.q_std) for part in parts)])
             self.novelty.update(kind, std.to(self.return_fit.device))
+
+    def test_features(self, played: Sequence[Game], activity: Callable[[Tensor], tuple[list[Tensor], Tensor]]) -> None:
+        """Measure dormant units and the effective rank of the features, on sampled states of all ranks' games.
+
+        Args:
+            played: finished games, with samples of their states.
+            activity: of observations `[M, *observation_shape]`; see `TwinActorCritic.activity`.
+        """
+        states = [state for _, _, kept in _samples(played) for state in kept]
+        if states:
+            activities, features = activity(torch.stack(states))
+            self._features = {"dormant_share": dormant_share(activities), "effective_rank": effective_rank(features)}
 
     def finish(self, game: str, fit: bool) -> dict[str, Tensor]:
         """Return all metrics of all ranks' games since the last call, and reset them.
@@ -205,6 +227,8 @@ class GameMetrics(nn.Module):
         if fit and residuals:
             mean, epistemic, realised, games = (torch.cat(part) for part in zip(*residuals, strict=True))
             self.return_fit.copy_(torch.tensor(fit_returns(mean, epistemic, realised, games)))
+        scores |= {key: self._features.get(key, torch.tensor(torch.nan)) for key in ("dormant_share", "effective_rank")}
+        self._features = {}
         scores |= {f"fitted_{key}": self.return_fit[i].clone() for i, key in enumerate(ReturnFit._fields)}
         self._residuals.clear()
         with torch.inference_mode(False):  # a later `fit` could not write to tensors of inference mode

@@ -295,6 +295,38 @@ class TwinActorCritic(nn.Module):
         trunk = self.trunks[0 if self.shared_trunk else pair]
         return apply(self.heads_of(pair, task)[0], trunk(prepared, "mean"), "mean")
 
+    @torch.no_grad()
+    def activity(self, observation: Tensor, task: int = 0) -> tuple[list[Tensor], Tensor]:
+        """Return how active the units of critic 0's trunk are, by mean weights.
+
+        Args:
+            observation: `[B, *observation_shape]`.
+            task: number of the task that the observations come from.
+
+        Returns:
+            The mean absolute output of every unit of each rectifier, a list of `[units]`; and the features, `[B, F]`.
+            With a mixture of D members there are D x B rows of features.
+        """
+        self.set_task(task)
+        draws = self.posterior.mean_draws(observation.device)
+        mode: WeightMode = "mean" if draws is None else draws
+        x = self.prepare(observation if draws is None else observation[None], mode)
+        trunk = self.trunks[0 if self.shared_trunk else 2]
+        activities: list[Tensor] = []
+
+        def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            units = 1 + output.ndim % 2  # axis: `[B, units]`, `[B, units, H, W]`, or an axis of draws before them
+            activities.append(output.float().abs().movedim(units, 0).flatten(1).mean(1))
+
+        rectifiers = [module for module in trunk.modules() if isinstance(module, nn.ReLU | nn.LeakyReLU)]
+        hooks = [module.register_forward_hook(note) for module in rectifiers]
+        try:
+            features = apply(trunk, x, mode)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return activities, features.float().flatten(0, -2)
+
     def prepare(self, observation: Tensor, weight_mode: WeightMode = "mean") -> Tensor:
         """Convert observations `[B, ...]` for the encoders: pixels scaled to [0, 1], channels last in memory.
 
