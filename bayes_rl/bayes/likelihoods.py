@@ -56,6 +56,10 @@ NOISE_STD_RANGE = (1e-3, 1e3)
 """Bounds of a learned standard deviation, in units of the return."""
 
 
+NOISE_GRADIENT = 0.01
+"""Factor of the gradient of a noise that shares the features of the value."""
+
+
 class Likelihood(nn.Module, ABC):
     """Interface of likelihoods: one predictive distribution of the return for each action.
 
@@ -287,6 +291,10 @@ class ReturnGaussianLikelihood(Likelihood):
         The gradient by q is that of noise 1. The exact gradient is divided by s^2, so that states of little noise,
         which are states of small values, would outweigh all others (Stirn et al. 2023, arXiv:2212.09184).
 
+        The gradient by s is multiplied by `NOISE_GRADIENT`. The features learn from both gradients. That by the
+        logarithm of s, 1 - (y - q)^2 / s^2, is of order one whatever the units of the return, and would hide the
+        gradient by q, a TD error of a tenth. The steps of Adam for the weights of s do not depend on the factor.
+
         Args:
             raw: `[..., 2]`.
             target: TD targets `[...]`.
@@ -301,7 +309,9 @@ class ReturnGaussianLikelihood(Likelihood):
             squares = (realised - q.detach()).square()
             second_moment = torch.where(squares.isnan(), second_moment, squares)
         nll = 0.5 * second_moment * (-2 * log_std).exp() + (log_std + 0.5 * math.log(2 * math.pi))
-        return nll + 0.5 * (squared_error - squared_error.detach())  # zero, with the gradient by q
+        # Each difference is zero, and has the gradient by s or by q.
+        of_noise, of_value = nll - nll.detach(), 0.5 * (squared_error - squared_error.detach())
+        return nll.detach() + NOISE_GRADIENT * of_noise + of_value
 
     def fisher_score(self, raw: Tensor, u: Tensor) -> Tensor:
         """Return q / s, whose squared derivative by q is the Fisher information of q."""
