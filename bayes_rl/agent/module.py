@@ -165,6 +165,7 @@ class VariationalActorCritic(LowOverheadModule):
             task_conditioning,
             network.activation,
             self.consolidation.method_class.posterior_becomes_prior,
+            network.width,
         )
         twin = TwinSettings(network, tuple(observation_shape), num_actions, layers, pixel_scale)
         # The metrics come first, and the networks before the consolidator: the order of the state dict.

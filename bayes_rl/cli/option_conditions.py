@@ -14,6 +14,7 @@ from bayes_rl.continual.base import METHODS
 from bayes_rl.continual.settings import ConsolidationSettings
 from bayes_rl.envs.kinds import KINDS, find_kind
 from bayes_rl.errors import ConfigError
+from bayes_rl.networks.encoders import ENCODERS
 from bayes_rl.networks.layer_factory import PLAIN
 
 HAS_NO_EFFECT = "has no effect; it acts {}"
@@ -181,6 +182,11 @@ def conditions() -> list[Condition]:
             in_group("model.network", "random_features", "length_scale"),
             has_process,
             "with --model.network.bayesian gaussian_process",
+        ),
+        Condition(
+            ("model.network.width",),
+            lambda o: ENCODERS[o.model.network.encoder].needs_images,
+            "with an encoder of images: nature, impala, minatar or pseudo_resnet",
         ),
         Condition(in_group("model.posterior", *of_layers), is_bayesian, layers),
         *read_by_family("model.posterior", POSTERIORS, "family", "size", "num_draws"),

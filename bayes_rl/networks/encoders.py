@@ -111,11 +111,12 @@ class PseudoResNet(Encoder):
 
     def __init__(self, shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> None:
         super().__init__()
+        a, b, c = (layers.channels(count) for count in (64, 256, 1024))
         self.block1 = nn.Sequential(
-            layers.conv(shape[0], 64, 8, 2), nn.GroupNorm(1, 64), layers.rectifier(), nn.MaxPool2d(2)
+            layers.conv(shape[0], a, 8, 2), nn.GroupNorm(1, a), layers.rectifier(), nn.MaxPool2d(2)
         )
-        self.block2 = nn.Sequential(layers.conv(64, 256, 3), nn.GroupNorm(1, 256))
-        self.block3 = nn.Sequential(layers.conv(256, 1024, 3), nn.GroupNorm(1, 1024), nn.MaxPool2d(4))
+        self.block2 = nn.Sequential(layers.conv(a, b, 3), nn.GroupNorm(1, b))
+        self.block3 = nn.Sequential(layers.conv(b, c, 3), nn.GroupNorm(1, c), nn.MaxPool2d(4))
         self.pool = nn.MaxPool2d(4)
         early = nn.Sequential(self.block1, self.block2)
         skip_size = _flat_size(nn.Sequential(early, self.pool), shape, "pseudo_resnet")
@@ -137,12 +138,13 @@ class PseudoResNet(Encoder):
 @register_encoder("nature", mostly_products=True)
 def nature(shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> Encoder:
     """Return the three convolutions of Mnih et al. (2015), with a LayerNorm after the projection."""
+    first, second = layers.channels(32), layers.channels(64)
     stack = nn.Sequential(
-        layers.conv(shape[0], 32, 8, 4),
+        layers.conv(shape[0], first, 8, 4),
         layers.rectifier(),
-        layers.conv(32, 64, 4, 2),
+        layers.conv(first, second, 4, 2),
         layers.rectifier(),
-        layers.conv(64, 64, 3),
+        layers.conv(second, second, 3),
         layers.rectifier(),
     )
     return PlainEncoder(stack, _flat_size(stack, shape, "nature"), hidden_dim, layers)
@@ -168,10 +170,10 @@ def impala(shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> Enc
     """Return the residual network of IMPALA (Espeholt et al. 2018): 16, 32, 32 channels, two blocks each."""
     stack: list[nn.Module] = []
     channels = shape[0]
-    for width in (16, 32, 32):
-        stack += [layers.conv(channels, width, 3, padding=1), nn.MaxPool2d(3, 2, 1)]
-        stack += [ResidualBlock(width, layers), ResidualBlock(width, layers)]
-        channels = width
+    for count in map(layers.channels, (16, 32, 32)):
+        stack += [layers.conv(channels, count, 3, padding=1), nn.MaxPool2d(3, 2, 1)]
+        stack += [ResidualBlock(count, layers), ResidualBlock(count, layers)]
+        channels = count
     whole = nn.Sequential(*stack, layers.rectifier())
     return PlainEncoder(whole, _flat_size(whole, shape, "impala"), hidden_dim, layers)
 
@@ -179,7 +181,7 @@ def impala(shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> Enc
 @register_encoder("minatar")
 def minatar(shape: tuple[int, ...], hidden_dim: int, layers: LayerFactory) -> Encoder:
     """Return one 3x3 convolution with 16 channels, as in the MinAtar paper (Young and Tian 2019)."""
-    stack = nn.Sequential(layers.conv(shape[0], 16, 3), layers.rectifier())
+    stack = nn.Sequential(layers.conv(shape[0], layers.channels(16), 3), layers.rectifier())
     return PlainEncoder(stack, _flat_size(stack, shape, "minatar"), hidden_dim, layers)
 
 

@@ -108,6 +108,7 @@ class LayerFactory:
         activation: `relu`, or `leaky_relu`, whose inactive units still have a derivative. With `relu`, the Fisher
             information of the weights into an inactive unit is 0, so that EWC lets a later task activate the unit.
         sequential: whether each Bayesian weight has its own Gaussian prior, for variational continual learning.
+        width: multiple of the numbers of channels of the encoder's convolutions, > 0.
     """
 
     settings: PosteriorSettings
@@ -117,6 +118,7 @@ class LayerFactory:
     conditioning: str = "none"
     activation: str = "relu"
     sequential: bool = False
+    width: float = 1.0
 
     def __post_init__(self) -> None:
         check_choice("model.network.bayesian", self.bayesian, BAYESIAN)
@@ -126,6 +128,10 @@ class LayerFactory:
     def family(self) -> PosteriorFamily:
         """Posterior family of the layers; without Bayesian layers the mean field, whose draws have no index."""
         return MeanField(self.settings) if self.bayesian in PLAIN else make_family(self.settings, self.sequential)
+
+    def channels(self, count: int) -> int:
+        """Return `width` times a number of channels, rounded, at least 1."""
+        return max(1, round(self.width * count))
 
     def rectifier(self, inplace: bool = True) -> nn.Module:
         """Return the nonlinearity.

@@ -37,7 +37,10 @@ class PriorFunction(nn.Module):
         super().__init__()
         settings, family = layers.settings, layers.family
         self.encoder = build_encoder(
-            encoder, observation_shape, hidden_dim, LayerFactory(settings, "none", layers.categories)
+            encoder,
+            observation_shape,
+            hidden_dim,
+            LayerFactory(settings, "none", layers.categories, width=layers.width),
         )
         self.values = nn.Linear(self.encoder.out_features, num_actions * family.index_size, bias=False)
         # The second moment of a feature is 1 before the encoder's last ReLU and 1 / 2 after it.

@@ -16,6 +16,8 @@ class NetworkSettings:
         encoder: pseudo_resnet (the original's), nature, impala, minatar (10 x 10 planes) or mlp (vectors). Or an
             encoder registered by the user.
         hidden_dim: features of the encoder's projection.
+        width: multiple of the numbers of channels of the encoder's convolutions, > 0. Half of `nature`'s channels take
+            0.4 times the arithmetic.
         shared_trunk: whether both actors and both critics share one encoder, which is trained by the critics. If false,
             each of the four has its own encoder.
         activation: of the encoder: relu, or leaky_relu, whose inactive units have a Fisher information.
@@ -36,9 +38,12 @@ class NetworkSettings:
     prior_function_scale: float = 0.0
     random_features: int = 256
     length_scale: float = 1.0
+    width: float = 1.0
 
     def __post_init__(self) -> None:
         key, value = "model.network.random_features", self.random_features
         check(value >= 1, key, value, "must be at least 1")
         key, length = "model.network.length_scale", self.length_scale
         check(0 < length < math.inf, key, length, "must be positive and finite")
+        key, width = "model.network.width", self.width
+        check(0 < width < math.inf, key, width, "must be positive and finite")

@@ -56,6 +56,7 @@ IDLE: dict[str, tuple[list[str], str]] = {
     "model.objective.kl_temperature=0.5": (PLAIN, "--model.network.bayesian heads, trunk or all"),
     "model.network.random_features=64": ([], "--model.network.bayesian gaussian_process"),
     "model.network.length_scale=2": ([], "--model.network.bayesian gaussian_process"),
+    "model.network.width=0.5": ([], "an encoder of images: nature, impala, minatar or pseudo_resnet"),
     "model.objective.tau=0.5": (
         ["--model.objective.target=other", "--model.network.shared_trunk=false"],
         "--model.objective.target ema",

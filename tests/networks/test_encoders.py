@@ -375,3 +375,18 @@ def test_the_activation_is_that_of_every_layer_and_changes_no_parameter(name: st
         if isinstance(module, nn.LeakyReLU):
             module.negative_slope = 0.0
     torch.testing.assert_close(leaky(x), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [("nature", [16, 32, 32]), ("minatar", [8]), ("pseudo_resnet", [32, 128, 512]), ("impala", [8] * 5 + [16] * 10)],
+)
+def test_half_the_width_has_half_the_channels(name: str, channels: list[int]) -> None:
+    encoder = build_encoder(name, SHAPES[name], HIDDEN, LayerFactory(PosteriorSettings(), "none", width=0.5))
+    found = [module.out_channels for module in encoder.modules() if isinstance(module, nn.Conv2d)]
+    assert found == channels
+    assert encoder(torch.randn(BATCH, *SHAPES[name])).shape == (BATCH, encoder.out_features)
+
+
+def test_a_layer_has_at_least_one_channel() -> None:
+    assert LayerFactory(PosteriorSettings(), width=1e-6).channels(64) == 1

@@ -30,6 +30,7 @@ NEW_IN_MODEL = {
     *(
         "network.random_features",
         "network.length_scale",
+        "network.width",
         "consolidation.fisher_newest",
     ),
 }
