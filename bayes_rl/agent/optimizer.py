@@ -109,7 +109,8 @@ def scheduled_share(settings: OptimizerSettings, frames: int) -> float:
     warm_up = min(1.0, frames / settings.warmup_frames) if settings.warmup_frames else 1.0
     if settings.schedule == "constant":
         return warm_up
-    progress = min(1.0, max(0, frames - settings.warmup_frames) / settings.decay_frames)
+    falling = max(0, frames - settings.warmup_frames - settings.hold_frames)
+    progress = min(1.0, falling / settings.decay_frames)
     fall = progress if settings.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * progress))
     return warm_up * (1 + fall * (settings.final_share - 1))
 

@@ -79,7 +79,8 @@ class OptimizerSettings:
         critic_lr: step size of the critics and of a shared trunk, > 0.
         schedule: of all step sizes: `constant`, or falling to `final_share` in `decay_frames`, `linear` or `cosine`.
         warmup_frames: environment frames of learning in which all step sizes rise linearly from 0, >= 0.
-        decay_frames: environment frames of learning after the warm-up in which all step sizes fall, >= 0; `linear`
+        hold_frames: environment frames of learning after the warm-up in which no step size falls yet, >= 0.
+        decay_frames: environment frames of learning after `hold_frames` in which all step sizes fall, >= 0; `linear`
             and `cosine` need them.
         final_share: share of the step sizes that is left after the decay, in [0, 1].
         adam_eps: offset of the denominator of `adam`, >= 0.
@@ -102,13 +103,14 @@ class OptimizerSettings:
     decay_frames: int = 0
     final_share: float = 0.0
     precision_rate: float = 1e-3
+    hold_frames: int = 0
 
     def __post_init__(self) -> None:
         check_choice("model.optimizer.family", self.family, ("adam", "ivon"))
         rate = self.precision_rate
         check(0 < rate <= 1, "model.optimizer.precision_rate", rate, "must be above 0 and at most 1")
         check_choice("model.optimizer.schedule", self.schedule, SCHEDULES)
-        for key in ("warmup_frames", "decay_frames"):
+        for key in ("warmup_frames", "hold_frames", "decay_frames"):
             check(getattr(self, key) >= 0, f"model.optimizer.{key}", getattr(self, key), "must be zero or more frames")
         check(0 <= self.final_share <= 1, "model.optimizer.final_share", self.final_share, "must lie within 0 and 1")
         falls = self.schedule == "constant" or self.decay_frames > 0

@@ -200,7 +200,7 @@ def conditions() -> list[Condition]:
         ),
         Condition(("model.optimizer.precision_rate",), is_natural, "with --model.optimizer.family ivon"),
         Condition(
-            in_group("model.optimizer", "decay_frames", "final_share"),
+            in_group("model.optimizer", "hold_frames", "decay_frames", "final_share"),
             lambda o: o.model.optimizer.schedule != "constant",
             "with --model.optimizer.schedule linear or cosine",
         ),

@@ -21,6 +21,8 @@ CASES = [
     ({"schedule": "linear", "decay_frames": 100, "final_share": 0.2}, 10**6, 0.2),
     ({"schedule": "linear", "decay_frames": 100, "warmup_frames": 40}, 20, 0.5),
     ({"schedule": "linear", "decay_frames": 100, "warmup_frames": 40}, 90, 0.5),
+    ({"schedule": "linear", "decay_frames": 100, "warmup_frames": 40, "hold_frames": 60}, 100, 1.0),
+    ({"schedule": "linear", "decay_frames": 100, "warmup_frames": 40, "hold_frames": 60}, 150, 0.5),
     ({"schedule": "cosine", "decay_frames": 100}, 50, 0.5),
     ({"schedule": "cosine", "decay_frames": 100}, 25, 0.5 * (1 + math.cos(math.pi / 4))),
     ({"schedule": "cosine", "decay_frames": 100, "final_share": 0.1}, 100, 0.1),
@@ -40,9 +42,9 @@ def test_both_step_sizes_follow_the_schedule() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.3, 0.6, 0.6])
 
 
-@pytest.mark.parametrize("key", ["warmup_frames", "decay_frames", "final_share", "schedule"])
+@pytest.mark.parametrize("key", ["warmup_frames", "hold_frames", "decay_frames", "final_share", "schedule"])
 def test_a_schedule_that_cannot_work_is_refused(key: str) -> None:
-    value = {"warmup_frames": -1, "decay_frames": -1, "final_share": 1.5, "schedule": "cosine"}[key]
+    value = {"warmup_frames": -1, "hold_frames": -1, "decay_frames": -1, "final_share": 1.5, "schedule": "cosine"}[key]
     with pytest.raises(ConfigError) as raised:
         OptimizerSettings(**{key: value})  # type: ignore[arg-type]
     assert raised.value.key == f"model.optimizer.{key}"

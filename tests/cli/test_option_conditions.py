@@ -74,6 +74,7 @@ IDLE: dict[str, tuple[list[str], str]] = {
     "model.optimizer.adam_eps=1e-3": ([*PLAIN, "--model.optimizer.family=ivon"], "--model.optimizer.family adam"),
     "model.optimizer.weight_decay=0.1": ([*PLAIN, "--model.optimizer.family=ivon"], "--model.optimizer.family adam"),
     "model.optimizer.precision_rate=0.1": ([], "--model.optimizer.family ivon"),
+    "model.optimizer.hold_frames=9": ([], "--model.optimizer.schedule linear or cosine"),
     "model.optimizer.decay_frames=9": ([], "--model.optimizer.schedule linear or cosine"),
     "model.optimizer.final_share=0.5": ([], "--model.optimizer.schedule linear or cosine"),
     "trainer.gradient_clip_algorithm=value": (

@@ -24,7 +24,7 @@ from bayes_rl.utils.version_0_1 import (
 )
 
 CLASSES: dict[str, type[Any]] = {"model": VariationalActorCritic, "data": ReplayDataModule}
-OPTIMIZER = ("family", "precision_rate", "schedule", "warmup_frames", "decay_frames", "final_share")
+OPTIMIZER = ("family", "precision_rate", "schedule", "warmup_frames", "hold_frames", "decay_frames", "final_share")
 NEW_IN_MODEL = {
     *(f"optimizer.{name}" for name in OPTIMIZER),
     *(
