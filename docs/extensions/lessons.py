@@ -63,7 +63,7 @@ def notebook(program: str, title: str = "", address: Callable[[str], str] = str,
     Args:
         program: text of the program.
         title: text of the first cell; "" for none.
-        address: function from the target of a link in the program to its target in the notebook.
+        address: function from the target of a link in the program to its target in the notebook; "" for no link.
         folder: of the program; images have paths relative to the folder, and become parts of the notebook.
     """
     title_cell = [Cell("markdown", title)] if title else []
@@ -91,17 +91,24 @@ def _link(link: re.Match[str], address: Callable[[str], str], folder: Path, imag
     if "://" in target or target.startswith("#"):
         return link[0]
     if not link["image"]:
-        return f"[{link['text']}]({address(target)})"
+        leads_to = address(target)
+        return f"[{link['text']}]({leads_to})" if leads_to else link["text"]
     path = (folder / target).resolve()
     images[path.name] = {f"image/{path.suffix[1:]}": base64.b64encode(path.read_bytes()).decode()}
     return f"![{link['text']}](attachment:{path.name})"
 
 
 def built_address(app: Sphinx, page: str, target: str) -> str:
-    """Return where a link of a page leads in the built site, as a path relative to the page."""
+    """Return where a link of a page leads in the built site, as a path relative to the page.
+
+    The site holds a file of `docs` that is no page and no program as a download, at a place that Sphinx chooses. A link
+    to such a file leads nowhere: "".
+    """
     name, _, anchor = target.partition("#")
     path = (Path(app.srcdir, page).parent / name).resolve()
     docs = Path(app.srcdir).resolve()
+    if path.is_relative_to(docs) and path.suffix not in (".md", ".py", ""):
+        return ""
     if path.suffix == ".md" and path.is_relative_to(docs):
         built = path.relative_to(docs).with_suffix("").as_posix()
     else:
