@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -216,10 +217,33 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
     assert broken_links(tmp_path) == ["a.html: b.html#away", "a.html: c.png"]
 
 
+def broken_notebook_links(site: Path) -> list[str]:
+    """Return the links of notebooks in a built site that lead to no file of the site, each with its notebook."""
+    broken = []
+    for notebook in sorted(site.rglob("*.ipynb")):
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        for link in re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", text):
+            parts = urlsplit(link)
+            if not parts.scheme and not (notebook.parent / parts.path).resolve().is_file():
+                broken.append(f"{notebook.relative_to(site)}: {link}")
+    return broken
+
+
+def test_a_broken_link_of_a_notebook_is_found(tmp_path: Path) -> None:
+    source = ["[1](a.html#there) [2](b.html) ![3](attachment:c.png)\n", "[4\n", "5](https://d)"]
+    cells = [{"cell_type": "markdown", "source": source}, {"cell_type": "code", "source": ["x[0](y)"]}]
+    (tmp_path / "lesson.ipynb").write_text(json.dumps({"cells": cells}))
+    (tmp_path / "a.html").write_text("")
+    assert broken_notebook_links(tmp_path) == ["lesson.ipynb: b.html"]
+
+
 @pytest.mark.slow
 def test_the_site_has_no_broken_link(tmp_path: Path) -> None:
     done = build(DOCS, tmp_path)
     assert done.returncode == 0, done.stderr
     assert broken_links(tmp_path) == []
+    assert len([*tmp_path.rglob("*.ipynb")]) == len([*(DOCS / "tutorials").glob("*.py")])
+    assert broken_notebook_links(tmp_path) == []
     inventory = (tmp_path / "objects.inv").read_bytes()
     assert inventory.startswith(b"# Sphinx inventory")

@@ -100,14 +100,15 @@ print(f"minutes between 19 and 21 degrees, of 100: {scores['test/return_mean']:.
 # %% [markdown]
 # ## What has the agent learned?
 #
-# The table has the action and the values of a cold and of a warm room. At a discount of 0.95 a minute, no value exceeds
-# 1 / (1 - 0.95) = 20.
+# The table has the action of a cold and of a warm room, and Q of both actions with its standard deviation. At a discount
+# of 0.95 a minute no return exceeds 1 / (1 - 0.95) = 20.
 
 # %%
 rooms = torch.tensor([[-0.8, -1.0], [0.8, -1.0]])  # 12 and 28 degrees, with 10 outside
 estimate = agent.estimate_values(rooms)
 for name, action, values, stds in zip(("cold", "warm"), agent.act(rooms), estimate.q_mean, estimate.q_std, strict=True):
-    print(f"{name}: heater {('off', 'on')[action]}, Q {values.tolist()}, standard deviations {stds.tolist()}")
+    pairs = ", ".join(f"{mean:.2f} +- {std:.2f}" for mean, std in zip(values, stds, strict=True))
+    print(f"{name}: heater {('off', 'on')[action]}; Q of off and on {pairs}")
 
 # %% [markdown]
 # ## On the command line

@@ -61,8 +61,10 @@ class Solved(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print episodes and return."""
+        if trainer.sanity_checking:
+            return
         score = float(trainer.callback_metrics["val/return_mean"])
-        print(f"  after {pl_module.frames // SIZE:4d} episodes: return of the greedy game {score:.2f}")
+        print(f"  after {pl_module.frames // SIZE} episodes: return of the greedy game {score:.3f}")
         trainer.should_stop = score > 0.9
 
 
