@@ -100,8 +100,8 @@ print(f"minutes between 19 and 21 degrees, of 100: {scores['test/return_mean']:.
 # %% [markdown]
 # ## What has the agent learned?
 #
-# The table has the action of a cold and of a warm room, and Q of both actions with its standard deviation. At a discount
-# of 0.95 a minute no return exceeds 1 / (1 - 0.95) = 20.
+# The table has the action of a cold and of a warm room, and Q of both actions with its standard deviation. At a
+# discount of 0.95 a minute no return exceeds 1 / (1 - 0.95) = 20.
 
 # %%
 rooms = torch.tensor([[-0.8, -1.0], [0.8, -1.0]])  # 12 and 28 degrees, with 10 outside

@@ -23,8 +23,8 @@ TASKS = ["CartPole-v1", "Acrobot-v1"]
 # CartPole's last two numbers are 0, and its third action does what its first one does. The network does not know which
 # game it plays (`task_conditioning` is `none`).
 #
-# Every validation plays all games, also those to come. Scores are raw: between 0 and 500 in CartPole, between -500 and
-# 0 in Acrobot.
+# Every validation plays all games, also those to come. Scores are raw: at most 200 in CartPole, between -200 and 0 in
+# Acrobot, because a game ends after 200 steps here.
 
 
 # %%
@@ -40,7 +40,7 @@ class Scores(pl.Callback):
             print(f"  after {TASKS[epoch // EPOCHS - 1]}: {words}")
 
 
-for method in ("none", "online_ewc"):
+for method, strength in (("none", None), ("online_ewc", 0.01)):
     print(f"consolidation {method}")
     pl.seed_everything(1, verbose=False)
     data = ReplayDataModule(
@@ -49,7 +49,7 @@ for method in ("none", "online_ewc"):
         frame_stack=1,
         frames_per_epoch=1000,
         curriculum={"frames_per_task": 1000 * EPOCHS},
-        rules={"frame_skip": 1, "sticky_actions": 0},
+        rules={"frame_skip": 1, "sticky_actions": 0, "max_episode_frames": 200},
         replay={"capacity": 20_000, "min_size": 500, "life_loss": "none"},
         epsilon={"end": 0.02, "decay_frames": 5000},
         evaluation={"games": 5, "idle_frames": 0},
@@ -58,7 +58,7 @@ for method in ("none", "online_ewc"):
     agent = VariationalActorCritic(
         network={"encoder": "mlp", "hidden_dim": 64, "activation": "leaky_relu"},
         objective={"tau": 0.01, "policy_temperature": 0.1},
-        consolidation={"method": method, "ewc_lambda": 0.01 if method == "online_ewc" else None},
+        consolidation={"method": method, "ewc_lambda": strength, "fisher_samples": 500},
         **data.agent_arguments(),
     )
     trainer = pl.Trainer(
