@@ -35,8 +35,8 @@ RANKS = "--trainer.accelerator cpu --trainer.devices 2"
 bayes_rl(f"fit --config cartpole --name two --trainer.max_epochs {EPOCHS} {RANKS} {SMALL}")
 
 # %% [markdown]
-# Small networks do not gain by two processes: an update of CartPole takes about a millisecond, and each update waits
-# for both. Processes pay where an update is long. A run is resumed with as many processes as it had:
+# A small network gains little by two processes, because each update waits for both. Processes pay where an update takes
+# long. A run is resumed with as many processes as it had:
 #
 # ```bash
 # bayes-rl fit --ckpt_path last --name two
