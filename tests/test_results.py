@@ -1,0 +1,71 @@
+"""Committed results: seeds that chose settings are never reported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
+FIRST_OF_SEARCH = 100
+"""Settings are chosen on seeds from this one on; smaller seeds are reported."""
+
+
+def seeds(value: Any) -> Iterator[int]:
+    """Yield the seeds of all rows of a file."""
+    if isinstance(value, list):
+        for part in value:
+            yield from seeds(part)
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            if key == "seed" and isinstance(part, int):
+                yield part
+            elif key == "seeds" and isinstance(part, list):
+                yield from (seed for seed in part if isinstance(seed, int))
+            else:
+                yield from seeds(part)
+
+
+def mixes(found: set[int]) -> bool:
+    """Return whether seeds that chose settings stand beside seeds that are reported."""
+    return any(seed >= FIRST_OF_SEARCH for seed in found) and any(seed < FIRST_OF_SEARCH for seed in found)
+
+
+def test_mixed_seeds_are_found() -> None:
+    assert mixes(set(seeds({"rows": [{"seed": 1, "curve": [{"score": 3}]}, {"seed": 100}]})))
+    assert not mixes(set(seeds({"rows": [{"seed": 1}, {"seed": 5}], "seeds": "1 to 5"})))
+
+
+@pytest.mark.parametrize(
+    "folder",
+    sorted({path.parent for path in RESULTS.rglob("*.json")}),
+    ids=lambda folder: folder.relative_to(RESULTS.parent).as_posix(),
+)
+def test_no_table_mixes_seeds_that_chose_with_reported_seeds(folder: Path) -> None:
+    """The rows of a table are one file, or the files of one folder."""
+    found = {path: set(seeds(json.loads(path.read_text(encoding="utf-8")))) for path in folder.glob("*.json")}
+    assert [path.name for path, of_file in found.items() if mixes(of_file)] == []
+    if folder != RESULTS:  # where each file is a table of its own
+        assert not mixes(set().union(*found.values()))
+
+
+def test_settings_of_the_quickstart_were_chosen_on_seeds_of_the_search() -> None:
+    stored = json.loads((RESULTS / "quickstart_search.json").read_text(encoding="utf-8"))
+    assert min(seeds(stored["rows"])) >= FIRST_OF_SEARCH
+
+
+def test_the_page_of_the_search_has_the_numbers_of_its_file() -> None:
+    stored = json.loads((RESULTS / "quickstart_search.json").read_text(encoding="utf-8"))
+    page = (RESULTS / "quickstart_search.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if line.startswith("| ")][1:]
+    assert len(lines) == len(stored["rows"])
+    for line, row in zip(lines, stored["rows"], strict=True):
+        _, arm, factor, validations, test, training, frames, minutes, _ = (cell.strip() for cell in line.split("|"))
+        assert (arm, float(factor)) == (row["arm"], row["noise_gradient"])
+        assert [float(score) for score in validations.split(",")] == list(row["val_return_mean"].values())
+        assert (None if test == "-" else float(test)) == row["test_return_mean"]
+        assert (float(training), float(minutes)) == (row["train_return_mean"], row["minutes"])
+        assert float(frames.removesuffix(" M")) == pytest.approx(row["frames"] / 1e6, abs=0.005)
