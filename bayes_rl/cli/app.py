@@ -104,6 +104,10 @@ class BayesCLI(LightningCLI):
     datamodule: ReplayDataModule
     _saved: SavedRun | None = None  # of the checkpoint
 
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Return the verbs of `parser_kwargs`, each with the arguments of the trainer's method that are no options."""
+        return {verb: skipped for verb, skipped in LightningCLI.subcommands().items() if verb in self.parser_kwargs}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of a run, and the defaults of the trainer."""
         parser.add_argument("--name", type=str, default="", help="Name of the run, a directory below runs/.")
@@ -537,6 +541,10 @@ def run(args: ArgsType = None, cls: type[BayesCLI] = BayesCLI) -> BayesCLI:
     silence_warnings()
     share_cores()
     accept_exponents()
+    words = sys.argv[1:] if args is None else args
+    typed = words[:1] if isinstance(words, list) else []
+    # Collecting the options of a verb takes a part of a second, so the parser learns those of the typed verb only.
+    verbs = [verb for verb in TRAINER_VERBS if verb in typed] or TRAINER_VERBS
     with STOP.listening():
         return cls(
             VariationalActorCritic,
@@ -545,7 +553,7 @@ def run(args: ArgsType = None, cls: type[BayesCLI] = BayesCLI) -> BayesCLI:
             seed_everything_default=1,
             save_config_callback=_SaveConfig,
             auto_configure_optimizers=False,
-            parser_kwargs={**EXACT, "fit": EXACT, "validate": EXACT, "test": EXACT, "predict": EXACT},
+            parser_kwargs={**EXACT, **dict.fromkeys(verbs, EXACT)},
         )
 
 

@@ -60,7 +60,7 @@ class Option(NamedTuple):
 @cache
 def options() -> list[Option]:
     """Return the options of all verbs that train or play, in the order of the parser."""
-    parser: Any = capture_parser(lambda: run(["fit"]))
+    parser: Any = capture_parser(lambda: run([]))  # without a verb the parser has the options of all
     found: dict[str, Option] = {}
     verbs: dict[str, list[str]] = defaultdict(list)
     for verb in TRAINER_VERBS:
