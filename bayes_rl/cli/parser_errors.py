@@ -6,6 +6,8 @@ import inspect
 import os
 import re
 import sys
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from pytorch_lightning import Trainer
@@ -90,7 +92,7 @@ def _union_line(key: str, subtypes: str, errors: str, value: str) -> str:
     return f"--{key}: {value!r} is no {' or '.join(dict.fromkeys(kinds))}"
 
 
-def format_parser_error(error: Exception, known: list[str]) -> str:
+def format_parser_error(error: Exception, known: Sequence[str]) -> str:
     """Return an error of the parser as one line, with the nearest valid name for an unknown one."""
     text = " ".join(str(error).split())
     text = text.replace("Problems parsing config:", f"--config: {_config_names()} is no YAML mapping of options:")
@@ -114,7 +116,8 @@ def format_parser_error(error: Exception, known: list[str]) -> str:
     return text + (f"; nearest: {renamed!r}" if renamed else did_you_mean(name, known))
 
 
-def option_names() -> list[str]:
+@cache
+def option_names() -> tuple[str, ...]:
     """Return the names of all options of `fit`, as `data.env`."""
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(Trainer, "trainer")
@@ -122,4 +125,4 @@ def option_names() -> list[str]:
     parser.add_lightning_class_args(ReplayDataModule, "data")
     names = [name for action in parser._actions for name in action.option_strings]
     of_run = ("config", "import_modules", "ckpt_path", "name", "allow_overrides", "on_full_disk", "seed_everything")
-    return [name.removeprefix("--") for name in (*names, *of_run)]
+    return tuple(name.removeprefix("--") for name in (*names, *of_run))
