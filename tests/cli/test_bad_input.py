@@ -19,13 +19,14 @@ import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pytorch_lightning import Trainer
-from pytorch_lightning.cli import LightningCLI
 
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.cli import app as cli
 from bayes_rl.cli.parser_errors import option_names
 from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.types import AGENT_ARGUMENTS
+
+pytestmark = pytest.mark.usefixtures("shared_parser")
 
 NAN, INF, HUGE = float("nan"), float("inf"), 10**30
 SMALL = [
@@ -452,27 +453,6 @@ EXAMPLES |= {"paths": 15, "combinations": 20, "strays": 10}
 
 
 # -------------------------------------------------------------------------------------------------- what must happen
-@pytest.fixture(autouse=True, scope="module")
-def _one_parser() -> Iterator[None]:
-    """Make the parser once, and the list of options: that takes longer than all that is asked of them."""
-    build, made = LightningCLI.setup_parser, {}
-
-    def setup_parser(self: LightningCLI, *args: Any) -> None:
-        if not made:
-            build(self, *args)
-            made.update(vars(self))
-        for name in ("parser", "_subcommand_parsers", "_subcommand_method_arguments"):
-            setattr(self, name, made[name])
-        self._add_instantiators = lambda: None  # type: ignore[method-assign]
-
-    names = option_names()
-    with (
-        mock.patch.object(LightningCLI, "setup_parser", setup_parser),
-        mock.patch("bayes_rl.cli.app.option_names", return_value=names),
-    ):
-        yield
-
-
 class Begun(BaseException):
     """Training was reached."""
 

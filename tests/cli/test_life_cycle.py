@@ -404,6 +404,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
+@pytest.mark.usefixtures("shared_parser")
 def test_bad_input_is_one_line(case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, words = BAD[case]
     line = error_of(monkeypatch, capsys, "fit", *arguments)
@@ -437,6 +438,7 @@ def test_an_unknown_key_in_a_configuration_is_one_line(
 
 
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+@pytest.mark.usefixtures("shared_parser")
 def test_games_without_an_agent_are_refused(
     verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

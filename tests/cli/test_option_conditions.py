@@ -10,6 +10,8 @@ from pytorch_lightning import Trainer
 from bayes_rl.cli.option_conditions import VERBS, conditions
 from tests.helpers.command_line import ROOT, error_of, run
 
+pytestmark = pytest.mark.usefixtures("shared_parser")
+
 CARTPOLE = [
     f"--config={ROOT / 'tests/configs/cartpole.yaml'}",
     "--data.replay.capacity=2000",
