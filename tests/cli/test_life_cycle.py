@@ -262,11 +262,12 @@ def test_every_line_of_a_configuration_says_why(config: Path) -> None:
         assert re.fullmatch(r"#.*|(?:  )?\w+:|seed_everything: \d+|(?:  ){1,2}\w+: \S.* # .+", line), line
 
 
-def test_every_option_has_a_sentence() -> None:
+def test_every_option_has_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Between an option's name and its type stand at least two words, except where the parser adds its own."""
-    done = subprocess.run([sys.executable, str(ROOT / "cli.py"), "fit", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0
-    text = " ".join(done.stdout.split())
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, "fit", "--help")
+    assert not stop.value.code
+    text = " ".join(capsys.readouterr().out.split())
     options = [n for n in option_names() if n.startswith(("data.", "model.")) and not n.endswith(".help")]
     linked = ["data.seed"]
     for name in [n for n in options if n not in linked]:
