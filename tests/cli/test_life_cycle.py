@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -26,11 +29,41 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 QUICK_CONFIGS = "quickstart", "cartpole", "minatar", "minatar_ivon", "deep_sea", "minigrid", "continual", "seed"
 
 
+class Fit(NamedTuple):
+    """A finished `bayes-rl fit`: its objects, what it printed, and the folder that it ran in."""
+
+    program: cli.BayesCLI
+    printed: str
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def tiny_fit(tmp_path_factory: pytest.TempPathFactory) -> Fit:
+    """The fit of `TINY`, which tests read; a test that changes its files takes a copy."""
+    folder = tmp_path_factory.mktemp("tiny_fit")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.chdir(folder)
+        program = run(patch, "fit", *TINY)
+    return Fit(program, printed.getvalue(), folder)
+
+
+@pytest.fixture
+def copied(tiny_fit: Fit) -> Path:
+    """Directory of a copy of the run of `TINY`, in the folder of the test."""
+    shutil.copytree(tiny_fit.folder / "runs", "runs")
+    return Path("runs/cartpole/version_0")
+
+
+@pytest.fixture
+def trained(copied: Path) -> Path:
+    """Best checkpoint of a copy of the run of `TINY`."""
+    return copied / "checkpoints/best.ckpt"
+
+
 # ------------------------------------------------------------------------------------------------ a whole run
-def test_fit_writes_everything_it_names(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    run(monkeypatch, "fit", *TINY)
-    folder = Path("runs/cartpole/version_0")
-    printed = capsys.readouterr().out
+def test_fit_writes_everything_it_names(tiny_fit: Fit) -> None:
+    folder = tiny_fit.folder / "runs/cartpole/version_0"
+    printed = tiny_fit.printed
     for word in ("games", "mean", "median", "IQM", "min", "max", "checkpoint", "learning curve", "TensorBoard"):
         assert word in printed
     for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "learning_curve.png", "metrics.npy", "config.yaml"):
@@ -53,9 +86,8 @@ def test_every_logged_tag_is_documented_and_every_documented_tag_is_logged(monke
     assert logged == documented - of_other_games - {"epoch"}
 
 
-def test_the_axis_of_every_curve_is_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    done = run(monkeypatch, "fit", *TINY)
-    tags = curves(Path("runs/cartpole/version_0"))
+def test_the_axis_of_every_curve_is_frames(tiny_fit: Fit) -> None:
+    tags, done = curves(tiny_fit.folder / "runs/cartpole/version_0"), tiny_fit.program
     assert {tag for tag in tags if not tag.startswith("test/")} == logged_tags(done.model, done.datamodule) - {"step"}
     assert [step for step, _ in tags["val/return_mean"]] == [912, 1712]
     assert max(step for step, _ in tags["train/nll"]) > 1600
@@ -170,9 +202,8 @@ def test_ewc_of_pixels_under_mixed_precision(monkeypatch: pytest.MonkeyPatch) ->
     assert int(module.consolidator.ewc.consolidations) == 2
 
 
-def test_a_lost_replay_is_an_error_that_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    run(monkeypatch, "fit", *TINY)
-    for file in Path("runs/cartpole/version_0/replay/rank0").iterdir():
+def test_a_lost_replay_is_an_error_that_says_how_to_go_on(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in (copied / "replay/rank0").iterdir():
         file.unlink()
     more = ["--trainer.max_epochs=3", "--ckpt_path=last"]
     monkeypatch.setattr(sys, "argv", ["cli.py", "fit", *TINY, *more])
@@ -183,13 +214,6 @@ def test_a_lost_replay_is_an_error_that_says_how_to_go_on(monkeypatch: pytest.Mo
 
 
 # ------------------------------------------------------------------------------------- validate, test, predict
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
-    run(monkeypatch, "fit", *TINY)
-    capsys.readouterr()
-    return Path("runs/cartpole/version_0/checkpoints/best.ckpt")
-
-
 @pytest.mark.parametrize("verb", ["validate", "test"])
 def test_games_of_a_checkpoint(
     verb: str, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

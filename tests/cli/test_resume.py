@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -149,13 +151,24 @@ def test_the_walk_sees_every_kind_of_difference() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ what is typed
-@pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
-    """A folder with a run of one epoch."""
+@pytest.fixture(scope="module")
+def one_epoch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of one epoch, moved after the run: the paths that the run has seen lead nowhere."""
+    ran = tmp_path_factory.mktemp("one_epoch") / "ran"
     options = [*GAMES["cartpole"], *QUIET, *SMALL, "--name=game", "--trainer.max_epochs=1"]
-    run_in(tmp_path / "here", monkeypatch, "fit", *options, f"--trainer.default_root_dir={tmp_path / 'here/runs'}")
-    capsys.readouterr()
-    return tmp_path / "here"
+    with pytest.MonkeyPatch.context() as patch:
+        run_in(ran, patch, "fit", *options, f"--trainer.default_root_dir={ran / 'runs'}")
+    return ran.rename(ran.with_name("kept"))
+
+
+@pytest.fixture
+def small(one_epoch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, with a copy of a run of one epoch."""
+    here = tmp_path / "here"
+    shutil.copytree(one_epoch, here)
+    monkeypatch.chdir(here)
+    yield here
+    assert [path.name for path in one_epoch.parent.iterdir()] == ["kept"], "the test wrote where the run was"
 
 
 def test_what_differs_from_the_checkpoint_is_named_and_has_to_be_meant(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,32 +55,46 @@ def stop(monkeypatch: pytest.MonkeyPatch, number: int, *words: str) -> None:
         run(monkeypatch, *words)
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Function from options to the folder of their run without a stop, which is made once."""
+
+    @functools.cache
+    def folder_of(*options: str) -> Path:
+        folder = tmp_path_factory.mktemp("straight")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            run(patch, "fit", *options)
+        return folder
+
+    return folder_of
+
+
 @pytest.mark.parametrize("case", slow_but(CASES, "first validation", "within an epoch"))
 def test_a_run_stopped_in_a_validation_ends_like_a_run_without_a_stop(
-    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    case: str,
+    straight: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     options, number, updates = CASES[case]
-    for folder in ("stopped", "straight"):
-        (tmp_path / folder).mkdir()
-    monkeypatch.chdir(tmp_path / "stopped")
     stop(monkeypatch, number, "fit", *options)
     assert "go on with --ckpt_path last" in capsys.readouterr().out
     assert saved(LAST)["global_step"] == updates
     stop(monkeypatch, 0, "fit", "--ckpt_path=last")  # in the validation that the resumed run begins with
     assert saved(LAST)["global_step"] == updates
     run(monkeypatch, "fit", "--ckpt_path=last")
-    monkeypatch.chdir(tmp_path / "straight")
-    run(monkeypatch, "fit", *options)
-    assert compare(tmp_path / "stopped", tmp_path / "straight") == []
-    tables = [np.load(tmp_path / folder / "runs/cartpole/version_0/metrics.npy") for folder in ("stopped", "straight")]
+    without_stop = straight(*options)
+    assert compare(tmp_path, without_stop) == []
+    tables = [np.load(folder / "runs/cartpole/version_0/metrics.npy") for folder in (tmp_path, without_stop)]
     assert tables[0].tobytes() == tables[1].tobytes()  # a number may be none
 
 
-def test_a_stop_at_a_point_of_a_curve_keeps_the_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_at_a_point_of_a_curve_keeps_the_point(
+    straight: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Lightning logs the values of an update after the hook that saves and leaves."""
-    for folder in ("stopped", "straight"):
-        (tmp_path / folder).mkdir()
-    monkeypatch.chdir(tmp_path / "stopped")
 
     def signalled(module: VariationalActorCritic, *_: Any) -> None:
         if module.global_step == 19:  # within update 20, a multiple of `log_every_n_steps`
@@ -92,6 +108,4 @@ def test_a_stop_at_a_point_of_a_curve_keeps_the_point(tmp_path: Path, monkeypatc
     assert stopped.value.code == 143
     assert saved(LAST)["global_step"] == 20
     run(monkeypatch, "fit", "--ckpt_path=last")
-    monkeypatch.chdir(tmp_path / "straight")
-    run(monkeypatch, "fit", *SMALL)
-    assert compare(tmp_path / "stopped", tmp_path / "straight") == []
+    assert compare(tmp_path, straight(*SMALL)) == []
