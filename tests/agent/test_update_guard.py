@@ -98,10 +98,10 @@ def test_a_gradient_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "critics.1.weight_log_var"
     with monkeypatch.context() as patch:
         poison_gradient(patch, name, {5})
-        run(patch, *SHORT, "--name=poisoned")
+        run(patch, *SHORT, "--trainer.max_epochs=1", "--name=poisoned")
     with monkeypatch.context() as patch:
         leave_out(patch, {5})
-        run(patch, *SHORT, "--name=absent")
+        run(patch, *SHORT, "--trainer.max_epochs=1", "--name=absent")
     assert skipped("poisoned") == 1
     a, b = learned("poisoned"), learned("absent")
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -151,7 +151,7 @@ def test_five_in_a_row_stop_the_run_by_name_and_leave_the_checkpoint(
 
 def test_four_in_a_row_are_not_five(monkeypatch: pytest.MonkeyPatch) -> None:
     poison_batch(monkeypatch, {*range(10, 14), *range(15, 19)}, float("nan"))
-    run(monkeypatch, *SHORT)
+    run(monkeypatch, *SHORT, "--trainer.max_epochs=1")
     assert skipped("cartpole") == 8
 
 

@@ -26,6 +26,8 @@ from tests.helpers.command_line import ROOT, TINY, curves, error_of, run, weight
 from tests.helpers.slow_cases import slow_but
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+FEW_UPDATES = [*TINY, "--data.frames_per_epoch=160"]
+"""Options of a run of two epochs of 40 updates."""
 QUICK_CONFIGS = "quickstart", "cartpole", "minatar", "minatar_ivon", "deep_sea", "minigrid", "continual", "seed"
 
 
@@ -74,7 +76,8 @@ def test_fit_writes_everything_it_names(tiny_fit: Fit) -> None:
 
 
 def test_every_logged_tag_is_documented_and_every_documented_tag_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    run(monkeypatch, "fit", *TINY, "--model.consolidation.method=ewc", "--model.consolidation.consolidate_every=20")
+    ewc = ["--model.consolidation.method=ewc", "--model.consolidation.consolidate_every=20"]
+    run(monkeypatch, "fit", *FEW_UPDATES, *ewc, "--model.consolidation.fisher_samples=20")
     tags = set(curves(Path("runs/cartpole/version_0")))
     layers = {tag for tag in tags if tag.startswith("kl/")}
     assert layers == {f"kl/{head}.{pair}" for head in ("actors", "critics") for pair in (0, 1)}
@@ -146,7 +149,7 @@ def test_options_that_contradict_the_checkpoint_stop_and_harm_nothing(
 ) -> None:
     configuration = (ROOT / "tests/configs/cartpole.yaml").read_text()
     Path("mine.yaml").write_text(re.sub(r"\n  consolidation:\n    method:.*", "", configuration))
-    tiny = ["--config", "mine.yaml", *TINY[2:]]
+    tiny = ["--config", "mine.yaml", *FEW_UPDATES[2:]]
     run(monkeypatch, "fit", *tiny, "--model.consolidation.method=ewc", "--model.consolidation.ewc_lambda=0.5", EVERY)
     capsys.readouterr()
     for key, (asked, saved) in CONTRADICTIONS.items():
@@ -169,14 +172,14 @@ def test_an_agent_cannot_play_a_game_of_another_shape(
 def test_a_run_that_ends_without_a_validation_still_reports(
     option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(monkeypatch, "fit", *TINY, option)
+    run(monkeypatch, "fit", *FEW_UPDATES, option)
     assert "median" in capsys.readouterr().out
 
 
 def test_a_large_seed_and_no_logger_leave_nothing_outside_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    run(monkeypatch, "fit", *TINY, "--seed_everything=4294967295", "--trainer.logger=false")
+    run(monkeypatch, "fit", *FEW_UPDATES, "--seed_everything=4294967295", "--trainer.logger=false")
     assert [p.name for p in Path.cwd().iterdir()] == ["runs"]
-    run(monkeypatch, "fit", *TINY, "--trainer.logger=false", "--ckpt_path=last", "--trainer.max_epochs=3")
+    run(monkeypatch, "fit", *FEW_UPDATES, "--trainer.logger=false", "--ckpt_path=last", "--trainer.max_epochs=3")
 
 
 def test_ewc_of_pixels_under_mixed_precision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from tests.helpers.command_line import TINY, run, weights
 from tests.helpers.examples import example
 
 NAME = "scaled_mean_field"
-FAMILY = [f"--model.posterior.family={NAME}", "--data.num_envs=2"]
+FAMILY = [f"--model.posterior.family={NAME}", "--data.num_envs=2", "--data.frames_per_epoch=160"]
 
 
 @pytest.fixture(autouse=True)
