@@ -42,16 +42,15 @@ class UncertaintyPicture(Callback):
             return
         # Scores do not depend on the picture: a full disk must not lose them.
         with warn_of_failure("drawing the tests of uncertainty"):
-            from matplotlib.backends.backend_agg import FigureCanvasAgg  # drawing takes long to import
+            from PIL import Image
 
-            from bayes_rl.reporting.uncertainty_figure import draw_uncertainty
+            from bayes_rl.reporting.uncertainty_figure import draw_uncertainty  # drawing takes long to import
 
             title = f"{', '.join(found)}: uncertainty in the games of {verb}, after {agent.frames:,} frames"
-            figure = draw_uncertainty(found, title)
-            write_atomic(directory / PICTURE.format(verb), lambda file: figure.savefig(file, dpi=110, format="png"))
+            figure, path = draw_uncertainty(found, title), directory / PICTURE.format(verb)
+            write_atomic(path, lambda file: figure.savefig(file, dpi=110, format="png"))
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    canvas = FigureCanvasAgg(figure)
-                    canvas.draw()
-                    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+                    with Image.open(path) as picture:  # reading it is faster than drawing it again
+                        pixels = np.asarray(picture.convert("RGB"))
                     logger.experiment.add_image(f"{verb}/uncertainty", pixels, agent.frames, dataformats="HWC")
