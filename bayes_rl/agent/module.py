@@ -466,12 +466,15 @@ class VariationalActorCritic(LowOverheadModule):
         return {"train/frozen_share": self.consolidator.frozen_share(self.twin, self.trainer.optimizers[0])}
 
     # ------------------------------------------------------------------ whole games
-    def validation_step(self, games: Games, batch_idx: int) -> None:
+    def validation_step(self, games: Games, batch_idx: int) -> dict[str, list[Game]]:
         """Play the games greedily, by the mean weights, and test the estimated values and their uncertainty.
 
         Args:
             games: of one task.
             batch_idx: number of the task.
+
+        Returns:
+            The finished games under `games`, for callbacks.
         """
         task = games.task
         estimate = partial(self.estimate_values, task=task)
@@ -482,6 +485,7 @@ class VariationalActorCritic(LowOverheadModule):
         if games.novel is not None:
             self.scores[task].test_novelty(games.novel, played, estimate)
             self.scores[task].test_features(played, lambda states: self.twin.activity(states.to(self.device), task))
+        return {"games": played}
 
     test_step = validation_step  # on other seeds
 

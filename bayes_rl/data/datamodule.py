@@ -43,6 +43,9 @@ ESTIMATE_EVERY = 4
 SAMPLED_STATES = 512
 """States of the games of a validation by which uncertainty is tested."""
 
+RECORDED_SCREENS = 64
+"""Most screens of the first game of a validation that are kept for a picture."""
+
 
 def shares(total: int, count: int) -> list[int]:
     """Return `count` whole numbers with the sum `total` that differ by one at most, the larger ones first."""
@@ -419,6 +422,7 @@ class ReplayDataModule(pl.LightningDataModule):
             task=task,
             sampled_states=[] if shown else shares(SAMPLED_STATES, count)[rank::world_size],
             novel=None if shown else self.novel_states(task),
+            recorded_screens=RECORDED_SCREENS if stage == "validate" and rank == 0 else 0,
         )
 
     def novel_states(self, task: int = 0) -> NovelStates:

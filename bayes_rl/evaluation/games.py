@@ -14,6 +14,7 @@ from bayes_rl.envs.kinds import game_name, make_envs
 from bayes_rl.envs.monitored import MonitoredEnvs
 from bayes_rl.envs.observation_stack import ObservationStack
 from bayes_rl.evaluation.novel_states import NovelStates
+from bayes_rl.evaluation.screen_record import ScreenRecord
 from bayes_rl.evaluation.state_sample import StateSample
 from bayes_rl.metrics.atari_scores import most_if_stopped
 from bayes_rl.types import Policy, ValueEstimate, ValueEstimator
@@ -50,6 +51,7 @@ class Game:
         most_if_stopped: greatest score that counts if the game was stopped either way.
         points_lost: size of the sum of the raw negative rewards.
         sample: of the states with an estimate, by their index in `estimates`; None if none are kept.
+        record: screens of the game; None if none are kept.
         rewards: of every step, as the learner reads them (clipped, with the penalty of a lost life).
         discounts: of every step, 0 where the learner's return ends, else 1.
         estimates: of every `estimate_every`-th state, from the first.
@@ -69,6 +71,7 @@ class Game:
     most_if_stopped: float = math.inf
     points_lost: float = 0.0
     sample: StateSample | None = None
+    record: ScreenRecord | None = None
 
     @property
     def counted(self) -> float:
@@ -93,6 +96,7 @@ class Games:
         sampled_states: number of observations to keep of each game, of states with an estimate, at random; an empty
             list keeps none.
         novel: makes novel states, against which the uncertainty in the sampled states is tested; None tests nothing.
+        recorded_screens: most screens to keep of the first game; 0 keeps none.
     """
 
     def __init__(
@@ -108,8 +112,10 @@ class Games:
         task: int = 0,
         sampled_states: Sequence[int] = (),
         novel: NovelStates | None = None,
+        recorded_screens: int = 0,
     ) -> None:
         self.task, self.sampled_states, self.novel = task, sampled_states, novel
+        self.recorded_screens = recorded_screens
         self.settings, self.seeds, self.frame_stack, self.idle_frames = settings, seeds, frame_stack, idle_frames
         self.life_loss, self.reward_clip, self.estimate_every = life_loss, reward_clip, estimate_every
         self.parallel = min(parallel, len(seeds))
@@ -132,11 +138,7 @@ class Games:
             return []
         envs = MonitoredEnvs(make_envs(self.settings, self.parallel))
         stack = ObservationStack(self.parallel, self.frame_stack, envs.screen_shape, envs.screen_dtype)
-        most = most_if_stopped(game_name(self.settings.env))
-        games = [Game(seed, most_if_stopped=most) for seed in self.seeds]
-        if self.sampled_states:
-            for game, size in zip(games, self.sampled_states, strict=True):
-                game.sample = StateSample(size, game.seed)
+        games = self._new_games()
         waiting = list(range(len(games)))
         playing = np.full(self.parallel, -1)  # index into `games`, or -1
         rewarded_at = np.zeros(self.parallel, np.int64)
@@ -155,6 +157,7 @@ class Games:
             active = np.flatnonzero(playing >= 0)
             if not len(active):
                 break
+            self._record_screen(stack, games[0], playing)
             if estimator is not None:
                 self._estimate(estimator, stack, games, playing)
             actions = np.zeros(self.parallel, np.int64)  # 0 where no game is left: the policy is not asked there
@@ -170,6 +173,17 @@ class Games:
                 self._bootstrap(estimator, stack, games, playing, stopped)
             free = step.terminated | step.truncated | idle
         envs.close()
+        return games
+
+    def _new_games(self) -> list[Game]:
+        """Return the records of games that have not begun, in the order of `seeds`."""
+        most = most_if_stopped(game_name(self.settings.env))
+        games = [Game(seed, most_if_stopped=most) for seed in self.seeds]
+        if self.sampled_states:
+            for game, size in zip(games, self.sampled_states, strict=True):
+                game.sample = StateSample(size, game.seed)
+        if self.recorded_screens:
+            games[0].record = ScreenRecord(self.recorded_screens)
         return games
 
     def _record_step(
@@ -227,6 +241,12 @@ class Games:
                 game.estimates.append(ValueEstimate(*(part[row] for part in estimate)))
                 if game.sample is not None:
                     game.sample.add(observations[row])
+
+    def _record_screen(self, stack: ObservationStack, game: Game, playing: NDArray[np.int64]) -> None:
+        """Add the newest screen of the first game to its record, if the game has one and is played."""
+        if game.record is not None:
+            for slot in np.flatnonzero(playing == 0):
+                game.record.add(len(game.actions), stack.array[slot, -1])
 
     def _record(self, game: Game, step: Step, slot: int, action: int, life_lost: bool) -> None:
         reward, terminated = float(step.rewards[slot]), bool(step.terminated[slot])

@@ -1,18 +1,23 @@
-"""TensorBoard logger that leaves out points of curves while the disk is full."""
+"""TensorBoard logger that leaves out points of curves while the disk is full, and pictures beside the curves."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 from torch.utils.tensorboard import SummaryWriter
 
 from bayes_rl.training.checkpoint_io import FULL
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class TensorBoardLog(TensorBoardLogger):
@@ -82,6 +87,42 @@ class TensorBoardLog(TensorBoardLogger):
                 line = "no room on the disk for TensorBoard's curves: points are left out until there is room"
                 print(f"bayes-rl: warning: {line}", file=sys.stderr, flush=True)
             self._warned = True
+
+
+def picture_loggers(trainer: pl.Trainer) -> list[TensorBoardLogger]:
+    """Return the loggers that show pictures: those of TensorBoard in the first process, none in a quick trial."""
+    if getattr(trainer, "fast_dev_run", False) or not trainer.is_global_zero:
+        return []
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def add_picture(logger: TensorBoardLogger, tag: str, content: bytes, step: int) -> None:
+    """Write a picture for TensorBoard's page Images.
+
+    Args:
+        logger: of TensorBoard.
+        tag: of the picture.
+        content: of a PNG file, which is not encoded again.
+        step: horizontal position, in environment frames.
+    """
+    from PIL import Image
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    with Image.open(io.BytesIO(content)) as image:
+        width, height = image.size
+    encoded = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=content)
+    summary = Summary(value=[Summary.Value(tag=tag, image=encoded)])
+    if isinstance(logger, TensorBoardLog):
+        logger.add_summary(summary, step)
+    else:
+        logger.experiment._get_file_writer().add_summary(summary, step)
+
+
+def as_png(figure: Figure, dots_per_inch: int) -> bytes:
+    """Return a figure as the content of a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=dots_per_inch, format="png")
+    return content.getvalue()
 
 
 def _is_full(error: BaseException | None) -> bool:

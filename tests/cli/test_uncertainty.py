@@ -59,7 +59,7 @@ def test_test_games_and_validate_draw_a_picture(
     run(monkeypatch, "fit", *SHORTEST, *QUICK)
     assert str(folder / "uncertainty_test.png") in capsys.readouterr().out
     images = EventAccumulator(str(folder)).Reload().Tags()["images"]
-    assert {*images} == {"val/learning_curve", "test/uncertainty"}
+    assert {*images} == {"val/learning_curve", "val/game", "val/uncertainty", "test/uncertainty"}
     assert [path.name for path in folder.glob("uncertainty*")] == ["uncertainty_test.png"]
     run(monkeypatch, "validate", "--ckpt_path", str(folder / "checkpoints/last.ckpt"), "--data.evaluation.games=2")
     assert str(folder / "uncertainty_validate.png") in capsys.readouterr().out

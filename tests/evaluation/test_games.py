@@ -116,6 +116,21 @@ def test_values_are_estimated_for_every_so_many_th_state_of_the_games_and_nothin
 
 
 @pytest.mark.usefixtures("scripted")
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_screens_of_the_first_game_are_kept_and_change_no_game(parallel: int) -> None:
+    seeds = list(range(1, 9))
+    played = Games(SCRIPTED, seeds, 2, IDLE_FRAMES, parallel=parallel, recorded_screens=4).play(hashed(3))
+    first, *others = played
+    assert first.record is not None
+    screens = episode_of(first.seed, first.actions)[0].screens
+    assert [*first.record.screens] == [*range(0, len(first.actions), first.record.every)]
+    assert all(np.array_equal(image, screens[step]) for step, image in first.record.screens.items())
+    assert all(game.record is None for game in others)
+    without = Games(SCRIPTED, seeds, 2, IDLE_FRAMES, parallel=parallel).play(hashed(3))
+    assert [game.actions for game in without] == [game.actions for game in played]
+
+
+@pytest.mark.usefixtures("scripted")
 def test_states_are_kept_evenly_over_games_and_each_is_that_of_its_estimate() -> None:
     seeds = list(range(1, 9))
     games = Games(SCRIPTED, seeds, 2, IDLE_FRAMES, estimate_every=2, parallel=3, sampled_states=shares(21, len(seeds)))

@@ -13,7 +13,7 @@ import torch
 from bayes_rl.envs.base import EnvSettings
 from bayes_rl.envs.kinds import make_envs
 from bayes_rl.evaluation.games import Games
-from bayes_rl.evaluation.rendering import render_game
+from bayes_rl.evaluation.rendering import PLANE_COLOURS, render_game, screen_image
 from tests.helpers.playing import hashed
 
 INVADERS = EnvSettings("space_invaders", sticky_actions=0.25, max_episode_frames=1600)
@@ -61,6 +61,33 @@ def test_pictures_of_a_small_game_are_enlarged() -> None:
     envs.close()
     for picture, planes in zip(drawn, seen, strict=True):
         assert np.array_equal(picture[::16, ::16].any(-1), planes.any(0))
+
+
+def test_a_screen_is_an_image_by_its_channels() -> None:
+    grey = np.arange(1764, dtype=np.uint16).astype(np.uint8).reshape(1, 42, 42)
+    image = screen_image(grey)
+    assert image is not None
+    assert all(np.array_equal(image[..., channel], grey[0]) for channel in range(3))
+    colours = np.random.default_rng(0).integers(0, 256, (3, 40, 50), np.uint8)
+    image = screen_image(colours)
+    assert image is not None
+    assert np.array_equal(image.transpose(2, 0, 1), colours)
+
+
+def test_a_plane_has_its_own_colour_and_hides_those_before_it() -> None:
+    planes = np.zeros((3, 2, 2), bool)
+    planes[0, 0], planes[2, 0, 1] = True, True
+    image = screen_image(planes)
+    assert image is not None
+    assert image.tolist() == [[[*PLANE_COLOURS[0]], [*PLANE_COLOURS[2]]], [[0, 0, 0], [0, 0, 0]]]
+    single = screen_image(np.array([[[0.0, 2.0], [-1.0, np.nan]]], np.float32))  # shares of the greatest size
+    assert single is not None
+    assert single[..., 0].tolist() == [[0, 255], [127, 0]]
+
+
+@pytest.mark.parametrize("screen", [np.zeros(4, np.float32), np.array([3], np.int32)])
+def test_a_vector_is_no_image(screen: np.ndarray) -> None:
+    assert screen_image(screen) is None
 
 
 def test_games_are_drawn_without_a_desktop_and_without_a_message() -> None:

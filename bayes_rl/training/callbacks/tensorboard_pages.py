@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback
 
 from bayes_rl.training.run_directory import data_of, run_directory
 from bayes_rl.training.tensorboard_layout import as_summary, make_layout
-from bayes_rl.training.tensorboard_log import TensorBoardLog
+from bayes_rl.training.tensorboard_log import TensorBoardLog, add_picture, picture_loggers
 from bayes_rl.training.tensorboard_options import columns, row
 from bayes_rl.utils.failures import warn_of_failure
 
@@ -62,7 +62,7 @@ class TensorBoardPages(Callback):
         if self.options:
             tasks = data.curriculum.names if data.num_tasks > 1 else []
             tags = [f"val/{task}/return_mean" for task in tasks] or ["val/return_mean"]
-            if not _is_of_a_sweep(config.parent.absolute()):
+            if not is_of_a_sweep(config.parent.absolute()):
                 logger.add_summary(columns(self.options, self.chosen, tags), 0)
             logger.add_summary(row(self.options), 0)
 
@@ -76,14 +76,14 @@ class TensorBoardPages(Callback):
                 if not self.has_layout and "train/nll" in trainer.callback_metrics:
                     self._write_layout(logger, trainer)
                 if curve.is_file():
-                    logger.add_summary(picture("val/learning_curve", curve), frames)
+                    add_picture(logger, "val/learning_curve", curve.read_bytes(), frames)
 
     def _write_layout(self, logger: TensorBoardLog, trainer: pl.Trainer) -> None:
         logger.add_summary(as_summary(make_layout(trainer.callback_metrics.keys())), 0)
         self.has_layout = True
 
 
-def _is_of_a_sweep(run: Path) -> bool:
+def is_of_a_sweep(run: Path) -> bool:
     """Return whether a run lies in a sweep that has its own columns, of which TensorBoard would not take both."""
     sweep = run.parents[3] if len(run.parents) > 3 else run  # SWEEP/trials/TRIAL/SEED/RUN
     return (sweep / "sweep.json").is_file() and any(sweep.glob("events.out.tfevents.*"))
@@ -91,24 +91,4 @@ def _is_of_a_sweep(run: Path) -> bool:
 
 def _loggers(trainer: pl.Trainer) -> list[TensorBoardLog]:
     """Return the loggers that write pages: the default logger of a fit, in the first process."""
-    quick = getattr(trainer, "fast_dev_run", False)
-    if quick or not trainer.is_global_zero:
-        return []
-    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLog)]
-
-
-def picture(tag: str, path: Path) -> Any:
-    """Return a PNG file as a summary, without drawing the picture again.
-
-    Args:
-        tag: tag of the picture.
-        path: PNG file.
-    """
-    from PIL import Image
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
-    content = path.read_bytes()
-    with Image.open(path) as image:
-        width, height = image.size
-    encoded = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=content)
-    return Summary(value=[Summary.Value(tag=tag, image=encoded)])
+    return [logger for logger in picture_loggers(trainer) if isinstance(logger, TensorBoardLog)]
