@@ -36,7 +36,8 @@ class GamePicture(Callback):
     ) -> None:
         """Keep the game that has a record of its screens."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            kept = [game for game in outputs["games"] if game.record is not None]
+            played = outputs.get("games", ()) if isinstance(outputs, dict) else ()  # a user's own step may return none
+            kept = [game for game in played if game.record is not None]
             self._played |= {batch.task: (batch, kept[0])} if kept else {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
