@@ -38,7 +38,7 @@ from bayes_rl.cli.arguments import (
 from bayes_rl.cli.commands import TRAINER_VERBS
 from bayes_rl.cli.option_conditions import check_effects
 from bayes_rl.cli.parser_errors import PRECISIONS, format_parser_error, option_names
-from bayes_rl.cli.process import end_with_parent, share_cores, silence_warnings
+from bayes_rl.cli.process import command_of, end_with_parent, quiet_loading, share_cores, shortest, silence_warnings
 from bayes_rl.cli.resume_rules import (
     FOR_ONE_COMMAND,
     apply_checkpoint_options,
@@ -57,7 +57,7 @@ from bayes_rl.cli.user_modules import (
 from bayes_rl.cli.validation import check_trainer, check_values
 from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.errors import ConfigError, RunError, UserCodeError, check, did_you_mean
-from bayes_rl.reporting.score_table import as_scores, score_table
+from bayes_rl.reporting.score_table import FILE_COLUMN, as_scores, score_table
 from bayes_rl.training.callbacks.error_log import write_error_log
 from bayes_rl.training.callbacks.run_lock import RunLock
 from bayes_rl.training.callbacks.save_on_error import SaveOnError
@@ -449,20 +449,19 @@ class BayesCLI(LightningCLI):
         best = next(
             (path for path in saved if path.is_file()), None
         )  # without a validation there is no best checkpoint
-        trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
+        with quiet_loading():  # the table names the checkpoint
+            trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
         if not trainer.is_global_zero:
             return
         scores = as_scores(trainer.callback_metrics, "test")
-        run = Path(os.path.relpath(run))
-        videos = ", ".join(
-            record_game(self.datamodule, self.model, task, run) for task in range(self.datamodule.num_tasks)
-        )
+        run = Path(shortest(run))
+        videos = [record_game(self.datamodule, self.model, task, run) for task in range(self.datamodule.num_tasks)]
         curve = {"learning curve": "learning_curve.png", "metrics": "metrics.npy"}  # written by validations
         curve["uncertainty"] = PICTURE.format("test")
         files = {
-            "checkpoint": os.path.relpath(best) if best else "none",
+            "checkpoint": shortest(best) if best else "none",
             **{name: str(run / file) for name, file in curve.items() if (run / file).exists()},
-            "video": videos,
+            "video": ("\n" + " " * FILE_COLUMN).join(videos),  # one a line
             **self._curves(),
         }
         print(self._score_table(scores, files))
@@ -473,10 +472,9 @@ class BayesCLI(LightningCLI):
         for logger in self.trainer.loggers:
             directory = getattr(logger, "log_dir", None)
             if directory and Path(directory).is_dir():
-                place = os.path.relpath(directory)
-                command = f"{os.path.relpath(sys.executable)} -m tensorboard.main --logdir {place}"
+                place = shortest(directory)
                 if isinstance(logger, TensorBoardLogger):
-                    places["TensorBoard"] = command
+                    places["TensorBoard"] = f"{command_of('tensorboard', 'tensorboard.main')} --logdir {place}"
                 else:
                     places[type(logger).__name__.removesuffix("Logger")] = place
         return places
@@ -499,7 +497,7 @@ class BayesCLI(LightningCLI):
         files = {"checkpoint": str(self._options().ckpt_path)}
         picture = run_directory(self.trainer) / PICTURE.format(self.config.subcommand)
         if picture.is_file():
-            files["uncertainty"] = os.path.relpath(picture)
+            files["uncertainty"] = shortest(picture)
         print(self._score_table(scores, files))
 
 

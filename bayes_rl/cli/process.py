@@ -1,4 +1,4 @@
-"""Settings of the process: threads and warnings."""
+"""Settings of the process: threads, warnings, and the words that start a program."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import contextlib
 import ctypes
 import logging
 import os
+import re
+import shutil
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -17,7 +21,9 @@ from bayes_rl.agent.low_overhead import flush_denormals_in_workers
 
 def silence_warnings() -> None:
     """Hide an advertisement of Lightning, and messages that ask nothing of a user."""
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+    # The end of a fit, which the closing table shows, is said behind the progress bar, on its line.
+    hidden = re.compile(r"litlogger|^`Trainer\.fit` stopped: ")
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda r: not hidden.search(r.getMessage()))
     # It is said at every save, although it is about loading.
     connector = logging.getLogger("pytorch_lightning.trainer.connectors.checkpoint_connector")
     connector.addFilter(lambda r: "weights_only" not in r.getMessage())
@@ -31,6 +37,39 @@ def silence_warnings() -> None:
     warnings.filterwarnings("ignore", message="Precision .* is not supported by the model summary")
     # A deprecation inside Lightning 2.6.6.
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", module="pytorch_lightning.*")
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Hide Lightning's two lines on loading a checkpoint, each longer than a terminal is wide, in this block."""
+    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(("Restoring states from", "Loaded model weights from"))
+
+    logger.addFilter(is_news)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_news)
+
+
+def shortest(path: str | Path) -> str:
+    """Return a path from the current folder, or the absolute path where that is shorter."""
+    return min(os.path.relpath(path), os.path.abspath(path), key=len)
+
+
+def command_of(script: str, module: str) -> str:
+    """Return the words that start a program of this environment: its name alone if the environment is active.
+
+    Args:
+        script: name of the program, beside the interpreter.
+        module: of the program, for an environment without the script.
+    """
+    beside, found = Path(sys.executable).with_name(script), shutil.which(script)
+    if found is not None and beside.exists() and os.path.samefile(found, beside):
+        return script
+    return shortest(beside) if beside.exists() else f"{shortest(sys.executable)} -m {module}"
 
 
 def end_with_parent() -> None:

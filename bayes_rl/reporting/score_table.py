@@ -9,6 +9,9 @@ import numpy as np
 
 from bayes_rl.evaluation.game_metrics import SCORES
 
+FILE_COLUMN = 16
+"""Column of the closing table in which the files begin."""
+
 
 def score_table(
     game: str, tasks: Sequence[str], sticky_actions: float, scores: dict[str, float], files: dict[str, str]
@@ -23,16 +26,17 @@ def score_table(
         files: label to path.
     """
     prefixes = [f"{task}/" for task in tasks] or [""]
+    width = min(22, max(10, 60 // len(tasks))) if tasks else 10  # a terminal has 80 columns
     title = f"{'tasks' if tasks else game}: raw scores of whole greedy games"
     lines = [f"{title}, sticky actions {sticky_actions:g}"]
     if tasks:
-        lines.append(f"  {'':<18}" + "".join(f"{task[-20:]:>22}" for task in tasks))
+        lines.append(f"  {'':<18}" + "".join(f"{task[1 - width :]:>{width}}" for task in tasks))
     for key, name in SCORES:
         values = [scores.get(f"{prefix}{key}", np.nan) for prefix in prefixes]
         if not all(np.isnan(values)):  # a row without a number is left out
             cells = ["-" if np.isnan(value) else f"{value:.2f}" for value in values]
-            lines.append(f"  {name:<18}" + "".join(f"{cell:>{22 if tasks else 10}}" for cell in cells))
-    return "\n".join([*lines, *(f"{name:<16}{path}" for name, path in files.items())])
+            lines.append(f"  {name:<18}" + "".join(f"{cell:>{width}}" for cell in cells))
+    return "\n".join([*lines, *(f"{name:<{FILE_COLUMN}}{path}" for name, path in files.items())])
 
 
 def as_scores(metrics: Any, stage: str) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import shutil
+import textwrap
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -290,6 +291,12 @@ def describe(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayDat
     if hint := precision_hint(str(trainer.precision), device, agent.hparams.network["encoder"]):
         lines.append(f"hint   {hint}")
     return "\n".join(line for line in lines if line)
+
+
+def wrapped(report: str, columns: int) -> str:
+    """Return a report with lines of at most `columns` characters, the later parts of a line below its words."""
+    options: dict[str, Any] = {"subsequent_indent": " " * 7, "break_long_words": False, "break_on_hyphens": False}
+    return "\n".join(part for line in report.splitlines() for part in textwrap.wrap(line, columns, **options))
 
 
 def duration(seconds: float) -> str:

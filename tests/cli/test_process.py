@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from bayes_rl.cli.process import silence_warnings
+from bayes_rl.cli.process import command_of, quiet_loading, shortest, silence_warnings
 
 
 class _Record(logging.Handler):
@@ -38,3 +41,49 @@ def test_a_save_says_nothing_about_loading(record: _Record) -> None:
     log.warning("`weights_only` was not set, defaulting to `False`.")
     log.warning("Restored all states")
     assert record.lines == ["Restored all states"]
+
+
+def test_lines_on_loading_are_hidden_in_the_block_alone() -> None:
+    handler, log = _Record(), logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    silence_warnings()
+    try:
+        log.info("`Trainer.fit` stopped: `max_epochs=3` reached.")
+        with quiet_loading():
+            log.info("Restoring states from the checkpoint path at x.ckpt")
+            log.info("Loaded model weights from the checkpoint at x.ckpt")
+            log.info("something else")
+        log.info("Restoring states from the checkpoint path at y.ckpt")
+    finally:
+        log.setLevel(level)
+        log.removeHandler(handler)
+    assert handler.lines == ["something else", "Restoring states from the checkpoint path at y.ckpt"]
+
+
+def test_a_path_is_written_in_the_shorter_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "a/b/c"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    assert shortest(folder / "runs/x") == "runs/x"
+    assert shortest("runs/x") == "runs/x"
+    assert shortest("/x") == "/x"  # not ../../../../x
+
+
+def test_a_program_of_an_active_environment_has_its_name_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    programs = tmp_path / "venv/bin"
+    programs.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
+    monkeypatch.setenv("PATH", os.defpath)
+    assert command_of("board", "board.main") == "venv/bin/python -m board.main"
+    (programs / "board").touch(mode=0o755)
+    assert command_of("board", "board.main") == "venv/bin/board"
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.defpath}")
+    assert command_of("board", "board.main") == "board"
+    other = tmp_path / "bin"
+    other.mkdir()
+    (other / "board").touch(mode=0o755)  # of another environment
+    monkeypatch.setenv("PATH", f"{other}{os.pathsep}{programs}")
+    assert command_of("board", "board.main") == "venv/bin/board"

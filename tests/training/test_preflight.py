@@ -189,3 +189,13 @@ def test_the_seconds_of_a_product_are_the_median_of_several(monkeypatch: pytest.
     monkeypatch.setattr(forecast.time, "perf_counter", lambda: next(ticks))
     assert forecast.product_seconds(torch.float32, torch.device("cpu"), 4, 3) == 4.0
     assert next(ticks, None) is None
+
+
+def test_a_long_line_of_the_report_goes_on_below_its_words() -> None:
+    report = "device cpu\nmemory 1.4 MiB for networks (weights 1.1 MiB), 1.2 MiB for replay"
+    assert forecast.wrapped(report, 40).splitlines() == [
+        "device cpu",
+        "memory 1.4 MiB for networks (weights 1.1",
+        "       MiB), 1.2 MiB for replay",
+    ]
+    assert forecast.wrapped(report, 80) == report

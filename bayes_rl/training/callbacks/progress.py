@@ -18,6 +18,8 @@ from bayes_rl.training.run_directory import data_of
 class FrameProgress(ProgressBar):
     """Progress bar of the whole run in environment frames: rate, time left, epsilon, latest return and score.
 
+    A log file, or another program that reads the output, gets the lines of the validations and no bar.
+
     Args:
         refresh_seconds: least time between two redraws, in seconds.
     """
@@ -49,7 +51,7 @@ class FrameProgress(ProgressBar):
             unit="frame",
             unit_scale=True,
             mininterval=self.refresh_seconds,
-            disable=not self._enabled,
+            disable=not self._enabled or not sys.stdout.isatty(),
             dynamic_ncols=True,
             file=sys.stdout,
             desc=data.game,

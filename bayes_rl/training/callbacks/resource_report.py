@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import time
 from typing import Any
 
@@ -10,7 +12,7 @@ from pytorch_lightning.callbacks import Callback
 from tqdm.auto import tqdm
 
 from bayes_rl.data.datamodule import ReplayDataModule
-from bayes_rl.training.preflight import SECONDS, UPDATES, describe, duration, frames_of, updates_of
+from bayes_rl.training.preflight import SECONDS, UPDATES, describe, duration, frames_of, updates_of, wrapped
 
 
 class ResourceReport(Callback):
@@ -22,7 +24,10 @@ class ResourceReport(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the report."""
-        print(describe(trainer, pl_module, trainer.datamodule), flush=True)  # type: ignore[attr-defined, arg-type]
+        report = describe(trainer, pl_module, trainer.datamodule)  # type: ignore[attr-defined, arg-type]
+        if sys.stdout.isatty():  # in a file, a line holds all of its numbers
+            report = wrapped(report, shutil.get_terminal_size().columns)
+        print(report, flush=True)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restart the measurement of speed, which must not include validation games."""
