@@ -61,7 +61,7 @@ from bayes_rl.reporting.score_table import FILE_COLUMN, as_scores, score_table
 from bayes_rl.training.callbacks.error_log import write_error_log
 from bayes_rl.training.callbacks.run_lock import RunLock
 from bayes_rl.training.callbacks.save_on_error import SaveOnError
-from bayes_rl.training.callbacks.tensorboard_pages import TensorBoardPages
+from bayes_rl.training.callbacks.tensorboard_pages import TensorBoardPages, is_of_a_sweep
 from bayes_rl.training.callbacks.uncertainty_picture import PICTURE
 from bayes_rl.training.callbacks.video_writer import record_game
 from bayes_rl.training.checkpoint_io import FULL, ON_FULL_DISK, AtomicCheckpointIO
@@ -250,10 +250,15 @@ class BayesCLI(LightningCLI):
         """Refuse typed options that have no effect, and name those of configurations that were chosen."""
         options, verb, typed = self._options(), self.config.subcommand, given_options(self._words, [])
         configured = given_options([], self._configs()) | {*environment_options(verb)}
-        usual: Any = self._parser(verb).get_defaults() if configured else {}
-        chosen = {key for key in configured - typed if key in options and options[key] != usual.get(key)}
+        chosen = self._unusual({key for key in configured - typed if key in options})
         if line := check_effects(options, verb, typed, chosen):
             print(f"without effect in the configuration: {line}", file=sys.stderr)
+
+    def _unusual(self, names: set[str]) -> set[str]:
+        """Return those of some options whose values differ from the defaults of their classes."""
+        options, verb = self._options(), self.config.subcommand
+        usual: Any = self._parser(verb).get_defaults() if names else {}
+        return {name for name in names if options[name] != usual.get(name)}
 
     def _plan_epochs(self, data: ReplayDataModule) -> None:
         """Plan as many epochs as the tasks take, unless fewer are configured, and a validation before training."""
@@ -288,7 +293,7 @@ class BayesCLI(LightningCLI):
         data = options.data
         epochs_per_task = round(data.curriculum.frames_per_task / data.frames_per_epoch) if data.tasks else None
         progress_bar = options.trainer.enable_progress_bar is not False
-        pages = TensorBoardPages() if resuming else self._pages()
+        pages = TensorBoardPages() if resuming else self._pages(run)
         self.trainer_defaults["callbacks"] = make_callbacks(run, epochs_per_task, progress_bar, pages)
         precision = options.trainer.precision
         if precision not in (None, "32", 32, *PRECISIONS):
@@ -308,17 +313,23 @@ class BayesCLI(LightningCLI):
             self.datamodule.directory = run / "replay"
         return trainer
 
-    def _pages(self) -> TensorBoardPages:
-        """Return the writer of TensorBoard's pages, with the options that were given and influence an agent.
+    def _pages(self, run: Path) -> TensorBoardPages:
+        """Return the writer of TensorBoard's pages, with the options that tell the run from others.
 
-        Options that were given are typed, in a configuration or in the environment. The page begins with those beside
-        the configuration.
+        These influence an agent, and they are typed, or in the environment, or their value in a configuration is not
+        the default. The page begins with those beside the configuration. The options of a sweep's trial all come from
+        one configuration: a default may be the value of the trial, so all of them are written.
+
+        Args:
+            run: directory of the run.
         """
         options, configs = self._options(), self._configs()
         typed = given_options(self._words, []) | {*environment_options(self.config.subcommand)}
         sections = tuple(f"{section}." for section in SECTIONS)
-        given = [name for name in typed | given_options([], configs) if name.startswith(sections)]
-        names = [name for name in given if name in options and not name.startswith(WITHOUT_INFLUENCE)]
+        given = {name for name in typed | given_options([], configs) if name.startswith(sections)}
+        names = {name for name in given if name in options and not name.startswith(WITHOUT_INFLUENCE)}
+        if not is_of_a_sweep(run.absolute()):
+            names = (names & typed) | self._unusual(names - typed)
         values = {name: options[name] for name in sorted(names)}
         always = {"config": configs[0].stem if configs else "none", "seed_everything": options.seed_everything}
         return TensorBoardPages({**always, **values}, typed | {"seed_everything"})

@@ -81,12 +81,15 @@ def test_every_curve_of_the_layout_is_logged(case: str, monkeypatch: pytest.Monk
 
 
 def test_options_configuration_and_pictures_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    run(monkeypatch, "fit", *TINY, "--seed_everything=7", "--model.optimizer.critic_lr=0.002")
+    typed = ["--seed_everything=7", "--model.optimizer.critic_lr=0.002", "--data.updates_per_step=0.25"]
+    run(monkeypatch, "fit", *TINY, *typed)
     found = events("runs/cartpole/version_0")
     experiment, session = options_of(found)
     assert session.hparams["seed_everything"].number_value == 7
     assert session.hparams["model.optimizer.critic_lr"].number_value == 0.002
     assert session.hparams["model.optimizer.actor_lr"].number_value == 0.0003  # of the configuration
+    assert session.hparams["data.updates_per_step"].number_value == 0.25  # the default, typed
+    assert not {"data.num_envs", "trainer.max_steps", "data.rules.auto_fire"} & {*session.hparams}  # defaults
     assert session.hparams["config"].string_value == "cartpole"
     first = {info.name for info in experiment.hparam_infos if info.differs}
     assert {"seed_everything", "model.optimizer.critic_lr"} <= first
@@ -104,7 +107,7 @@ def test_options_configuration_and_pictures_are_shown(monkeypatch: pytest.Monkey
     last = pictures[-1]
     assert last.encoded_image_string == Path("runs/cartpole/version_0/learning_curve.png").read_bytes()
     assert Image.open(io.BytesIO(last.encoded_image_string)).size == (last.width, last.height)
-    assert "test/uncertainty" in found.Tags()["images"]
+    assert {*found.Tags()["images"]} == {"val/learning_curve", "val/game", "val/uncertainty", "test/uncertainty"}
 
 
 def test_a_fit_of_a_sweep_leaves_the_columns_to_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,10 +115,14 @@ def test_a_fit_of_a_sweep_leaves_the_columns_to_the_sweep(monkeypatch: pytest.Mo
     place.mkdir(parents=True)
     for name in ("sweep.json", "events.out.tfevents.0"):
         Path("sweeps/lr", name).touch()
-    run(monkeypatch, "fit", *SHORTEST, f"--trainer.default_root_dir={place.parent}", f"--name={place.name}")
-    tags = events(f"{place}/version_0").Tags()["tensors"]
-    assert metadata.SESSION_START_INFO_TAG in tags
-    assert metadata.EXPERIMENT_TAG not in tags
+    Path("fit.yaml").write_text("model: {optimizer: {actor_lr: 0.00025}}")  # the default, a value of the space
+    words = ["--config=fit.yaml", *SHORTEST, f"--trainer.default_root_dir={place.parent}", f"--name={place.name}"]
+    run(monkeypatch, "fit", *words)
+    found = events(f"{place}/version_0")
+    assert metadata.EXPERIMENT_TAG not in found.Tags()["tensors"]
+    content = found.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    session = metadata.parse_session_start_info_plugin_data(content)
+    assert session.hparams["model.optimizer.actor_lr"].number_value == 0.00025
 
 
 def test_a_resumed_run_has_one_layout_and_one_row_of_options(monkeypatch: pytest.MonkeyPatch) -> None:
