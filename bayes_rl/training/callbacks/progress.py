@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,22 @@ from tqdm.auto import tqdm
 
 from bayes_rl.evaluation.game_metrics import LABELS
 from bayes_rl.training.run_directory import data_of
+
+REST = 54
+"""Characters of a bar beside its description and its status: share, frames, times and rate."""
+
+
+def fitting(status: dict[str, str], description: str, columns: int) -> dict[str, str]:
+    """Return the first parts of a status that fit beside the bar: a number that is cut off is another number.
+
+    Args:
+        status: names and values, the most important first.
+        description: before the bar.
+        columns: width of the terminal in characters.
+    """
+    left = columns - REST - len(description)
+    ends = accumulate(len(f", {name}={value}") for name, value in status.items())
+    return {name: status[name] for name, end in zip(status, ends, strict=True) if end <= left}
 
 
 class FrameProgress(ProgressBar):
@@ -65,15 +83,18 @@ class FrameProgress(ProgressBar):
         self._drawn = time.monotonic()
         stream = data_of(trainer).stream
         data = data_of(trainer)
+        description = data.game
         if data.num_tasks > 1:
-            self._bar.set_description(f"{data.game} ({data.visit + 1} of {data.curriculum.visits})", refresh=False)
-        status = {"epsilon": f"{stream.epsilon:.2f}"}
+            description = f"{data.game} ({data.visit + 1} of {data.curriculum.visits})"
+            self._bar.set_description(description, refresh=False)
+        status = {}
         if stream.recent_returns:
             status["return"] = f"{np.mean(stream.recent_returns):.1f}"
         score = trainer.callback_metrics.get("val/return_mean")
         if score is not None:
             status["score"] = f"{float(score):.1f}"
-        self._bar.set_postfix(status, refresh=False)
+        status["epsilon"] = f"{stream.epsilon:.2f}"
+        self._bar.set_postfix(fitting(status, description, shutil.get_terminal_size().columns), refresh=False)
         self._bar.update(max(0, min(stream.frames, self._bar.total or stream.frames) - self._bar.n))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
