@@ -38,9 +38,9 @@ def game() -> Game:
 
 
 def test_the_part_with_the_widest_range_is_chosen() -> None:
-    spread = np.array([1, 1, 5, 5, 0, 3, 3, 9, 9], np.float32)
-    assert widest_window(spread, 2) == 6
-    assert widest_window(spread, 4) == 4  # 0 to 9
+    spread = np.array([9, 9, 8, 7, 1, 5, 0, 9, 9], np.float32)
+    assert widest_window(spread, 2) == 6  # 0 to 9, not the first 9
+    assert widest_window(spread, 4) == 4
     assert widest_window(spread, 100) == 0
 
 
