@@ -55,6 +55,8 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "Actor and critic agree": ("train/actor_agrees",),
         "Entropy of the policy": ("train/policy_entropy",),
         "Clamped targets": ("train/clamped_targets",),
+        "Dormant units": (f"{GAMES}dormant_share",),
+        "Rank of the features": (f"{GAMES}effective_rank",),
     },
     "Calibration": {
         "Error and uncertainty of values": (f"{GAMES}return_rmse", f"{GAMES}epistemic_std_mean"),
