@@ -291,7 +291,7 @@ def test_the_list_names_every_benchmark(capsys: pytest.CaptureFixture[str]) -> N
         path.stem for folder in command_line.FOLDERS for path in (runner.ROOT / "benchmarks" / folder).glob("*.py")
     }
     assert set(names) == files - {
-        "__init__", "bare_learner", "contenders", "episodes", "fit_in_turns", "record_states", "silent_run",
+        "__init__", "bare_learner", "contenders", "episodes", "fit_in_turns", "game_gif", "record_states", "silent_run",
     }  # fmt: skip
 
 
