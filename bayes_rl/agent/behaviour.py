@@ -182,12 +182,11 @@ class Behaviour:
         Returns:
             The estimates, on the CPU.
         """
-        device, process = self._twin.device, self._twin.process
+        device = self._twin.device
         observations = to_device_async(observations, device)
         with self._forward_context():
             draws = self._draws_for_values(device)
             output = self._drawn(observations[None], draws, task)
-            of_process = None if process is None else process.std(self._twin.prepare(observations))
         q_values = output.draw_q_values().flatten(0, 1)  # `[S, E, A]`, S samples of 2 critics and D draws
         # A sample's variance needs a correction. Two plain critics, which have one draw, are no sample but all values.
         correction = 0 if self._twin.posterior.value_draws_are_complete or draws.size == 1 else 1
@@ -196,8 +195,8 @@ class Behaviour:
         noise_std = self._twin.likelihood.std(output.raw).flatten(0, 1).mean(0)
         mean = output.mean_q_values()
         q_std = q_values.std(0, correction=correction)
-        if of_process is not None:  # no sample is needed: the variances of critics and process add up
-            q_std = output.q_values.std(0, correction=0).mean(0).hypot(of_process)
+        if output.deviations_std is not None:  # no sample is needed: the variances of critics and process add up
+            q_std = output.q_values.std(0, correction=0).mean(0).hypot(output.deviations_std[0])
         return ValueEstimate(*(x.cpu() for x in (mean, q_std, noise_std, mean.amax(-1))))
 
     def _draws_for_values(self, device: torch.device) -> Draws:

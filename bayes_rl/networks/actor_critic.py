@@ -47,6 +47,8 @@ class TwinOutput(NamedTuple):
             draws: the prior function is linear in the index, whose mean is 0.
         deviations: deviations of the draws' Q-values from `q_values`, `[D, B, A]`. None without a Gaussian process, or
             without draws.
+        deviations_std: standard deviation of the deviations and of the errors that a draw is without (see
+            `GaussianProcess`), `[1 or D, B, A]`. None without `deviations`.
         evaluated: Bayesian layers whose parameters `TwinActorCritic.kl_divergence` need not build again.
     """
 
@@ -55,6 +57,7 @@ class TwinOutput(NamedTuple):
     q_values: Tensor
     prior_values: Tensor | None = None
     deviations: Tensor | None = None
+    deviations_std: Tensor | None = None
     evaluated: Sequence[EvaluatedLayers] = ()
 
     def draw_q_values(self) -> Tensor:
@@ -367,7 +370,10 @@ class TwinActorCritic(nn.Module):
         find_deviations = begin(partial(self.process, x, weight_mode), self.uses_side_thread(x))
         plain = self._evaluate(x.flatten(0, 1), "mean", task)
         logits, raw, q_values = (y.unflatten(1, x.shape[:2]) for y in plain[:3])
-        return TwinOutput(logits, raw, q_values, deviations=find_deviations())
+        drawn, variance = find_deviations()
+        noise = self.likelihood.std(raw).mean(0)
+        deviations, std = self.process.unit(noise, variance) * drawn, self.process.total_std(noise, variance)
+        return TwinOutput(logits, raw, q_values, deviations=deviations, deviations_std=std)
 
     def _evaluate(self, x: Tensor, weight_mode: WeightMode, task: int) -> TwinOutput:
         """Evaluate trunks, heads and the prior function on observations that `prepare` returned."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,41 +17,70 @@ from bayes_rl.utils.seeds import Domain, derived_seed
 
 SLOWEST_RATE = 1e-3
 """Weight of the newest minibatch in the moments of the features, after the first 1000 minibatches."""
+DATA_OF_MEAN_NOISE = 0.1
+"""Weight of the mean noise in the noise of a state with as many data near it as the average state has."""
+
+
+class Deviations(NamedTuple):
+    """Deviations of Q by draws, in units that depend on the noise. `GaussianProcess.unit` returns the units.
+
+    Attributes:
+        drawn: w_a . phi(s) of every draw, `[D, B, A]`.
+        variance: its variance over draws, `[D or 1, B, A]`.
+    """
+
+    drawn: Tensor
+    variance: Tensor
 
 
 class GaussianProcess(nn.Module):
     """Gaussian process f(s, a) of the deviations of Q from its mean.
 
-    f(s, a) = scale w_a . phi(s). The features phi are fixed random Fourier features of the state, so that w_a ~ N(0, I)
-    is a Gaussian process whose kernel is Gaussian (Rahimi and Recht 2007). The target of each of the N transitions of
-    the replay is Q + f plus Gaussian noise, whose standard deviation noise_i the likelihood has learned. The posterior
-    of w_a is Gaussian. Its mean is fixed at 0, because the critics learn the mean of Q. Its precision is
+    f(s, a) = scale noise(s, a) w_a . phi(s). The features phi are fixed random Fourier features of the state, so that
+    w_a . phi with w_a ~ N(0, I) is a Gaussian process whose kernel is Gaussian (Rahimi and Recht 2007). The target of
+    each of the N transitions of the replay is Q + f plus Gaussian noise, whose standard deviation noise(s, a) the
+    likelihood has learned. As in the conjugate prior of a regression, f is measured in units of this noise: in these
+    units every transition has noise 1, and Q is less certain where returns scatter more. The posterior of w_a is
+    Gaussian. Its mean is fixed at 0, because the critics learn the mean of Q. Its precision is
 
-        I + scale^2 (N / T) E[1(a_i = a) phi_i phi_i^T / noise_i^2],
+        I + scale^2 (N / T) E[1(a_i = a) phi_i phi_i^T],
 
     where E is the mean over the transitions of the replay and T the temperature of the KL divergence. The covariance of
     w_a is full, and exact for given E. Different actions are independent. E is estimated by a moving average over
     minibatches, as in SNGP (Liu et al. 2020, arXiv:2006.10108). Nothing is learned by gradients, so that the networks
     learn exactly as plain ones.
 
+    Two corrections use v, the variance of w_a . phi(s), and v', its mean over the replay:
+
+    * A network's noise says nothing in states that are unlike all others. The logarithm of noise(s, a) is therefore a
+      mean of the network's and of the mean over the replay, with the weights v' and `DATA_OF_MEAN_NOISE` v. The
+      variance v is about the reciprocal of the number of data near (s, a).
+    * The features cannot express all that states differ by. Each state has an error of its own, whose variance is
+      taken to be v': the standard deviation of Q has v + v' in the place of v. A draw is without these errors,
+      because they would change its actions at random from one state to the next.
+
     Args:
         observation_shape: shape of one observation.
         num_actions: A.
         num_features: m, >= 1.
         length_scale: see `RandomFourierFeatures`.
-        scale: prior standard deviation of f, in return units, > 0.
+        scale: prior standard deviation of f in units of the noise, > 0.
 
     Attributes:
-        moments: moving average of 1(a_i = a) phi_i phi_i^T / noise_i^2, `[A, m, m]`, in 1 / return units^2.
+        moments: moving average of 1(a_i = a) phi_i phi_i^T, `[A, m, m]`.
         count: number of minibatches since the units of the features were chosen.
+        mean_log_noise: moving average of log noise_i, a scalar.
         root: L_a^-1, `[A, m, m]`, where L_a is the lower Cholesky factor of the precision L_a L_a^T of w_a. A draw of
             w_a is root_a^T z with z ~ N(0, I).
+        mean_variance: v', a scalar; 0 before the first datum.
         divergence: KL(posterior || prior) of all w_a in nats, a scalar.
     """
 
     moments: Tensor
     count: Tensor
+    mean_log_noise: Tensor
     root: Tensor
+    mean_variance: Tensor
     divergence: Tensor
 
     def __init__(
@@ -66,7 +96,9 @@ class GaussianProcess(nn.Module):
         self.scale = scale
         self.register_buffer("moments", torch.zeros(num_actions, num_features, num_features))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("mean_log_noise", torch.zeros(()))
         self.register_buffer("root", torch.eye(num_features).repeat(num_actions, 1, 1))
+        self.register_buffer("mean_variance", torch.zeros(()))
         self.register_buffer("divergence", torch.zeros(()))
 
     @torch.no_grad()
@@ -86,16 +118,17 @@ class GaussianProcess(nn.Module):
         Args:
             x: observations that `TwinActorCritic.prepare` returned, `[B, ...]`.
             action: actions, `[B]`.
-            noise_std: standard deviation of a return under the likelihood, `[B]`, in return units, > 0. A transition
-                whose `noise_std` is not finite adds zero to the mean over B.
+            noise_std: standard deviation of a return under the likelihood, `[B]`, in return units, > 0. Those that are
+                not finite do not change the mean.
         """
         with torch.autocast(x.device.type, enabled=False):
-            weight = torch.where(noise_std.isfinite(), noise_std, torch.inf).float().reciprocal()
-            scaled = self.features(x) * weight[:, None]
+            features = self.features(x)
             chosen = action == torch.arange(len(self.moments), device=x.device)[:, None]  # `[A, B]`
-            newest = average_over_ranks((scaled.t() * chosen[:, None]) @ scaled / len(x))
+            log_noise = torch.where(noise_std.isfinite(), noise_std.float().log(), self.mean_log_noise)
             self.count += 1
-            self.moments.lerp_(newest, self.count.reciprocal().clamp_min(SLOWEST_RATE))
+            rate = self.count.reciprocal().clamp_min(SLOWEST_RATE)
+            self.moments.lerp_(average_over_ranks((features.t() * chosen[:, None]) @ features / len(x)), rate)
+            self.mean_log_noise.lerp_(average_over_ranks(log_noise.mean()), rate)
 
     @torch.no_grad()
     def update_posterior(self, data_weight: float) -> None:
@@ -110,23 +143,48 @@ class GaussianProcess(nn.Module):
         factor = torch.linalg.cholesky_ex(precision).L  # exists, because no eigenvalue is below 1
         root = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
         log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum()  # of the precision
+        self.mean_variance.copy_((root @ self.moments.double() * root).sum())
         self.divergence.copy_(0.5 * (root.square().sum() - len(self.moments) * size + log_det))
         self.root.copy_(root)
 
     def _projections(self, x: Tensor) -> Tensor:
         """Map prepared observations `[B, ...]` to root_a phi for every action, `[B, A, m]`.
 
-        The norm over the last axis, times `scale`, is the standard deviation of f.
+        The square of the norm over the last axis is the variance of w_a . phi.
         """
         with torch.autocast(x.device.type, enabled=False):
             return (self.features(x) @ self.root.flatten(0, 1).t()).unflatten(1, self.root.shape[:2])
 
-    def std(self, x: Tensor) -> Tensor:
-        """Return the standard deviation of f, `[B, A]` in return units, of prepared observations `[B, ...]`."""
-        return self.scale * self._projections(x).norm(dim=-1)
+    def unit(self, noise_std: Tensor, variance: Tensor) -> Tensor:
+        """Return the units of the deviations, scale noise(s, a): `[..., A]` in return units.
 
-    def forward(self, x: Tensor, draws: Draws) -> Tensor:
-        """Return f of every draw, `[D, B, A]` in return units.
+        Args:
+            noise_std: standard deviation of a return under the likelihood, `[..., A]`, in return units, > 0.
+            variance: variance of w_a . phi(s), `[..., A]`.
+        """
+        of_mean = DATA_OF_MEAN_NOISE * variance
+        return self.scale * noise_std.log().lerp(self.mean_log_noise, of_mean / (of_mean + self.mean_variance)).exp()
+
+    def total_std(self, noise_std: Tensor, variance: Tensor) -> Tensor:
+        """Return the standard deviation of f with the error of each state, `[..., A]` in return units.
+
+        Args:
+            noise_std: see `unit`.
+            variance: see `unit`.
+        """
+        return self.unit(noise_std, variance) * (variance + self.mean_variance).sqrt()
+
+    def std(self, x: Tensor, noise_std: Tensor) -> Tensor:
+        """Return `total_std`, `[B, A]` in return units.
+
+        Args:
+            x: observations that `TwinActorCritic.prepare` returned, `[B, ...]`.
+            noise_std: standard deviation of a return under the likelihood, `[B, A]`, in return units, > 0.
+        """
+        return self.total_std(noise_std, self._projections(x).square().sum(-1))
+
+    def forward(self, x: Tensor, draws: Draws) -> Deviations:
+        """Return the deviations of every draw, in their units.
 
         Args:
             x: observations that `TwinActorCritic.prepare` returned: `[D, B, ...]` with an own batch for each draw, or
@@ -134,10 +192,11 @@ class GaussianProcess(nn.Module):
             draws: D draws, whose index `[D, A * m]` holds standard normal numbers, ordered by action.
         """
         projections = self._projections(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        variance = projections.square().sum(-1)
         index = draws.index.unflatten(1, self.root.shape[:2])
         if len(x) == len(index):  # a state for each draw
-            return self.scale * (index[:, None] * projections).sum(-1)
-        return self.scale * torch.einsum("dam,bam->dba", index, projections[0])
+            return Deviations((index[:, None] * projections).sum(-1), variance)
+        return Deviations(torch.einsum("dam,bam->dba", index, projections[0]), variance)
 
 
 class NormalIndex(MeanField):

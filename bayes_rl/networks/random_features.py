@@ -13,7 +13,7 @@ from bayes_rl.bayes.layers import linear
 
 LARGEST_SIDE = 24
 """Images with a longer side are averaged over squares first: a feature of every pixel would cost as much as a trunk."""
-SMALLEST_VARIANCE = {"image": 0.03, "vector": 1e-4}
+SMALLEST_VARIANCE = {"image": 0.01, "vector": 1e-4}
 """Smallest variance of a component, as a share of the mean variance. Without it, a component that never changed would
 have a unit of 0. All pixels have one range, but the components of a vector may have very different ones."""
 

@@ -23,8 +23,8 @@ class NetworkSettings:
         activation: of the encoder: relu, or leaky_relu, whose inactive units have a Fisher information.
         bayesian: what has a distribution: a `gaussian_process` beside plain networks, or the weights of the output
             `heads` (and the linear layers of pseudo_resnet), of the `trunk` below them, of `all` or `none`.
-        prior_function_scale: standard deviation of the fixed random prior function added to Q, or of a Gaussian process
-            where nothing is known, in return units, >= 0.
+        prior_function_scale: standard deviation of the fixed random prior function added to Q, in return units; or of a
+            Gaussian process where nothing is known, in units of the mean noise of a return; >= 0.
         random_features: number of random features of the state that a Gaussian process is linear in, >= 1.
         length_scale: distance at which the kernel of a Gaussian process is 0.61, > 0; two states of the replay are
             about 1.4 apart.

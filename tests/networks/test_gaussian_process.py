@@ -32,41 +32,80 @@ def data() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def variance_by_regression(process: GaussianProcess, known: tuple[Tensor, Tensor, Tensor], x: Tensor) -> Tensor:
-    """Posterior variance `[B, A]` in the space of states, in float64: k(x, x) - k(x, X) (K + noise^2)^-1 k(X, x)."""
-    states, actions, noise = known
+    """Posterior variance of w_a . phi in the space of states, `[B, A]` in float64.
+
+    Deviations and noise have one unit, so that every datum has noise 1: k(x, x) - k(x, X) (K + 1)^-1 k(X, x), divided
+    by scale^2.
+    """
+    states, actions, _ = known
     of_x = process.scale * process.features(x).double()
     columns = []
     for action in range(ACTIONS):
         of_data = process.scale * process.features(states[actions == action]).double()
-        covariance = of_data @ of_data.T + noise[actions == action].double().square().diag()
+        covariance = of_data @ of_data.T + torch.eye(len(of_data)).double()
         cross = of_x @ of_data.T
         columns.append(of_x.square().sum(1) - (cross @ torch.linalg.inv(covariance) * cross).sum(1))
-    return torch.stack(columns, 1)
+    return torch.stack(columns, 1) / process.scale**2
 
 
 def test_the_posterior_is_that_of_gaussian_process_regression() -> None:
-    process, known = make_process(), data()
+    """With a noise that is the same everywhere."""
+    process, (states, actions, _) = make_process(), data()
+    known = states, actions, torch.full((DATA,), 0.7)
     process.observe(*known)
     process.update_posterior(DATA)
     x = torch.randn(20, INPUTS)
-    expected = variance_by_regression(process, known, x)
-    torch.testing.assert_close(process.std(x).double().square(), expected, rtol=1e-3, atol=1e-5)
+    variance, noise = variance_by_regression(process, known, x), torch.full((20, ACTIONS), 0.7)
+    drawn, found = process(x[None], Draws(torch.zeros(1, ACTIONS * 12), {}))
+    torch.testing.assert_close(found[0].double(), variance, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(process.unit(noise, found[0]), 2 * noise)
+    of_replay = variance_by_regression(process, known, states)[torch.arange(DATA), actions].mean()
+    expected = (2.0 * 0.7) ** 2 * (variance + of_replay)
+    torch.testing.assert_close(process.std(x, noise).double().square(), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_deviation_is_in_proportion_to_a_noise_that_the_data_know() -> None:
+    """By hand: log noise is a mean of that of the state and that of the replay, by the numbers of data."""
+    process, known = make_process(), data()
+    states, actions, noise = known
+    process.observe(*known)
+    process.update_posterior(DATA)
+    x, own = torch.randn(20, INPUTS), 0.1 + torch.rand(20, ACTIONS)
+    variance = variance_by_regression(process, known, x)
+    of_replay = variance_by_regression(process, known, states)[torch.arange(DATA), actions].mean()
+    weight = 0.1 * variance / of_replay
+    expected_noise = ((own.double().log() + weight * noise.double().log().mean()) / (1 + weight)).exp()
+    expected = process.scale * expected_noise
+    torch.testing.assert_close(process.unit(own, variance.float()).double(), expected, rtol=1e-3, atol=1e-5)
+    assert expected_noise.log().std() > 0.3
+
+
+def test_the_noise_of_a_state_unlike_all_others_is_that_of_the_replay() -> None:
+    process = make_process(1.0, 256)
+    process.observe(0.1 * torch.randn(5000, INPUTS), torch.randint(ACTIONS, (5000,)), torch.full((5000,), 0.5))
+    process.update_posterior(1e6)
+    far = 3 * torch.randn(10, INPUTS)
+    low, high = (process.std(far, torch.full((10, ACTIONS), noise)) for noise in (0.1, 2.0))
+    torch.testing.assert_close(low, high, rtol=0.1, atol=0)
 
 
 def test_before_the_first_datum_the_posterior_is_the_prior() -> None:
     process = make_process(features=2000)
-    torch.testing.assert_close(process.std(torch.randn(50, INPUTS)), torch.full((50, ACTIONS), 2.0), rtol=0.1, atol=0)
+    found = process.std(torch.randn(50, INPUTS), torch.ones(50, ACTIONS))
+    torch.testing.assert_close(found, torch.full((50, ACTIONS), 2.0), rtol=0.1, atol=0)
     process.update_posterior(1e6)
+    assert process.mean_variance == 0
     assert process.divergence == 0
     torch.testing.assert_close(process.root, torch.eye(2000).repeat(ACTIONS, 1, 1))
 
 
-def test_the_temperature_is_a_factor_of_the_variance_of_the_noise() -> None:
-    process, other, (states, actions, noise) = make_process(), make_process(), data()
+def test_a_temperature_of_four_counts_every_fourth_datum() -> None:
+    process, other, known = make_process(), make_process(), data()
     other.load_state_dict(process.state_dict())
-    process.observe(states, actions, noise)
+    process.observe(*known)
     process.update_posterior(DATA / 4.0)
-    other.observe(states, actions, 2 * noise)
+    other.observe(*known)
+    other.moments.div_(4)
     other.update_posterior(DATA)
     torch.testing.assert_close(process.root, other.root)
 
@@ -79,16 +118,16 @@ def test_moments_are_the_mean_of_all_minibatches() -> None:
         process.observe(states[chosen], actions[chosen], noise[chosen])
     whole.observe(states, actions, noise)
     torch.testing.assert_close(process.moments, whole.moments)
+    torch.testing.assert_close(process.mean_log_noise, noise.log().mean())
 
 
-def test_a_noise_that_is_not_finite_has_no_effect() -> None:
-    process, other, (states, actions, noise) = make_process(), make_process(), data()
-    other.load_state_dict(process.state_dict())
-    spoilt = noise.clone()
-    spoilt[:10] = torch.nan
-    process.observe(states, actions, spoilt)
-    other.observe(states[10:], actions[10:], noise[10:])
-    torch.testing.assert_close(process.moments, other.moments * (DATA - 10) / DATA)
+def test_a_noise_that_is_not_finite_does_not_change_the_mean() -> None:
+    process, (states, actions, noise) = make_process(), data()
+    process.observe(states, actions, noise)
+    before = process.mean_log_noise.clone()
+    process.observe(states, actions, torch.tensor([torch.nan, torch.inf]).repeat(DATA // 2))
+    torch.testing.assert_close(process.mean_log_noise, before)
+    assert process.moments.isfinite().all()
 
 
 def test_the_divergence_is_that_of_torch_distributions() -> None:
@@ -109,23 +148,25 @@ def test_draws_have_the_posterior_s_moments_and_are_functions() -> None:
     process.update_posterior(DATA)
     x = torch.randn(6, INPUTS)
     draws = Draws(torch.randn(20_000, ACTIONS * 12), {})
-    deviations = process(x[None], draws)
+    deviations, variance = process(x[None], draws)
     assert deviations.shape == (20_000, 6, ACTIONS)
+    assert variance.shape == (1, 6, ACTIONS)
     torch.testing.assert_close(deviations.mean(0), torch.zeros(6, ACTIONS), rtol=0, atol=0.06)
-    torch.testing.assert_close(deviations.std(0), process.std(x), rtol=0.03, atol=0)
+    torch.testing.assert_close(deviations.var(0), variance[0], rtol=0.06, atol=0)
     between = torch.corrcoef(deviations[:, 0].T)  # of the actions of one state
     torch.testing.assert_close(between, torch.eye(ACTIONS), rtol=0, atol=0.03)
     features = process.features(x)
-    weights = process.scale * torch.einsum("amn,dam->dan", process.root, draws.index.unflatten(1, (ACTIONS, 12)))
+    weights = torch.einsum("amn,dam->dan", process.root, draws.index.unflatten(1, (ACTIONS, 12)))
     torch.testing.assert_close(deviations[:5], torch.einsum("dan,bn->dba", weights[:5], features))
 
 
 def test_a_draw_for_each_state_is_the_draw_for_all_states() -> None:
     process = make_process()
     x, draws = torch.randn(4, INPUTS), Draws(torch.randn(4, ACTIONS * 12), {})
-    of_all, of_each = process(x[None], draws), process(x[:, None], draws)
+    (of_all, variance), (of_each, variances) = process(x[None], draws), process(x[:, None], draws)
     for number in range(4):
         torch.testing.assert_close(of_each[number, 0], of_all[number, number])
+    torch.testing.assert_close(variances[:, 0], variance[0])
 
 
 def test_networks_learn_as_plain_ones() -> None:
@@ -191,6 +232,19 @@ def test_a_restart_forgets_what_was_observed() -> None:
     assert (process.features.inverse_unit != 1).all()
 
 
+def test_draws_of_the_twin_have_the_reported_deviation_without_the_error_of_each_state() -> None:
+    module = make_module(PROCESS)
+    fit(module, [make_batch()] * (UPDATES_PER_POSTERIOR + 1))
+    states, process = torch.randn(7, FEATURES), module.twin.process
+    with torch.no_grad():
+        output = module.twin(states[None], Draws(torch.randn(20_000, ACTIONS * 16), {}))
+    deviations = output.draw_q_values() - output.q_values
+    of_states = process.scale * module.twin.likelihood.std(output.raw).mean(0)[0] * process.mean_variance.sqrt()
+    # The noise of these networks is fixed, and so it is that of the replay.
+    torch.testing.assert_close(deviations[0].std(0).hypot(of_states), output.deviations_std[0], rtol=0.03, atol=0)
+    torch.testing.assert_close(deviations[0], deviations[1], rtol=1e-4, atol=1e-5)
+
+
 def test_the_reported_deviation_is_that_of_process_and_critics() -> None:
     """Without a sample: the variance over draws and critics is the sum of both."""
     module = make_module(PROCESS)
@@ -199,7 +253,8 @@ def test_the_reported_deviation_is_that_of_process_and_critics() -> None:
     estimate = module.estimate_values(states)
     with torch.no_grad():
         critics = module.twin(states).q_values
-        expected = (critics[0] - critics[1]).square() / 4 + module.twin.process.std(states).square()
+        noise = module.twin.likelihood.std(module.twin(states).raw).mean(0)
+        expected = (critics[0] - critics[1]).square() / 4 + module.twin.process.std(states, noise).square()
     torch.testing.assert_close(estimate.q_std, expected.sqrt())
     torch.testing.assert_close(estimate.q_mean, critics.mean(0))
 
@@ -222,7 +277,8 @@ def test_states_of_the_replay_are_known_and_others_are_not() -> None:
     known = 0.3 * torch.randn(10_000, INPUTS)
     process.observe(known, torch.randint(ACTIONS, (10_000,)), torch.full((10_000,), 0.5))
     process.update_posterior(10_000)
-    near, far = process.std(0.3 * torch.randn(200, INPUTS)), process.std(3 * torch.randn(200, INPUTS))
+    noise = torch.full((200, ACTIONS), 0.5)
+    near, far = (process.std(spread * torch.randn(200, INPUTS), noise) for spread in (0.3, 3))
     assert near.mean() < 0.1
     assert far.mean() > 5 * near.mean()
 
@@ -235,12 +291,13 @@ def test_a_process_of_screens_under_mixed_precision_is_that_in_full_precision() 
     with torch.autocast("cpu", torch.bfloat16):
         process.observe(screens, torch.tensor([0, 1, 1]), torch.ones(3))
         process.update_posterior(100.0)
-        mixed = process.std(screens)
+        mixed = process.std(screens, torch.ones(3, 2))
     assert mixed.dtype == torch.float32
-    torch.testing.assert_close(mixed, process.std(screens))
+    torch.testing.assert_close(mixed, process.std(screens, torch.ones(3, 2)))
     whole = process.features(screens).double()
     precision = torch.eye(8).double() + 100 * whole[:1].T @ whole[:1] / 3
-    expected = (whole @ torch.linalg.inv(precision) * whole).sum(1).sqrt()
+    variance = (whole @ torch.linalg.inv(precision) * whole).sum(1)
+    expected = (variance + process.mean_variance).sqrt()
     torch.testing.assert_close(mixed[:, 0].double(), expected, rtol=1e-4, atol=1e-6)
 
 

@@ -55,7 +55,7 @@ def test_pixels_that_never_changed_count_more_than_those_that_do() -> None:
     features.measure([x])
     shares = features.inverse_unit / features.inverse_unit[0]
     mean_variance = (1 + 1 + 0.25) / 4
-    expected = torch.tensor([1, 1, 2, (0.03 * mean_variance) ** -0.5])
+    expected = torch.tensor([1, 1, 2, (0.01 * mean_variance) ** -0.5])
     torch.testing.assert_close(shares, expected, rtol=0.05, atol=0)
 
 
