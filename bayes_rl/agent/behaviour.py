@@ -172,7 +172,8 @@ class Behaviour:
     ) -> ValueEstimate:
         """Estimate values and their uncertainty, from both critics and `VALUE_DRAWS` posterior draws.
 
-        The variance of Q is that of `values_by_draw` over seeds.
+        The variance of Q is that of `values_by_draw` over seeds. A Gaussian process adds that of the errors of single
+        states, which its draws are without (see `GaussianProcess`).
 
         Args:
             observations: `[E, *observation_shape]`, on any device.

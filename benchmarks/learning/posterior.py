@@ -131,8 +131,8 @@ def measure(cell: Cell, options: Options) -> Row:
     trainer.callbacks.append(games)  # type: ignore[attr-defined]
     (test,) = trainer.test(agent, datamodule=data, verbose=False)
     every = next(iter(data.test_dataloader())).estimate_every
-    test[CONFORMAL] = conformal_coverage(games.played, every, data.gamma)
-    found = {key.removeprefix("test/"): round(float(value), 4) for key, value in test.items()}
+    share = conformal_coverage(games.played, every, data.gamma)
+    found = {key.removeprefix("test/"): round(float(value), 4) for key, value in {**test, CONFORMAL: share}.items()}
     return {**cell, "epochs": epochs, "test_games": options.test_games, "curve": curve.rows, "test": found}
 
 

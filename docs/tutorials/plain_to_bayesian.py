@@ -39,8 +39,8 @@ PLAIN: dict[str, Any] = {
 # ## The Bayesian agent
 #
 # Three settings change. A Gaussian process stands beside the plain networks and states the uncertainty of Q;
-# `prior_function_scale` is the uncertainty where nothing is known. The noise of a return is learned for each state and
-# action. Each episode acts by one draw of the process, beside random actions.
+# `prior_function_scale` is the uncertainty where nothing is known, in units of the noise of a return. The noise is
+# learned for each state and action. Each episode acts by one draw of the process, beside random actions.
 
 # %%
 BAYESIAN: dict[str, Any] = {

@@ -56,7 +56,7 @@ def test_the_posterior_is_that_of_gaussian_process_regression() -> None:
     process.update_posterior(DATA)
     x = torch.randn(20, INPUTS)
     variance, noise = variance_by_regression(process, known, x), torch.full((20, ACTIONS), 0.7)
-    drawn, found = process(x[None], Draws(torch.zeros(1, ACTIONS * 12), {}))
+    _, found = process(x[None], Draws(torch.zeros(1, ACTIONS * 12), {}))
     torch.testing.assert_close(found[0].double(), variance, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(process.unit(noise, found[0]), 2 * noise)
     of_replay = variance_by_regression(process, known, states)[torch.arange(DATA), actions].mean()
