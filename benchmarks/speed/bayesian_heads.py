@@ -63,6 +63,7 @@ def make_agent(encoder: str, **options: Any) -> VariationalActorCritic:
     shapes: dict[str, Any] = {"observation_shape": SHAPES[encoder], "num_actions": ACTIONS}
     agent = VariationalActorCritic(network, **shapes, **settings)
     agent._trainer = MagicMock(log_every_n_steps=0, gradient_clip_val=None, global_step=0)
+    agent._trainer.datamodule = None  # no replay: the process chooses its units by the first minibatch
     return agent
 
 
