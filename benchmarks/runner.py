@@ -129,9 +129,9 @@ class Benchmark:
 
 # ------------------------------------------------------------------------------------------------ origin and files
 def origin(command: str) -> dict[str, str | int | None]:
-    """Return the command, commit, versions and hardware of a figure."""
+    """Return the command, without folders of this machine, and the commit, versions and hardware of a figure."""
     return {
-        "command": command,
+        "command": re.sub(r" --\w+[ =]/\S*", "", command),
         "commit": _commit(),
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),

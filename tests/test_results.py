@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,11 @@ def test_no_table_mixes_seeds_that_chose_with_reported_seeds(folder: Path) -> No
     assert [path.name for path, of_file in found.items() if mixes(of_file)] == []
     if folder != RESULTS:  # where each file is a table of its own
         assert not mixes(set().union(*found.values()))
+
+
+def test_no_result_names_a_folder_of_a_machine() -> None:
+    folder = re.compile(r"[ \"=]/(?:tmp|home|root|work|mnt)/")
+    assert [path.name for path in RESULTS.rglob("*.json") if folder.search(path.read_text(encoding="utf-8"))] == []
 
 
 def test_settings_of_the_quickstart_were_chosen_on_seeds_of_the_search() -> None:
