@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,18 +18,6 @@ SLOWEST_RATE = 1e-3
 """Weight of the newest minibatch in the moments of the features, after the first 1000 minibatches."""
 DATA_OF_MEAN_NOISE = 0.1
 """Weight of the mean noise in the noise of a state with as many data near it as the average state has."""
-
-
-class Deviations(NamedTuple):
-    """Deviations of Q by draws, in units that depend on the noise. `GaussianProcess.unit` returns the units.
-
-    Attributes:
-        drawn: w_a . phi(s) of every draw, `[D, B, A]`.
-        variance: its variance over draws, `[D or 1, B, A]`.
-    """
-
-    drawn: Tensor
-    variance: Tensor
 
 
 class GaussianProcess(nn.Module):
@@ -183,20 +170,23 @@ class GaussianProcess(nn.Module):
         """
         return self.total_std(noise_std, self._projections(x).square().sum(-1))
 
-    def forward(self, x: Tensor, draws: Draws) -> Deviations:
-        """Return the deviations of every draw, in their units.
+    def forward(self, x: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Return the deviations of every draw in their units (see `unit`), and their variances.
 
         Args:
             x: observations that `TwinActorCritic.prepare` returned: `[D, B, ...]` with an own batch for each draw, or
                 `[1, B, ...]` with one batch for all draws.
             draws: D draws, whose index `[D, A * m]` holds standard normal numbers, ordered by action.
+
+        Returns:
+            w_a . phi(s) of every draw, `[D, B, A]`, and its variance over draws, `[D or 1, B, A]`.
         """
         projections = self._projections(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         variance = projections.square().sum(-1)
         index = draws.index.unflatten(1, self.root.shape[:2])
         if len(x) == len(index):  # a state for each draw
-            return Deviations((index[:, None] * projections).sum(-1), variance)
-        return Deviations(torch.einsum("dam,bam->dba", index, projections[0]), variance)
+            return (index[:, None] * projections).sum(-1), variance
+        return torch.einsum("dam,bam->dba", index, projections[0]), variance
 
 
 class NormalIndex(MeanField):
