@@ -279,7 +279,9 @@ def test_a_draw_of_a_process_deviates_from_one_critic_and_the_report_is_its_vari
     assert (variance > 0.02).all()
     assert ((variance - estimate.q_std.square()).abs() < 5 * error).all()
     drawn = draws_by_seed(module.twin.posterior, module.twin.draw_shapes(), seeds[:20])
-    expected = module.twin.process(states[None], drawn) + critics[[critic_of_draw(seed) for seed in seeds[:20]]]
+    deviations, variance = module.twin.process(states[None], drawn)
+    unit = module.twin.process.unit(module.twin.likelihood.std(module.twin(states).raw).mean(0), variance)
+    expected = unit * deviations + critics[[critic_of_draw(seed) for seed in seeds[:20]]]
     torch.testing.assert_close(thompson[:20], expected, rtol=1e-4, atol=1e-5)
 
 
