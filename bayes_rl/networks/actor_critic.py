@@ -371,9 +371,9 @@ class TwinActorCritic(nn.Module):
         plain = self._evaluate(x.flatten(0, 1), "mean", task)
         logits, raw, q_values = (y.unflatten(1, x.shape[:2]) for y in plain[:3])
         drawn, variance = find_deviations()
-        noise = self.likelihood.std(raw).mean(0)
-        deviations, std = self.process.unit(noise, variance) * drawn, self.process.total_std(noise, variance)
-        return TwinOutput(logits, raw, q_values, deviations=deviations, deviations_std=std)
+        unit = self.process.unit(self.likelihood.std(raw).mean(0), variance)
+        std = self.process.total_std(unit, variance)
+        return TwinOutput(logits, raw, q_values, deviations=unit * drawn, deviations_std=std)
 
     def _evaluate(self, x: Tensor, weight_mode: WeightMode, task: int) -> TwinOutput:
         """Evaluate trunks, heads and the prior function on observations that `prepare` returned."""

@@ -152,14 +152,14 @@ class GaussianProcess(nn.Module):
         of_mean = DATA_OF_MEAN_NOISE * variance
         return self.scale * noise_std.log().lerp(self.mean_log_noise, of_mean / (of_mean + self.mean_variance)).exp()
 
-    def total_std(self, noise_std: Tensor, variance: Tensor) -> Tensor:
+    def total_std(self, unit: Tensor, variance: Tensor) -> Tensor:
         """Return the standard deviation of f with the error of each state, `[..., A]` in return units.
 
         Args:
-            noise_std: see `unit`.
-            variance: see `unit`.
+            unit: result of `unit`, `[..., A]`.
+            variance: variance of w_a . phi(s), `[..., A]`.
         """
-        return self.unit(noise_std, variance) * (variance + self.mean_variance).sqrt()
+        return unit * (variance + self.mean_variance).sqrt()
 
     def std(self, x: Tensor, noise_std: Tensor) -> Tensor:
         """Return `total_std`, `[B, A]` in return units.
@@ -168,7 +168,8 @@ class GaussianProcess(nn.Module):
             x: observations that `TwinActorCritic.prepare` returned, `[B, ...]`.
             noise_std: standard deviation of a return under the likelihood, `[B, A]`, in return units, > 0.
         """
-        return self.total_std(noise_std, self._projections(x).square().sum(-1))
+        variance = self._projections(x).square().sum(-1)
+        return self.total_std(self.unit(noise_std, variance), variance)
 
     def forward(self, x: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Return the deviations of every draw in their units (see `unit`), and their variances.
