@@ -18,16 +18,12 @@ from bayes_rl.errors import check, did_you_mean
 PREFIXES = ("MiniGrid-", "BabyAI-")
 
 
-class CodeBounds(gym.ObservationWrapper[Any, Any, Any]):
-    """Wrapper that states the greatest code of a cell, 10, as the bound of the observations, instead of 255."""
+class BinaryBounds(gym.ObservationWrapper[Any, Any, Any]):
+    """Wrapper that states 1 as the upper bound of planes of zeros and ones, instead of MiniGrid's 255."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
-        from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX, STATE_TO_IDX
-
         super().__init__(env)
-        top = max(max(codes.values()) for codes in (OBJECT_TO_IDX, COLOR_TO_IDX, STATE_TO_IDX))
-        assert env.observation_space.shape is not None
-        self.observation_space = gym.spaces.Box(0, top, env.observation_space.shape, np.uint8)
+        self.observation_space = gym.spaces.Box(0, 1, env.observation_space.shape, np.uint8)
 
     def observation(self, observation: Any) -> Any:
         """Return the observation as it is."""
@@ -35,9 +31,10 @@ class CodeBounds(gym.ObservationWrapper[Any, Any, Any]):
 
 
 class MiniGridKind(GymnasiumKind):
-    """MiniGrid and BabyAI games. The agent observes the codes of the 7 x 7 cells in front of it.
+    """MiniGrid and BabyAI games. The agent observes the 7 x 7 cells in front of it as planes of zeros and ones.
 
-    The codes of object, colour and state are three planes. The mission and the direction are not observed.
+    There is a plane for each of 11 objects, 6 colours and 3 states of a door. MiniGrid's own codes are numbers without
+    an order: a door (4) lies between a floor (3) and a key (5). The mission and the direction are not observed.
     """
 
     title = "a MiniGrid game"
@@ -61,10 +58,11 @@ class MiniGridKind(GymnasiumKind):
         super().check(settings)
 
     def make_bare(self, settings: EnvSettings, render_mode: str | None) -> gym.Env[Any, Any]:
-        """Return one game that observes codes, with sticky actions and a frame limit."""
-        from minigrid.wrappers import ImgObsWrapper
+        """Return one game that observes planes, with sticky actions and a frame limit."""
+        from minigrid.wrappers import ImgObsWrapper, OneHotPartialObsWrapper
 
-        env = CodeBounds(ImgObsWrapper(make_plain(settings.env, render_mode, **settings.env_kwargs)))
+        game = make_plain(settings.env, render_mode, **settings.env_kwargs)
+        env = BinaryBounds(ImgObsWrapper(OneHotPartialObsWrapper(game)))
         return self.limit(env, settings)
 
     def action_names(self, settings: EnvSettings, num_actions: int) -> Sequence[str]:  # type: ignore[override]

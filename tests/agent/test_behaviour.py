@@ -215,10 +215,10 @@ def test_actions_by_draw_equal_a_loop_over_networks_with_drawn_weights(settings:
 def test_a_draw_stays_until_its_seed_changes_and_no_other_is_touched(family: str) -> None:
     """One environment's new episode changes its own actions; weights that were learned change all at once."""
     module, seeds = make_module(FAMILIES[family], network={"bayesian": "all"}), [1, 2, 3, 4]
-    states = torch.randn(300, FEATURES)
+    states = torch.randn(60, FEATURES)
 
     def table(seeds: list[int]) -> Tensor:
-        """Actions of every environment in every state, `[300, E]`."""
+        """Actions of every environment in every state, `[60, E]`."""
         return torch.stack([module.act_by_draw(state.expand(len(seeds), -1), seeds) for state in states])
 
     def fresh(seeds: list[int]) -> Tensor:
@@ -538,7 +538,12 @@ class EachValidation(pl.Callback):
 
 @pytest.mark.parametrize(
     ("family", "options"),
-    [("mean_field", ("none", None)), ("none", ("penalty", 1.0)), ("members", ("discount", 1.0)), ("low_rank", ())],
+    [
+        ("mean_field", ("none", None)),
+        ("none", ("penalty", 1.0)),
+        pytest.param("members", ("discount", 1.0), marks=pytest.mark.slow),
+        pytest.param("low_rank", (), marks=pytest.mark.slow),
+    ],
 )
 def test_validations_and_test_say_what_the_definitions_say(
     family: str, options: tuple[Any, ...], tmp_path: Path

@@ -18,6 +18,7 @@ from bayes_rl.cli import app as cli
 from bayes_rl.errors import ConfigError
 from tests.helpers.agents import Stream, fit, make_batch, make_module, make_trainer
 from tests.helpers.options import title
+from tests.helpers.slow_cases import slow_but
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning", "ignore::DeprecationWarning:torch.*")
 
@@ -69,7 +70,7 @@ def both(**settings: Any) -> list[VariationalActorCritic]:
 
 
 @pytest.mark.usefixtures("_no_compiler")
-@pytest.mark.parametrize("settings", FAMILIES, ids=title)
+@pytest.mark.parametrize("settings", slow_but(FAMILIES, "defaults", "members 1.0 hl_gauss 0.1", id=title))
 def test_loss_and_gradients_are_those_without_capture(settings: dict[str, Any]) -> None:
     """The second update too, by the same graph; `fullgraph` makes any question on the way an error."""
     modules = both(**settings)
@@ -82,7 +83,10 @@ def test_loss_and_gradients_are_those_without_capture(settings: dict[str, Any]) 
 
 
 @pytest.mark.usefixtures("_no_compiler")
-@pytest.mark.parametrize(("precision", "backend"), [("32-true", "aot_eager"), ("bf16-mixed", "eager")])
+@pytest.mark.parametrize(
+    ("precision", "backend"),
+    [pytest.param("32-true", "aot_eager", marks=pytest.mark.slow), ("bf16-mixed", "eager")],
+)
 def test_training_ends_in_the_same_weights_under_the_same_names(
     precision: str, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +197,7 @@ def test_what_cannot_be_captured_here_is_one_line(monkeypatch: pytest.MonkeyPatc
         make_module(compile="defaul")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_compiler")
 def test_a_run_may_go_on_with_another_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says how things are computed, not what: a checkpoint binds nobody to it."""

@@ -70,9 +70,8 @@ def skipped(name: str) -> int:
 
 
 # ---------------------------------------------------------------------------------------------- skipped updates
-@pytest.mark.parametrize(
-    "precision", ["32-true", "bf16-mixed"]
-)  # a fused optimizer, and (as gradients are clipped) none
+# A fused optimizer, and (as gradients are clipped) none.
+@pytest.mark.parametrize("precision", slow_but(["32-true", "bf16-mixed"], "32-true"))
 def test_an_update_that_is_not_finite_is_left_out_and_nothing_else(
     precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,6 +76,7 @@ class TestExample(KindCase):
         assert caught[:4].all()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("example")
 def test_the_example_trains_resumes_validates_and_is_drawn(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]

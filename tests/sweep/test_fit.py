@@ -97,6 +97,7 @@ def test_a_fit_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path
     assert_equal(fit, calm)
 
 
+@pytest.mark.slow
 def test_a_fit_that_was_killed_in_its_test_games_plays_them_again(tmp_path: Path, calm: Fit) -> None:
     fit, command = made(tmp_path), Recorded()
     fit.complete(run_verb)
