@@ -117,10 +117,11 @@ def test_a_run_without_harm_is_as_if_nobody_looked(monkeypatch: pytest.MonkeyPat
 def test_skipped_updates_are_logged_and_counted_across_a_resumption(monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    every_update = "--trainer.log_every_n_steps=1"
     with monkeypatch.context() as patch:
         poison_batch(patch, {2, 4})
-        run(patch, *SHORT)
-    run(monkeypatch, *SHORT, "--ckpt_path=last", "--trainer.max_epochs=3")
+        run(patch, *SHORT, every_update)
+    run(monkeypatch, *SHORT, every_update, "--ckpt_path=last", "--trainer.max_epochs=3")
     assert skipped("cartpole") == 2
     events = EventAccumulator("runs/cartpole/version_0", size_guidance={"scalars": 0}).Reload()
     values = [event.value for event in events.Scalars("train/skipped_updates")]

@@ -26,7 +26,7 @@ TINY = [
     ),
 ]
 """Options of a run of a few seconds."""
-SHORT = ["fit", *TINY, "--trainer.log_every_n_steps=1", "--data.frames_per_epoch=240", "--data.evaluation.games=1"]
+SHORT = ["fit", *TINY, "--trainer.log_every_n_steps=10", "--data.frames_per_epoch=240", "--data.evaluation.games=1"]
 """Words of a run of two epochs of 60 updates each."""
 
 SHORTEST = [
