@@ -107,6 +107,9 @@ def test_a_wheel_works_in_an_empty_environment_and_folder(tmp_path: Path) -> Non
     recordings = {path.name for path in (installed / "bayes_rl/evaluation/recordings").iterdir()}
     assert recordings == {path.name for path in (PACKAGE / "evaluation/recordings").iterdir()}
 
+    agents = {path.name for path in (installed / "bayes_rl/trained_agents").iterdir()}
+    assert agents == {path.name for path in (PACKAGE / "trained_agents").iterdir()}
+
     command = tmp_path / "venv/bin/bayes-rl"
     quick = ["--trainer.enable_progress_bar", "false", "--data.replay.min_size", "64"]
     call(command, "fit", "--config", "cartpole", "--trainer.fast_dev_run", "true", *quick)

@@ -145,7 +145,7 @@ class BayesCLI(LightningCLI):
                 raise ConfigError("ckpt_path", None, "names no agent to play; nearest: 'last'")
             return
         options.ckpt_path = find_checkpoint(path, self._run_directory())
-        if self.config.subcommand == "fit" and is_export(path):
+        if self.config.subcommand == "fit" and is_export(options.ckpt_path):
             raise ConfigError("ckpt_path", path, "holds no replay and no optimizer; resume from a checkpoint")
         self._saved = read_saved_run(options.ckpt_path, AGENT_ARGUMENTS)
         typed, fitting = given_options(self._words, []), self.config.subcommand == "fit"

@@ -12,7 +12,7 @@ from jsonargparse import get_loader, set_loader
 
 import bayes_rl
 from bayes_rl.cli.commands import TRAINER_VERBS
-from bayes_rl.cli.saved_runs import _is_file, find_checkpoint, own_config
+from bayes_rl.cli.saved_runs import _is_file, bundled_agent, find_checkpoint, own_config
 from bayes_rl.errors import ConfigError, did_you_mean
 from bayes_rl.utils.settings import GROUPS, leaves
 
@@ -122,7 +122,7 @@ def with_own_config(words: list[str]) -> list[str]:
     """
     typed = dict(typed_options(words))
     path = typed.get("ckpt_path")
-    if not path or "config" in typed:
+    if not path or "config" in typed or bundled_agent(path):
         return words
     words = list(words)
     if path in ("last", "best"):

@@ -11,7 +11,7 @@ import yaml
 from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.errors import ConfigError, did_you_mean
 from bayes_rl.training.checkpoint_io import load_verified, manifest_of
-from bayes_rl.training.export import PLAYED, SUFFIX, is_export, read_export
+from bayes_rl.training.export import PLAYED, SUFFIX, bundled_agents, is_export, read_export
 from bayes_rl.utils.settings import leaves
 from bayes_rl.utils.version_0_1 import in_groups, in_present_groups
 
@@ -53,11 +53,17 @@ def saved_trainer(checkpoint: str) -> dict[str, Any]:
     return trainer if isinstance(trainer, dict) else {}
 
 
+def bundled_agent(path: str) -> Path | None:
+    """Return the agent of this name that comes with the program, or None. A file of this name comes first."""
+    return None if _is_file(path) else bundled_agents().get(path)
+
+
 def find_checkpoint(path: str, directory: Path) -> str:
     """Return the file that `path` names.
 
     Args:
-        path: a file, or `last` or `best` for a checkpoint of the newest run in `directory`.
+        path: a file, `last` or `best` for a checkpoint of the newest run in `directory`, or the name of an agent that
+            comes with the program.
         directory: of the runs of one name; it may hold `*` for any name.
 
     Raises:
@@ -72,10 +78,12 @@ def find_checkpoint(path: str, directory: Path) -> str:
             hint = f"; nearest: {other!r}" if any(root.glob(f"{runs}/{other}*.ckpt")) else ""
             raise ConfigError("ckpt_path", path, f"finds no checkpoint below {root}{hint}")
         return str(found[-1])
+    if (bundled := bundled_agent(path)) is not None:
+        return str(bundled)
     if not _is_file(path):
         folder = Path(path).parent
         known = [str(p) for p in (folder.iterdir() if folder.is_dir() else Path("runs").glob("*/*/*/*.ckpt"))]
-        known = [name for name in known if name.endswith((".ckpt", SUFFIX))]
+        known = [*(name for name in known if name.endswith((".ckpt", SUFFIX))), *bundled_agents()]
         raise ConfigError("ckpt_path", path, f"does not exist{did_you_mean(path, known)}")
     return path
 

@@ -69,6 +69,12 @@ def is_export(path: str | Path) -> bool:
     return Path(path).suffix == SUFFIX
 
 
+def bundled_agents() -> dict[str, Path]:
+    """Return the trained agents that come with the program, by the name of their configuration."""
+    folder = Path(__file__).parents[1] / "trained_agents"
+    return {path.stem: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
+
+
 # ------------------------------------------------------------------ reading
 def read_export(path: str | Path) -> dict[str, Any]:
     """Return an exported agent in the form of a Lightning checkpoint; nothing in the file is executed.
@@ -115,9 +121,14 @@ def load_weights(agent: VariationalActorCritic, export: Mapping[str, Any], path:
 def load_agent(path: str | Path) -> VariationalActorCritic:
     """Return an exported agent, ready to play: `load_agent("breakout.safetensors").act(observations)`.
 
+    Args:
+        path: a file, or the name of an agent that comes with the program (`"minatar"`).
+
     Raises:
         ExportError: if the file is no exported agent.
     """
+    if not Path(path).is_file():
+        path = bundled_agents().get(str(path), path)
     export = read_export(path)
     agent = VariationalActorCritic(**export["hyper_parameters"])
     load_weights(agent, export, path)

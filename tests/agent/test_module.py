@@ -306,7 +306,7 @@ def learner(target: str, actor_loss: str, **settings: Any) -> VariationalActorCr
 
 
 @pytest.mark.parametrize(("target", "actor_loss"), COMBINATIONS)
-@pytest.mark.parametrize("shared_trunk", [True, False])
+@pytest.mark.parametrize("shared_trunk", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_bandit_is_solved(target: str, actor_loss: str, shared_trunk: bool) -> None:
     """One state, terminal rewards [0, 1, 0]: Q is the reward of each action, and the best action is 1."""
     rewards = torch.tensor([0.0, 1.0, 0.0])
@@ -324,7 +324,8 @@ def test_a_bandit_is_solved(target: str, actor_loss: str, shared_trunk: bool) ->
 @pytest.mark.parametrize(
     ("target", "actor_loss", "settings"),
     [
-        *((*combination, {}) for combination in COMBINATIONS),
+        *(pytest.param(*combination, {}, marks=pytest.mark.slow) for combination in COMBINATIONS[1:]),
+        (*COMBINATIONS[0], {}),
         (
             "ema",
             "cross_entropy",

@@ -197,15 +197,29 @@ def test_every_run_can_be_prepared(task: str, arm: str) -> None:
     setting = next(iter(tasks.GRIDS[tasks.ARMS[arm].searched])) if tasks.ARMS[arm].searched else ""
     options = tasks.options_of(tasks.TASKS[task], tasks.ARMS[arm], setting)
     data, agent, trainer = prepare_run(tasks.configuration(tasks.TASKS[task], options), 1)
-    assert agent.explores_at_random == (arm == "epsilon")
+    shipped = arm == "default" and not tasks.TASKS[task].agent  # explores by draws of its process and at random
+    assert agent.explores_at_random == (arm == "epsilon" or shipped)
     assert agent.explores_by_draw == (arm != "epsilon")
     assert trainer.gradient_clip_val == (None if task == "atari_freeway" else 10)
     assert data.seed == 1
 
 
+def test_a_setting_multiplies_the_scale_that_the_agent_of_the_task_has() -> None:
+    """Members have the scale 1, a process that of its configuration, which an arm of members changes."""
+    scales = {
+        (task, arm): tasks.options_of(tasks.TASKS[task], tasks.ARMS[arm], "prior3")[tasks.PRIOR_SCALE]
+        for task in ("deep_sea_20", "atari_freeway")
+        for arm in ("default", "ensemble")
+    }
+    of_process = tasks.configuration(tasks.TASKS["atari_freeway"], {})["model"]["network"]["prior_function_scale"]
+    assert scales.pop(("atari_freeway", "default")) == pytest.approx(3 * of_process)
+    assert [*scales.values()] == [3, 3, 3]
+    assert tasks.options_of(tasks.TASKS["deep_sea_20"], tasks.ARMS["no_prior"], "")[tasks.PRIOR_SCALE] == 0
+
+
 @pytest.mark.parametrize(
     ("task", "numbers", "actions"),
-    [("deep_sea_20", 400, 2), ("mountain_car", 2, 3), ("door_key", 147, 7), ("minatar_freeway", 700, 3)],
+    [("deep_sea_20", 400, 2), ("mountain_car", 2, 3), ("door_key", 980, 7), ("minatar_freeway", 700, 3)],
 )
 def test_other_libraries_play_the_same_games_by_vectors(task: str, numbers: int, actions: int) -> None:
     env = other_libraries.make_env(tasks.TASKS[task])

@@ -1,13 +1,15 @@
 """Tasks, arms and searched settings of the sparse-reward suite. Whoever changes the suite changes these tables.
 
-Options have the names of the command line. They change the configuration file of the task, in the order: task, arm,
-searched setting, options that are fixed for the arm whatever the search says.
+Options have the names of the command line. They change the configuration file of the task, in the order: task, agent of
+the task, arm, searched setting, options that are fixed for the arm whatever the search says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import yaml
@@ -21,6 +23,22 @@ OptionValues = Mapping[str, Any]
 
 class Share(float):
     """Value of an option as a share of the task's budget of frames."""
+
+
+class Multiple(float):
+    """Value of an option as a multiple of its value without the searched setting."""
+
+
+# Ten members with prior functions. Their draws bootstrap from themselves: the uncertainty of a state includes that of
+# the states that follow, which a Gaussian process leaves out.
+MEMBERS: OptionValues = {
+    "model.exploration": "thompson",
+    "model.network.bayesian": "heads",
+    "model.network.prior_function_scale": 1,
+    "model.posterior.family": "members",
+    "model.posterior.size": 10,
+    "model.objective.bootstrap": "greedy",
+}
 
 
 # -------------------------------------------------------------------------------------------------------------- tasks
@@ -38,6 +56,7 @@ class Task:
         frames_per_second: of training the default agent on one core of a Xeon, to estimate the minutes of a run.
         measure: `success` (the curve is the share of successful episodes) or `return`.
         seeds: seeds of the comparison.
+        agent: changes of the file that make the agent which the suite tests; none where the file has that agent.
         like: cheaper task whose search chooses the settings if this task has no complete search; "" for none.
     """
 
@@ -50,6 +69,7 @@ class Task:
     frames_per_second: float
     measure: str = "success"
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    agent: OptionValues = field(default_factory=dict)
     like: str = ""
 
     def score(self, episode_return: float) -> float:
@@ -63,7 +83,7 @@ FEW_SEEDS = (1, 2, 3)
 def deep_sea(size: int, episodes: int, frames_per_second: float = 230, **more: Any) -> Task:
     """Return DeepSea of a size. Solved: less than 10 % regret over the last 100 episodes."""
     options = {"data.env_kwargs": {"size": size, "one_hot": False}}
-    return Task("deep_sea", options, size * episodes, 0.5, 0.9, 100, frames_per_second, **more)
+    return Task("deep_sea", options, size * episodes, 0.5, 0.9, 100, frames_per_second, agent=MEMBERS, **more)
 
 
 def minigrid(game: str, frames: int, frames_per_second: float, like: str = "") -> Task:
@@ -82,13 +102,13 @@ TASKS: dict[str, Task] = {
     "multi_room": minigrid("MultiRoom-N2-S4", 100_000, 320, "door_key"),
     "key_corridor": minigrid("KeyCorridorS3R1", 100_000, 320, "door_key"),
     # A return of -200 is that of an episode which ends at the limit of 200 steps.
-    "mountain_car": Task("cartpole", {"data.env": "MountainCar-v0"}, 100_000, -200, 0.9, 50, 420),
+    "mountain_car": Task("cartpole", {"data.env": "MountainCar-v0"}, 100_000, -200, 0.9, 50, 420, agent=MEMBERS),
     "minatar_freeway": Task("minatar", {"data.env": "MinAtar/Freeway-v1"}, 200_000, 0, 20, 20, 340, "return"),
     "minatar_seaquest": Task(
         "minatar", {"data.env": "MinAtar/Seaquest-v1"}, 200_000, 0, 10, 50, 330, "return", like="minatar_freeway"
     ),
     "atari_freeway": Task(
-        "quickstart", {"data.env": "freeway"}, 1_000_000, 0, 20, 16, 900, "return", FEW_SEEDS, "minatar_freeway"
+        "quickstart", {"data.env": "freeway"}, 1_000_000, 0, 20, 16, 900, "return", FEW_SEEDS, like="minatar_freeway"
     ),
 }
 
@@ -114,7 +134,7 @@ class Arm:
     """Agent of the comparison.
 
     Args:
-        options: changes of the task's configuration.
+        options: changes of the agent that the suite tests.
         searched: arm of `GRIDS` whose search chooses the setting of this arm; "" for none.
         fixed: options that hold whatever the search has chosen.
         tasks: names of the tasks that the arm learns; all of them by default.
@@ -134,27 +154,17 @@ class Arm:
         return not self.tasks or task in self.tasks
 
 
-# The agent that the suite tests. Its draws bootstrap from themselves: the uncertainty of a state includes that of the
-# states that follow, which a Gaussian process leaves out.
-DEFAULT: OptionValues = {
-    "model.exploration": "thompson",
-    "model.network.bayesian": "heads",
-    "model.network.prior_function_scale": 3,
-    "model.posterior.family": "members",
-    "model.posterior.size": 10,
-    "model.objective.bootstrap": "greedy",
-}
-NO_PRIOR: OptionValues = {"model.network.prior_function_scale": 0}
+PRIOR_SCALE = "model.network.prior_function_scale"
+NO_PRIOR: OptionValues = {PRIOR_SCALE: 0}
 
 # One task of each family of environments on which a run takes minutes: a chain that defeats dithering, a physical
 # system, a grid seen in part, and a game on planes.
 OTHER_LIBRARIES = ("deep_sea_20", "mountain_car", "door_key", "minatar_freeway")
 
 ARMS: dict[str, Arm] = {
-    "default": Arm(DEFAULT, "default"),
+    "default": Arm({}, "default"),
     "epsilon": Arm(
         {
-            **DEFAULT,
             **NO_PRIOR,
             "model.exploration": "epsilon",
             "model.network.bayesian": "none",
@@ -165,7 +175,7 @@ ARMS: dict[str, Arm] = {
         slowness=0.5,
     ),
     "ensemble": Arm(
-        DEFAULT,
+        MEMBERS,
         "default",
         # The standard deviation of a weight within a member is exp(-10).
         {
@@ -174,10 +184,10 @@ ARMS: dict[str, Arm] = {
             "model.posterior.log_var_limit": 20,
         },
     ),
-    "no_prior": Arm({**DEFAULT, **NO_PRIOR}),
-    "mean_field": Arm({**DEFAULT, **NO_PRIOR, "model.posterior.family": "mean_field"}),
+    "no_prior": Arm({**MEMBERS, **NO_PRIOR}),
+    "mean_field": Arm({**MEMBERS, **NO_PRIOR, "model.posterior.family": "mean_field"}),
     # From 2 (MiniGrid) to 5 (DeepSea).
-    "all_bayesian": Arm(DEFAULT, "default", {"model.network.bayesian": "all"}, slowness=4),
+    "all_bayesian": Arm(MEMBERS, "default", {"model.network.bayesian": "all"}, slowness=4),
     "sb3_dqn": Arm({}, "sb3_dqn", tasks=OTHER_LIBRARIES, library="DQN"),
     "sb3_qrdqn": Arm({}, "sb3_qrdqn", tasks=OTHER_LIBRARIES, library="QRDQN"),
 }
@@ -199,9 +209,8 @@ RANDOM_ACTIONS: OptionValues = {
 
 GRIDS: dict[str, dict[str, OptionValues]] = {
     "default": {
-        f"prior{scale:g}{name}": {"model.network.prior_function_scale": scale, **random}
-        for name, random in (("", {}), ("_random50", RANDOM_ACTIONS))
-        for scale in (3, 10)
+        **{f"prior{scale}": {PRIOR_SCALE: Multiple(scale)} for scale in (3, 1, 10)},
+        "prior3_random50": {PRIOR_SCALE: Multiple(3), **RANDOM_ACTIONS},
     },
     "epsilon": {
         f"decay{100 * share:g}_end{100 * end:g}": {
@@ -226,8 +235,23 @@ def options_of(task: Task, arm: Arm, setting: str) -> dict[str, Any]:
         setting: name in the grid of the arm; "" for an arm without a search.
     """
     chosen = GRIDS[arm.searched][setting] if arm.searched else {}
-    options = {**(task.options if arm.library == "bayes_rl" else {}), **arm.options, **chosen, **arm.fixed}
-    return {key: round(value * task.frames) if isinstance(value, Share) else value for key, value in options.items()}
+    if arm.library != "bayes_rl":
+        return _values(chosen, {}, task.frames)
+    before = {**task.options, **task.agent, **arm.options}
+    without = configuration(task, before)
+    return {**before, **_values(chosen, without, task.frames), **arm.fixed}
+
+
+def _values(setting: OptionValues, without: Mapping[str, Any], frames: int) -> dict[str, Any]:
+    """Return a setting with numbers for shares of `frames`, and for multiples of the configuration `without` it."""
+    found = dict(setting)
+    for key, value in setting.items():
+        if isinstance(value, Share):
+            found[key] = round(value * frames)
+        elif isinstance(value, Multiple):
+            before: Any = reduce(getitem, key.split("."), without)
+            found[key] = round(value * before, 6)
+    return found
 
 
 def configuration(task: Task, options: OptionValues) -> dict[str, Any]:

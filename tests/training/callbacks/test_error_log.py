@@ -13,6 +13,7 @@ import torch
 
 from bayes_rl.evaluation.games import Games
 from tests.helpers.command_line import SHORT, failure_of, run
+from tests.helpers.slow_cases import slow_but
 
 
 class Fragile(gym.Env[Any, Any]):
@@ -88,7 +89,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_but(CASES, "raises"))
 def test_a_failing_environment_is_named_with_its_seed_and_its_actions(
     case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
