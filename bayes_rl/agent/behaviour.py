@@ -21,7 +21,8 @@ from bayes_rl.utils.device import to_device_async
 from bayes_rl.utils.seeds import Domain, derived_seed
 
 VALUE_DRAWS = 16
-"""Posterior draws behind a value estimate, always the same; of a mixture as many of each member, or a few more."""
+"""Number of posterior draws of a value estimate. Their seeds never change. A mixture rounds the number up, so that
+every member has equally many."""
 
 
 @lru_cache(maxsize=4096)
@@ -35,7 +36,7 @@ def critic_of_draw(seed: int) -> int:
 
 
 class Drawn(Protocol):
-    """Networks that given draws of their weights evaluate: a twin with Bayesian layers, or a `DrawnTwin`.
+    """Networks that can be evaluated by given draws: a `TwinActorCritic` or a `DrawnTwin`.
 
     Attributes:
         posterior: family of the draws.
@@ -172,8 +173,8 @@ class Behaviour:
     ) -> ValueEstimate:
         """Estimate values and their uncertainty, from both critics and `VALUE_DRAWS` posterior draws.
 
-        The variance of Q is that of `values_by_draw` over seeds. A Gaussian process adds that of the errors of single
-        states, which its draws are without (see `GaussianProcess`).
+        The variance of Q is that of `values_by_draw` over seeds. That of a Gaussian process is known in closed form,
+        and includes the errors of single states, which its draws are without (see `GaussianProcess`).
 
         Args:
             observations: `[E, *observation_shape]`, on any device.

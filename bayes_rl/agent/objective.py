@@ -36,8 +36,8 @@ class Targets(NamedTuple):
 
     Attributes:
         values: TD targets of both pairs `[2, (D,) B]`.
-        variance: variance of the return around its TD target `[B]`, or None if the likelihood does not learn it. It
-            serves where the realised return of a transition is not known.
+        variance: variance of the return around its TD target `[2, (D,) B]`, or None if the likelihood does not learn
+            it. It serves where the realised return of a transition is not known.
     """
 
     values: Tensor
@@ -136,24 +136,25 @@ def td_targets(
     target_mode: WeightMode = replace(weight_mode, noise={}) if isinstance(weight_mode, Draws) else "mean"
     source = twin if target_twin is None else target_twin
     output: TwinOutput = source(_with_draw_axis(transition.next_observation, target_mode), target_mode, task)
-    probs, q_values = output.action_logits.softmax(-1), output.q_values
-    if target_twin is None:
-        probs, q_values = probs.flip(0), q_values.flip(0)  # pair 0 learns from pair 1, and pair 1 from pair 0
-    else:
-        probs, q_values = (x.mean(0, keepdim=True) for x in (probs, q_values))  # both pairs have one target
+
+    def for_pairs(x: Tensor) -> Tensor:
+        """Return what each pair learns from: the other pair, or the mean of both pairs of the moving average."""
+        return x.flip(0) if target_twin is None else x.mean(0, keepdim=True)
+
+    probs, q_values = for_pairs(output.action_logits.softmax(-1)), for_pairs(output.q_values)
     if settings.bootstrap == "greedy":
         probs = losses.greedy(q_values)
     reward, discount = (x.expand(q_values.shape[:-1]) for x in (transition.reward, transition.discount))
     values = losses.td_target(reward, discount, probs, q_values).expand(2, *q_values.shape[1:-1])
     variance = None
     if twin.likelihood.bootstraps_variance:
-        std = twin.likelihood.std(output.raw).mean(0, keepdim=True)
+        std = for_pairs(twin.likelihood.std(output.raw))
         variance = losses.bootstrapped_variance(discount, probs, q_values, std).expand_as(values)
     return Targets(values, variance)
 
 
 def learned_targets(output: TwinOutput, action: Tensor, targets: Tensor) -> Tensor:
-    """Return targets of the learned values: Q = learned value + prior function, and the likelihood is of the former.
+    """Subtract the prior function from targets of Q: the likelihood describes the learned values alone.
 
     Args:
         output: outputs of the twin.
@@ -193,7 +194,7 @@ def critic_nll(
 
 
 def actor_loss(output: TwinOutput, pairs: Sequence[int], settings: ObjectiveSettings) -> Tensor:
-    """Return the loss with which the actors climb the mean of both critics: a scalar, summed over the trained pairs.
+    """Return the loss that trains the actors by the mean of both critics: a scalar, summed over the trained pairs.
 
     Args:
         output: outputs of the twin for the observations of the minibatch.

@@ -293,7 +293,9 @@ class ReturnGaussianLikelihood(Likelihood):
 
         The gradient by s is multiplied by `NOISE_GRADIENT`. The features learn from both gradients. That by the
         logarithm of s, 1 - (y - q)^2 / s^2, is of order one whatever the units of the return, and would hide the
-        gradient by q, a TD error of a tenth. The steps of Adam for the weights of s do not depend on the factor.
+        gradient by q, a TD error of a tenth. With plain heads, Adam's steps for the weights of s
+        hardly depend on the factor. With Bayesian heads, the KL divergence of these weights counts 1 / `NOISE_GRADIENT`
+        times as much.
 
         Args:
             raw: `[..., 2]`.
@@ -302,10 +304,12 @@ class ReturnGaussianLikelihood(Likelihood):
             realised: realised returns `[...]`, NaN where they are not known; None if none is known.
         """
         raw, target = self._read_pair(raw, target)
+        check_same_shape(target=target, variance=variance)
         q, log_std = raw[..., 0], self.log_std(raw)
         squared_error = (target - q).square()
         second_moment = squared_error.detach() + variance.detach()
         if realised is not None:
+            check_same_shape(target=target, realised=realised)
             squares = (realised - q.detach()).square()
             second_moment = torch.where(squares.isnan(), second_moment, squares)
         nll = 0.5 * second_moment * (-2 * log_std).exp() + (log_std + 0.5 * math.log(2 * math.pi))
@@ -468,8 +472,9 @@ class LikelihoodSettings:
     """Likelihood of a return; each family uses the settings that it needs.
 
     Args:
-        family: `gaussian` of noise_std, `learned_gaussian`, or categorical over bins: `hl_gauss`, `two_hot`. Or a
-            likelihood registered by the user.
+        family: `gaussian` of fixed noise_std, `learned_gaussian` of one learned noise, `return_gaussian` of a noise
+            learned for each state and action, or categorical over bins: `hl_gauss`, `two_hot`. Or a likelihood
+            registered by the user.
         noise_std: standard deviation of the Gaussians, the initial one if it is learned, in units of the return, > 0.
         value_range: smallest and largest return of the categorical families.
         num_bins: of the categorical families, >= 2.

@@ -227,7 +227,7 @@ class EWC(ConsolidationMethod):
     def check_posterior(cls, method: str, posterior: PosteriorSettings, bayesian_part: str) -> None:
         """Raise `ConfigError` if there are Bayesian layers of a family that EWC cannot protect.
 
-        A Gaussian process has no parameters: it goes on observing, beside plain networks that EWC protects.
+        A Gaussian process has no trained parameters: it goes on observing, beside plain networks that EWC protects.
         """
         obstacle = POSTERIORS[posterior.family].anchoring_obstacle
         protectable = [name for name in POSTERIORS if not POSTERIORS[name].anchoring_obstacle]

@@ -16,8 +16,10 @@ from bayes_rl.utils.seeds import Domain, derived_seed
 
 SLOWEST_RATE = 1e-3
 """Weight of the newest minibatch in the moments of the features, after the first 1000 minibatches."""
-DATA_OF_MEAN_NOISE = 0.1
-"""Weight of the mean noise in the noise of a state with as many data near it as the average state has."""
+WEIGHT_OF_MEAN_NOISE = 0.1
+"""Weight of the mean noise relative to that of the network's noise, in a state with v = v' (see `GaussianProcess`)."""
+ROUNDING = 1e-7
+"""Bound of the errors of the moments' eigenvalues in float32, relative to their sum. It is added to the eigenvalues."""
 
 
 class GaussianProcess(nn.Module):
@@ -40,8 +42,8 @@ class GaussianProcess(nn.Module):
     Two corrections use v, the variance of w_a . phi(s), and v', its mean over the replay:
 
     * A network's noise says nothing in states that are unlike all others. The logarithm of noise(s, a) is therefore a
-      mean of the network's and of the mean over the replay, with the weights v' and `DATA_OF_MEAN_NOISE` v. The
-      variance v is about the reciprocal of the number of data near (s, a).
+      weighted mean: the network's log noise has the weight v', and `mean_log_noise` has the weight
+      `WEIGHT_OF_MEAN_NOISE` v. With n data near (s, a), v is about 1 / (1 + scale^2 n / T).
     * The features cannot express all that states differ by. Each state has an error of its own, whose variance is
       taken to be v': the standard deviation of Q has v + v' in the place of v. A draw is without these errors,
       because they would change its actions at random from one state to the next.
@@ -97,6 +99,7 @@ class GaussianProcess(nn.Module):
         """
         self.features.measure(states)
         self.count.zero_()
+        self.moments.zero_()  # otherwise a NaN would stay
 
     @torch.no_grad()
     def observe(self, x: Tensor, action: Tensor, noise_std: Tensor) -> None:
@@ -105,17 +108,19 @@ class GaussianProcess(nn.Module):
         Args:
             x: observations that `TwinActorCritic.prepare` returned, `[B, ...]`.
             action: actions, `[B]`.
-            noise_std: standard deviation of a return under the likelihood, `[B]`, in return units, > 0. Those that are
-                not finite do not change the mean.
+            noise_std: standard deviation of a return under the likelihood, `[B]`, in return units. The mean is that of
+                the finite logarithms.
         """
         with torch.autocast(x.device.type, enabled=False):
             features = self.features(x)
             chosen = action == torch.arange(len(self.moments), device=x.device)[:, None]  # `[A, B]`
-            log_noise = torch.where(noise_std.isfinite(), noise_std.float().log(), self.mean_log_noise)
+            log_noise = noise_std.float().log()
+            finite = log_noise.isfinite()
+            total, known = average_over_ranks(torch.stack([log_noise.where(finite, 0.0).sum(), finite.sum()]))
             self.count += 1
             rate = self.count.reciprocal().clamp_min(SLOWEST_RATE)
             self.moments.lerp_(average_over_ranks((features.t() * chosen[:, None]) @ features / len(x)), rate)
-            self.mean_log_noise.lerp_(average_over_ranks(log_noise.mean()), rate)
+            self.mean_log_noise.lerp_(torch.where(known > 0, total / known, self.mean_log_noise), rate)
 
     @torch.no_grad()
     def update_posterior(self, data_weight: float) -> None:
@@ -125,12 +130,16 @@ class GaussianProcess(nn.Module):
             data_weight: N / T.
         """
         size = self.moments.shape[-1]
-        identity = torch.eye(size, dtype=torch.float64, device=self.moments.device)
-        precision = identity + self.scale**2 * data_weight * self.moments.double()
-        factor = torch.linalg.cholesky_ex(precision).L  # exists, because no eigenvalue is below 1
+        # MPS has no float64.
+        device = torch.device("cpu") if self.moments.device.type == "mps" else self.moments.device
+        identity = torch.eye(size, dtype=torch.float64, device=device)
+        moments = self.moments.to(identity)
+        moments = moments + ROUNDING * moments.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None] * identity
+        precision = identity + self.scale**2 * data_weight * moments
+        factor = torch.linalg.cholesky(precision)  # exists, because no eigenvalue is below 1
         root = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
         log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum()  # of the precision
-        self.mean_variance.copy_((root @ self.moments.double() * root).sum())
+        self.mean_variance.copy_((root @ moments * root).sum())
         self.divergence.copy_(0.5 * (root.square().sum() - len(self.moments) * size + log_det))
         self.root.copy_(root)
 
@@ -149,7 +158,7 @@ class GaussianProcess(nn.Module):
             noise_std: standard deviation of a return under the likelihood, `[..., A]`, in return units, > 0.
             variance: variance of w_a . phi(s), `[..., A]`.
         """
-        of_mean = DATA_OF_MEAN_NOISE * variance
+        of_mean = WEIGHT_OF_MEAN_NOISE * variance
         return self.scale * noise_std.log().lerp(self.mean_log_noise, of_mean / (of_mean + self.mean_variance)).exp()
 
     def total_std(self, unit: Tensor, variance: Tensor) -> Tensor:
@@ -180,14 +189,15 @@ class GaussianProcess(nn.Module):
             draws: D draws, whose index `[D, A * m]` holds standard normal numbers, ordered by action.
 
         Returns:
-            w_a . phi(s) of every draw, `[D, B, A]`, and its variance over draws, `[D or 1, B, A]`.
+            w_a . phi(s) of every draw, `[D, B, A]` float32, and its variance over draws, `[D or 1, B, A]` float32.
         """
-        projections = self._projections(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        variance = projections.square().sum(-1)
-        index = draws.index.unflatten(1, self.root.shape[:2])
-        if len(x) == len(index):  # a state for each draw
-            return (index[:, None] * projections).sum(-1), variance
-        return torch.einsum("dam,bam->dba", index, projections[0]), variance
+        with torch.autocast(x.device.type, enabled=False):
+            projections = self._projections(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            variance = projections.square().sum(-1)
+            index = draws.index.unflatten(1, self.root.shape[:2])
+            if len(x) == len(index):  # a state for each draw
+                return (index[:, None] * projections).sum(-1), variance
+            return torch.einsum("dam,bam->dba", index, projections[0]), variance
 
 
 class NormalIndex(MeanField):

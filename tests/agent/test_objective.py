@@ -574,6 +574,7 @@ PAIRS: list[dict[str, Any]] = [
         "network": {"bayesian": "all"},
         "objective": {"actor_loss": "dpg", "entropy_weight": 0.2, "target": "other"},
     },
+    {"likelihood": {"family": "return_gaussian"}, "objective": {"target": "other"}},
     {**MEMBERS, "network": {"bayesian": "all"}, "likelihood": {"family": "learned_gaussian"}},
     {**LOW_RANK, "network": {"bayesian": "all"}},
     LOW_RANK,

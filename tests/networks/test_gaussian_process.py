@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -128,6 +129,53 @@ def test_a_noise_that_is_not_finite_does_not_change_the_mean() -> None:
     process.observe(states, actions, torch.tensor([torch.nan, torch.inf]).repeat(DATA // 2))
     torch.testing.assert_close(process.mean_log_noise, before)
     assert process.moments.isfinite().all()
+
+
+def test_a_noise_without_a_finite_logarithm_is_left_out_of_the_first_minibatch_too() -> None:
+    process, (states, actions, _) = make_process(), data()
+    noise = torch.tensor([0.01, 0.0, 0.01, torch.inf]).repeat(DATA // 4)
+    process.observe(states, actions, noise)
+    assert process.mean_log_noise.item() == pytest.approx(math.log(0.01), rel=1e-6)
+
+
+def test_a_restart_forgets_moments_that_are_not_finite() -> None:
+    process, (states, actions, noise) = make_process(), data()
+    process.observe(torch.full_like(states, torch.nan), actions, noise)
+    assert not process.moments.isfinite().any()
+    process.restart([states])
+    process.observe(states, actions, noise)
+    assert process.moments.isfinite().all()
+
+
+@pytest.mark.parametrize("data_weight", [1e5, 1e7, 1e9])
+def test_many_data_leave_a_finite_doubt_and_the_greater_one_where_data_are_few(data_weight: float) -> None:
+    """The moments' errors of rounding, about 1e-7, times the number of data are much greater than the prior's 1."""
+    process = GaussianProcess((INPUTS,), ACTIONS, 256, 5.0, 1.0)  # smooth: most of the moments' eigenvalues are 0
+    for _ in range(50):
+        process.observe(torch.randn(32, INPUTS), torch.randint(ACTIONS, (32,)), torch.full((32,), 0.5))
+    process.update_posterior(data_weight)
+    assert process.mean_variance > 0
+    assert math.isfinite(process.divergence)
+    near, far = (
+        process.std(x, torch.ones(20, ACTIONS)) for x in (torch.randn(20, INPUTS), 9 * torch.randn(20, INPUTS))
+    )
+    assert near.isfinite().all()
+    assert far.mean() > 2 * near.mean()
+
+
+def test_deviations_have_float32_under_mixed_precision() -> None:
+    process, (states, actions, noise) = make_process(), data()
+    process.observe(states, actions, noise)
+    process.update_posterior(DATA)
+    size = process.root.shape[0] * process.root.shape[1]
+    for x in (states[None], torch.stack([states] * 3)):
+        draws = Draws(torch.randn(3, size), {})
+        expected = process(x, draws)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = process(x, draws)
+        for one, other in zip(found, expected, strict=True):
+            assert one.dtype == torch.float32
+            assert torch.equal(one, other)
 
 
 def test_the_divergence_is_that_of_torch_distributions() -> None:
