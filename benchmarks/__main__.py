@@ -23,7 +23,16 @@ FOLDERS = {
         "ranks",
         "versions",
     ),
-    "learning": ("ablation", "continual", "deep_sea", "posterior", "sparse", "time_to_score", "gpu_study"),
+    "learning": (
+        "ablation",
+        "continual",
+        "deep_sea",
+        "posterior",
+        "sparse",
+        "time_to_score",
+        "trained_agents",
+        "gpu_study",
+    ),
     "reliability": ("crash", "leaks", "snapshot"),
 }
 MODULES = {name: f"benchmarks.{folder}.{name}" for folder, names in FOLDERS.items() for name in names}

@@ -47,7 +47,8 @@ PLAYED = {
 """Data options that decide how an agent is played; the others describe its training, for readers."""
 
 
-PRIORS = (".prior_mean", ".prior_precision")  # of vcl: only learning needs them
+LEARNING = (".prior_mean", ".prior_precision", ".process.moments", ".process.count")
+"""Ends of the names of tensors that only learning needs: the priors of vcl, and the data of a Gaussian process."""
 
 
 LARGEST = 2**31 - 1  # limit of all other whole numbers
@@ -209,7 +210,7 @@ def _fits(value: Any, hint: Any) -> bool:
 def _played(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state that playing needs: the twin, the variances of its weights, and fitted intervals of returns."""
     played = ("twin.", "weight_posterior.", "scores.")
-    return {k: v for k, v in state.items() if k.startswith(played) and not k.endswith(PRIORS)}
+    return {k: v for k, v in state.items() if k.startswith(played) and not k.endswith(LEARNING)}
 
 
 def _skeleton(settings: dict[str, Any], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -46,7 +46,13 @@ def test_predict_films_an_agent_by_its_name(
     pytest.importorskip("pygame", reason="CartPole is drawn by pygame")
     monkeypatch.chdir(tmp_path)
     Path("config.yaml").write_text("model: {hidden_dim: 3}\n")
-    run(monkeypatch, "predict", "--ckpt_path=cartpole", "--data.evaluation.games=1")
+    run(
+        monkeypatch,
+        "predict",
+        "--ckpt_path=cartpole",
+        "--data.evaluation.games=1",
+        "--data.rules.max_episode_frames=30",
+    )
     (video,) = tmp_path.glob("runs/CartPole-v1/version_0/videos/*.gif")
     assert video.name in capsys.readouterr().out
     line = error_of(monkeypatch, capsys, "fit", "--ckpt_path=cartpole")
