@@ -38,7 +38,7 @@ PLAIN: dict[str, Any] = {
 # %% [markdown]
 # ## The Bayesian agent
 #
-# Three settings change. A Gaussian process stands beside the plain networks and states the uncertainty of Q;
+# Five settings change. A Gaussian process stands beside the plain networks and states the uncertainty of Q;
 # `prior_function_scale` is the uncertainty where nothing is known, in units of the noise of a return. The noise is
 # learned for each state and action. Each episode acts by one draw of the process, beside random actions.
 
@@ -113,11 +113,11 @@ assert never > usual
 # %% [markdown]
 # ## On the command line
 #
-# The difference is three options. The configuration `cartpole` has the Bayesian settings, so that the plain agent is
-# its opposite:
+# The difference is four options, because `length_scale` has no effect without a process. The configuration `cartpole`
+# has the Bayesian settings. Both commands take the value of the best action as the value of the next state:
 #
 # ```bash
-# bayes-rl fit --config cartpole --name bayesian
+# bayes-rl fit --config cartpole --name bayesian --model.objective.bootstrap greedy
 # bayes-rl fit --config cartpole --name plain --model.network.bayesian none --model.network.prior_function_scale 0 \
 #     --model.likelihood.family gaussian --model.exploration epsilon --model.objective.bootstrap greedy
 # ```

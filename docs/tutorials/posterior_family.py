@@ -120,7 +120,12 @@ for tag in ("val/return_mean", "val/epistemic_std", "train/kl"):
 # %% [markdown]
 # ## Further
 #
-# On the command line, write the class to a module of yours, `my_module.py` in the current folder, and type `bayes-rl
-# fit --config cartpole --import_modules my_module --model.network.bayesian heads --model.posterior.family by_output`.
+# On the command line, write the class to a module of yours, `my_module.py` in the current folder, and type
+#
+# ```bash
+# bayes-rl fit --config cartpole --import_modules my_module --model.network.bayesian heads \
+#     --model.network.prior_function_scale 0 --model.posterior.family by_output
+# ```
+#
 # [Add a posterior family](../how-to/add_a_posterior.md) names the tests that a family should pass, and [distributions
 # over weights](../concepts/posteriors.md) the families of the package.
