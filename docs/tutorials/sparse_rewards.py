@@ -19,8 +19,9 @@ SIZE = 10
 # %% [markdown]
 # ## Two agents
 #
-# The settings of the networks and the objective are those of [`configs/deep_sea.yaml`](../../configs/deep_sea.yaml); the
-# replay and the epochs are smaller. An observation is the number of a cell, and the network looks up features for each cell.
+# The settings of the networks and the objective are those of [`configs/deep_sea.yaml`](../../configs/deep_sea.yaml).
+# The replay and the epochs are smaller. An observation is the number of a cell, and the network looks up features for
+# each cell.
 #
 # Thompson sampling plays each episode by one of ten members of the output layers. Each member has a fixed random
 # function added to its Q (a *prior function*), so that the members disagree about cells that were never seen. The value
@@ -117,8 +118,8 @@ for name, settings in AGENTS.items():
 # ## What was measured
 #
 # Thompson sampling by these settings solved DeepSea of 10, 20 and 30 cells with all of five seeds, after a median of
-# 335, 607 and 1097 episodes. Deterministic networks with epsilon-greedy solved none (seeds 1 to 5, commit `d38514e`, two
-# cores beside other work, `python -m benchmarks sparse`, [table](../results/sparse/table.md)). At 10 cells the schedule
+# 335, 607 and 1097 episodes. Deterministic networks with epsilon-greedy solved none (seeds 1 to 5, commit `d38514e`,
+# two cores beside other work, `python -m benchmarks sparse`, [table](../results/sparse/table.md)). At 10 cells the schedule
 # of epsilon is the best of four. At 20 and 30 cells it is the first of the four; a later search at 20 cells found no
 # schedule with a success.
 #
