@@ -170,16 +170,6 @@ class GaussianProcess(nn.Module):
         """
         return unit * (variance + self.mean_variance).sqrt()
 
-    def std(self, x: Tensor, noise_std: Tensor) -> Tensor:
-        """Return `total_std`, `[B, A]` in return units.
-
-        Args:
-            x: observations that `TwinActorCritic.prepare` returned, `[B, ...]`.
-            noise_std: standard deviation of a return under the likelihood, `[B, A]`, in return units, > 0.
-        """
-        variance = self._projections(x).square().sum(-1)
-        return self.total_std(self.unit(noise_std, variance), variance)
-
     def forward(self, x: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Return the deviations of every draw in their units (see `unit`), and their variances.
 

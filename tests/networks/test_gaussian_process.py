@@ -27,6 +27,13 @@ def make_process(scale: float = 2.0, features: int = 12) -> GaussianProcess:
     return GaussianProcess((INPUTS,), ACTIONS, features, 1.0, scale)
 
 
+def std_of(process: GaussianProcess, x: Tensor, noise_std: Tensor) -> Tensor:
+    """Return the standard deviation of the deviations, with the error of each state, `[B, A]`."""
+    one_draw = Draws(torch.zeros(1, process.root.shape[0] * process.root.shape[1]), {})
+    variance = process(x[None], one_draw)[1][0]
+    return process.total_std(process.unit(noise_std, variance), variance)
+
+
 def data() -> tuple[Tensor, Tensor, Tensor]:
     """States, actions and noises of their returns."""
     return torch.randn(DATA, INPUTS), torch.randint(ACTIONS, (DATA,)), 0.3 + torch.rand(DATA)
@@ -62,7 +69,7 @@ def test_the_posterior_is_that_of_gaussian_process_regression() -> None:
     torch.testing.assert_close(process.unit(noise, found[0]), 2 * noise)
     of_replay = variance_by_regression(process, known, states)[torch.arange(DATA), actions].mean()
     expected = (2.0 * 0.7) ** 2 * (variance + of_replay)
-    torch.testing.assert_close(process.std(x, noise).double().square(), expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(std_of(process, x, noise).double().square(), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_the_deviation_is_in_proportion_to_a_noise_that_the_data_know() -> None:
@@ -86,13 +93,13 @@ def test_the_noise_of_a_state_unlike_all_others_is_that_of_the_replay() -> None:
     process.observe(0.1 * torch.randn(5000, INPUTS), torch.randint(ACTIONS, (5000,)), torch.full((5000,), 0.5))
     process.update_posterior(1e6)
     far = 3 * torch.randn(10, INPUTS)
-    low, high = (process.std(far, torch.full((10, ACTIONS), noise)) for noise in (0.1, 2.0))
+    low, high = (std_of(process, far, torch.full((10, ACTIONS), noise)) for noise in (0.1, 2.0))
     torch.testing.assert_close(low, high, rtol=0.1, atol=0)
 
 
 def test_before_the_first_datum_the_posterior_is_the_prior() -> None:
     process = make_process(features=2000)
-    found = process.std(torch.randn(50, INPUTS), torch.ones(50, ACTIONS))
+    found = std_of(process, torch.randn(50, INPUTS), torch.ones(50, ACTIONS))
     torch.testing.assert_close(found, torch.full((50, ACTIONS), 2.0), rtol=0.1, atol=0)
     process.update_posterior(1e6)
     assert process.mean_variance == 0
@@ -157,7 +164,7 @@ def test_many_data_leave_a_finite_doubt_and_the_greater_one_where_data_are_few(d
     assert process.mean_variance > 0
     assert math.isfinite(process.divergence)
     near, far = (
-        process.std(x, torch.ones(20, ACTIONS)) for x in (torch.randn(20, INPUTS), 9 * torch.randn(20, INPUTS))
+        std_of(process, x, torch.ones(20, ACTIONS)) for x in (torch.randn(20, INPUTS), 9 * torch.randn(20, INPUTS))
     )
     assert near.isfinite().all()
     assert far.mean() > 2 * near.mean()
@@ -302,7 +309,7 @@ def test_the_reported_deviation_is_that_of_process_and_critics() -> None:
     with torch.no_grad():
         critics = module.twin(states).q_values
         noise = module.twin.likelihood.std(module.twin(states).raw).mean(0)
-        expected = (critics[0] - critics[1]).square() / 4 + module.twin.process.std(states, noise).square()
+        expected = (critics[0] - critics[1]).square() / 4 + std_of(module.twin.process, states, noise).square()
     torch.testing.assert_close(estimate.q_std, expected.sqrt())
     torch.testing.assert_close(estimate.q_mean, critics.mean(0))
 
@@ -326,7 +333,7 @@ def test_states_of_the_replay_are_known_and_others_are_not() -> None:
     process.observe(known, torch.randint(ACTIONS, (10_000,)), torch.full((10_000,), 0.5))
     process.update_posterior(10_000)
     noise = torch.full((200, ACTIONS), 0.5)
-    near, far = (process.std(spread * torch.randn(200, INPUTS), noise) for spread in (0.3, 3))
+    near, far = (std_of(process, spread * torch.randn(200, INPUTS), noise) for spread in (0.3, 3))
     assert near.mean() < 0.1
     assert far.mean() > 5 * near.mean()
 
@@ -339,9 +346,9 @@ def test_a_process_of_screens_under_mixed_precision_is_that_in_full_precision() 
     with torch.autocast("cpu", torch.bfloat16):
         process.observe(screens, torch.tensor([0, 1, 1]), torch.ones(3))
         process.update_posterior(100.0)
-        mixed = process.std(screens, torch.ones(3, 2))
+        mixed = std_of(process, screens, torch.ones(3, 2))
     assert mixed.dtype == torch.float32
-    torch.testing.assert_close(mixed, process.std(screens, torch.ones(3, 2)))
+    torch.testing.assert_close(mixed, std_of(process, screens, torch.ones(3, 2)))
     whole = process.features(screens).double()
     precision = torch.eye(8).double() + 100 * whole[:1].T @ whole[:1] / 3
     variance = (whole @ torch.linalg.inv(precision) * whole).sum(1)
