@@ -28,8 +28,8 @@ GAMES = {
     "Blackjack-v1": "a vector of 45 numbers",
     "MinAtar/Seaquest-v1": "10 planes of 10 x 10, channels last, values 0 to 1",
     "MinAtar/Freeway-v1": "7 planes of 10 x 10, channels last, values 0 to 1",
-    "MiniGrid-DoorKey-5x5-v0": "3 planes of 7 x 7, channels last, values 0 to 10",
-    "BabyAI-GoToRedBall-v0": "3 planes of 7 x 7, channels last, values 0 to 10",
+    "MiniGrid-DoorKey-5x5-v0": "20 planes of 7 x 7, channels last, values 0 to 1",
+    "BabyAI-GoToRedBall-v0": "20 planes of 7 x 7, channels last, values 0 to 1",
     "BreakoutNoFrameskip-v4": "an image of the screen of 210 x 160, made grey, resized to 84 x 84",
 }
 
@@ -66,9 +66,9 @@ def test_it_trains_resumes_validates_and_reports(
     assert Path("runs/any/version_0/learning_curve.png").is_file()
 
 
-def test_the_bundled_configuration_of_minigrid_stacks_four_windows(
+def test_the_bundled_configuration_of_minigrid_stacks_two_views(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("minigrid", exc_type=ImportError)
     cli = run(monkeypatch, "fit", "--config=minigrid", "--trainer.fast_dev_run=true", *QUICK[2:4])
-    assert cli.datamodule.observation_shape == (12, 7, 7)
+    assert cli.datamodule.observation_shape == (40, 7, 7)
