@@ -568,6 +568,7 @@ def test_validations_and_test_say_what_the_definitions_say(
     assert loaded.scores[0].return_fit.tolist() == watch.fits[-1]
 
 
+@pytest.mark.slow
 def test_bias_noise_and_scale_are_fitted_in_training_only() -> None:
     """Neither by a validation alone, nor by the sanity check before the first update."""
     module, data = make_module(), Data()

@@ -101,7 +101,7 @@ def test_the_divergence_is_that_of_torch_s_distributions() -> None:
     )
 
 
-@pytest.mark.parametrize("temperature", [1.0, 5.0])
+@pytest.mark.parametrize("temperature", [pytest.param(1.0, marks=pytest.mark.slow), 5.0])
 def test_a_linear_regression_gets_its_exact_mean_and_diagonal(temperature: float) -> None:
     """The posterior of a conjugate model is N(A^-1 b, A^-1), A = X^T X / T + k; the best diagonal Gaussian has diag(A).
 

@@ -93,6 +93,7 @@ def test_an_update_that_is_not_finite_is_left_out_and_nothing_else(
     assert {float(value) for key, value in a.items() if key.endswith(".step")} == {116.0}
 
 
+@pytest.mark.slow
 def test_a_gradient_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "critics.1.weight_log_var"
     with monkeypatch.context() as patch:
@@ -106,6 +107,7 @@ def test_a_gradient_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
 def test_a_run_without_harm_is_as_if_nobody_looked(monkeypatch: pytest.MonkeyPatch) -> None:
     run(monkeypatch, *SHORT, "--name=watched")
     monkeypatch.setattr(UpdateGuard, "check", lambda *_, **__: None)
@@ -149,6 +151,7 @@ def test_five_in_a_row_stop_the_run_by_name_and_leave_the_checkpoint(
     assert run(monkeypatch, *SHORT, option, "--ckpt_path=last").trainer.global_step == 120  # it goes on from there
 
 
+@pytest.mark.slow
 def test_four_in_a_row_are_not_five(monkeypatch: pytest.MonkeyPatch) -> None:
     poison_batch(monkeypatch, {*range(10, 14), *range(15, 19)}, float("nan"))
     run(monkeypatch, *SHORT, "--trainer.max_epochs=1")

@@ -176,6 +176,7 @@ def test_a_run_that_ends_without_a_validation_still_reports(
     assert "median" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_large_seed_and_no_logger_leave_nothing_outside_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     run(monkeypatch, "fit", *FEW_UPDATES, "--seed_everything=4294967295", "--trainer.logger=false")
     assert [p.name for p in Path.cwd().iterdir()] == ["runs"]

@@ -166,6 +166,7 @@ def test_a_state_of_a_rank_that_is_missing_or_changed_is_refused(copied: Path) -
         read_rank_file(copied, 1)
 
 
+@pytest.mark.slow
 def test_a_kill_while_ranks_save_leaves_the_old_or_the_new_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,6 +154,7 @@ def test_a_module_named_once_reaches_every_part_and_every_later_command(
     assert "Corridor-v0: raw scores" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_configuration_lists_modules_for_several_tasks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two tasks of a user's module, and a user's method of keeping them; `report` needs no module."""
     second = "\ngym.register('Hall-v0', Corridor)\n"
@@ -272,6 +273,7 @@ def test_files_of_a_section_and_of_a_group_are_read(name: str, monkeypatch: pyte
     assert cli.model.hparams["network"]["hidden_dim"] == 4
 
 
+@pytest.mark.slow
 def test_a_run_s_modules_may_lie_elsewhere_or_have_other_names(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -154,6 +154,7 @@ def test_results_are_not_overwritten_by_the_next_step() -> None:
         envs.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [EnvSettings("breakout"), EnvSettings("CartPole-v1", frame_skip=1)], ids=short)
 def test_restore_rebuilds_games_that_began_without_a_seed_of_their_own(settings: EnvSettings) -> None:
     """One seeded reset, then several games whose chance goes on from there: seed and history still name the state."""

@@ -277,6 +277,7 @@ def test_the_policy_is_asked_for_the_states_of_games_alone(settings: EnvSettings
     assert asked == sum(len(game.actions) for game in games)
 
 
+@pytest.mark.slow
 def test_tennis_without_a_serve_counts_at_most_as_random_play() -> None:
     """By the frame limit and by the idle limit alike; the points of a game that goes on are told."""
     tennis = EnvSettings("tennis", sticky_actions=0.25, max_episode_frames=400)

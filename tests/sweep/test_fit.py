@@ -78,6 +78,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Fit:
     return fit
 
 
+@pytest.mark.slow
 def test_a_killed_fit_goes_on_from_its_last_checkpoint(tmp_path: Path, calm: Fit) -> None:
     fit, command = made(tmp_path), Recorded()
     last = fit.run / "checkpoints/last.ckpt"

@@ -70,6 +70,7 @@ def test_it_trains_resumes_and_is_exported(tmp_path: Path, monkeypatch: pytest.M
     assert agent.act(observations, 0).shape == (5,)
 
 
+@pytest.mark.slow
 def test_ewc_protects_its_means_and_leaves_its_scales_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     options = [

@@ -52,6 +52,7 @@ def test_each_task_has_a_picture_of_a_game_and_of_its_uncertainty_at_every_valid
     assert one != two
 
 
+@pytest.mark.slow
 def test_a_picture_that_fails_costs_a_line_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
