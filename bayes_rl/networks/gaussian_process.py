@@ -136,7 +136,8 @@ class GaussianProcess(nn.Module):
         moments = self.moments.to(identity)
         moments = moments + ROUNDING * moments.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None] * identity
         precision = identity + self.scale**2 * data_weight * moments
-        factor = torch.linalg.cholesky(precision)  # exists, because no eigenvalue is below 1
+        # The factor exists, because no eigenvalue is below 1. `cholesky`, which looks, would wait for a GPU.
+        factor = torch.linalg.cholesky_ex(precision).L
         root = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
         log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum()  # of the precision
         self.mean_variance.copy_((root @ moments * root).sum())

@@ -149,6 +149,7 @@ def test_a_restart_forgets_moments_that_are_not_finite() -> None:
     process, (states, actions, noise) = make_process(), data()
     process.observe(torch.full_like(states, torch.nan), actions, noise)
     assert not process.moments.isfinite().any()
+    process.update_posterior(DATA)  # does not end the training: a restart comes
     process.restart([states])
     process.observe(states, actions, noise)
     assert process.moments.isfinite().all()
