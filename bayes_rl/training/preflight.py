@@ -224,7 +224,7 @@ def check_room(trainer: pl.Trainer, agent: VariationalActorCritic, data: ReplayD
     check(need < free, "data.replay.capacity", capacity, problem)
 
 
-def product_seconds(dtype: torch.dtype, device: torch.device, side: int = 512, times: int = 7) -> float:
+def product_seconds(dtype: torch.dtype, device: torch.device, side: int = 256, times: int = 5) -> float:
     """Return the seconds of a product of two matrices `[side, side]`, the median of `times` products."""
     x, seconds = torch.ones(side, side, dtype=dtype, device=device), []
     for _ in range(times):
@@ -244,11 +244,13 @@ def precision_hint(precision: str, device: torch.device, encoder: str) -> str | 
     """
     if device.type != "cpu" or precision not in ("32-true", "bf16-mixed"):
         return None
+    if precision == "32-true" and not ENCODERS[encoder].mostly_products:
+        return None
     ratio = product_seconds(torch.bfloat16, device) / product_seconds(torch.float32, device)
     says = f"a product takes {ratio:.1f} times as long in bfloat16 as in float32 here: --trainer.precision"
     if precision == "bf16-mixed" and ratio > SLOWER:
         return f"{says} 32-true may be faster"
-    if precision == "32-true" and ratio < FASTER and ENCODERS[encoder].mostly_products:
+    if precision == "32-true" and ratio < FASTER:
         return f"{says} bf16-mixed may be faster"
     return None
 

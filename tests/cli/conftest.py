@@ -7,6 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.helpers import one_parser
+from tests.helpers.pictures import pytest_runtest_protocol
+
+__all__ = ["pytest_runtest_protocol"]
 
 
 @pytest.fixture

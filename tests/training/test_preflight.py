@@ -178,10 +178,11 @@ def test_a_fit_gives_the_hint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert line.endswith("2.0 times as long in bfloat16 as in float32 here: --trainer.precision 32-true may be faster")
 
 
-def test_only_what_a_cpu_can_be_asked_for_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_are_measured_only_if_a_hint_can_follow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forecast, "product_seconds", lambda *_: pytest.fail("nothing to compare"))
     assert forecast.precision_hint("16-mixed", torch.device("cpu"), "nature") is None
     assert forecast.precision_hint("bf16-mixed", torch.device("cuda"), "nature") is None
+    assert forecast.precision_hint("32-true", torch.device("cpu"), "minatar") is None
 
 
 def test_the_seconds_of_a_product_are_the_median_of_several(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ def images() -> dict[str, list[Any]]:
     return {tag: found.Images(tag) for tag in found.Tags()["images"]}
 
 
+@pytest.mark.pictures
 def test_each_task_has_a_picture_of_a_game_and_of_its_uncertainty_at_every_validation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
