@@ -20,7 +20,7 @@ from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher, _Su
 from pytorch_lightning.trainer.connectors.accelerator_connector import _AcceleratorConnector
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from bayes_rl.agent.compilation import check_capture
+from bayes_rl.agent.compilation import REPLAYED, check_capture
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.cli.arguments import (
     PREFIX,
@@ -372,8 +372,9 @@ class BayesCLI(LightningCLI):
         check(verb != "predict", *self._ranks_option(), "is more than predict plays by; use 1")
         problem = "is not made for several ranks; use auto"
         check(isinstance(trainer.strategy, RankStrategy), "trainer.strategy", shown(options.trainer.strategy), problem)
-        problem = f"captures the update of one process, and this run has {trainer.world_size} ranks; use none"
-        check(options.model.compile == "none", "model.compile", options.model.compile, problem)
+        # A recorded graph would replay the reductions of gradients, which has never been tried.
+        problem = f"records the update of one process, and this run has {trainer.world_size} ranks; use default"
+        check(options.model.compile not in REPLAYED, "model.compile", options.model.compile, problem)
         self.datamodule.check_ranks(trainer.world_size, training=verb == "fit")
         if trainer.strategy.cluster_environment.creates_processes_externally:
             end_with_parent()

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.helpers import one_parser
-from tests.helpers.pictures import pytest_runtest_protocol
+from tests.helpers.pictures import _figures_are_not_rendered
 
-__all__ = ["pytest_runtest_protocol"]
+__all__ = ["_figures_are_not_rendered"]
 
 
 @pytest.fixture

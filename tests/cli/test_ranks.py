@@ -101,6 +101,19 @@ def test_one_epoch_and_two_more_are_three_in_one_go_on_both_ranks(name: str, tmp
     assert differences(comparable_curves(straight), comparable_curves(resumed)) == []
 
 
+@pytest.mark.slow
+def test_four_ranks_train_and_stay_equal(tmp_path: Path) -> None:
+    """Four processes of two environments each: one agent, the games of a validation shared out, one checkpoint."""
+    words = [*SHORT, "--trainer.devices=4", "--data.num_envs=8", "--data.replay.capacity=800"]
+    found = [of_rank[0] for of_rank in call_on_ranks(4, CALL, tmp_path, [(str(tmp_path), words)])]
+    assert all(differences(found[0], other) == [] for other in found[1:])
+    assert found[0]["test/games"] == 4
+    states = of_ranks(tmp_path / "runs/game/version_0")
+    assert [state["data"]["rank"] for state in states] == [0, 1, 2, 3]
+    stacks = [state["data"]["stream"]["stack"] for state in states]
+    assert not any(torch.equal(a, b) for i, a in enumerate(stacks) for b in stacks[:i])
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of two ranks."""
@@ -132,16 +145,18 @@ def test_another_number_of_ranks_is_refused_and_can_collect_again(
     assert not list(copied.parent.glob("last.rank*"))
 
 
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_games_are_shared_out_and_joined(
-    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ranks: int, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every score, coverage, correlation and area of both ranks is that of one process, and on both the same."""
-    words = ["validate", f"--ckpt_path={copied}", "--data.evaluation.games=10", *TWO]
-    first, second = (of_rank[0] for of_rank in call_on_ranks(2, CALL, tmp_path, [(str(tmp_path), words)]))
+    """Every score, coverage, correlation and area of all ranks is that of one process, and on all the same."""
+    words = ["validate", f"--ckpt_path={copied}", "--data.evaluation.games=12", *TWO, f"--trainer.devices={ranks}"]
+    first, *others = (of_rank[0] for of_rank in call_on_ranks(ranks, CALL, tmp_path, [(str(tmp_path), words)]))
     alone = run(monkeypatch, *words, "--trainer.devices=1").trainer.callback_metrics
-    assert first.pop("agent") == second.pop("agent")
-    assert differences(first, second) == []
-    assert first["val/games"] == 10
+    for other in others:
+        assert differences(first, other) == []
+    first.pop("agent")
+    assert first["val/games"] == 12
     assert {"val/return_iqm", "val/coverage_90", "val/novelty_auroc_noise", "val/error_correlation_low"} <= {*first}
     assert first == pytest.approx({key: float(value) for key, value in alone.items()}, abs=1e-6, rel=1e-6, nan_ok=True)
 
@@ -202,7 +217,7 @@ def test_a_kill_while_ranks_save_leaves_the_old_or_the_new_checkpoint(
         (["--data.replay.batch_size=5"], "--data.replay.batch_size: 5 is not divided by 2 ranks; nearest: 4"),
         (["--data.replay.capacity=501"], "--data.replay.capacity: 501 is not divided by 2 ranks; nearest: 500"),
         (["--data.evaluation.games=3"], "--data.evaluation.games: 3 is not divided by 2 ranks; nearest: 4"),
-        (["--model.compile=default"], "--model.compile: 'default' captures the update of one process"),
+        (["--model.compile=cudagraphs"], "--model.compile: 'cudagraphs' records"),
         (["--trainer.strategy=ddp_spawn"], "--trainer.strategy: 'ddp_spawn' starts processes of its own"),
         (["--trainer.num_nodes=2", "--trainer.devices=1", "--data.num_envs=3"], "--data.num_envs: 3 is not divided by"),
     ],

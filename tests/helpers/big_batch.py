@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from bayes_rl.agent import compilation
+from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.bayes import ops
 from bayes_rl.training.rank_strategy import RankStrategy
 from bayes_rl.types import Batch
 from bayes_rl.utils.ranks import OwnNoise, num_ranks, own_rank
-from tests.helpers.agents import EWC, LOW_RANK, MEMBERS, NATURAL, PROCESS, fit, make_batch, make_module
+from tests.helpers.agents import EWC, LOW_RANK, MEMBERS, NATURAL, PROCESS, EachUpdate, fit, make_batch, make_module
 from tests.helpers.options import merged
 
 BATCH, UPDATES, NUM_TASK_SAMPLES = 32, 50, 20
@@ -29,10 +32,15 @@ AGENTS: dict[str, dict[str, Any]] = {
     "process": merged(PROCESS, LEARNED),
     "natural": NATURAL,
     "ewc": EWC,
+    "vcl": {"consolidation": {"method": "vcl", "ewc_lambda": 1.0, "fisher_samples": 20}, "num_tasks": 2},
+    "compiled": {"compile": "default"},
     "random_pairs": merged(RANDOM_PAIRS, EWC),
     "shared_random_pairs": merged(RANDOM_PAIRS, MEMBERS, {"network": {"shared_trunk": True}}),
     "moving_average": {"objective": {"target": "ema"}},
 }
+
+CASES = [(agent, double) for agent in AGENTS for double in (True, False) if agent != "compiled" or not double]
+"""Names of agents, with whether they train in float64. A compiled update would turn features to float32."""
 
 
 def make_batches() -> list[Batch]:
@@ -60,6 +68,7 @@ def trained(agent: str, double: bool) -> dict[str, Tensor]:
     """Return the state of an agent after `UPDATES` updates, of this process's part of each batch."""
     with pytest.MonkeyPatch.context() as patch, noise_of_samples(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        patch.setattr(compilation, "BACKEND", "aot_eager")  # generating code takes longer than the training
         if double:
             patch.setattr(torch.Tensor, "float", torch.Tensor.double)  # of features, before the heads
             torch.set_default_dtype(torch.float64)
@@ -73,10 +82,17 @@ def trained(agent: str, double: bool) -> dict[str, Tensor]:
             several: dict[str, Any] = {}
             if num_ranks() > 1:
                 several = {"strategy": RankStrategy(), "devices": num_ranks()}
-            fit(module, own, **several, precision="64-true" if double else "32-true")
+            fit(module, own, EachUpdate(_end_a_task), **several, precision="64-true" if double else "32-true")
         finally:
             torch.set_default_dtype(torch.float32)
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def _end_a_task(trainer: pl.Trainer, module: VariationalActorCritic) -> None:
+    """Consolidate in the middle of training, if there is a method that does so once a task."""
+    method = module.consolidation
+    if method.method != "none" and not method.consolidate_every and trainer.global_step == UPDATES // 2:
+        module.consolidate()
 
 
 def trained_with_faults() -> dict[str, Any]:
@@ -99,8 +115,8 @@ def trained_with_faults() -> dict[str, Any]:
     return {"skipped": module.guard.skipped, "state": state}
 
 
-def train_all(agents: list[str]) -> tuple[dict[tuple[str, bool], dict[str, Tensor]], dict[str, Any]]:
-    """Train every agent in both precisions, and one with faults, in a group of processes."""
+def train_all(cases: list[tuple[str, bool]]) -> tuple[dict[tuple[str, bool], dict[str, Tensor]], dict[str, Any]]:
+    """Train the agents of all cases, and one with faults, in a group of processes."""
     torch.distributed.init_process_group("gloo")
-    whole = {(agent, double): trained(agent, double) for agent in agents for double in (True, False)}
+    whole = {case: trained(*case) for case in cases}
     return whole, trained_with_faults()

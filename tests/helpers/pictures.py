@@ -15,13 +15,10 @@ def save_one_pixel(figure: Any, file: str | Path | IO[bytes], **_: Any) -> None:
     Image.new("RGB", (1, 1)).save(file, format="PNG")
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Render figures in tests with the marker `pictures` alone: a run draws several, half a second each.
-
-    A conftest that imports this hook applies it to the tests of its folder.
-    """
+@pytest.fixture(scope="module", autouse=True)
+def _figures_are_not_rendered(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Render figures in modules with the marker `pictures` alone: a run draws several, half a second each."""
     with pytest.MonkeyPatch.context() as patch:
-        if not item.get_closest_marker("pictures"):
+        if not request.node.get_closest_marker("pictures"):
             patch.setattr("matplotlib.figure.Figure.savefig", save_one_pixel)
         yield

@@ -1,5 +1,5 @@
 """Fixtures of the tests of training."""
 
-from tests.helpers.pictures import pytest_runtest_protocol
+from tests.helpers.pictures import _figures_are_not_rendered
 
-__all__ = ["pytest_runtest_protocol"]
+__all__ = ["_figures_are_not_rendered"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bayes_rl.training.rank_strategy import RankStrategy
 from tests.helpers.agents import equal
-from tests.helpers.big_batch import AGENTS, train_all, trained
+from tests.helpers.big_batch import CASES, train_all, trained
 from tests.helpers.rank_process import call_on_ranks
 
 Results = list[tuple[dict[tuple[str, bool], dict[str, Tensor]], dict[str, Any]]]
@@ -20,11 +20,12 @@ Results = list[tuple[dict[tuple[str, bool], dict[str, Tensor]], dict[str, Any]]]
 @pytest.fixture(scope="module")
 def of_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Results:
     function = f"{train_all.__module__}:{train_all.__name__}"
-    return call_on_ranks(2, function, tmp_path_factory.mktemp("ranks"), list(AGENTS))
+    return call_on_ranks(2, function, tmp_path_factory.mktemp("ranks"), CASES)
 
 
-@pytest.mark.parametrize("double", [True, False], ids=["float64", "float32"])
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize(
+    ("agent", "double"), CASES, ids=lambda part: {True: "float64", False: "float32"}.get(part, part)
+)
 def test_two_ranks_are_one_big_batch(agent: str, double: bool, of_two_ranks: Results) -> None:
     """The same samples with the same noise, 16 on each rank and 32 in one process: 50 updates."""
     alone = trained(agent, double)

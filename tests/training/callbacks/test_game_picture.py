@@ -13,6 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.helpers.command_line import SHORTEST, run, weights
 
+pytestmark = pytest.mark.pictures
+
 TASKS = ["MinAtar/Breakout-v1", "MinAtar/Freeway-v1"]
 TWO_TASKS = [
     *(f"--data.tasks=[{', '.join(TASKS)}]", "--data.frames_per_epoch=40", "--data.curriculum.frames_per_task=40"),
@@ -34,7 +36,6 @@ def images() -> dict[str, list[Any]]:
     return {tag: found.Images(tag) for tag in found.Tags()["images"]}
 
 
-@pytest.mark.pictures
 def test_each_task_has_a_picture_of_a_game_and_of_its_uncertainty_at_every_validation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
