@@ -21,6 +21,7 @@ FOLDERS = {
         "checkpoints",
         "denormals",
         "ranks",
+        "exchange",
         "versions",
     ),
     "learning": (
@@ -64,9 +65,14 @@ def main(words: Sequence[str]) -> int:
         hint = f" (nearest: {near[0]})" if near else ""
         print(f"there is no benchmark {name}{hint}: see python -m benchmarks list", file=sys.stderr)
         return 2
+    from bayes_rl.errors import ConfigError
     from benchmarks import runner
 
-    return runner.main(importlib.import_module(MODULES[name]).BENCHMARK, name, options)
+    try:
+        return runner.main(importlib.import_module(MODULES[name]).BENCHMARK, name, options)
+    except ConfigError as error:
+        print(f"benchmarks: error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

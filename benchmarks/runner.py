@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from bayes_rl.cli.process import end_with_parent
 from bayes_rl.utils.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,9 +131,12 @@ class Benchmark:
 # ------------------------------------------------------------------------------------------------ origin and files
 def origin(command: str) -> dict[str, str | int | None]:
     """Return the command, without folders of this machine, and the commit, versions and hardware of a figure."""
+    return {"command": re.sub(r" --\w+[ =]/\S*", "", command), "commit": _commit(), **machine()}
+
+
+def machine() -> dict[str, str | int | None]:
+    """Return the hardware and the versions of this machine."""
     return {
-        "command": re.sub(r" --\w+[ =]/\S*", "", command),
-        "commit": _commit(),
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
@@ -364,6 +368,9 @@ def parse(benchmark: Benchmark, name: str, words: Sequence[str]) -> Options:
     parser.add_argument("--output", type=Path, default=output, help="where the rows are stored")
     parser.add_argument("--keep", action="store_true", help="continue with the rows that the output holds")
     parser.add_argument("--most", type=int, default=10**6, help="measure at most this many cells now")
+    if "jobs" in benchmark.shared:
+        text = "auto or HOST:PORT of a Ray cluster, whose every core measures (extra cluster)"
+        parser.add_argument("--address", help=text)
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     benchmark.add_arguments(parser)
@@ -390,6 +397,7 @@ class Loop:
     ) -> None:
         self.benchmark, self.name, self.options, self.words, self.results = benchmark, name, options, words, results
         self.failed = False
+        self._jobs = int(options.jobs) if "jobs" in benchmark.shared else 1  # measurements at the same time
         self._attempted: list[Cell] = []
         self._skip_stored = options.keep or not benchmark.key
 
@@ -434,18 +442,28 @@ class Loop:
         hours = sum(expected(cell, rows) for cell in to_measure) / 60 / self._jobs
         print(f"{len(left)} of {len(cells)} are left; about {hours:.1f} h for {len(to_measure)} of them", flush=True)
 
-    @property
-    def _jobs(self) -> int:
-        """Measurements at the same time."""
-        return int(self.options.jobs) if "jobs" in self.benchmark.shared else 1
-
     def _run_children(self) -> None:
-        """Measure every cell in a process of its own, several at a time if the benchmark has `--jobs`."""
-        running: list[Child] = []
+        """Measure every cell in a process of its own: on a cluster, or here, several at a time if there is `--jobs`."""
+        if (address := getattr(self.options, "address", None)) is None:
+            self._measure_all(self._start)
+            return
+        from benchmarks.cluster import RemoteChild, measuring
+
+        with measuring(address) as (remote, self._jobs):
+            arguments = {"words": self.words, "name": self.name, "options": self.options}
+            self._measure_all(lambda cell: RemoteChild(remote, cell, **arguments))
+
+    def _measure_all(self, start: Callable[[Cell], Any]) -> None:
+        """Measure every cell, `_jobs` at a time.
+
+        Args:
+            start: begins the measurement of a cell, and returns its `Child` or `RemoteChild`.
+        """
+        running: list[Any] = []
         try:
             while True:
                 while len(running) < self._jobs and (cell := self._next_cell()) is not None:
-                    running.append(self._start(cell))
+                    running.append(start(cell))
                 if not running:
                     return
                 time.sleep(POLL_SECONDS)
@@ -491,6 +509,7 @@ def main(benchmark: Benchmark, name: str, words: Sequence[str]) -> int:
     """
     options = parse(benchmark, name, words)
     if options.child is not None:
+        end_with_parent()
         write_json(options.result, benchmark.measure(options.child, options))
         return 0
     benchmark.prepare(options)

@@ -75,6 +75,7 @@ def test_the_data_s_arguments_are_arguments_of_the_agent() -> None:
     assert set(AGENT_ARGUMENTS) <= set(inspect.signature(VariationalActorCritic).parameters)
 
 
+@pytest.mark.slow
 def test_a_wheel_works_in_an_empty_environment_and_folder(tmp_path: Path) -> None:
     """Dependencies come from this environment by a `.pth` file; this checkout stays out of sight."""
     source, wheels, away = tmp_path / "source", tmp_path / "wheels", tmp_path / "away"

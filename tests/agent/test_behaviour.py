@@ -539,7 +539,7 @@ class EachValidation(pl.Callback):
 @pytest.mark.parametrize(
     ("family", "options"),
     [
-        ("mean_field", ("none", None)),
+        pytest.param("mean_field", ("none", None), marks=pytest.mark.slow),
         ("none", ("penalty", 1.0)),
         pytest.param("members", ("discount", 1.0), marks=pytest.mark.slow),
         pytest.param("low_rank", (), marks=pytest.mark.slow),

@@ -258,6 +258,7 @@ print(faults())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library frees memory by other rules")
 def test_memory_that_was_freed_is_used_again_without_asking_the_system_for_pages() -> None:
     """40 MB, more than glibc keeps by itself: 9766 pages each, of 4 KiB or larger ones."""

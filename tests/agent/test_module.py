@@ -331,10 +331,11 @@ def test_a_bandit_is_solved(target: str, actor_loss: str, shared_trunk: bool) ->
             "cross_entropy",
             merged(MEMBERS, {"network": {"prior_function_scale": 1.0}, "objective": {"bootstrap": "greedy"}}),
         ),
-        (
+        pytest.param(
             "ema",
             "cross_entropy",
             merged(LOW_RANK, {"network": {"prior_function_scale": 1.0}, "objective": {"bootstrap": "greedy"}}),
+            marks=pytest.mark.slow,
         ),
     ],
 )

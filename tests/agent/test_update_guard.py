@@ -116,6 +116,7 @@ def test_a_run_without_harm_is_as_if_nobody_looked(monkeypatch: pytest.MonkeyPat
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
 def test_skipped_updates_are_logged_and_counted_across_a_resumption(monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -448,8 +448,8 @@ KINDS: dict[str, Callable[[], st.SearchStrategy[Bad]]] = {
     "combinations": combinations,
     "strays": strays,
 }
-EXAMPLES = {"misspelt": 25, "wrong types": 40, "out of range": 45, "unknown words": 20, "configurations": 25}
-EXAMPLES |= {"paths": 15, "combinations": 20, "strays": 10}
+EXAMPLES = {"misspelt": 15, "wrong types": 25, "out of range": 25, "unknown words": 12, "configurations": 15}
+EXAMPLES |= {"paths": 10, "combinations": 12, "strays": 10}
 
 
 # -------------------------------------------------------------------------------------------------- what must happen

@@ -19,6 +19,7 @@ NAMES = ["bayes_rl", "Python", "torch", "Lightning", "gymnasium", "ale-py"]
 NAMES += ["system", "processor", "cores", "memory", "devices", "extras", "self test"]
 
 
+@pytest.mark.slow
 def test_an_installation_that_trains_is_well(tmp_path: Path) -> None:
     """In a process of its own, in a folder whose files have the names of modules, with options of another command."""
     (tmp_path / "torch.py").write_text("raise SystemExit('the wrong torch')")

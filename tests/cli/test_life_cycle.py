@@ -98,6 +98,7 @@ def test_the_axis_of_every_curve_is_frames(tiny_fit: Fit) -> None:
     assert all(step == value for step, value in steps.items())  # CartPole has no frame skip
 
 
+@pytest.mark.slow
 def test_a_normal_run_prints_no_warning(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "cli.py"), "fit", *TINY], capture_output=True, text=True, cwd=tmp_path, check=True
@@ -183,6 +184,7 @@ def test_a_large_seed_and_no_logger_leave_nothing_outside_the_run(monkeypatch: p
     run(monkeypatch, "fit", *FEW_UPDATES, "--trainer.logger=false", "--ckpt_path=last", "--trainer.max_epochs=3")
 
 
+@pytest.mark.slow
 def test_ewc_of_pixels_under_mixed_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     options = [
         "--config",

@@ -82,7 +82,7 @@ def slots_of(folder: Path, replay: dict[str, Any]) -> np.ndarray:
     return np.stack([column.astype(np.float64) for column in columns])
 
 
-@pytest.mark.parametrize("name", slow_but(RUNS, "process"))
+@pytest.mark.parametrize("name", slow_but(RUNS))
 def test_one_epoch_and_two_more_are_three_in_one_go_on_both_ranks(name: str, tmp_path: Path) -> None:
     words, parts = RUNS[name], str(tmp_path / "parts")
     commands = [

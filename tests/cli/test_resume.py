@@ -101,7 +101,7 @@ def referenced(run: Path) -> dict[str, np.ndarray]:
 
 
 # ------------------------------------------------------------------------------------------------------- in parts
-@pytest.mark.parametrize("game", slow_but(GAMES, "minatar", "cartpole", "every_weight"))
+@pytest.mark.parametrize("game", slow_but(GAMES, "minatar", "cartpole"))
 def test_one_epoch_and_two_more_are_three_in_one_go(game: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = [*GAMES[game], *QUIET, *SMALL, "--trainer.precision=32-true", "--name=game"]
     run_in(tmp_path / "straight", monkeypatch, "fit", *options, "--trainer.max_epochs=3")

@@ -135,10 +135,15 @@ def test_a_failing_fit_ends_its_trial_and_is_tried_again(tmp_path: Path) -> None
     assert states(sweep) == [FINISHED] * 3
 
 
-def real_sweep(directory: Path) -> Sweep:
-    """Return a grid of two short fits."""
-    space = Space({RATE: Values("grid", (1e-3, 3e-3))})
-    return make_sweep(directory, space, seeds=(3,), options=FIT, validations=3)
+def real_sweep(directory: Path, rates: tuple[float, ...] = (1e-3, 3e-3), seeds: tuple[int, ...] = (3,)) -> Sweep:
+    """Return a grid of short fits."""
+    space = Space({RATE: Values("grid", rates)})
+    return make_sweep(directory, space, seeds=seeds, options=FIT, validations=3)
+
+
+def saves(fit: Fit) -> bool:
+    """Return whether a fit has saved a checkpoint and has not ended."""
+    return (fit.run / "checkpoints/last.ckpt").is_file() and not fit.finished
 
 
 def fits(sweep: Sweep) -> list[Fit]:
@@ -150,12 +155,14 @@ def processes(fit: Fit) -> list[int]:
     return [int(number) for number in re.findall(r"^process (\d+) on ", (fit.directory / "fit.log").read_text(), re.M)]
 
 
-def assert_undisturbed(sweep: Sweep, place: Path) -> None:
-    """Assert that all fits of a sweep have the scores and weights of plain fits, bit for bit."""
-    assert states(sweep) == [FINISHED] * 2
-    for trial in sweep.known_trials():
-        (fit,), calm = trial.fits, Fit(place / trial.directory.name / "seed_3")
-        calm.write_config({**FIT, **trial.options, "seed_everything": 3})
+def assert_undisturbed(sweep: Sweep, place: Path, disturbed: list[Fit]) -> None:
+    """Assert that all fits of a sweep have ended, the disturbed ones with the bits of plain fits."""
+    assert {*states(sweep)} == {FINISHED}
+    assert all(fit.finished for fit in fits(sweep))
+    options = {fit.directory: {**FIT, **t.options} for t in sweep.known_trials() for fit in t.fits}
+    for fit in disturbed:
+        calm = Fit(place / fit.directory.parent.name / fit.directory.name)
+        calm.write_config({**options[fit.directory], "seed_everything": int(fit.directory.name.removeprefix("seed_"))})
         calm.complete(run_verb)
         rows, expected = (np.load(f.run / "metrics.npy", allow_pickle=False) for f in (fit, calm))
         assert len(rows) == 3
@@ -174,22 +181,29 @@ def test_a_fit_whose_process_is_killed_ends_like_an_undisturbed_one(tmp_path: Pa
     assert not killed.finished
     finish(process)
     assert len(processes(killed)) == 2
-    assert_undisturbed(sweep, tmp_path / "calm")
+    assert_undisturbed(sweep, tmp_path / "calm", fits(sweep))
 
 
-def test_fits_of_a_lost_machine_end_like_undisturbed_ones(tmp_path: Path) -> None:
+def test_twelve_fits_survive_the_loss_of_a_machine_and_of_the_command(tmp_path: Path) -> None:
+    """A grid on three machines: one of them is lost while it trains, then the command is killed and typed again."""
     from ray.cluster_utils import Cluster
 
-    sweep = real_sweep(tmp_path / "sweep")
+    sweep = real_sweep(tmp_path / "sweep", rates=(1e-3, 2e-3, 3e-3, 4e-3), seeds=(3, 4, 5))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
-        machines = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        machines = [cluster.add_node(num_cpus=1) for _ in range(3)]
         process = start(sweep, "bayes_rl.cli.sweep:run_verb", cluster.address)
-        wait_for(lambda: sum((fit.run / "checkpoints/last.ckpt").is_file() for fit in fits(sweep)) == 2, process)
+        wait_for(lambda: sum(saves(fit) for fit in fits(sweep)) >= 3, process)
         cluster.remove_node(machines[0], allow_graceful=False)
-        assert not all(fit.finished for fit in fits(sweep))
-        finish(process)
+        wait_for(lambda: sum(fit.finished for fit in fits(sweep)) >= 6, process)
+        process.kill()
+        process.wait()
+        ended = {fit.directory: len(processes(fit)) for fit in fits(sweep) if fit.finished}
+        assert 6 <= len(ended) < 12
+        finish(start(sweep, "bayes_rl.cli.sweep:run_verb", cluster.address))
     finally:
         cluster.shutdown()
-    assert max(len(processes(fit)) for fit in fits(sweep)) > 1
-    assert_undisturbed(sweep, tmp_path / "calm")
+    assert {fit.directory: len(processes(fit)) for fit in fits(sweep) if fit.directory in ended} == ended
+    moved = [fit for fit in fits(sweep) if len(processes(fit)) > 1]
+    assert moved
+    assert_undisturbed(sweep, tmp_path / "calm", moved)

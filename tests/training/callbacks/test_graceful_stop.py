@@ -70,7 +70,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return folder_of
 
 
-@pytest.mark.parametrize("case", slow_but(CASES, "within an epoch"))
+@pytest.mark.parametrize("case", slow_but(CASES))
 def test_a_run_stopped_in_a_validation_ends_like_a_run_without_a_stop(
     case: str,
     straight: Callable[..., Path],

@@ -1,0 +1,121 @@
+"""Seconds that ranks take to average gradients, and what they predict for more ranks.
+
+    python -m benchmarks exchange                            # a minute
+    python -m benchmarks exchange --ranks 2 --rounds 50
+
+Processes of this machine average tensors of different sizes by Gloo, as Lightning's DDP does on CPUs. The time of a
+ring of R ranks is 2 (R - 1) steps, of which each sends a part of 1 / R: 2 (R - 1) (a + bytes / (R b)) with the latency
+a of a step and the bytes per second b. Both are fitted to the measurements of two ranks, by least squares of relative
+errors. Each of more ranks is compared with the prediction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from bayes_rl.utils.ranks import average_over_ranks
+from benchmarks.runner import Benchmark, Cell, Options, Row, markdown, quartiles
+
+SIZES = (2**8, 2**14, 2**17, 2**20, 2**22)
+"""Numbers of float32 values. MinAtar's agent has 140 000 gradients, the quickstart 0.4 million, Nature 1.7 million."""
+WARM_UP = 5
+
+
+def cells(options: Options, rows: list[Row]) -> list[Cell]:
+    """Return every number of ranks with every size."""
+    return [{"ranks": ranks, "values": values} for ranks in options.ranks for values in SIZES]
+
+
+def measure(cell: Cell, options: Options) -> Row:
+    """Average a tensor in a group of processes, again and again."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (cell["ranks"], cell["values"], options.rounds, port, folder)
+        torch.multiprocessing.spawn(average, arguments, cell["ranks"])
+        seconds = np.load(Path(folder, "seconds.npy"))
+    return {"milliseconds": quartiles([1000 * float(s) for s in seconds])}
+
+
+def average(rank: int, ranks: int, values: int, rounds: int, port: int, folder: str) -> None:
+    """Average a tensor with the other ranks, and write the seconds of each time on rank 0."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=ranks)
+    tensor, seconds = torch.ones(values), []
+    for _ in range(WARM_UP + rounds):
+        dist.barrier()
+        start = time.perf_counter()
+        average_over_ranks(tensor)
+        seconds.append(time.perf_counter() - start)
+    if rank == 0:
+        np.save(Path(folder, "seconds.npy"), seconds[WARM_UP:])
+    dist.destroy_process_group()
+
+
+def ring_seconds(ranks: int, size: float, latency: float, rate: float) -> float:
+    """Return the seconds in which a ring of ranks averages a tensor.
+
+    Args:
+        ranks: R, >= 1.
+        size: of the tensor in bytes.
+        latency: seconds of a step, whatever it sends.
+        rate: bytes per second between two ranks.
+    """
+    return 2 * (ranks - 1) * (latency + size / ranks / rate)
+
+
+def fitted(rows: list[Row]) -> tuple[float, float]:
+    """Return latency in seconds and bytes per second, from the medians of two ranks."""
+    of_two = [row for row in rows if row["ranks"] == 2]
+    seconds = np.array([row["milliseconds"][1] / 1000 for row in of_two])
+    sizes = np.array([4.0 * row["values"] for row in of_two])
+    design = np.stack([2 * np.ones_like(sizes), sizes], 1) / seconds[:, None]  # relative errors count
+    latency, per_byte = np.linalg.lstsq(design, np.ones_like(seconds), rcond=None)[0]
+    return float(latency), float(1 / per_byte)
+
+
+def summarize(rows: list[Row]) -> list[Row]:
+    """Return the fitted latency and rate, once two ranks are measured at every size."""
+    if sum(row["ranks"] == 2 for row in rows) < len(SIZES):
+        return []
+    latency, rate = fitted(rows)
+    return [{"latency_microseconds": round(1e6 * latency, 1), "megabytes_per_second": round(rate / 1e6, 1)}]
+
+
+def table(rows: list[Row]) -> str:
+    """Return the times beside those that the ring predicts, as Markdown."""
+    summary = summarize(rows)
+    if not summary:
+        return markdown(rows, ["ranks", "values", "milliseconds"])
+    latency, rate = fitted(rows)
+    lines = [
+        {**row, "ring": round(1000 * ring_seconds(row["ranks"], 4 * row["values"], latency, rate), 3)} for row in rows
+    ]
+    return markdown(summary) + "\n" + markdown(lines, ["ranks", "values", "milliseconds", "ring"])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the numbers of ranks."""
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4], help="processes that average")
+
+
+BENCHMARK = Benchmark(
+    description=__doc__,
+    cells=cells,
+    measure=measure,
+    table=table,
+    summarize=summarize,
+    add_arguments=add_arguments,
+    shared={"rounds": 40},
+)
