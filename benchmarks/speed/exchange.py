@@ -1,6 +1,6 @@
 """Seconds that ranks take to average gradients, and what they predict for more ranks.
 
-    python -m benchmarks exchange                            # a minute
+    python -m benchmarks exchange                            # three minutes
     python -m benchmarks exchange --ranks 2 --rounds 50
 
 Processes of this machine average tensors of different sizes by Gloo, as Lightning's DDP does on CPUs. The time of a

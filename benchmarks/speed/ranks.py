@@ -96,6 +96,7 @@ def measure(cell: Cell, options: Options) -> Row:
         "frames_per_second": round(passed["frames"] / passed["seconds"], 1),
         "frames": passed["frames"],
         "seconds": round(passed["seconds"], 2),
+        "updates": options.updates // cell["ranks"],
     }
 
 

@@ -26,7 +26,7 @@ def test_latency_and_rate_of_two_ranks_are_found_again() -> None:
     assert fitted(rows) == pytest.approx((5e-5, 2e9))
     assert summarize(rows) == [{"latency_microseconds": 50.0, "megabytes_per_second": 2000.0}]
     assert summarize(rows[1:]) == []
-    assert table(rows).count("\n|") == 12
+    assert table(rows).count("\n|") == 14
 
 
 def test_two_processes_average() -> None:
