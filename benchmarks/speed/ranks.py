@@ -3,9 +3,10 @@
     python -m benchmarks ranks                               # MinAtar and Nature, five turns: 15 minutes on two cores
     python -m benchmarks ranks --tasks minatar --rounds 3
 
-Two ranks have twice the environments and twice the batch of one, and half the updates per frame. Every rank has one
-thread. One and two ranks take turns, and each pair of turns gives a ratio. A measurement is a fit by the command line,
-between two updates: the first updates, the prefill and the games are not measured.
+Two ranks have twice the environments and twice the batch of one, and half the updates per frame. Torch has one thread
+in every rank. One rank alone keeps two cores busy in part, with the learner's second thread and the emulators. One rank
+is therefore measured on one core and on two. The three take turns, and each turn gives two ratios. A measurement is a
+fit by the command line, between two updates: the first updates, the prefill and the games are not measured.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -29,6 +32,9 @@ TASKS = {
     "nature": ["--config=breakout", "--data.num_envs={envs}", "--trainer.precision=32-true"],
 }
 """Words of a fit. `{envs}` becomes the number of environments."""
+
+ARMS = (1, 1), (1, 2), (2, 2)
+"""Ranks, and the cores that they have together."""
 
 ENVS, BATCH, RATE = 8, 32, 0.25  # of one rank
 WARM_UP = 50  # updates before the measured time
@@ -57,12 +63,12 @@ class Stopwatch(Callback):
 
 
 def cells(options: Options, rows: list[Row]) -> list[Cell]:
-    """Return the turns, one rank and two ranks in alternating order."""
+    """Return the turns, every second one in the opposite order."""
     return [
-        {"task": task, "turn": turn, "ranks": ranks}
+        {"task": task, "turn": turn, "ranks": ranks, "cores": cores}
         for task in options.tasks
         for turn in range(options.rounds)
-        for ranks in ((1, 2) if turn % 2 == 0 else (2, 1))
+        for ranks, cores in (ARMS if turn % 2 == 0 else ARMS[::-1])
     ]
 
 
@@ -87,7 +93,8 @@ def measure(cell: Cell, options: Options) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "cli.py"), *words_of(cell, options.updates // cell["ranks"], folder)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        with on_cores(cell["cores"]):
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         path = Path(folder, "passed")
         if not path.is_file():
             raise RuntimeError(f"the fit ended with code {done.returncode}: {done.stderr[-2000:]}")
@@ -100,16 +107,37 @@ def measure(cell: Cell, options: Options) -> Row:
     }
 
 
+@contextmanager
+def on_cores(count: int) -> Iterator[None]:
+    """Give this process and those that it starts so many cores within this block."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def summarize(rows: list[Row]) -> list[Row]:
-    """Return the rates of one and of two ranks, and the quartiles of their ratio over the turns, for each task."""
+    """Return the rates of each arm, and the quartiles over turns of two ranks relative to one, for each task."""
     found = []
     for task in dict.fromkeys(row["task"] for row in rows):
-        rates = {(row["turn"], row["ranks"]): row["frames_per_second"] for row in rows if row["task"] == task}
-        turns = [turn for turn, ranks in rates if ranks == 1 and (turn, 2) in rates]
+        of_task = [row for row in rows if row["task"] == task]
+        rates = {(row["turn"], row["ranks"], row["cores"]): row["frames_per_second"] for row in of_task}
+        turns = [t for t in dict.fromkeys(turn for turn, *_ in rates) if all((t, *arm) in rates for arm in ARMS)]
         if turns:
-            of = {ranks: quartiles([rates[turn, ranks] for turn in turns]) for ranks in (1, 2)}
-            ratio = quartiles([rates[turn, 2] / rates[turn, 1] for turn in turns])
-            found.append({"task": task, "turns": len(turns), "one_rank": of[1], "two_ranks": of[2], "ratio": ratio})
+            one, one_of_two, two = ([rates[turn, *arm] for turn in turns] for arm in ARMS)
+            found.append(
+                {
+                    "task": task,
+                    "turns": len(turns),
+                    "one_rank_one_core": quartiles(one),
+                    "one_rank_two_cores": quartiles(one_of_two),
+                    "two_ranks": quartiles(two),
+                    "to_one_core": quartiles([b / a for a, b in zip(one, two, strict=True)]),
+                    "to_two_cores": quartiles([b / a for a, b in zip(one_of_two, two, strict=True)]),
+                }
+            )
     return found
 
 

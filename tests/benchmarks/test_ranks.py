@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 
 import pytest
 
-from benchmarks.speed.ranks import cells, summarize, words_of
+from benchmarks.speed.ranks import ARMS, cells, on_cores, summarize, words_of
 
 
 def test_one_and_two_ranks_take_turns() -> None:
     options = argparse.Namespace(tasks=["minatar"], rounds=2)
-    turns = [(cell["turn"], cell["ranks"]) for cell in cells(options, [])]
-    assert turns == [(0, 1), (0, 2), (1, 2), (1, 1)]
+    turns = [(cell["turn"], cell["ranks"], cell["cores"]) for cell in cells(options, [])]
+    assert turns == [(0, 1, 1), (0, 1, 2), (0, 2, 2), (1, 2, 2), (1, 1, 2), (1, 1, 1)]
+
+
+def test_a_fit_has_the_cores_of_its_arm() -> None:
+    before = os.sched_getaffinity(0)
+    with on_cores(1):
+        count = subprocess.run(["nproc"], capture_output=True, text=True, check=True, env={}).stdout
+        assert int(count) == 1
+    assert os.sched_getaffinity(0) == before
 
 
 def test_two_ranks_have_twice_the_batch_and_half_the_updates() -> None:
@@ -22,9 +32,15 @@ def test_two_ranks_have_twice_the_batch_and_half_the_updates() -> None:
     assert "--trainer.devices=2" in two
 
 
-def test_ratios_are_those_of_pairs() -> None:
-    rates = {(0, 1): 100.0, (0, 2): 150.0, (1, 1): 50.0, (1, 2): 100.0, (2, 1): 70.0}
-    rows = [{"task": "nature", "turn": t, "ranks": r, "frames_per_second": rate} for (t, r), rate in rates.items()]
+def test_ratios_are_those_of_turns() -> None:
+    """The third turn is not whole."""
+    rates = {0: (50.0, 100.0, 150.0), 1: (40.0, 50.0, 100.0), 2: (70.0,)}
+    rows = [
+        {"task": "nature", "turn": turn, "ranks": ranks, "cores": cores, "frames_per_second": rate}
+        for turn, of_turn in rates.items()
+        for (ranks, cores), rate in zip(ARMS, of_turn, strict=False)
+    ]
     (found,) = summarize(rows)
     assert found["turns"] == 2
-    assert found["ratio"] == pytest.approx([1.625, 1.75, 1.875])
+    assert found["to_two_cores"] == pytest.approx([1.625, 1.75, 1.875])
+    assert found["to_one_core"] == pytest.approx([2.625, 2.75, 2.875])
