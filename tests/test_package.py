@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import shutil
 import site
 import subprocess
@@ -117,3 +118,9 @@ def test_a_wheel_works_in_an_empty_environment_and_folder(tmp_path: Path) -> Non
     for verb in ("report", "export"):
         assert f"usage: bayes-rl {verb}" in call(command, verb, "--help")
     call(python, "-c", "from bayes_rl import ReplayDataModule, VariationalActorCritic, load_agent")
+
+
+def test_no_test_file_imports_another() -> None:
+    tests = ROOT / "tests"
+    imports = re.compile(r"^\s*(?:from|import) tests\.(?!helpers)[\w.]*test_\w+", re.MULTILINE)
+    assert [path.name for path in tests.rglob("test_*.py") if imports.search(path.read_text(encoding="utf-8"))] == []

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -21,16 +19,14 @@ from bayes_rl.training.checkpoint_io import (
     write_rank_file,
 )
 from bayes_rl.utils.files import remove_temporaries
-from tests.cli.test_resume import checkpoint, comparable_curves, differences
 from tests.helpers.command_line import SHORTEST, error_of, run
-from tests.helpers.rank_fits import CALL
+from tests.helpers.equal_runs import checkpoint, comparable_curves, differences, of_ranks
+from tests.helpers.killed_saves import killed_at
+from tests.helpers.rank_fits import CALL, SHORT, TWO
 from tests.helpers.rank_process import call_on_ranks
 from tests.helpers.slow_cases import slow_but
-from tests.training.test_checkpoint_io import killed_at
 
-TWO = ["--trainer.devices=2", "--trainer.accelerator=cpu"]
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.log_every_n_steps=5"]
-SHORT = ["fit", *SHORTEST, *TWO, "--data.evaluation.games=4", "--trainer.log_every_n_steps=5"]
 MINATAR = [
     *("fit", *QUIET, *TWO, "--data.num_envs=4", "--data.replay.capacity=2000", "--data.replay.min_size=100"),
     *("--data.replay.batch_size=8", "--data.evaluation.games=2", "--data.rules.max_episode_frames=200"),
@@ -52,34 +48,6 @@ RUNS = {
     ],
 }
 """Words of runs of two ranks, three epochs long."""
-
-
-def of_ranks(run: Path) -> list[dict[str, Any]]:
-    """What `last.ckpt` has of each rank, without names of replays, and the slots of replays that it refers to."""
-    path = run / "checkpoints/last.ckpt"
-    (entry,) = read_manifest(path)
-    found = []
-    for rank in range(len(entry["ranks"])):
-        state = read_rank_file(path, rank)
-        stream = state["data"]["stream"]
-        for replay in (stream["replay"], *stream["finished"]):
-            replay.pop("history")
-        folders = sorted(path.parent for path in (run / f"replay/rank{rank}").rglob("flags.uint8"))
-        replays = zip(folders, [*stream["finished"], stream["replay"]], strict=True)
-        state["slots"] = [torch.from_numpy(slots_of(folder, replay)) for folder, replay in replays]
-        found.append(state)
-    return found
-
-
-def slots_of(folder: Path, replay: dict[str, Any]) -> np.ndarray:
-    """Actions, rewards, flags and ages of the slots that a checkpoint refers to."""
-    envs, slots, *_ = replay["geometry"]
-    columns = []
-    for name in ("actions.int16", "rewards.float32", "flags.uint8", "ages.uint8"):
-        array = np.fromfile(folder / name, name.split(".")[1]).reshape(envs, slots)
-        rings = [range(max(0, n - slots), n) for n in replay["written"].tolist()]
-        columns.append(np.concatenate([array[e, [i % slots for i in ring]] for e, ring in enumerate(rings)]))
-    return np.stack([column.astype(np.float64) for column in columns])
 
 
 @pytest.mark.parametrize("name", slow_but(RUNS))

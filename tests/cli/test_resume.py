@@ -20,7 +20,8 @@ from pytorch_lightning.loggers import CSVLogger
 
 from bayes_rl.cli import main
 from bayes_rl.cli.app import BayesCLI
-from tests.helpers.command_line import ROOT, curves, error_of, run
+from tests.helpers.command_line import ROOT, error_of, run
+from tests.helpers.equal_runs import checkpoint, comparable_curves, differences, referenced
 from tests.helpers.slow_cases import slow_but
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.log_every_n_steps=5"]
@@ -37,67 +38,12 @@ GAMES = {
     ],
 }
 
-NOT_COMPARED = ("current_score", "history")
-"""The score that `ModelCheckpoint` saved last, which Lightning writes and neither restores nor uses; and the random
-name of a replay's files, by which a checkpoint knows them again."""
-
 
 def run_in(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> BayesCLI:
     """Do what `bayes-rl WORDS` does in a folder."""
     folder.mkdir(exist_ok=True)
     monkeypatch.chdir(folder)
     return run(monkeypatch, *words)
-
-
-def comparable_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """TensorBoard's scalars but for those that measure time.
-
-    Of the test games after each command those of the last one count.
-    """
-    found = {tag: values for tag, values in curves(run).items() if not tag.startswith("time/")}
-    return {tag: values[-1:] if tag.startswith("test/") else values for tag, values in found.items()}
-
-
-def differences(a: Any, b: Any, where: str = "") -> list[str]:
-    """Places where two nested structures of tensors and primitives are not equal, to the last bit."""
-    if type(a) is not type(b):
-        return [f"{where}: {type(a)} is not {type(b)}"]
-    if isinstance(a, dict):
-        odd = [f"{where}: {key!r} is in one only" for key in a.keys() ^ b.keys()]
-        return odd + [d for key in a.keys() & b.keys() for d in differences(a[key], b[key], f"{where}/{key}")]
-    if isinstance(a, list | tuple):
-        odd = [f"{where}: {len(a)} and {len(b)} entries"] if len(a) != len(b) else []
-        return odd + [d for i, (x, y) in enumerate(zip(a, b, strict=False)) for d in differences(x, y, f"{where}/{i}")]
-    if isinstance(a, torch.Tensor):
-        same = a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
-        return [] if same else [f"{where}: tensors differ"]
-    return [] if a == b or (a != a and b != b) else [f"{where}: {a!r} and {b!r}"]
-
-
-def checkpoint(run: Path) -> dict[str, Any]:
-    """Everything in `last.ckpt`, with the paths of its run's files as they would be anywhere."""
-
-    def anywhere(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {anywhere(key): anywhere(one) for key, one in value.items() if key not in NOT_COMPARED}
-        return value.replace(str(run.absolute()), "RUN") if isinstance(value, str) else value
-
-    return anywhere(torch.load(run / "checkpoints/last.ckpt", weights_only=True))
-
-
-def referenced(run: Path) -> dict[str, np.ndarray]:
-    """The slots of the replay's files that the last checkpoint refers to."""
-    state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
-    replay = next(v for v in state.values() if isinstance(v, dict) and "stream" in v)["stream"]["replay"]
-    envs, slots, *_ = replay["geometry"]
-    found = {}
-    for file in sorted((run / "replay/rank0").iterdir()):
-        if file.stem in ("written", "replay"):  # positions, and names
-            continue
-        array = np.fromfile(file, file.suffix[1:]).reshape(envs, slots, -1)
-        rings = [range(max(0, n - slots), n) for n in replay["written"].tolist()]
-        found[file.name] = np.concatenate([array[e, [i % slots for i in ring]] for e, ring in enumerate(rings)])
-    return found
 
 
 # ------------------------------------------------------------------------------------------------------- in parts

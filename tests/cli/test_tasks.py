@@ -8,26 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.command_line import ROOT, curves, error_of, run, weights
-
-TWO = [
-    *("--config", str(ROOT / "configs/continual.yaml"), "--data.tasks=[MinAtar/Breakout-v1, MinAtar/Freeway-v1]"),
-    *("--data.frames_per_epoch=400", "--data.curriculum.frames_per_task=800", "--data.replay.min_size=100"),
-    *(
-        "--data.replay.capacity=2000",
-        "--data.evaluation.games=2",
-        "--data.rules.max_episode_frames=50",
-        "--data.replay.batch_size=8",
-    ),
-    *("--model.network.hidden_dim=8", "--model.consolidation.fisher_samples=20", "--trainer.log_every_n_steps=10"),
-    *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
-]
+from tests.helpers.command_line import TWO_TASKS, curves, error_of, run, weights
 
 
 def test_a_sequence_plays_all_tasks_and_keeps_an_agent_of_each_end(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    program = run(monkeypatch, "fit", *TWO)
+    program = run(monkeypatch, "fit", *TWO_TASKS)
     folder = Path("runs/continual/version_0")
     table = np.load(folder / "metrics.npy", allow_pickle=False)
     assert table["visit"].tolist() == [-1, 0, 0, 1, 1]
@@ -42,7 +29,7 @@ def test_a_sequence_plays_all_tasks_and_keeps_an_agent_of_each_end(
     assert int(program.model.consolidator.ewc.consolidations) == 2  # type: ignore[union-attr]
     assert len(list((folder / "videos").iterdir())) == 2
     assert [p.name for p in sorted((folder / "replay/rank0").iterdir())] == ["visit0", "visit1"]
-    run(monkeypatch, "validate", *TWO, "--ckpt_path=last")
+    run(monkeypatch, "validate", *TWO_TASKS, "--ckpt_path=last")
     printed = capsys.readouterr().out
     assert "MinAtar-Breakout-v1" in printed
     assert "MinAtar-Freeway-v1" in printed
@@ -81,7 +68,7 @@ def test_a_sequence_plays_all_tasks_and_keeps_an_agent_of_each_end(
 def test_a_run_resumed_before_or_after_a_switch_equals_the_uninterrupted_one(
     options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cycles = [*TWO, *options, "--data.curriculum.frames_per_task=400", "--data.curriculum.cycles=2"]
+    cycles = [*TWO_TASKS, *options, "--data.curriculum.frames_per_task=400", "--data.curriculum.cycles=2"]
     run(monkeypatch, "fit", *cycles, "--name=straight")
     for epochs in (1, 3, 4):  # at a task's end, in the second cycle, and to the end
         again = ["--ckpt_path=last"] if epochs > 1 else []
@@ -105,7 +92,7 @@ def test_a_strength_of_0_is_bitwise_fine_tuning(monkeypatch: pytest.MonkeyPatch)
         "ewc": ["--model.consolidation.ewc_lambda=0"],
         "online_ewc": ["--model.consolidation.ewc_lambda=0"],
     }
-    two = [word for word in TWO if "fisher_samples" not in word]  # without a penalty there is no Fisher
+    two = [word for word in TWO_TASKS if "fisher_samples" not in word]  # without a penalty there is no Fisher
     for name, more in names.items():
         run(monkeypatch, "fit", *two, f"--model.consolidation.method={name}", f"--name={name}", *more)
     results = [weights(Path(f"runs/{name}/version_0/checkpoints/last.ckpt")) for name in names]
@@ -115,7 +102,7 @@ def test_a_strength_of_0_is_bitwise_fine_tuning(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_posterior_of_a_task_is_the_prior_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     vcl = [
-        *TWO,
+        *TWO_TASKS,
         "--data.curriculum.task_conditioning=heads",
         "--model.consolidation.method=vcl",
         "--model.network.bayesian=all",
@@ -144,13 +131,13 @@ def test_the_posterior_of_a_task_is_the_prior_of_the_next(monkeypatch: pytest.Mo
 def test_a_checkpoint_of_other_tasks_is_refused_and_nothing_is_lost(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(monkeypatch, "fit", *TWO, "--trainer.max_epochs=1")
+    run(monkeypatch, "fit", *TWO_TASKS, "--trainer.max_epochs=1")
     capsys.readouterr()
     other = "--data.tasks=[MinAtar/Freeway-v1, MinAtar/Breakout-v1]"
     for command in ("fit", "validate"):
-        line = error_of(monkeypatch, capsys, command, *TWO, "--ckpt_path=last", other)
+        line = error_of(monkeypatch, capsys, command, *TWO_TASKS, "--ckpt_path=last", other)
         assert "data.tasks" in line
         assert "MinAtar/Breakout-v1" in line
-    line = error_of(monkeypatch, capsys, "fit", *TWO, "--ckpt_path=last", "--data.curriculum.frames_per_task=400")
+    line = error_of(monkeypatch, capsys, "fit", *TWO_TASKS, "--ckpt_path=last", "--data.curriculum.frames_per_task=400")
     assert "data.curriculum.frames_per_task" in line
-    run(monkeypatch, "fit", *TWO, "--ckpt_path=last", "--trainer.max_epochs=2")
+    run(monkeypatch, "fit", *TWO_TASKS, "--ckpt_path=last", "--trainer.max_epochs=2")

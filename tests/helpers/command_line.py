@@ -38,6 +38,20 @@ SHORTEST = [
 ]
 """Options of the shortest run: two epochs of `UPDATES` updates."""
 
+TWO_TASKS = [
+    *("--config", str(ROOT / "configs/continual.yaml"), "--data.tasks=[MinAtar/Breakout-v1, MinAtar/Freeway-v1]"),
+    *("--data.frames_per_epoch=400", "--data.curriculum.frames_per_task=800", "--data.replay.min_size=100"),
+    *(
+        "--data.replay.capacity=2000",
+        "--data.evaluation.games=2",
+        "--data.rules.max_episode_frames=50",
+        "--data.replay.batch_size=8",
+    ),
+    *("--model.network.hidden_dim=8", "--model.consolidation.fisher_samples=20", "--trainer.log_every_n_steps=10"),
+    *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
+]
+"""Options of a run of two tasks."""
+
 UPDATES = 20
 
 

@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from bayes_rl.cli import app
+from tests.helpers.command_line import SHORTEST
+
+TWO = ["--trainer.devices=2", "--trainer.accelerator=cpu"]
+SHORT = ["fit", *SHORTEST, *TWO, "--data.evaluation.games=4", "--trainer.log_every_n_steps=5"]
+"""Words of a short fit of two ranks."""
 
 
 class _Recording(app.BayesCLI):

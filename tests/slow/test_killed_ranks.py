@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from bayes_rl.training.checkpoint_io import load_verified, read_manifest, read_rank_file
-from tests.cli.test_ranks import SHORT, TWO, of_ranks
-from tests.cli.test_resume import checkpoint, differences
 from tests.helpers.command_line import ROOT
+from tests.helpers.equal_runs import checkpoint, differences, of_ranks
+from tests.helpers.rank_fits import SHORT, TWO
 
 MOMENTS, LIMIT = 30, 60.0
 PATIENCE = 400.0  # seconds that a run may take on a loaded machine

@@ -41,6 +41,7 @@ from bayes_rl.utils.files import (
 )
 from bayes_rl.utils.stop_signals import STOP, Stopped
 from tests.helpers.command_line import error_of
+from tests.helpers.killed_saves import killed_at
 
 ROOT = Path(cli.__file__).parents[2]
 TINY = [
@@ -264,35 +265,6 @@ def test_a_checkpoint_without_a_manifest_is_read_with_a_note(run: Path, capsys: 
     read_saved_run(str(LAST), ["game"])
     (line,) = capsys.readouterr().out.splitlines()
     assert "no manifest" in line
-
-
-class Killed(BaseException):
-    """Stands in for SIGKILL: nothing after it happens."""
-
-
-def killed_at(moment: int, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> bool:
-    """Do `act` until the `moment`-th step that changes or syncs a file; whether it came to that."""
-    count = 0
-
-    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal count
-            if count >= moment:
-                raise Killed
-            count += 1
-            return real(*args, **kwargs)
-
-        return call
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", counted(os.fsync))
-        patch.setattr(os, "replace", counted(os.replace))
-        patch.setattr(Path, "unlink", counted(Path.unlink))
-        try:
-            act()
-        except Killed:
-            return True
-    return False
 
 
 @pytest.mark.parametrize("before", ["nothing", "a checkpoint", "one without a manifest", "a killed save"])

@@ -16,8 +16,7 @@ from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.evaluation.games import Games
 from bayes_rl.utils.stop_signals import STOP, Stopped
 from benchmarks.reliability.crash import compare
-from tests.cli.test_tasks import TWO
-from tests.helpers.command_line import TINY, run, saved
+from tests.helpers.command_line import TINY, TWO_TASKS, run, saved
 from tests.helpers.slow_cases import slow_but
 
 LAST = Path("runs/cartpole/version_0/checkpoints/last.ckpt")
@@ -29,7 +28,7 @@ CASES = {
     "within an epoch": (HALVES, 0, 50),
     "at the end of an epoch with two validations": (HALVES, 1, 100),
     # Sets of games: one for each task before training, and with every validation.
-    "second game at the end of a task": ([*TWO, "--name=cartpole"], 5, 200),
+    "second game at the end of a task": ([*TWO_TASKS, "--name=cartpole"], 5, 200),
 }
 """Options, number of the set of games that is stopped, and updates by then."""
 
