@@ -7,13 +7,18 @@ Processes of this machine average tensors of different sizes by Gloo, as Lightni
 ring of R ranks is 2 (R - 1) steps, of which each sends a part of 1 / R: 2 (R - 1) (a + bytes / (R b)) with the latency
 a of a step and the bytes per second b. Both are fitted to the measurements of two ranks, by least squares of relative
 errors. Each of more ranks is compared with the prediction.
+
+With the update of one rank on one core, from `python -m benchmarks ranks`, follows what many ranks gain at most: the
+share of its time that a rank computes. The rest it waits for the exchange, as if nothing ran beside the exchange.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import socket
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -23,11 +28,16 @@ import torch
 import torch.distributed as dist
 
 from bayes_rl.utils.ranks import average_over_ranks
-from benchmarks.runner import Benchmark, Cell, Options, Row, markdown, quartiles
+from benchmarks.runner import RESULTS, Benchmark, Cell, Options, Row, markdown, quartiles
 
 SIZES = (2**8, 2**14, 2**17, 2**20, 2**22)
 """Numbers of float32 values. MinAtar's agent has 140 000 gradients, the quickstart 0.4 million, Nature 1.7 million."""
 WARM_UP = 5
+SMALL = 4
+"""Exchanges of an update beside the gradients: counters, stop signals, finite losses, and Lightning's own signal."""
+
+ETHERNET = 1e-4, 1.1e9
+"""Assumed seconds of a step and bytes per second between machines with an Ethernet of 10 Gbit/s."""
 
 
 def cells(options: Options, rows: list[Row]) -> list[Cell]:
@@ -93,8 +103,43 @@ def summarize(rows: list[Row]) -> list[Row]:
     return [{"latency_microseconds": round(1e6 * latency, 1), "megabytes_per_second": round(rate / 1e6, 1)}]
 
 
+def computing_share(ranks: int, seconds: float, gradients: int, latency: float, rate: float) -> float:
+    """Return the share of an update's time that a rank computes.
+
+    Args:
+        ranks: number of ranks.
+        seconds: of an update of one rank alone.
+        gradients: number of float32 gradients.
+        latency: as in `ring_seconds`.
+        rate: as in `ring_seconds`.
+    """
+    exchanged = ring_seconds(ranks, 4 * gradients, latency, rate) + SMALL * ring_seconds(ranks, 8, latency, rate)
+    return seconds / (seconds + exchanged)
+
+
+def predictions(rows: list[Row], of_ranks: list[Row]) -> list[Row]:
+    """Return the predicted shares of 2, 8 and 64 ranks.
+
+    Args:
+        rows: of this benchmark.
+        of_ranks: rows of the benchmark `ranks`.
+    """
+    found = []
+    for task in dict.fromkeys(row["task"] for row in of_ranks):
+        alone = [row for row in of_ranks if row["task"] == task and (row["ranks"], row["cores"]) == (1, 1)]
+        seconds = statistics.median(row["seconds"] / row["updates"] for row in alone)
+        for network, (latency, rate) in {"this machine": fitted(rows), "10 Gbit/s": ETHERNET}.items():
+            shares = {
+                f"{ranks} ranks": round(computing_share(ranks, seconds, alone[0]["gradients"], latency, rate), 3)
+                for ranks in (2, 8, 64)
+            }
+            update = {"update_ms": round(1000 * seconds, 1), "gradients": alone[0]["gradients"]}
+            found.append({"task": task, **update, "network": network, **shares})
+    return found
+
+
 def table(rows: list[Row]) -> str:
-    """Return the times beside those that the ring predicts, as Markdown."""
+    """Return the times beside those that the ring predicts, and the shares of many ranks, as Markdown."""
     summary = summarize(rows)
     if not summary:
         return markdown(rows, ["ranks", "values", "milliseconds"])
@@ -102,7 +147,11 @@ def table(rows: list[Row]) -> str:
     lines = [
         {**row, "ring": round(1000 * ring_seconds(row["ranks"], 4 * row["values"], latency, rate), 3)} for row in rows
     ]
-    return markdown(summary) + "\n" + markdown(lines, ["ranks", "values", "milliseconds", "ring"])
+    found = markdown(summary) + "\n" + markdown(lines, ["ranks", "values", "milliseconds", "ring"])
+    stored = RESULTS / "ranks.json"
+    if stored.is_file():
+        found += "\n" + markdown(predictions(rows, json.loads(stored.read_text())["measurements"]))
+    return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

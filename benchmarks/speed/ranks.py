@@ -58,7 +58,8 @@ class Stopwatch(Callback):
         if trainer.global_step == WARM_UP:
             self._began = now, frames
         if trainer.global_step == WARM_UP + self.updates and trainer.is_global_zero:
-            passed = {"seconds": now - self._began[0], "frames": frames - self._began[1]}
+            gradients = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+            passed = {"seconds": now - self._began[0], "frames": frames - self._began[1], "gradients": gradients}
             self.path.write_text(json.dumps(passed))
 
 
@@ -104,6 +105,7 @@ def measure(cell: Cell, options: Options) -> Row:
         "frames": passed["frames"],
         "seconds": round(passed["seconds"], 2),
         "updates": options.updates // cell["ranks"],
+        "gradients": passed["gradients"],
     }
 
 

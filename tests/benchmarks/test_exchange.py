@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 
 import pytest
 
-from benchmarks.speed.exchange import SIZES, cells, fitted, measure, ring_seconds, summarize, table
+from benchmarks.speed import exchange
+from benchmarks.speed.exchange import (
+    SIZES,
+    SMALL,
+    cells,
+    computing_share,
+    fitted,
+    measure,
+    ring_seconds,
+    summarize,
+    table,
+)
 
 
 def test_a_ring_sends_every_byte_twice_in_steps() -> None:
@@ -17,7 +30,7 @@ def test_a_ring_sends_every_byte_twice_in_steps() -> None:
     assert ring_seconds(1000, 0.0, 1e-3, 1e6) == pytest.approx(1.998)
 
 
-def test_latency_and_rate_of_two_ranks_are_found_again() -> None:
+def test_latency_and_rate_of_two_ranks_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
         {"ranks": ranks, "values": values, "milliseconds": [0, 1000 * ring_seconds(ranks, 4 * values, 5e-5, 2e9), 0]}
         for ranks in (2, 4)
@@ -26,7 +39,18 @@ def test_latency_and_rate_of_two_ranks_are_found_again() -> None:
     assert fitted(rows) == pytest.approx((5e-5, 2e9))
     assert summarize(rows) == [{"latency_microseconds": 50.0, "megabytes_per_second": 2000.0}]
     assert summarize(rows[1:]) == []
+    monkeypatch.setattr(exchange, "RESULTS", tmp_path)
     assert table(rows).count("\n|") == 14
+    of_one = {"task": "a", "ranks": 1, "cores": 1, "seconds": 4.0, "updates": 100, "gradients": 10**6}
+    (tmp_path / "ranks.json").write_text(json.dumps({"measurements": [of_one]}))
+    assert table(rows).count("\n|") == 17
+
+
+def test_ranks_compute_but_for_the_time_of_the_exchange() -> None:
+    """Without a latency, two ranks send each of a million gradients twice by halves: 4 MB at 1 GB/s, 4 ms."""
+    assert computing_share(2, 0.012, 10**6, 0.0, 1e9) == pytest.approx(0.75, rel=1e-5)
+    assert computing_share(1, 0.012, 10**6, 1.0, 1.0) == 1
+    assert computing_share(2, 1.0, 0, 0.1, 1e12) == pytest.approx(1 / (1 + 2 * 0.1 * (1 + SMALL)))
 
 
 def test_two_processes_average() -> None:
