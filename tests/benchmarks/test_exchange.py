@@ -43,7 +43,7 @@ def test_latency_and_rate_of_two_ranks_are_found_again(tmp_path: Path, monkeypat
     assert table(rows).count("\n|") == 14
     of_one = {"task": "a", "ranks": 1, "cores": 1, "seconds": 4.0, "updates": 100, "gradients": 10**6}
     (tmp_path / "ranks.json").write_text(json.dumps({"measurements": [of_one]}))
-    assert table(rows).count("\n|") == 17
+    assert table(rows).count("\n|") == 18
 
 
 def test_ranks_compute_but_for_the_time_of_the_exchange() -> None:
