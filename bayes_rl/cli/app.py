@@ -142,7 +142,7 @@ class BayesCLI(LightningCLI):
         path = options.get("ckpt_path")
         if path is None:
             if self.config.subcommand != "fit":
-                raise ConfigError("ckpt_path", None, "names no agent to play; nearest: 'last'")
+                raise ConfigError("ckpt_path", None, "is missing: this verb plays an agent; nearest: 'last'")
             return
         options.ckpt_path = find_checkpoint(path, self._run_directory())
         if self.config.subcommand == "fit" and is_export(options.ckpt_path):

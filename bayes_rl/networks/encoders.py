@@ -209,6 +209,7 @@ def build_encoder(encoder: str, observation_shape: tuple[int, ...], hidden_dim: 
     check(hidden_dim > 0, "model.network.hidden_dim", hidden_dim, "must be a positive number of features")
     images = len(observation_shape) == 3
     flat = next(name for name, other in ENCODERS.items() if not other.needs_images)
-    message = f"needs images, got shape {list(observation_shape)}; nearest: {flat!r}"
+    own = "" if kind.build.__module__.startswith("bayes_rl.") else ", or register the encoder with needs_images=False"
+    message = f"needs images, got shape {list(observation_shape)}; nearest: {flat!r}{own}"
     check(images or not kind.needs_images, ENCODERS.key, encoder, message)
     return kind.build(tuple(observation_shape), hidden_dim, layers)

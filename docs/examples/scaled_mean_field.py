@@ -1,9 +1,10 @@
-"""Example of a new posterior family: Gaussians whose standard deviations have a scale in common for each layer.
+r"""Example of a new posterior family: Gaussians whose standard deviations have a scale in common for each layer.
 
 w = mu + a s eps, with s for each weight and a for each layer. The scale lets a layer become certain, or uncertain,
 as a whole, with far fewer updates than its weights need one by one. Import this file, then name the family:
 
-    python docs/examples/scaled_mean_field.py fit --config cartpole --model.posterior.family scaled_mean_field
+    python docs/examples/scaled_mean_field.py fit --config cartpole --model.posterior.family scaled_mean_field \
+        --model.network.bayesian heads --model.network.prior_function_scale 0 --model.exploration epsilon
 """
 
 from __future__ import annotations
