@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
@@ -80,6 +82,9 @@ def draw_parallel_coordinates(sweep: Sweep, trials: Sequence[Trial]) -> Figure:
     from optuna.visualization.matplotlib import plot_parallel_coordinate
 
     axes = plot_parallel_coordinate(_study(sweep, trials), target_name="validation score")
+    colours = ListedColormap(colormaps["Blues"](np.linspace(0.3, 1, 256)))  # without white, on which it is drawn
+    for lines in axes.collections:
+        lines.set_cmap(colours)
     return _figure(axes, "finished trials", (3 + 1.5 * len(sweep.space.options), 4.5))
 
 

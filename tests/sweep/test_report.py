@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from matplotlib.collections import LineCollection
 
+from bayes_rl.sweep.figures import draw_parallel_coordinates
 from bayes_rl.sweep.report import write_report
 from bayes_rl.sweep.settings import Sweep
 from bayes_rl.sweep.space import Space, Values
@@ -50,6 +52,16 @@ def test_the_pictures_of_the_report_exist(searched: Sweep) -> None:
     pictures = re.findall(r"!\[.*\]\((.*)\)", write_report(searched).text)
     assert pictures == ["curves.png", "parallel_coordinates.png", "importance.png"]
     assert all((searched.directory / name).stat().st_size > 10_000 for name in pictures)
+
+
+def test_the_lowest_trial_is_no_white_line_on_white(searched: Sweep) -> None:
+    pytest.importorskip("optuna")
+    finished = [trial for trial in searched.known_trials() if trial.state == FINISHED]
+    figure = draw_parallel_coordinates(searched, finished)
+    lines = [part for axes in figure.axes for part in axes.collections if isinstance(part, LineCollection)]
+    coloured = [part for part in lines if part.get_array() is not None]
+    assert coloured
+    assert all(max(part.get_cmap()(0.0)[:2]) < 0.85 for part in coloured)  # red and green
 
 
 def test_the_best_configuration_has_all_options_and_no_seed(searched: Sweep) -> None:
