@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,8 @@ def test_the_pictures_of_the_report_exist(searched: Sweep) -> None:
 def test_the_lowest_trial_is_no_white_line_on_white(searched: Sweep) -> None:
     pytest.importorskip("optuna")
     finished = [trial for trial in searched.known_trials() if trial.state == FINISHED]
-    figure = draw_parallel_coordinates(searched, finished)
+    with warnings.catch_warnings(action="ignore"):  # Optuna's drawing is experimental
+        figure = draw_parallel_coordinates(searched, finished)
     lines = [part for axes in figure.axes for part in axes.collections if isinstance(part, LineCollection)]
     coloured = [part for part in lines if part.get_array() is not None]
     assert coloured
