@@ -450,7 +450,9 @@ class Loop:
         from benchmarks.cluster import RemoteChild, measuring
 
         with measuring(address) as (remote, self._jobs):
-            arguments = {"words": self.words, "name": self.name, "options": self.options}
+            # A machine of the cluster works in a folder of its own.
+            options = Options(**{**vars(self.options), "output": self.options.output.resolve()})
+            arguments = {"words": self.words, "name": self.name, "options": options}
             self._measure_all(lambda cell: RemoteChild(remote, cell, **arguments))
 
     def _measure_all(self, start: Callable[[Cell], Any]) -> None:

@@ -112,8 +112,9 @@ def format_parser_error(error: Exception, known: Sequence[str]) -> str:
     if not unknown:
         return text
     name = unknown[1].split("=")[0]
-    renamed = present_name(name)
-    return text + (f"; nearest: {renamed!r}" if renamed else did_you_mean(name, known))
+    within_groups = (option for option in known if option.endswith(f".{name}"))
+    meant = present_name(name) or next(within_groups, None)
+    return text + (f"; nearest: {meant!r}" if meant else did_you_mean(name, known))
 
 
 @cache

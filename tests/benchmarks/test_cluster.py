@@ -45,7 +45,7 @@ def test_a_lost_machine_costs_no_row(tmp_path: Path, environment: dict[str, str]
     machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         lost, _ = (machines.add_node(num_cpus=1) for _ in range(2))
-        words = command(tmp_path / "far", f"--address={machines.address}")
+        words = command(Path("far"), f"--address={machines.address}")
         process = subprocess.Popen(words, env=environment, cwd=tmp_path)
         end = time.monotonic() + 300
         while not rows(tmp_path / "far"):

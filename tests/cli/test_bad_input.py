@@ -525,3 +525,11 @@ def test_a_group_without_options_in_a_configuration_is_named() -> None:
     line = refuse(["fit", *SMALL, "--config=bad.yaml"], "model.posterior", file)
     message = "--model.posterior: None is no mapping of options; nearest: 'model.posterior.family'"
     assert line == f"bayes-rl: error: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [("games", "data.evaluation.games"), ("n_step", "data.replay.n_step"), ("critic_lr", "model.optimizer.critic_lr")],
+)
+def test_an_option_without_its_groups_is_told_its_whole_name(option: str, meant: str) -> None:
+    assert refuse(["fit", *SMALL, f"--{option}=3"], option, {}).endswith(f"; nearest: {meant!r}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,15 @@ def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="nearest: 'two_layers'"):
         build_encoder("two_layer", (4,), 8, LayerFactory(PosteriorSettings()))
     assert not ENCODERS["two_layers"].mostly_products
+
+
+def test_an_own_encoder_of_images_says_how_it_would_read_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`needs_images` is true by default."""
+    monkeypatch.setitem(ENCODERS._entries, "of_images", replace(ENCODERS["two_layers"], needs_images=True))
+    with pytest.raises(ConfigError, match=r"nearest: '\w+', or register the encoder with needs_images=False"):
+        build_encoder("of_images", (4,), 8, LayerFactory(PosteriorSettings()))
+    with pytest.raises(ConfigError, match=r"nearest: '\w+'$"):
+        build_encoder("nature", (4,), 8, LayerFactory(PosteriorSettings()))
 
 
 def test_it_learns_by_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
