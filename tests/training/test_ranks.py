@@ -32,7 +32,7 @@ def test_two_ranks_are_one_big_batch(agent: str, double: bool, of_two_ranks: Res
     first, second = (whole[agent, double] for whole, _ in of_two_ranks)
     assert equal(first, second)
     for name, expected in alone.items():
-        if expected.is_floating_point() and name != "scores.0.return_fit":  # no games were played
+        if expected.is_floating_point() and not name.endswith(".return_fit"):  # no games were played
             assert expected.dtype == (torch.float64 if double else torch.float32)
             error = (first[name] - expected).norm()
             assert error <= (1e-9 if double else 1e-4 * expected.norm()), (name, float(error))
