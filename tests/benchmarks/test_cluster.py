@@ -18,7 +18,7 @@ from benchmarks.runner import ROOT
 
 SIZES = ["4", "5", "6", "7", "8", "9"]
 WORDS = ["deep_sea", "--agents=thompson", "--episodes=100", "--sizes", *SIZES]
-CHANGES = ("minutes", "seconds", "command")
+CHANGES = ("minutes", "seconds", "command", "commit")
 """Fields of a row that depend on more than the seed."""
 
 
