@@ -111,7 +111,7 @@ def measure(cell: Cell, options: Options) -> Row:
 
 @contextmanager
 def on_cores(count: int) -> Iterator[None]:
-    """Give this process and those that it starts so many cores within this block."""
+    """Limit this process, and the processes that it starts, to `count` cores within this block."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(before)[:count])
     try:
