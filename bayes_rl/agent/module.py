@@ -50,7 +50,7 @@ from bayes_rl.networks.gaussian_process import GaussianProcess
 from bayes_rl.networks.layer_factory import LayerFactory
 from bayes_rl.networks.settings import NetworkSettings
 from bayes_rl.types import AgentArguments, Batch, Transition, ValueEstimate
-from bayes_rl.utils.ranks import OwnNoise, gather_from_ranks, num_ranks
+from bayes_rl.utils.ranks import OwnNoise, average_values_over_ranks, gather_from_ranks, num_ranks
 from bayes_rl.utils.seeds import Domain, derived_seed
 from bayes_rl.utils.settings import as_settings
 
@@ -284,8 +284,7 @@ class VariationalActorCritic(LowOverheadModule):
         parts = {"nll": terms.nll, "kl": terms.kl if kl is None else kl, "actor_loss": terms.actor_loss}
         if penalty is not None:
             self._log_training(batch, terms, parts, penalty)
-        self.guard.record_loss(loss, parts)
-        return loss
+        return self.guard.record_loss(loss, parts)
 
     def _observe(self, batch: Batch, output: TwinOutput) -> None:
         """Let the Gaussian process observe the minibatch, every few updates, and update its posterior now and then."""
@@ -434,8 +433,9 @@ class VariationalActorCritic(LowOverheadModule):
         values["train/skipped_updates"] = float(self.guard.skipped)
         values |= {f"train/{group['name']}_lr": group["lr"] for group in self.trainer.optimizers[0].param_groups}
         self._warn_of_clamped_targets(values["train/clamped_targets"], len(batch.transition.action))
-        self.log_dict(values | self._frozen_share(penalty, terms.nll / share), sync_dist=True)
-        self.log("step", float(batch.frames), sync_dist=True)
+        values |= self._frozen_share(penalty, terms.nll / share)
+        # Lightning would average the values one by one.
+        self.log_dict({**average_values_over_ranks(values, self.device), "step": float(batch.frames)})
 
     @functools.cached_property
     def _trained_parameters(self) -> dict[str, nn.Parameter]:

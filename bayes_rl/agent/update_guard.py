@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_rl.errors import RunError
-from bayes_rl.utils.ranks import average_over_ranks
+from bayes_rl.utils.ranks import average_over_ranks, num_ranks
 
 SKIPS_IN_A_ROW = 5
 """Number of consecutive skipped updates at which a run stops: such a run would not recover by itself."""
@@ -22,7 +22,7 @@ class UpdateGuard:
     A fused optimizer on a GPU skips an update by its `found_inf`: weights, averages and step counters do not change,
     and the CPU does not wait for the device. For any other optimizer, the guard removes the gradients. A gradient
     scaler skips updates itself and adapts its scale to them, so that under a scaler only losses are tested. An update
-    that is not finite on one rank is skipped on all.
+    that is not finite on one rank is skipped on all: the gradients that DDP has averaged are not finite on all ranks.
 
     Attributes:
         skipped: number of all skipped updates.
@@ -36,8 +36,11 @@ class UpdateGuard:
         # Test result of the previous update and the event that ends its copy from the device.
         self._pending: tuple[Tensor, Any] | None = None
 
-    def record_loss(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
-        """Record a minibatch's loss for the test before the optimizer's next step.
+    def record_loss(self, loss: Tensor, parts: dict[str, Tensor]) -> Tensor:
+        """Record a minibatch's loss for the test before the optimizer's next step, and return the loss to derive.
+
+        With several ranks, the gradient of the returned loss is NaN if the loss is not finite. A finite loss keeps its
+        gradient, bit for bit.
 
         Args:
             loss: scalar.
@@ -45,6 +48,7 @@ class UpdateGuard:
         """
         self._losses.append(loss.detach())
         self._parts = {name: part.detach() for name, part in parts.items()}
+        return loss if num_ranks() == 1 else loss * (1 + 0 * loss.detach())
 
     def check(
         self,
@@ -75,7 +79,8 @@ class UpdateGuard:
         non_finite = torch.zeros((), dtype=torch.float32, device=values[0].device)
         # The gradient scaler's test reads all tensors in one pass. The scale of 1 leaves the values unchanged.
         torch._amp_foreach_non_finite_check_and_unscale_(values, non_finite, torch.ones_like(non_finite))
-        average_over_ranks(non_finite).ceil_()  # all ranks skip what one of them must skip
+        if scaled:  # no gradient has been tested, and losses are those of this rank
+            non_finite = average_over_ranks(non_finite)[0].ceil()
         optimizer_skips = fused and non_finite.is_cuda and not scaled
         if optimizer_skips:
             optimizer.found_inf = non_finite  # type: ignore[attr-defined]

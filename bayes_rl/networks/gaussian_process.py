@@ -116,10 +116,14 @@ class GaussianProcess(nn.Module):
             chosen = action == torch.arange(len(self.moments), device=x.device)[:, None]  # `[A, B]`
             log_noise = noise_std.float().log()
             finite = log_noise.isfinite()
-            total, known = average_over_ranks(torch.stack([log_noise.where(finite, 0.0).sum(), finite.sum()]))
+            moments, total, known = average_over_ranks(
+                (features.t() * chosen[:, None]) @ features / len(x),
+                log_noise.where(finite, 0.0).sum(),
+                finite.sum(dtype=torch.float32),
+            )
             self.count += 1
             rate = self.count.reciprocal().clamp_min(SLOWEST_RATE)
-            self.moments.lerp_(average_over_ranks((features.t() * chosen[:, None]) @ features / len(x)), rate)
+            self.moments.lerp_(moments, rate)
             self.mean_log_noise.lerp_(torch.where(known > 0, total / known, self.mean_log_noise), rate)
 
     @torch.no_grad()

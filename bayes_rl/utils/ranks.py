@@ -7,7 +7,7 @@ that exchange something in the same order.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 import torch
@@ -45,12 +45,24 @@ def max_over_ranks(number: int) -> int:
     return int(largest)
 
 
-def average_over_ranks(tensor: Tensor) -> Tensor:
-    """Replace a tensor by its mean over ranks, and return it. The mean has the same bits on every rank."""
-    if num_ranks() > 1:
-        dist.all_reduce(tensor)
-        tensor.div_(num_ranks())
-    return tensor
+def average_over_ranks(*tensors: Tensor) -> list[Tensor]:
+    """Return the mean over ranks of each tensor. A mean has the same bits on every rank.
+
+    The tensors have one dtype and one device, because they are exchanged together: an exchange takes about as long for
+    ten small tensors as for one.
+    """
+    if num_ranks() == 1:
+        return list(tensors)
+    together = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(together)
+    parts = together.div_(num_ranks()).split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def average_values_over_ranks(values: Mapping[str, Tensor | float], device: torch.device) -> dict[str, Tensor]:
+    """Return the mean over ranks of each named number, as scalars on the device, float32. All ranks name the same."""
+    numbers = [torch.as_tensor(value, dtype=torch.float32, device=device).detach() for value in values.values()]
+    return dict(zip(values, average_over_ranks(*numbers), strict=True))
 
 
 def gather_from_ranks(value: T) -> list[T]:

@@ -1,12 +1,14 @@
 """Frames per second of two ranks against one, learning included.
 
-    python -m benchmarks ranks                               # MinAtar and Nature, five turns: 15 minutes on two cores
+    python -m benchmarks ranks                               # MinAtar and Nature, five turns: 20 minutes on two cores
     python -m benchmarks ranks --tasks minatar --rounds 3
 
 Two ranks have twice the environments and twice the batch of one, and half the updates per frame. Torch has one thread
 in every rank. One rank alone keeps two cores busy in part, with the learner's second thread and the emulators. One rank
-is therefore measured on one core and on two. The three take turns, and each turn gives two ratios. A measurement is a
-fit by the command line, between two updates: the first updates, the prefill and the games are not measured.
+is therefore measured on one core and on two. Two runs that exchange nothing, a core for each, show what two ranks could
+reach at most: cores share their memory, so that two are less than twice as fast as one. The four take turns, and each
+turn gives ratios. A measurement is a fit by the command line, between two updates: the first updates, the prefill and
+the games are not measured. All arms measure as many updates, because some updates cost more than others.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
@@ -33,8 +36,8 @@ TASKS = {
 }
 """Words of a fit. `{envs}` becomes the number of environments."""
 
-ARMS = (1, 1), (1, 2), (2, 2)
-"""Ranks, and the cores that they have together."""
+ARMS = {"one_rank_one_core": (1, 1, 1), "one_rank_two_cores": (1, 1, 2), "two_ranks": (1, 2, 2), "two_runs": (2, 1, 1)}
+"""Arms: number of runs at a time, ranks of a run, and cores of a run."""
 
 ENVS, BATCH, RATE = 8, 32, 0.25  # of one rank
 WARM_UP = 50  # updates before the measured time
@@ -66,19 +69,18 @@ class Stopwatch(Callback):
 def cells(options: Options, rows: list[Row]) -> list[Cell]:
     """Return the turns, every second one in the opposite order."""
     return [
-        {"task": task, "turn": turn, "ranks": ranks, "cores": cores}
+        {"task": task, "turn": turn, "arm": arm}
         for task in options.tasks
         for turn in range(options.rounds)
-        for ranks, cores in (ARMS if turn % 2 == 0 else ARMS[::-1])
+        for arm in (ARMS if turn % 2 == 0 else reversed(ARMS))
     ]
 
 
-def words_of(cell: Cell, updates: int, folder: str) -> list[str]:
-    """Return the words of the fit of a cell."""
-    ranks = cell["ranks"]
+def words_of(task: str, ranks: int, updates: int, folder: str) -> list[str]:
+    """Return the words of a fit."""
     stopwatch = {"class_path": f"{__name__}.Stopwatch", "init_args": {"path": f"{folder}/passed", "updates": updates}}
     return [
-        *("fit", *(word.format(envs=ENVS * ranks) for word in TASKS[cell["task"]])),
+        *("fit", *(word.format(envs=ENVS * ranks) for word in TASKS[task])),
         *("--trainer.accelerator=cpu", f"--trainer.devices={ranks}", f"--trainer.default_root_dir={folder}"),
         *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
         *(f"--trainer.max_steps={WARM_UP + updates}", "--trainer.limit_val_batches=0"),
@@ -90,30 +92,47 @@ def words_of(cell: Cell, updates: int, folder: str) -> list[str]:
 
 
 def measure(cell: Cell, options: Options) -> Row:
-    """Run the fit of one cell."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "cli.py"), *words_of(cell, options.updates // cell["ranks"], folder)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        with on_cores(cell["cores"]):
-            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-        path = Path(folder, "passed")
-        if not path.is_file():
-            raise RuntimeError(f"the fit ended with code {done.returncode}: {done.stderr[-2000:]}")
-        passed = json.loads(path.read_text())
+    """Run the fits of one cell."""
+    runs, ranks, cores = ARMS[cell["arm"]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with ExitStack() as started:
+        passed = []
+        for run in range(runs):
+            folder = started.enter_context(tempfile.TemporaryDirectory())
+            command = [sys.executable, str(ROOT / "cli.py"), *words_of(cell["task"], ranks, options.updates, folder)]
+            with on_cores(cores, first=run), open(Path(folder, "errors"), "w") as errors:
+                process = subprocess.Popen(command, cwd=folder, env=environment, stdout=errors, stderr=errors)
+            started.callback(process.kill)
+            passed.append((Path(folder), process))
+        rows = [passed_of(folder, process) for folder, process in passed]
     return {
-        "frames_per_second": round(passed["frames"] / passed["seconds"], 1),
-        "frames": passed["frames"],
-        "seconds": round(passed["seconds"], 2),
-        "updates": options.updates // cell["ranks"],
-        "gradients": passed["gradients"],
+        "frames_per_second": round(sum(row["frames"] / row["seconds"] for row in rows), 1),
+        "frames": sum(row["frames"] for row in rows),
+        "seconds": round(max(row["seconds"] for row in rows), 2),
+        "updates": options.updates,
+        "gradients": rows[0]["gradients"],
     }
 
 
+def passed_of(folder: Path, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """Return what the stopwatch of a fit has written, once the fit has ended.
+
+    Raises:
+        RuntimeError: if it has written nothing.
+    """
+    process.wait()
+    path = folder / "passed"
+    if not path.is_file():
+        raise RuntimeError(f"the fit ended with code {process.returncode}: {(folder / 'errors').read_text()[-2000:]}")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
 @contextmanager
-def on_cores(count: int) -> Iterator[None]:
-    """Limit this process, and the processes that it starts, to `count` cores within this block."""
+def on_cores(count: int, first: int = 0) -> Iterator[None]:
+    """Limit this process, and the processes that it starts, to `count` cores from number `first` on, in this block."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(before)[:count])
+    os.sched_setaffinity(0, sorted(before)[first : first + count])
     try:
         yield
     finally:
@@ -121,23 +140,25 @@ def on_cores(count: int) -> Iterator[None]:
 
 
 def summarize(rows: list[Row]) -> list[Row]:
-    """Return the rates of each arm, and the quartiles over turns of two ranks relative to one, for each task."""
+    """Return the rates of each arm, and the quartiles over turns of their ratios to one rank, for each task."""
     found = []
     for task in dict.fromkeys(row["task"] for row in rows):
-        of_task = [row for row in rows if row["task"] == task]
-        rates = {(row["turn"], row["ranks"], row["cores"]): row["frames_per_second"] for row in of_task}
-        turns = [t for t in dict.fromkeys(turn for turn, *_ in rates) if all((t, *arm) in rates for arm in ARMS)]
+        rates = {(row["turn"], row["arm"]): row["frames_per_second"] for row in rows if row["task"] == task}
+        turns = [t for t in dict.fromkeys(turn for turn, _ in rates) if all((t, arm) in rates for arm in ARMS)]
         if turns:
-            one, one_of_two, two = ([rates[turn, *arm] for turn in turns] for arm in ARMS)
+            of_arm = {arm: [rates[turn, arm] for turn in turns] for arm in ARMS}
+
+            def ratio(arm: str, base: str, of_arm: dict[str, list[float]] = of_arm) -> list[float]:
+                return quartiles([b / a for a, b in zip(of_arm[base], of_arm[arm], strict=True)])
+
             found.append(
                 {
                     "task": task,
                     "turns": len(turns),
-                    "one_rank_one_core": quartiles(one),
-                    "one_rank_two_cores": quartiles(one_of_two),
-                    "two_ranks": quartiles(two),
-                    "to_one_core": quartiles([b / a for a, b in zip(one, two, strict=True)]),
-                    "to_two_cores": quartiles([b / a for a, b in zip(one_of_two, two, strict=True)]),
+                    **{arm: quartiles(of_turns) for arm, of_turns in of_arm.items()},
+                    "to_one_core": ratio("two_ranks", "one_rank_one_core"),
+                    "to_two_cores": ratio("two_ranks", "one_rank_two_cores"),
+                    "runs_to_one_core": ratio("two_runs", "one_rank_one_core"),
                 }
             )
     return found
@@ -151,7 +172,7 @@ def table(rows: list[Row]) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the tasks and the length of a measurement."""
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--updates", type=int, default=400, help="measured updates of one rank; two ranks take half")
+    parser.add_argument("--updates", type=int, default=400, help="measured updates of each arm")
 
 
 BENCHMARK = Benchmark(

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from bayes_rl.agent import compilation
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.bayes import ops
+from bayes_rl.training.callbacks.graceful_stop import GracefulStop
 from bayes_rl.training.rank_strategy import RankStrategy
 from bayes_rl.types import Batch
-from bayes_rl.utils.ranks import OwnNoise, num_ranks, own_rank
+from bayes_rl.utils.ranks import OwnNoise, average_over_ranks, average_values_over_ranks, num_ranks, own_rank
+from bayes_rl.utils.stop_signals import STOP, Stopped
 from tests.helpers.agents import EWC, LOW_RANK, MEMBERS, NATURAL, PROCESS, EachUpdate, fit, make_batch, make_module
 from tests.helpers.options import merged
 
@@ -106,8 +110,8 @@ def trained_with_faults() -> dict[str, Any]:
         batches[2].transition.reward[3] = float("nan")
         record = module.guard.record_loss
 
-        def recorded(loss: Tensor, parts: dict[str, Tensor]) -> None:
-            record(loss * float("inf") if module.global_step == 5 else loss, parts)
+        def recorded(loss: Tensor, parts: dict[str, Tensor]) -> Tensor:
+            return record(loss + float("inf") if module.global_step == 5 else loss, parts)
 
         module.guard.record_loss = recorded  # type: ignore[method-assign]
     fit(module, batches, strategy=RankStrategy(), devices=num_ranks())
@@ -115,8 +119,64 @@ def trained_with_faults() -> dict[str, Any]:
     return {"skipped": module.guard.skipped, "state": state}
 
 
-def train_all(cases: list[tuple[str, bool]]) -> tuple[dict[tuple[str, bool], dict[str, Tensor]], dict[str, Any]]:
-    """Train the agents of all cases, and one with faults, in a group of processes."""
-    torch.distributed.init_process_group("gloo")
-    whole = {case: trained(*case) for case in cases}
-    return whole, trained_with_faults()
+class Signal(pl.Callback):
+    """Signal to the last rank during an update, and record of what the ranks exchange beside gradients."""
+
+    def __init__(self, update: int) -> None:
+        self.update, self.exchanges = update, [0]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        exchange = dist.all_reduce, dist.broadcast
+
+        def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                self.exchanges[-1] += 1
+                return function(*args, **kwargs)
+
+            return call
+
+        dist.all_reduce, dist.broadcast = map(counted, exchange)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.exchanges.append(0)
+        if trainer.global_step == self.update and own_rank() == num_ranks() - 1:
+            STOP.received = signal.SIGTERM
+
+
+def trained_until_signal() -> tuple[int, list[int]]:
+    """Train until a signal to the last rank stops all, and return the number of updates, and of exchanges in each."""
+    callback = Signal(update=9)
+    batches = make_batches()
+    before = dist.all_reduce, dist.broadcast
+    module = make_module()
+    try:
+        fit(module, batches, callback, GracefulStop(), strategy=RankStrategy(), devices=num_ranks())
+    except Stopped:
+        pass
+    finally:
+        dist.all_reduce, dist.broadcast = before
+        STOP.received = None
+    return module.trainer.global_step, callback.exchanges[1:]
+
+
+def averages() -> dict[str, Tensor]:
+    """Return the averages of numbers that differ by rank, and of a matrix with a vector."""
+    rank = float(own_rank())
+    named = average_values_over_ranks({"whole": rank, "tensor": torch.tensor(3 * rank)}, torch.device("cpu"))
+    matrix, vector = average_over_ranks(torch.full((2, 3), rank), torch.arange(4.0) * rank)
+    return {**named, "matrix": matrix, "vector": vector}
+
+
+class OfRank(NamedTuple):
+    """Results of one rank."""
+
+    trained: dict[tuple[str, bool], dict[str, Tensor]]
+    faults: dict[str, Any]
+    until_signal: tuple[int, list[int]]
+    averages: dict[str, Tensor]
+
+
+def train_all(cases: list[tuple[str, bool]]) -> OfRank:
+    """Train the agents of all cases, one with faults, and one until a signal, in a group of processes."""
+    dist.init_process_group("gloo")
+    return OfRank({case: trained(*case) for case in cases}, trained_with_faults(), trained_until_signal(), averages())

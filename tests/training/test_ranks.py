@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from pytorch_lightning.strategies import DDPStrategy
-from torch import Tensor
 
+from bayes_rl.training.callbacks.graceful_stop import UPDATES_PER_AGREEMENT
 from bayes_rl.training.rank_strategy import RankStrategy
 from tests.helpers.agents import equal
-from tests.helpers.big_batch import CASES, train_all, trained
+from tests.helpers.big_batch import CASES, OfRank, train_all, trained
 from tests.helpers.rank_process import call_on_ranks
-
-Results = list[tuple[dict[tuple[str, bool], dict[str, Tensor]], dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def of_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def of_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[OfRank]:
     function = f"{train_all.__module__}:{train_all.__name__}"
     return call_on_ranks(2, function, tmp_path_factory.mktemp("ranks"), CASES)
 
@@ -26,10 +22,10 @@ def of_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Results:
 @pytest.mark.parametrize(
     ("agent", "double"), CASES, ids=lambda part: {True: "float64", False: "float32"}.get(part, part)
 )
-def test_two_ranks_are_one_big_batch(agent: str, double: bool, of_two_ranks: Results) -> None:
+def test_two_ranks_are_one_big_batch(agent: str, double: bool, of_two_ranks: list[OfRank]) -> None:
     """The same samples with the same noise, 16 on each rank and 32 in one process: 50 updates."""
     alone = trained(agent, double)
-    first, second = (whole[agent, double] for whole, _ in of_two_ranks)
+    first, second = (rank.trained[agent, double] for rank in of_two_ranks)
     assert equal(first, second)
     for name, expected in alone.items():
         if expected.is_floating_point() and not name.endswith(".return_fit"):  # no games were played
@@ -38,11 +34,28 @@ def test_two_ranks_are_one_big_batch(agent: str, double: bool, of_two_ranks: Res
             assert error <= (1e-9 if double else 1e-4 * expected.norm()), (name, float(error))
 
 
-def test_all_ranks_skip_what_one_of_them_must_skip(of_two_ranks: Results) -> None:
-    first, second = (fault for _, fault in of_two_ranks)
+def test_all_ranks_skip_what_one_of_them_must_skip(of_two_ranks: list[OfRank]) -> None:
+    first, second = (rank.faults for rank in of_two_ranks)
     assert first["skipped"] == second["skipped"] == 2
     assert equal(first["state"], second["state"])
     assert all(value.isfinite().all() for value in first["state"].values())
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_update(of_two_ranks: list[OfRank]) -> None:
+    """The signal comes in update 10. The ranks tell each other of signals after every eighth update."""
+    assert [rank.until_signal[0] for rank in of_two_ranks] == [16, 16]
+
+
+def test_an_update_exchanges_little_beside_gradients(of_two_ranks: list[OfRank]) -> None:
+    """This agent has no Gaussian process, and its stream is a list: the ranks exchange signals alone."""
+    for rank in of_two_ranks:
+        assert rank.until_signal[1] == [number % UPDATES_PER_AGREEMENT == 0 for number in range(1, 17)]
+
+
+def test_averages_over_ranks_are_those_of_each_number(of_two_ranks: list[OfRank]) -> None:
+    for rank in of_two_ranks:
+        found = {name: value.tolist() for name, value in rank.averages.items()}
+        assert found == {"whole": 0.5, "tensor": 1.5, "matrix": [[0.5] * 3] * 2, "vector": [0.0, 0.5, 1.0, 1.5]}
 
 
 @pytest.mark.parametrize(("device", "expected"), [("cuda", "cpu:gloo,cuda:nccl"), ("cpu", None)])
