@@ -142,7 +142,7 @@ class BayesCLI(LightningCLI):
         path = options.get("ckpt_path")
         if path is None:
             if self.config.subcommand != "fit":
-                raise ConfigError("ckpt_path", None, "is missing: this verb plays an agent; nearest: 'last'")
+                raise ConfigError("ckpt_path", None, "names no agent, and this verb plays one; nearest: 'last'")
             return
         options.ckpt_path = find_checkpoint(path, self._run_directory())
         if self.config.subcommand == "fit" and is_export(options.ckpt_path):
@@ -376,6 +376,7 @@ class BayesCLI(LightningCLI):
         problem = f"records the update of one process, and this run has {trainer.world_size} ranks; use default"
         check(options.model.compile not in REPLAYED, "model.compile", options.model.compile, problem)
         self.datamodule.check_ranks(trainer.world_size, training=verb == "fit")
+        share_cores(trainer.num_devices)
         if trainer.strategy.cluster_environment.creates_processes_externally:
             end_with_parent()
         if not trainer.is_global_zero:

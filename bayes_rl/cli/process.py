@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from bayes_rl.agent.low_overhead import flush_denormals_in_workers
+from bayes_rl.utils.side_thread import SIDE_THREAD
 
 
 def silence_warnings() -> None:
@@ -79,13 +80,17 @@ def end_with_parent() -> None:
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG of Linux
 
 
-def share_cores() -> None:
-    """Let torch use a quarter of the cores in each of the learner's two threads, unless OMP_NUM_THREADS is set.
+def share_cores(ranks: int = 1) -> None:
+    """Let torch use a quarter of a rank's cores in each of the learner's two threads, unless OMP_NUM_THREADS is set.
 
     The other half is for the emulator's threads. Torch's threads wait for each other by spinning: one that shares its
     core with an emulator, or with another run, holds all of them up. The learner's second thread (`SIDE_THREAD`)
     waits without taking time.
+
+    Args:
+        ranks: processes of this run on this machine.
     """
+    SIDE_THREAD.share_cores(ranks)
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 2) // 4))
+        torch.set_num_threads(max(1, (os.cpu_count() or 2) // (4 * ranks)))
     flush_denormals_in_workers()

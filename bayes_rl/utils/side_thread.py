@@ -91,7 +91,12 @@ class SideThread:
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[Work[Any]] | None = None
-        self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.share_cores(1)
+
+    def share_cores(self, processes: int) -> None:
+        """Count the cores that this process has, if it shares those of the machine with other processes."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._cores = cores // processes
 
     def has_core(self) -> bool:
         """Return whether the thread can run without taking a core from the calling thread."""

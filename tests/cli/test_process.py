@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from bayes_rl.cli.process import command_of, quiet_loading, shortest, silence_warnings
+from bayes_rl.cli.process import command_of, quiet_loading, share_cores, shortest, silence_warnings
+from bayes_rl.utils.side_thread import SIDE_THREAD
 
 
 class _Record(logging.Handler):
@@ -87,3 +89,19 @@ def test_a_program_of_an_active_environment_has_its_name_alone(monkeypatch: pyte
     (other / "board").touch(mode=0o755)  # of another environment
     monkeypatch.setenv("PATH", f"{other}{os.pathsep}{programs}")
     assert command_of("board", "board.main") == "venv/bin/board"
+
+
+@pytest.mark.parametrize(("ranks", "threads", "has_second"), [(1, 4, True), (4, 1, True), (16, 1, False)])
+def test_ranks_share_the_cores_of_their_machine(
+    ranks: int, threads: int, has_second: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(16)}, raising=False)
+    monkeypatch.setattr(SIDE_THREAD, "_cores", 16)
+    before = torch.get_num_threads()
+    try:
+        share_cores(ranks)
+        assert (torch.get_num_threads(), SIDE_THREAD.has_core()) == (threads, has_second)
+    finally:
+        torch.set_num_threads(before)

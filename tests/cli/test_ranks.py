@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -58,7 +59,9 @@ def test_one_epoch_and_two_more_are_three_in_one_go_on_both_ranks(name: str, tmp
         (parts, [*words, "--trainer.max_epochs=1"]),
         (parts, ["fit", "--ckpt_path=last", *TWO, "--trainer.max_epochs=3"]),
     ]
-    agents = [[done["agent"] for done in of_rank] for of_rank in call_on_ranks(2, CALL, tmp_path, commands)]
+    found = call_on_ranks(2, CALL, tmp_path, commands)
+    assert found[0][0]["cores"] == len(os.sched_getaffinity(0)) // 2
+    agents = [[done["agent"] for done in of_rank] for of_rank in found]
     assert agents[0] == agents[1]
     assert agents[0][0] == agents[0][2] != agents[0][1]
     straight, resumed = (tmp_path / folder / "runs/game/version_0" for folder in ("straight", "parts"))
@@ -123,7 +126,7 @@ def test_games_are_shared_out_and_joined(
     alone = run(monkeypatch, *words, "--trainer.devices=1").trainer.callback_metrics
     for other in others:
         assert differences(first, other) == []
-    first.pop("agent")
+    del first["agent"], first["cores"]
     assert first["val/games"] == 12
     assert {"val/return_iqm", "val/coverage_90", "val/novelty_auroc_noise", "val/error_correlation_low"} <= {*first}
     assert first == pytest.approx({key: float(value) for key, value in alone.items()}, abs=1e-6, rel=1e-6, nan_ok=True)

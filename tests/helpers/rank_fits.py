@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bayes_rl.cli import app
+from bayes_rl.utils.side_thread import SIDE_THREAD
 from tests.helpers.command_line import SHORTEST
 
 TWO = ["--trainer.devices=2", "--trainer.accelerator=cpu"]
@@ -34,7 +35,7 @@ def run_commands(commands: list[tuple[str, list[str]]]) -> list[dict[str, Any]]:
     """Do what `bayes-rl WORDS` does for each (folder, words).
 
     Returns:
-        Logged values, and the `agent` at the end of training as a hash, of each command.
+        Logged values, the `agent` at the end of training as a hash, and the `cores` of a rank, of each command.
     """
     warnings.simplefilter("ignore")
     found = []
@@ -45,7 +46,7 @@ def run_commands(commands: list[tuple[str, list[str]]]) -> list[dict[str, Any]]:
         done = app.run(cls=_Recording)
         assert isinstance(done, _Recording)
         values = {key: float(value) for key, value in done.trainer.callback_metrics.items()}
-        found.append({"agent": done.digest, **values})
+        found.append({"agent": done.digest, "cores": SIDE_THREAD._cores, **values})
     return found
 
 
