@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_rl.errors import RunError
-from bayes_rl.utils.ranks import average_over_ranks, num_ranks
+from bayes_rl.utils.ranks import average_over_ranks, average_values_over_ranks, num_ranks
 
 SKIPS_IN_A_ROW = 5
 """Number of consecutive skipped updates at which a run stops: such a run would not recover by itself."""
@@ -22,7 +22,7 @@ class UpdateGuard:
     A fused optimizer on a GPU skips an update by its `found_inf`: weights, averages and step counters do not change,
     and the CPU does not wait for the device. For any other optimizer, the guard removes the gradients. A gradient
     scaler skips updates itself and adapts its scale to them, so that under a scaler only losses are tested. An update
-    that is not finite on one rank is skipped on all: the gradients that DDP has averaged are not finite on all ranks.
+    that is not finite on one rank is skipped on all: it makes the gradients that DDP has averaged NaN on every rank.
 
     Attributes:
         skipped: number of all skipped updates.
@@ -37,7 +37,7 @@ class UpdateGuard:
         self._pending: tuple[Tensor, Any] | None = None
 
     def record_loss(self, loss: Tensor, parts: dict[str, Tensor]) -> Tensor:
-        """Record a minibatch's loss for the test before the optimizer's next step, and return the loss to derive.
+        """Record a minibatch's loss for the test before the next step, and return the loss to differentiate.
 
         With several ranks, the gradient of the returned loss is NaN if the loss is not finite. A finite loss keeps its
         gradient, bit for bit.
@@ -119,10 +119,15 @@ class UpdateGuard:
             raise RunError(f"{self.in_a_row} updates in a row were left out: {self._describe_cause(network, more())}")
 
     def _describe_cause(self, network: nn.Module, more: dict[str, Tensor]) -> str:
-        """Return the loss's terms that are not finite, or else the first parameter with a gradient that is not."""
-        parts = {name: float(value) for name, value in (self._parts | more).items()}
-        if terms := [f"{name} is {value:g}" for name, value in parts.items() if not np.isfinite(value)]:
-            return ", ".join(terms)
+        """Return the loss's terms that are not finite, or else the first parameter with a gradient that is not.
+
+        The terms are averages over ranks, which all come here together: those of one rank make them NaN or infinite.
+        """
+        terms = self._parts | more
+        device = next(iter(terms.values())).device if terms else torch.device("cpu")
+        parts = {name: float(value) for name, value in average_values_over_ranks(terms, device).items()}
+        if broken := [f"{name} is {value:g}" for name, value in parts.items() if not np.isfinite(value)]:
+            return ", ".join(broken)
         gradients = ((name, p.grad) for name, p in network.named_parameters())
         names = (name for name, grad in gradients if grad is not None and not grad.isfinite().all())
         name = next(names, None)

@@ -83,6 +83,8 @@ def end_with_parent() -> None:
 def share_cores(ranks: int = 1) -> None:
     """Let torch use a quarter of a rank's cores in each of the learner's two threads, unless OMP_NUM_THREADS is set.
 
+    With several ranks the number is written to OMP_NUM_THREADS, because Lightning would give torch all cores of a rank.
+
     The other half is for the emulator's threads. Torch's threads wait for each other by spinning: one that shares its
     core with an emulator, or with another run, holds all of them up. The learner's second thread (`SIDE_THREAD`)
     waits without taking time.
@@ -90,7 +92,10 @@ def share_cores(ranks: int = 1) -> None:
     Args:
         ranks: processes of this run on this machine.
     """
-    SIDE_THREAD.share_cores(ranks)
+    SIDE_THREAD.count_cores(ranks)
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 2) // (4 * ranks)))
+        threads = max(1, (os.cpu_count() or 2) // (4 * ranks))
+        torch.set_num_threads(threads)
+        if ranks > 1:
+            os.environ["OMP_NUM_THREADS"] = str(threads)
     flush_denormals_in_workers()

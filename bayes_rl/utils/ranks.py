@@ -36,13 +36,13 @@ def sum_over_ranks(*numbers: int) -> tuple[int, ...]:
     return tuple(total.tolist())
 
 
-def max_over_ranks(number: int) -> int:
-    """Return the largest of the ranks' whole numbers."""
+def max_over_ranks(*numbers: int) -> tuple[int, ...]:
+    """Return the largest over ranks of each whole number."""
     if num_ranks() == 1:
-        return number
-    largest = torch.tensor(number, dtype=torch.int64)
+        return numbers
+    largest = torch.tensor(numbers, dtype=torch.int64)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
-    return int(largest)
+    return tuple(largest.tolist())
 
 
 def average_over_ranks(*tensors: Tensor) -> list[Tensor]:

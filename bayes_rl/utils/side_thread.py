@@ -91,12 +91,17 @@ class SideThread:
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[Work[Any]] | None = None
-        self.share_cores(1)
+        self.count_cores(1)
 
-    def share_cores(self, processes: int) -> None:
-        """Count the cores that this process has, if it shares those of the machine with other processes."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._cores = cores // processes
+    def count_cores(self, processes: int) -> None:
+        """Count the cores of this process: its share of the machine's, and no more than it is bound to.
+
+        Args:
+            processes: number of processes that share the machine, this one included.
+        """
+        all_cores = os.cpu_count() or 1
+        bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else all_cores
+        self._cores = min(bound, max(1, all_cores // processes))
 
     def has_core(self) -> bool:
         """Return whether the thread can run without taking a core from the calling thread."""

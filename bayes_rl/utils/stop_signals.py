@@ -56,6 +56,11 @@ class StopSignals:
         self._pipe: tuple[int, int] | None = None
         self._terminals: list[int] = []  # those of descriptors 1 (stdout) and 2 (stderr) that are terminals
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether this object hears the signals of the process."""
+        return self._pipe is not None
+
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Listen to the signals within this block. An inner block, and one in another thread, changes nothing."""

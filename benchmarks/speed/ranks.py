@@ -132,7 +132,8 @@ def passed_of(folder: Path, process: subprocess.Popen[bytes]) -> dict[str, Any]:
 def on_cores(count: int, first: int = 0) -> Iterator[None]:
     """Limit this process, and the processes that it starts, to `count` cores from number `first` on, in this block."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(before)[first : first + count])
+    cores = sorted(before)
+    os.sched_setaffinity(0, {cores[number % len(cores)] for number in range(first, first + count)})
     try:
         yield
     finally:

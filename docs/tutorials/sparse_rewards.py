@@ -118,7 +118,7 @@ for name, settings in AGENTS.items():
 # ## What was measured
 #
 # Thompson sampling by these settings, but scale 1 of the prior functions, solved DeepSea of 10 and 20 cells with all
-# five seeds and of 30 cells with four, after a median of 306, 644 and 1017 episodes (seeds 1 to 5, commit `9469044`).
+# five seeds and of 30 cells with four; these took 306, 644 and 1017 episodes (medians, seeds 1 to 5, commit `9469044`).
 # Deterministic networks with epsilon-greedy solved none (commit `d38514e`; two cores beside other work, `python -m
 # benchmarks sparse`, [table](../results/sparse/table.md)). At 10 cells the schedule of epsilon is the best of four. At
 # 20 and 30 cells it is the first of the four; a later search at 20 cells found no schedule with a success.

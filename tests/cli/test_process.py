@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 
 from bayes_rl.cli.process import command_of, quiet_loading, share_cores, shortest, silence_warnings
 from bayes_rl.utils.side_thread import SIDE_THREAD
@@ -95,13 +96,16 @@ def test_a_program_of_an_active_environment_has_its_name_alone(monkeypatch: pyte
 def test_ranks_share_the_cores_of_their_machine(
     ranks: int, threads: int, has_second: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "")  # so that the value of now comes back
+    monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(16)}, raising=False)
     monkeypatch.setattr(SIDE_THREAD, "_cores", 16)
     before = torch.get_num_threads()
     try:
         share_cores(ranks)
+        if ranks > 1:
+            _set_num_threads_if_needed(ranks)  # by Lightning's launcher of several processes
         assert (torch.get_num_threads(), SIDE_THREAD.has_core()) == (threads, has_second)
     finally:
         torch.set_num_threads(before)

@@ -17,6 +17,7 @@ from torch import Tensor
 from bayes_rl.agent import compilation
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.bayes import ops
+from bayes_rl.training.callbacks import graceful_stop
 from bayes_rl.training.callbacks.graceful_stop import GracefulStop
 from bayes_rl.training.rank_strategy import RankStrategy
 from bayes_rl.types import Batch
@@ -147,15 +148,18 @@ def trained_until_signal() -> tuple[int, list[int]]:
     """Train until a signal to the last rank stops all, and return the number of updates, and of exchanges in each."""
     callback = Signal(update=9)
     batches = make_batches()
-    before = dist.all_reduce, dist.broadcast
-    module = make_module()
-    try:
-        fit(module, batches, callback, GracefulStop(), strategy=RankStrategy(), devices=num_ranks())
-    except Stopped:
-        pass
-    finally:
-        dist.all_reduce, dist.broadcast = before
-        STOP.received = None
+    before = dist.all_reduce, dist.broadcast, graceful_stop.SECONDS
+    module = make_module(PROCESS)
+    graceful_stop.SECONDS = 1e6
+    settings = {"strategy": RankStrategy(), "devices": num_ranks(), "log_every_n_steps": 5}
+    with STOP.listening():
+        try:
+            fit(module, batches, callback, GracefulStop(), **settings)
+        except Stopped:
+            pass
+        finally:
+            dist.all_reduce, dist.broadcast, graceful_stop.SECONDS = before
+            STOP.received = None
     return module.trainer.global_step, callback.exchanges[1:]
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from pytorch_lightning.strategies import DDPStrategy
 
-from bayes_rl.training.callbacks.graceful_stop import UPDATES_PER_AGREEMENT
+from bayes_rl.agent.module import UPDATES_PER_OBSERVATION
+from bayes_rl.training.callbacks.graceful_stop import MOST_UPDATES
 from bayes_rl.training.rank_strategy import RankStrategy
 from tests.helpers.agents import equal
 from tests.helpers.big_batch import CASES, OfRank, train_all, trained
@@ -47,9 +48,13 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_update(of_two_ranks: list
 
 
 def test_an_update_exchanges_little_beside_gradients(of_two_ranks: list[OfRank]) -> None:
-    """This agent has no Gaussian process, and its stream is a list: the ranks exchange signals alone."""
+    """One tensor each of signals, of values to log, and of what the Gaussian process observes; the stream is a list."""
+    expected = [
+        (number % MOST_UPDATES == 0) + (number % 5 == 0) + ((number - 1) % UPDATES_PER_OBSERVATION == 0)
+        for number in range(1, 17)
+    ]
     for rank in of_two_ranks:
-        assert rank.until_signal[1] == [number % UPDATES_PER_AGREEMENT == 0 for number in range(1, 17)]
+        assert rank.until_signal[1][1:] == expected[1:]  # the process begins in the first update
 
 
 def test_averages_over_ranks_are_those_of_each_number(of_two_ranks: list[OfRank]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +13,66 @@ from bayes_rl.training.callbacks.checkpoints import KeptCheckpoint
 from bayes_rl.utils.ranks import max_over_ranks, num_ranks
 from bayes_rl.utils.stop_signals import PATIENCE_WITH_RANKS, STOP, Stopped
 
-UPDATES_PER_AGREEMENT = 8
-"""Updates from one exchange of the ranks' signals to the next. An exchange takes about 1 ms on a processor."""
+MOST_UPDATES = 8
+"""Greatest number of updates from one exchange of the ranks' signals to the next; one takes 1 ms on a processor."""
+SECONDS = 2.0
+"""Seconds between two exchanges, if `MOST_UPDATES` take longer."""
 
 
-def agree_to_stop() -> None:
-    """Let all ranks stop by a signal that one of them has received. All of them must save together."""
-    if num_ranks() > 1:
-        STOP.received = max_over_ranks(STOP.received or 0) or None
+class Agreement:
+    """Agreement of all ranks to stop by a signal that one of them has received. All of them must save together.
+
+    The ranks exchange their signals every few updates: as many as take `SECONDS` on the slowest rank, and at most
+    `MOST_UPDATES`.
+    """
+
+    def __init__(self) -> None:
+        self._began, self._last, self._next = time.monotonic(), 0, MOST_UPDATES
+
+    def begin(self, update: int) -> None:
+        """Count updates and seconds from here."""
+        self._began, self._last, self._next = time.monotonic(), update, update + MOST_UPDATES
+
+    def is_due(self, update: int) -> bool:
+        """Return whether the ranks exchange their signals after this update; one process always looks for a signal."""
+        return num_ranks() == 1 or update >= self._next
+
+    def reach(self, update: int | None = None) -> None:
+        """Let this rank know the signals of all.
+
+        Args:
+            update: number of the update that has ended; None apart from updates.
+        """
+        if num_ranks() == 1:
+            return
+        passed = int(1000 * (time.monotonic() - self._began))
+        received, slowest = max_over_ranks(STOP.received or 0, passed)
+        STOP.received = received or None
+        if update is not None:
+            took = max(1, slowest) / 1000 / max(1, update - self._last)
+            self.begin(update)
+            self._next = update + max(1, min(MOST_UPDATES, int(SECONDS / took)))
 
 
 class GracefulStop(Callback):
     """Saver of `last.ckpt` before every validation, and after the current update if a signal asks the run to stop.
 
     Everything but updates follows a save: the prefill, validation, test and video. A signal ends these at once. In an
-    epoch's updates, it ends the run after the current update, by a save. A checkpoint from before a validation makes
-    the resumed run begin with that validation.
+    epoch's updates, it ends the run after the current update, by a save; with several ranks, after at most
+    `MOST_UPDATES` updates. A checkpoint from before a validation makes the resumed run begin with that validation.
     """
+
+    def __init__(self) -> None:
+        self._agreement = Agreement()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take SIGTERM back from Lightning, which answers it between two batches only, with exit code 0."""
         STOP.take_over()
         STOP.patience = None if trainer.world_size == 1 else PATIENCE_WITH_RANKS
-        # Before each update, Lightning would ask rank 0 for a SIGTERM, which only this callback hears.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        self._agreement.begin(trainer.global_step)
+        if STOP.is_listening:
+            # Before each update Lightning would exchange whether rank 0 has heard a SIGTERM, which now `STOP` hears.
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take SIGTERM back from Lightning."""
@@ -60,9 +97,9 @@ class GracefulStop(Callback):
             STOP.saving = True
             return
         assert trainer.fit_loop._data_fetcher is not None
-        if num_ranks() > 1 and trainer.global_step % UPDATES_PER_AGREEMENT:
+        if not self._agreement.is_due(trainer.global_step):
             return
-        agree_to_stop()
+        self._agreement.reach(trainer.global_step)
         if STOP.received is None or loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
             return
         # Lightning would log this update's metrics after this hook, and a resumed run does not repeat the update.
@@ -78,7 +115,7 @@ class GracefulStop(Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self.save_before_validation(trainer)
-        agree_to_stop()
+        self._agreement.reach()
         STOP.allow()
 
     def save_before_validation(self, trainer: pl.Trainer) -> None:
@@ -93,12 +130,12 @@ class GracefulStop(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave after a signal at the end of the epoch before, which is saved."""
-        agree_to_stop()
+        self._agreement.reach()
         STOP.allow()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave after a signal at the end of the last epoch, which is saved."""
-        agree_to_stop()
+        self._agreement.reach()
         STOP.allow()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.evaluation.games import Games
+from bayes_rl.training.callbacks import graceful_stop
 from bayes_rl.utils.stop_signals import STOP, Stopped
 from benchmarks.reliability.crash import compare
 from tests.helpers.command_line import TINY, TWO_TASKS, run, saved
@@ -108,3 +109,22 @@ def test_a_stop_at_a_point_of_a_curve_keeps_the_point(
     assert saved(LAST)["global_step"] == 20
     run(monkeypatch, "fit", "--ckpt_path=last")
     assert compare(tmp_path, straight(*SMALL)) == []
+
+
+def test_ranks_with_long_updates_exchange_their_signals_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Updates of 0.01 s, then of 0.9 s on another rank, then of 5 s, then short ones again."""
+    now = 0.0
+    slower = 1.0
+    monkeypatch.setattr(graceful_stop, "num_ranks", lambda: 2)
+    monkeypatch.setattr(graceful_stop.time, "monotonic", lambda: now)
+    monkeypatch.setattr(graceful_stop, "max_over_ranks", lambda signal, passed: (signal, round(slower * passed)))
+    agreement = graceful_stop.Agreement()
+    agreement.begin(0)
+    due = []
+    for update in range(1, 40):
+        now += 5.0 if 20 < update <= 24 else 0.01
+        slower = 90.0 if 8 < update <= 20 else 1.0
+        if agreement.is_due(update):
+            due.append(update)
+            agreement.reach(update)
+    assert due == [8, 16, 18, 20, 22, 23, 24, 25, 33]
