@@ -6,9 +6,9 @@
 Two ranks have twice the environments and twice the batch of one, and half the updates per frame. Torch has one thread
 in every rank. One rank alone keeps two cores busy in part, with the learner's second thread and the emulators. One rank
 is therefore measured on one core and on two. Two runs that exchange nothing, a core for each, show what two ranks could
-reach at most: cores share their memory, so that two are less than twice as fast as one. The four take turns, and each
-turn gives ratios. A measurement is a fit by the command line, between two updates: the first updates, the prefill and
-the games are not measured. All arms measure as many updates, because some updates cost more than others.
+reach without an exchange. The four take turns, and each turn gives ratios. A measurement is a fit by the command line,
+between two updates: the first updates, the prefill and the games are not measured. All arms measure as many updates,
+because some updates cost more than others.
 """
 
 from __future__ import annotations
