@@ -59,8 +59,13 @@ def average_over_ranks(*tensors: Tensor) -> list[Tensor]:
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-def average_values_over_ranks(values: Mapping[str, Tensor | float], device: torch.device) -> dict[str, Tensor]:
-    """Return the mean over ranks of each named number, as scalars on the device, float32. All ranks name the same."""
+def average_values_over_ranks(values: Mapping[str, Tensor | float], device: torch.device) -> dict[str, Tensor | float]:
+    """Return the mean over ranks of each named number, as float32 scalars on the device. All ranks name the same.
+
+    One process alone gets its own numbers as they are: a GPU would wait for copies of Python's numbers.
+    """
+    if num_ranks() == 1:
+        return dict(values)
     numbers = [torch.as_tensor(value, dtype=torch.float32, device=device).detach() for value in values.values()]
     return dict(zip(values, average_over_ranks(*numbers), strict=True))
 

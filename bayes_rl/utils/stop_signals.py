@@ -58,7 +58,7 @@ class StopSignals:
 
     @property
     def is_listening(self) -> bool:
-        """Whether this object hears the signals of the process."""
+        """Return whether this object hears the signals of the process."""
         return self._pipe is not None
 
     @contextlib.contextmanager

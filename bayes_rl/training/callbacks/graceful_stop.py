@@ -37,21 +37,21 @@ class Agreement:
         """Return whether the ranks exchange their signals after this update; one process always looks for a signal."""
         return num_ranks() == 1 or update >= self._next
 
-    def reach(self, update: int | None = None) -> None:
-        """Let this rank know the signals of all.
+    def exchange_signals(self, update: int | None = None) -> None:
+        """Exchange the signals of all ranks; then each rank knows of a signal to any of them.
 
         Args:
-            update: number of the update that has ended; None apart from updates.
+            update: number of the update that has ended; None outside the loop of updates.
         """
         if num_ranks() == 1:
             return
-        passed = int(1000 * (time.monotonic() - self._began))
-        received, slowest = max_over_ranks(STOP.received or 0, passed)
+        elapsed = int(1000 * (time.monotonic() - self._began))
+        received, slowest = max_over_ranks(STOP.received or 0, elapsed)  # in milliseconds
         STOP.received = received or None
         if update is not None:
-            took = max(1, slowest) / 1000 / max(1, update - self._last)
+            seconds_per_update = max(1, slowest) / 1000 / max(1, update - self._last)
             self.begin(update)
-            self._next = update + max(1, min(MOST_UPDATES, int(SECONDS / took)))
+            self._next = update + max(1, min(MOST_UPDATES, int(SECONDS / seconds_per_update)))
 
 
 class GracefulStop(Callback):
@@ -99,7 +99,7 @@ class GracefulStop(Callback):
         assert trainer.fit_loop._data_fetcher is not None
         if not self._agreement.is_due(trainer.global_step):
             return
-        self._agreement.reach(trainer.global_step)
+        self._agreement.exchange_signals(trainer.global_step)
         if STOP.received is None or loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
             return
         # Lightning would log this update's metrics after this hook, and a resumed run does not repeat the update.
@@ -115,7 +115,7 @@ class GracefulStop(Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self.save_before_validation(trainer)
-        self._agreement.reach()
+        self._agreement.exchange_signals()
         STOP.allow()
 
     def save_before_validation(self, trainer: pl.Trainer) -> None:
@@ -129,13 +129,13 @@ class GracefulStop(Callback):
         progress.total.reset_on_restart()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave after a signal at the end of the epoch before, which is saved."""
-        self._agreement.reach()
+        """Leave if a signal came at the end of the epoch before, which is saved."""
+        self._agreement.exchange_signals()
         STOP.allow()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave after a signal at the end of the last epoch, which is saved."""
-        self._agreement.reach()
+        self._agreement.exchange_signals()
         STOP.allow()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

@@ -126,5 +126,5 @@ def test_ranks_with_long_updates_exchange_their_signals_more_often(monkeypatch: 
         slower = 90.0 if 8 < update <= 20 else 1.0
         if agreement.is_due(update):
             due.append(update)
-            agreement.reach(update)
+            agreement.exchange_signals(update)
     assert due == [8, 16, 18, 20, 22, 23, 24, 25, 33]
