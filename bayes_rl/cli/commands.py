@@ -63,6 +63,7 @@ def export(words: Sequence[str]) -> None:
     parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="checkpoint of a run")
     parser.add_argument("output", metavar="OUT.safetensors", type=Path, help="file to write")
     parser.add_argument("--average", action="store_true", help="the moving average of the weights, not the newest")
+    parser.add_argument("--half", action="store_true", help="16-bit weights: half the file, and nearly equal actions")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT.safetensors")
     text = "your own module, or a list of modules, beside those of the run's config.yaml"
     parser.add_argument("--import_modules", metavar="MODULE", help=text)

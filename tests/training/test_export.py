@@ -203,6 +203,32 @@ def test_the_average_takes_the_place_of_the_newest_weights(trained: tuple[str, P
     assert all(part.return_fit.isnan().all() for part in agent.scores)
 
 
+def test_half_the_bytes_hold_the_matrices_of_the_networks_to_three_digits(
+    trained: tuple[str, Path], tmp_path: Path
+) -> None:
+    _, checkpoint = trained
+    whole = export_agent(checkpoint, tmp_path / "whole.safetensors")["state_dict"]
+    half = export_agent(checkpoint, tmp_path / "half.safetensors", half=True)["state_dict"]
+    for name, tensor in whole.items():
+        matrix = name.startswith("twin.") and tensor.dim() > 1
+        assert half[name].dtype == (torch.float16 if matrix else tensor.dtype)
+        torch.testing.assert_close(half[name].to(tensor.dtype), tensor, rtol=2**-11, atol=2**-25, equal_nan=True)
+    assert any(tensor.dtype == torch.float16 for tensor in half.values())
+    assert all(parameter.dtype == torch.float32 for parameter in load_agent(tmp_path / "half.safetensors").parameters())
+
+
+def test_a_weight_beyond_16_bits_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    saved = torch.load(checkpoint, weights_only=True)
+    name = next(name for name, tensor in saved["state_dict"].items() if name.startswith("twin.") and tensor.dim() > 1)
+    saved["state_dict"][name][0] = 70_000
+    torch.save(saved, tmp_path / "large.ckpt")
+    output = tmp_path / "agent.safetensors"
+    with pytest.raises(ExportError, match=f"{name} holds numbers beyond 65504; drop --half"):
+        export_agent(tmp_path / "large.ckpt", output, half=True)
+    assert not output.exists()
+    export_agent(tmp_path / "large.ckpt", output)
+
+
 def test_what_only_learning_needs_begins_at_the_exported_weights(checkpoint: Path, tmp_path: Path) -> None:
     export_agent(checkpoint, tmp_path / "agent.safetensors")
     agent = load_agent(tmp_path / "agent.safetensors")
