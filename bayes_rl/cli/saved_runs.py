@@ -84,7 +84,8 @@ def find_checkpoint(path: str, directory: Path) -> str:
         folder = Path(path).parent
         known = [str(p) for p in (folder.iterdir() if folder.is_dir() else Path("runs").glob("*/*/*/*.ckpt"))]
         known = [*(name for name in known if name.endswith((".ckpt", SUFFIX))), *bundled_agents()]
-        raise ConfigError("ckpt_path", path, f"does not exist{did_you_mean(path, known)}")
+        brought = f"; the program brings the agents {', '.join(bundled_agents())}" if folder == Path() else ""
+        raise ConfigError("ckpt_path", path, f"does not exist{did_you_mean(path, known) or brought}")
     return path
 
 

@@ -4,9 +4,11 @@
     python -m benchmarks trained_agents --agents minatar --test_games 20
     python -m benchmarks trained_agents --most 0           # the table from the files alone
 
-Each agent is the best checkpoint of `bayes-rl fit --config NAME`, seed 1, exported by
+Each agent is the best checkpoint of `bayes-rl fit --config NAME`, seed 1 (`quickstart`: seed 101), exported by
 
     bayes-rl export runs/NAME/version_0/checkpoints/best.ckpt bayes_rl/trained_agents/NAME.safetensors
+
+with `--half` for `quickstart`.
 
 Test games have seeds that no training and no validation has. Each agent is a file in `docs/results/trained_agents/`.
 """

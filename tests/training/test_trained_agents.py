@@ -34,6 +34,8 @@ def test_a_name_finds_the_agent_of_the_program_and_a_file_of_this_name_comes_fir
     assert load_agent("cartpole").hparams["num_actions"] == 2
     with pytest.raises(ConfigError, match="'cartpol' does not exist; nearest: 'cartpole'"):
         find_checkpoint("cartpol", Path("runs/any"))
+    with pytest.raises(ConfigError, match="'breakout' does not exist; the program brings the agents cartpole, minatar"):
+        find_checkpoint("breakout", Path("runs/any"))
     Path("cartpole").write_bytes(b"mine")
     assert bundled_agent("cartpole") is None
     assert find_checkpoint("cartpole", Path("runs/any")) == "cartpole"
