@@ -126,7 +126,7 @@ def predictions(rows: list[Row], of_ranks: list[Row]) -> list[Row]:
     """
     found = []
     for task in dict.fromkeys(row["task"] for row in of_ranks):
-        alone = [row for row in of_ranks if row["task"] == task and (row["ranks"], row["cores"]) == (1, 1)]
+        alone = [row for row in of_ranks if row["task"] == task and row["arm"] == "one_rank_one_core"]
         seconds = statistics.median(row["seconds"] / row["updates"] for row in alone)
         for network, (latency, rate) in {"this machine": fitted(rows), "10 Gbit/s": ETHERNET}.items():
             shares = {

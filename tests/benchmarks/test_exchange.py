@@ -41,7 +41,7 @@ def test_latency_and_rate_of_two_ranks_are_found_again(tmp_path: Path, monkeypat
     assert summarize(rows[1:]) == []
     monkeypatch.setattr(exchange, "RESULTS", tmp_path)
     assert table(rows).count("\n|") == 14
-    of_one = {"task": "a", "ranks": 1, "cores": 1, "seconds": 4.0, "updates": 100, "gradients": 10**6}
+    of_one = {"task": "a", "arm": "one_rank_one_core", "seconds": 4.0, "updates": 100, "gradients": 10**6}
     (tmp_path / "ranks.json").write_text(json.dumps({"measurements": [of_one]}))
     assert table(rows).count("\n|") == 18
 
