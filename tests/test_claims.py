@@ -10,13 +10,14 @@
 
 A field has these keys; a word alone stands for its path:
 
-* `from`: a file or pattern below `docs/results`, if need be with `#` and the list in it that holds the rows; or a name
-  of `COMPUTED`. The conditions of claim and page do not hold in a source that the field names itself.
+* `from`: a file or pattern below `docs/results`, if need be with `#` and the path of the list in it that holds the
+  rows; or a name of `COMPUTED`. The conditions of claim and page do not hold in a source that the field names itself.
 * `where`: values that a row must have, or lists of such values.
 * `path`: keys and places joined by dots, or a list of paths. Values of null are left out.
 * `take`: a name of `TAKEN`; `only` unless given.
 * `minus`, `over`: other keys of the same field, for a difference or a ratio of two selections.
 * `unit`: what the value is divided by.
+* `nearest`: what the value is rounded to a multiple of.
 * `format`: of Python; `_` groups thousands by a blank.
 """
 
@@ -38,17 +39,19 @@ import yaml
 
 from benchmarks.learning import posterior
 from benchmarks.learning.sparse_suite.report import welch_interval
+from benchmarks.runner import markdown
+from benchmarks.speed import exchange, libraries, ranks, update_rate
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 PAGES: dict[str, dict[str, Any]] = yaml.safe_load((RESULTS / "claims.yaml").read_text(encoding="utf-8"))
 Row = dict[str, Any]
 Span = tuple[int, int]
-KEYS = {"from", "where", "path", "take", "minus", "over", "unit", "format"}
+KEYS = {"from", "where", "path", "take", "minus", "over", "unit", "nearest", "format"}
 GAMES = [f"MinAtar-{game}-v1" for game in ("Breakout", "SpaceInvaders", "Freeway")]
 """Games of the runs over several tasks, in their order."""
-NO_RESULTS = r"`[^`]*`|\]\([^)]*\)|(?<![\d.])\d+\.\d+\.\d+(?![\d.]\d)"
-"""Code, targets of links, and versions."""
+NO_RESULTS = r"`[^`]*`|\]\([^)]*\)|(?<![\d.])\d+\.\d+\.\d+(?![\d.]\d)|\| [ABC]\d+ "
+"""Code, targets of links, versions, and the names of faults in the first column of their tables."""
 
 
 def only(values: Sequence[Any]) -> Any:
@@ -67,8 +70,12 @@ TAKEN: dict[str, Callable[[Sequence[Any]], Any]] = {
     "max": max,
     "count": len,
     "list": list,
+    "lengths": lambda lists: sum(map(len, lists)),
 }
-"""What is made of the selected values. Beside these, `low` and `high` are the ends of Student's 95 % interval."""
+"""What is made of the selected values; `lengths` counts what selected lists hold.
+
+Beside these, `low` and `high` are the ends of Student's 95 % interval.
+"""
 
 
 def posterior_rows() -> list[Row]:
@@ -111,10 +118,39 @@ def continual_rows() -> list[Row]:
     return rows
 
 
+def exchange_rows() -> list[Row]:
+    """Return the times of the exchange beside those of a ring, and the shares of many ranks that follow from them."""
+    measured, of_ranks = rows_of("exchange.json#measurements"), rows_of("ranks.json#measurements")
+    latency, rate = exchange.fitted(measured)
+    rings = [1000 * exchange.ring_seconds(row["ranks"], 4 * row["values"], latency, rate) for row in measured]
+    times = [
+        {**row, "ring": round(ring, 3), "to_ring": row["milliseconds"][1] / ring}
+        for row, ring in zip(measured, rings, strict=True)
+    ]
+    return times + exchange.predictions(measured, of_ranks)
+
+
+def table_rows() -> list[Row]:
+    """Return the tables that benchmarks make of their rows.
+
+    Rows of 0.1.0 without a number of agent steps per update have an update per 4.
+    """
+    tables = {}
+    for benchmark, page in ((libraries, "libraries"), (update_rate, "update_rate"), (ranks, "ranks")):
+        tables[page] = benchmark.table([{"steps_per_update": 4, **row} for row in rows_of(f"{page}.json#measurements")])
+    summary, rows = rows_of("exchange.json#summary"), rows_of("exchange")
+    times, shares = ([row for row in rows if ("network" in row) == of_many] for of_many in (False, True))
+    columns = ["ranks", "values", "milliseconds", "ring"]
+    tables["exchange"] = "\n".join((markdown(summary), markdown(times, columns), markdown(shares)))
+    return [{"page": page, "table": plain_text(table)} for page, table in tables.items()]
+
+
 COMPUTED: dict[str, Callable[[], list[Row]]] = {
     "posterior": posterior_rows,
     "ablation": ablation_rows,
     "continual": continual_rows,
+    "exchange": exchange_rows,
+    "tables": table_rows,
 }
 
 
@@ -127,7 +163,7 @@ def rows_of(source: str) -> list[Row]:
     rows: list[Row] = []
     for path in sorted(RESULTS.glob(pattern)):
         stored = json.loads(path.read_text(encoding="utf-8"))
-        stored = stored[key] if key else stored
+        stored = inside(stored, key) if key else stored
         rows += stored if isinstance(stored, list) else [stored]
     if not rows:
         raise ValueError(f"{source} has no rows")
@@ -183,9 +219,11 @@ def value_of(field: Mapping[str, Any]) -> Any:
 
 def written(field: Mapping[str, Any]) -> str:
     """Return the value of a field as it stands on the page."""
-    value, unit, form = value_of(field), field.get("unit"), field.get("format", "")
+    value, unit, nearest, form = value_of(field), field.get("unit"), field.get("nearest"), field.get("format", "")
     values = value if isinstance(value, list) else [value]
-    texts = [format(one / unit if unit else one, form) for one in values]
+    values = [one / unit for one in values] if unit else values
+    values = [nearest * round(one / nearest) for one in values] if nearest else values
+    texts = [format(one, form) for one in values]
     return ", ".join(text.replace("_", " ") if "_" in form else text for text in texts)
 
 
@@ -262,6 +300,13 @@ def test_exceptions_are_phrases_with_reasons(name: str) -> None:
     assert len(phrases) == len(set(phrases))
     assert [phrase for phrase in phrases if not re.search(r"[^\d\s.,%-]", phrase)] == []
     assert all(len(reason.split()) > 2 for reason in page.get("without_data", {}).values())
+
+
+def test_every_page_of_results_with_a_number_has_an_entry() -> None:
+    texts = {path: plain_text(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.md"))}
+    no_results = {path: [match.span() for match in re.finditer(NO_RESULTS, text)] for path, text in texts.items()}
+    with_numbers = [path for path, text in texts.items() if any(untied(text, no_results[path]))]
+    assert [path.name for path in with_numbers if path.relative_to(ROOT).as_posix() not in PAGES] == []
 
 
 @pytest.fixture
@@ -350,6 +395,8 @@ def test_values_of_fields() -> None:
     low, high = (value_of({**field, "where": {"arm": "ours"}, "take": end}) for end in ("low", "high"))
     assert (low, high) == pytest.approx((2 - 12.7062, 2 + 12.7062), abs=1e-3)
     assert written({**field, "where": {"seed": 1}, "take": "list", "unit": 0.01, "format": ".0f"}) == "100, 200"
+    assert written({**field, "path": "test.frames", "unit": 0.7, "nearest": 100, "format": "_"}) == "17 100"
+    assert value_of({**field, "path": "arm", "take": "lengths"}) == len("ours" + "theirs")
     with pytest.raises(ValueError, match="more than one value"):
         value_of(field)
     with pytest.raises(ValueError, match="unknown keys"):

@@ -61,17 +61,3 @@ def test_no_result_names_a_folder_of_a_machine() -> None:
 def test_settings_of_the_quickstart_were_chosen_on_seeds_of_the_search() -> None:
     stored = json.loads((RESULTS / "quickstart_search.json").read_text(encoding="utf-8"))
     assert min(seeds(stored["rows"])) >= FIRST_OF_SEARCH
-
-
-def test_the_page_of_the_search_has_the_numbers_of_its_file() -> None:
-    stored = json.loads((RESULTS / "quickstart_search.json").read_text(encoding="utf-8"))
-    page = (RESULTS / "quickstart_search.md").read_text(encoding="utf-8")
-    lines = [line for line in page.splitlines() if line.startswith("| ")][1:]
-    assert len(lines) == len(stored["rows"])
-    for line, row in zip(lines, stored["rows"], strict=True):
-        _, arm, factor, validations, test, training, frames, minutes, _ = (cell.strip() for cell in line.split("|"))
-        assert (arm, float(factor)) == (row["arm"], row["noise_gradient"])
-        assert [float(score) for score in validations.split(",")] == list(row["val_return_mean"].values())
-        assert (None if test == "-" else float(test)) == row["test_return_mean"]
-        assert (float(training), float(minutes)) == (row["train_return_mean"], row["minutes"])
-        assert float(frames.removesuffix(" M")) == pytest.approx(row["frames"] / 1e6, abs=0.005)
