@@ -28,6 +28,7 @@ FOLDERS = {
         "ablation",
         "continual",
         "deep_sea",
+        "exact_members",
         "posterior",
         "sparse",
         "time_to_score",
