@@ -1,6 +1,6 @@
 """DeepSea by members that learn at once: the episodes that their exploration needs by itself.
 
-    python -m benchmarks exact_members [--sizes 10 20 30 50 100] [--members 5 10 20] [--jobs 2]
+    python -m benchmarks exact_members [--sizes 10 20 30 50 100] [--members 5 10 20]
 
 A member has a value of its own for each action that nobody has taken, drawn from a Gaussian, as a prior function gives
 it. All other values follow exactly from the transitions that any member has seen, by value iteration from the last row
@@ -129,6 +129,4 @@ BENCHMARK = Benchmark(
     measure=measure,
     table=table,
     add_arguments=add_arguments,
-    shared={"jobs": 2},
-    child=True,
 )
