@@ -37,7 +37,7 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks.learning import posterior
+from benchmarks.learning import exact_members, posterior
 from benchmarks.learning.sparse_suite.report import welch_interval
 from benchmarks.runner import markdown
 from benchmarks.speed import exchange, libraries, ranks, update_rate
@@ -136,7 +136,8 @@ def table_rows() -> list[Row]:
     Rows of 0.1.0 without a number of agent steps per update have an update per 4.
     """
     tables = {}
-    for benchmark, page in ((libraries, "libraries"), (update_rate, "update_rate"), (ranks, "ranks")):
+    pages = {"libraries": libraries, "update_rate": update_rate, "ranks": ranks, "exact_members": exact_members}
+    for page, benchmark in pages.items():
         tables[page] = benchmark.table([{"steps_per_update": 4, **row} for row in rows_of(f"{page}.json#measurements")])
     summary, rows = rows_of("exchange.json#summary"), rows_of("exchange")
     times, shares = ([row for row in rows if ("network" in row) == of_many] for of_many in (False, True))
