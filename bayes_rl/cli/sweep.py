@@ -171,6 +171,8 @@ def _check_fit(words: list[str], minutes: float | None) -> tuple[_CheckedCLI, di
     """
     fit = cast(_CheckedCLI, app.run(["fit", *words], _CheckedCLI))
     given, trainer = fit.given(), fit.config.fit.trainer
+    limit = trainer.limit_val_batches
+    check(limit is None or limit > 0, "trainer.limit_val_batches", limit, "leaves no validation to score a fit by")
     if minutes is not None:
         seconds = round(60 * minutes)
         limit = f"{seconds // 86400:02}:{seconds // 3600 % 24:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
@@ -180,6 +182,10 @@ def _check_fit(words: list[str], minutes: float | None) -> tuple[_CheckedCLI, di
     for name, usual in (("max_time", None), ("max_steps", -1)):
         problem = "ends fits at different frames; use --trainer.max_epochs or, for equal minutes, --minutes"
         check(trainer[name] in (None, usual), f"trainer.{name}", trainer[name], problem)
+    interval = trainer.val_check_interval
+    problem = "adds validations within an epoch, and a sweep compares those at the ends of epochs; drop it"
+    usual = interval is None or (isinstance(interval, float) and interval == 1)  # the whole number 1 is one update
+    check(usual, "trainer.val_check_interval", interval, problem)
     epochs, every = trainer.max_epochs, trainer.check_val_every_n_epoch
     validations = epochs // every if epochs and every else 0
     check(validations > 0, "trainer.max_epochs", epochs, "must be a number, and long enough for a validation")

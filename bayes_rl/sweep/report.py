@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -41,9 +42,11 @@ class Report(NamedTuple):
 def write_report(sweep: Sweep) -> Report:
     """Write `report.md`, the pictures and, if trials can be compared, `best.yaml` to the sweep's directory."""
     trials = sweep.known_trials()
-    finished = [trial for trial in trials if trial.state == FINISHED]
+    scores = {trial.directory: trial.score(sweep.validations) for trial in trials if trial.state == FINISHED}
+    finished = [trial for trial in trials if scores.get(trial.directory) is not None]
     if sweep.comparable:
-        finished.sort(key=lambda trial: -(trial.score(sweep.validations) or 0.0))
+        finished = [trial for trial in finished if math.isfinite(scores[trial.directory] or 0.0)]
+        finished.sort(key=lambda trial: -(scores[trial.directory] or 0.0))
     files = []
     if finished:
         files += [_save(sweep, "curves", draw_curves(sweep, finished))]
@@ -98,7 +101,8 @@ def _text(sweep: Sweep, trials: Sequence[Trial], finished: Sequence[Trial], file
         if path.suffix == ".png":
             lines += ["", f"![{path.stem.replace('_', ' ')}]({path.name})"]
         else:
-            lines += ["", f"The best trial with another seed: `bayes-rl fit --config {path.name}`"]
+            command = f"bayes-rl fit --config {os.path.relpath(path, sweep.folder)}"
+            lines += ["", f"The best trial with another seed: `{command}`"]
     return "\n".join(lines) + "\n"
 
 

@@ -193,6 +193,8 @@ def check_resources(sweep: Sweep) -> None:
     for name, need, resource in (("threads", sweep.threads, "CPU"), ("gpus", sweep.gpus, "GPU")):
         most = max(machine.get(resource, 0) for machine in _machines())
         check(need <= most, name, need, f"is more than any machine of the cluster has; nearest: {most:g}")
+    problem = f"are on no machine of the cluster that also has --gpus {sweep.gpus:g}"
+    check(_slots(sweep) > 0, "threads", sweep.threads, problem)
 
 
 def _slots(sweep: Sweep) -> int:
@@ -220,7 +222,7 @@ def _searcher(sweep: Sweep) -> Any:
 
 
 def _scheduler(sweep: Sweep) -> Any:
-    """Return ASHA with rungs at a ninth and a third of all validations of a trial, or no pruning."""
+    """Return ASHA with rungs at a ninth of all validations of a trial, rounded up, and at three times as many."""
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
     if not sweep.pruning:
@@ -242,7 +244,10 @@ def _recorder(sweep: Sweep, refresh: Callable[[], None]) -> Any:
 
         def on_trial_complete(self, trial: Any, **_: Any) -> None:
             own, problem = sweep.trial(decode(trial.config)), str((trial.last_result or {}).get("problem", ""))
-            if all(fit.finished for fit in own.fits) and not problem:
+            ended = all(fit.finished for fit in own.fits)
+            if ended and not problem and own.score(sweep.validations) is None:
+                problem = "a fit ended before its last validation"
+            if ended and not problem:
                 own.write(FINISHED)
             else:
                 own.write(FAILED if problem else PRUNED, problem)

@@ -19,6 +19,8 @@ SEED = "seed_everything"
 
 LENGTH = (
     *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.check_val_every_n_epoch"),
+    *("trainer.val_check_interval", "trainer.limit_train_batches", "trainer.limit_val_batches"),
+    *("trainer.overfit_batches", "trainer.fast_dev_run"),
     *("data.frames_per_epoch", "data.curriculum.cycles", "data.curriculum.frames_per_task"),
 )
 """Options that decide how long a fit is, and when it is validated. Trials are compared at equal frames."""

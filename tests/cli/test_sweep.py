@@ -73,6 +73,11 @@ def test_wrong_spaces_are_one_line(
         (["lr.yaml", *FIT, "--ckpt_path=last"], "--ckpt_path: 'last' is set by the sweep"),
         (["lr.yaml", *FIT, "--trainer.max_steps=5"], "--trainer.max_steps: 5 ends fits at different frames"),
         (["lr.yaml", *FIT, "--trainer.max_epochs=-1"], "--trainer.max_epochs: -1 must be a number"),
+        (
+            ["lr.yaml", *FIT, "--trainer.val_check_interval=0.5"],
+            "val_check_interval: 0.5 adds validations within an epoch",
+        ),
+        (["lr.yaml", *FIT, "--trainer.limit_val_batches=0"], "--trainer.limit_val_batches: 0 leaves no validation"),
         (["lr.yaml", *FIT, "--data.envv=a"], "unrecognized arguments: --data.envv=a; nearest: 'data.env'"),
         (["lr.yaml", *FIT, "--adress=auto"], "unrecognized arguments: --adress=auto"),
         (["lr.yaml", "--config=cartpol"], "--config: 'cartpol' is neither a file nor a bundled configuration"),

@@ -48,6 +48,18 @@ def test_the_report_ranks_finished_trials_by_their_score(searched: Sweep) -> Non
     assert (searched.directory / "report.md").read_text() == written.text
 
 
+def test_a_trial_without_a_score_is_not_ranked(tmp_path: Path) -> None:
+    """All scores are negative: a missing score that counted as 0 would be the best one."""
+    sweep = make_sweep(tmp_path / "sweeps/lr")
+    ends = {1e-4: [-10.0, -9.0], 2e-3: [-3.0], 5e-3: [-8.0, float("nan")], 8e-3: [-20.0, -30.0]}
+    for rate, scores in ends.items():
+        write_trial(sweep, {RATE: rate, STEPS: 1}, [scores] * len(sweep.seeds), FINISHED)
+    text = write_report(sweep).text
+    assert [row[RATE] for row in tables(text)[0]] == ["0.0001", "0.008"]
+    assert "0.0001" in (sweep.directory / "best.yaml").read_text()
+    assert "bayes-rl fit --config lr/best.yaml" in text
+
+
 def test_the_pictures_of_the_report_exist(searched: Sweep) -> None:
     pytest.importorskip("optuna")
     pictures = re.findall(r"!\[.*\]\((.*)\)", write_report(searched).text)

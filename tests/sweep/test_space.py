@@ -10,7 +10,7 @@ from bayes_rl.errors import ConfigError
 from bayes_rl.sweep.space import Space, Values, parse_space
 
 KNOWN = ("data.env", "data.replay.n_step", "model.optimizer.critic_lr", "model.optimizer", "seed_everything", "name")
-KNOWN += ("trainer.max_epochs",)
+KNOWN += ("trainer.max_epochs", "trainer.limit_train_batches")
 
 
 def test_a_space_has_the_values_of_each_option() -> None:
@@ -48,6 +48,7 @@ def test_no_grid_is_one_cell() -> None:
         ("model.optimizer.critic_lrr", {"choice": [1]}, "is no option of fit; nearest: 'model.optimizer.critic_lr'"),
         ("model.optimizer", {"choice": [1]}, "is a group of options; nearest: 'model.optimizer.critic_lr'"),
         ("trainer.max_epochs", {"choice": [1, 2]}, "cannot differ between trials, which are compared at equal frames"),
+        ("trainer.limit_train_batches", {"choice": [0.5, 1.0]}, "cannot differ between trials"),
         ("name", {"choice": ["a"]}, "cannot differ between trials"),
         ("data.env", "a", "--data.env: 'a' must be choice, uniform, log_uniform or grid"),
         ("data.env", {"choice": ["a"], "grid": ["a"]}, "must be choice, uniform, log_uniform or grid"),
