@@ -22,6 +22,7 @@ from bayes_rl.metrics.atari_scores import RANDOM_AND_HUMAN
 from bayes_rl.reporting.figures import INTERVALS, Measures, draw_curves, draw_matrices, score_table, summary_table
 from bayes_rl.reporting.runs import ReportError, Run, read_file, read_run
 from bayes_rl.utils.failures import warn_of_failure
+from bayes_rl.utils.files import write_atomic
 
 COMPARED = {
     "tasks": "data.tasks",
@@ -279,7 +280,10 @@ def write_report(
         ReportError: if a file cannot be read or the runs cannot be compared.
         OSError: if a file cannot be written.
     """
-    every = [read_run(path) for path in dict.fromkeys(runs)]
+    first: dict[Path, Path] = {}
+    for path in runs:
+        first.setdefault(path.resolve(), path)
+    every = [read_run(path) for path in first.values()]
     sequences, singles = [run for run in every if run.cycles], [run for run in every if not run.cycles]
     warnings = check_runs(sequences, singles, allow_incomplete)
     scores = read_file(references, lambda file: json.loads(file.read_bytes())) if references else {}
@@ -296,10 +300,11 @@ def write_report(
     text, figures = compare(sequences, singles, bounds_of, kind)
     text += "".join(f"* warning: {warning}\n" for warning in warnings)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "report.md").write_text(text, encoding="utf-8")
+    write_atomic(output / "report.md", lambda file: file.write(text.encode()))
     files = [output / "report.md"]
     for name, draw in figures.items():
         with warn_of_failure(f"drawing {output / name}"):
-            draw().savefig(output / name, dpi=120)
+            figure = draw()
+            write_atomic(output / name, partial(figure.savefig, dpi=120, format="png"))
             files.append(output / name)
     return Report(text, warnings, files)

@@ -70,8 +70,10 @@ class Run:
         ends = [int(rows[-1]) if len(rows) else None for rows in found]
         latest = int(self.visit.max()) + 1
         if 0 < latest < len(found):  # no later visit shows that this visit is finished
-            trained = float(np.ptp(self.frames[found[latest]])) + self.epoch_frames
-            ends[latest] = ends[latest] if trained > self.frames_per_task - self.epoch_frames / 2 else None
+            own = self.frames[found[latest]]
+            # Validations may be denser than epochs: the first one of the visit came one step after its beginning.
+            step = min(self.epoch_frames, float(np.diff(own).max())) if len(own) > 1 else self.epoch_frames
+            ends[latest] = ends[latest] if float(np.ptp(own)) + step > self.frames_per_task - step / 2 else None
         return ends
 
     def matrix(self, scores: Floats | None = None) -> Tensor:

@@ -35,7 +35,7 @@ def score_table(
         values = [scores.get(f"{prefix}{key}", np.nan) for prefix in prefixes]
         if not all(np.isnan(values)):  # a row without a number is left out
             cells = ["-" if np.isnan(value) else f"{value:.2f}" for value in values]
-            lines.append(f"  {name:<18}" + "".join(f"{cell:>{width}}" for cell in cells))
+            lines.append(f"  {name:<18}" + "".join(f" {cell:>{width - 1}}" for cell in cells))
     return "\n".join([*lines, *(f"{name:<{FILE_COLUMN}}{path}" for name, path in files.items())])
 
 

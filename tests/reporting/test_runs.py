@@ -54,6 +54,16 @@ def test_frames_before_a_visit_do_not_finish_it(tmp_path: Path) -> None:
     assert read_run(path).matrix().isnan().any(1).tolist() == [False, False, True]
 
 
+@pytest.mark.parametrize("count", range(1, 9))
+def test_validations_within_an_epoch_do_not_finish_a_visit_early(tmp_path: Path, count: int) -> None:
+    """A validation after each quarter of an epoch: eight in the two epochs of a visit."""
+    path = sequence(tmp_path / "a", {-1: [(0, 0)], 0: [(5, 2)] * count})
+    validations = np.load(path / "metrics.npy")
+    validations["frames"] /= 4
+    np.save(path / "metrics.npy", validations)
+    assert (read_run(path).ends()[1] is not None) == (count == 8)
+
+
 def test_sparse_validations_finish_a_visit(tmp_path: Path) -> None:
     path = sequence(tmp_path / "a", {-1: [(0, 0)], 0: [(8, 1)], 1: [(2, 6)]}, frames_per_task=EPOCH * 2)
     validations = np.load(path / "metrics.npy")
