@@ -137,6 +137,12 @@ class Games:
         if not self.seeds:
             return []
         envs = MonitoredEnvs(make_envs(self.settings, self.parallel))
+        try:
+            return self._play(envs, policy, estimator)
+        finally:
+            envs.close()
+
+    def _play(self, envs: MonitoredEnvs, policy: Policy, estimator: ValueEstimator | None) -> list[Game]:
         stack = ObservationStack(self.parallel, self.frame_stack, envs.screen_shape, envs.screen_dtype)
         games = self._new_games()
         waiting = list(range(len(games)))
@@ -156,7 +162,7 @@ class Games:
                 lives = np.where(free, new_lives, lives)
             active = np.flatnonzero(playing >= 0)
             if not len(active):
-                break
+                return games
             self._record_screen(stack, games[0], playing)
             if estimator is not None:
                 self._estimate(estimator, stack, games, playing)
@@ -172,8 +178,6 @@ class Games:
                 stopped = np.flatnonzero((step.truncated | idle) & ~step.terminated & (playing >= 0))
                 self._bootstrap(estimator, stack, games, playing, stopped)
             free = step.terminated | step.truncated | idle
-        envs.close()
-        return games
 
     def _new_games(self) -> list[Game]:
         """Return the records of games that have not begun, in the order of `seeds`."""

@@ -108,7 +108,8 @@ def area_under_curve(frames: Tensor, scores: Tensor, start: float, end: float) -
         raise ValueError(f"the stretch must not be empty, got start {start}, end {end}")
     grid = np.concatenate([[start], x[(start < x) & (x < end)], [end]])
     line = torch.from_numpy(np.interp(grid, x, y))
-    return (torch.trapezoid(line, torch.from_numpy(grid)) / (end - start)).to(scores)
+    area = torch.trapezoid(line, torch.from_numpy(grid)) / (end - start)
+    return area.to(scores.device, scores.dtype if scores.is_floating_point() else torch.get_default_dtype())
 
 
 def forward_transfer(area: Tensor, reference: Tensor) -> Tensor:

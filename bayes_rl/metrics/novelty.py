@@ -52,6 +52,7 @@ class NoveltyAUROC(Metric):
     def __init__(self, *kinds: str) -> None:
         super().__init__()
         self.kinds = kinds
+        self._kinds_seen: set[str] = set()
         for name in ("known", *kinds):
             self.add_state(name, [], dist_reduce_fx="cat")
 
@@ -69,11 +70,18 @@ class NoveltyAUROC(Metric):
             raise ValueError(f"kind must be known or one of {self.kinds}, got {kind!r}")
         check_vectors(std=std)
         check_not_negative(std=std)
+        self._kinds_seen.add(kind)
         getattr(self, kind).append(std.detach().float())
 
     def deviations(self) -> dict[str, Tensor]:
         """Return the standard deviations of each kind that was updated, known states among them, each `[M]`."""
-        return {kind: dim_zero_cat(getattr(self, kind)) for kind in ("known", *self.kinds) if len(getattr(self, kind))}
+        # With several ranks the state is one tensor by now, whose length says nothing about updates.
+        return {kind: dim_zero_cat(getattr(self, kind)) for kind in ("known", *self.kinds) if kind in self._kinds_seen}
+
+    def reset(self) -> None:
+        """Forget all states."""
+        super().reset()
+        self._kinds_seen.clear()
 
     def compute(self) -> dict[str, Tensor]:
         """Return the areas by name."""

@@ -69,6 +69,12 @@ def fill(metric: ScoreMatrix, scores: Tensor) -> ScoreMatrix:
 # By hand
 
 
+def test_whole_numbers_have_an_area_that_is_none() -> None:
+    area = area_under_curve(torch.tensor([0, 10]), torch.tensor([0, 1]), 0, 10)
+    assert area == 0.5
+    assert area.is_floating_point()
+
+
 def test_one_visit_each_by_hand() -> None:
     visits = [0, 1, 2]
     close(own_scores(ONCE, visits), [0.8, 0.9, 0.7])

@@ -46,6 +46,19 @@ def test_without_states_or_with_numbers_that_are_not_finite_the_area_is_nan(
     assert novelty_auroc(torch.tensor(known), torch.tensor(novel)).isnan()
 
 
+def test_a_kind_that_was_updated_without_states_has_no_area_until_the_next_reset() -> None:
+    """Also if the states are tensors, as they are once several ranks have joined theirs."""
+    metric = NoveltyAUROC("noise", "unvisited")
+    metric.update("known", torch.rand(3))
+    metric.update("unvisited", torch.empty(0))
+    metric.unvisited = torch.cat(metric.unvisited)  # type: ignore[assignment, arg-type]
+    assert {name: area.isnan().item() for name, area in metric.compute().items()} == {"novelty_auroc_unvisited": True}
+    metric.unvisited = [metric.unvisited]  # type: ignore[assignment, list-item]
+    metric.reset()
+    metric.update("known", torch.rand(3))
+    assert metric.compute() == {}
+
+
 def test_the_metric_joins_updates_and_keeps_the_kinds_apart() -> None:
     torch.manual_seed(0)
     parts: dict[str, list[Tensor]] = {
