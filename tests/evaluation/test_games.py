@@ -88,6 +88,19 @@ def test_records_tell_the_returns_that_the_learner_would_have_read(life_loss: st
 
 
 @pytest.mark.usefixtures("scripted")
+def test_environments_are_closed_when_games_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[bool] = []
+    monkeypatch.setattr(ScriptedGames, "close", lambda envs: closed.append(True), raising=False)
+
+    def fail(observations: Tensor) -> Tensor:
+        raise RuntimeError("no action")
+
+    with pytest.raises(RuntimeError, match="no action"):
+        Games(SCRIPTED, [1, 2], 2, IDLE_FRAMES, parallel=2).play(fail)
+    assert closed == [True]
+
+
+@pytest.mark.usefixtures("scripted")
 @pytest.mark.parametrize("parallel", [1, 3, 10])
 @pytest.mark.parametrize("every", [1, 4])
 def test_values_are_estimated_for_every_so_many_th_state_of_the_games_and_nothing_else(

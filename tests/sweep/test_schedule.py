@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from bayes_rl.errors import ConfigError
+from bayes_rl.sweep import schedule
 from bayes_rl.sweep.schedule import _scheduler, decode, encode, ray_space, seeds_at_once
 from bayes_rl.sweep.space import Space, Values
-from tests.helpers.sweeps import make_sweep
+from bayes_rl.sweep.trial import FAILED, FINISHED, RUNNING
+from tests.helpers.sweeps import RATE, STEPS, make_sweep, write_finished, write_trial
 
 pytest.importorskip("ray")
 pytest.importorskip("optuna")
@@ -68,3 +72,26 @@ def test_pruning_is_after_a_ninth_and_a_third(
 ) -> None:
     sweep = make_sweep(tmp_path, seeds=range(seeds), validations=validations, pruning=True)
     assert [milestone for milestone, _ in _scheduler(sweep)._brackets[0]._rungs] == expected
+
+
+def test_threads_and_gpus_have_to_be_on_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "_machines", lambda: [{"CPU": 16}, {"CPU": 2, "GPU": 1}])
+    schedule.check_resources(make_sweep(tmp_path, threads=2, gpus=1.0))
+    with pytest.raises(ConfigError, match="threads: 8 are on no machine of the cluster that also has --gpus 1"):
+        schedule.check_resources(make_sweep(tmp_path, threads=8, gpus=1.0))
+    with pytest.raises(ConfigError, match=r"gpus: 2\.0 is more than any machine of the cluster has; nearest: 1"):
+        schedule.check_resources(make_sweep(tmp_path, threads=1, gpus=2.0))
+
+
+def test_a_trial_that_ended_before_its_last_validation_has_failed(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path)
+    for rate, scores in ((0.001, [1.0, 2.0]), (0.002, [1.0])):
+        options = {RATE: rate, STEPS: 1}
+        write_trial(sweep, options, [scores] * len(sweep.seeds), RUNNING)
+        for fit in sweep.trial(options).fits:
+            write_finished(fit, 1.0)
+        schedule._recorder(sweep, lambda: None).on_trial_complete(
+            SimpleNamespace(config=encode(options, sweep.space), last_result={})
+        )
+        assert sweep.trial(options).state == (FINISHED if len(scores) == 2 else FAILED)
+    assert sweep.trial(options).problem == "a fit ended before its last validation"
