@@ -71,8 +71,10 @@ class Run:
         latest = int(self.visit.max()) + 1
         if 0 < latest < len(found):  # no later visit shows that this visit is finished
             own = self.frames[found[latest]]
-            # Validations may be denser than epochs: the first one of the visit came one step after its beginning.
-            step = min(self.epoch_frames, float(np.diff(own).max())) if len(own) > 1 else self.epoch_frames
+            # Frames between validations, which may be fewer than an epoch. The first validation comes one step after
+            # the beginning of the visit. Half a step of tolerance, because epochs end at whole updates.
+            steps = np.diff(own) if len(own) > 1 else np.median(np.diff(self.frames), keepdims=True)
+            step = min(self.epoch_frames, float(steps.max(initial=0.0))) or self.epoch_frames
             ends[latest] = ends[latest] if float(np.ptp(own)) + step > self.frames_per_task - step / 2 else None
         return ends
 

@@ -42,11 +42,11 @@ class Report(NamedTuple):
 def write_report(sweep: Sweep) -> Report:
     """Write `report.md`, the pictures and, if trials can be compared, `best.yaml` to the sweep's directory."""
     trials = sweep.known_trials()
-    scores = {trial.directory: trial.score(sweep.validations) for trial in trials if trial.state == FINISHED}
-    finished = [trial for trial in trials if scores.get(trial.directory) is not None]
+    ended = [(trial.score(sweep.validations), trial) for trial in trials if trial.state == FINISHED]
+    scored = [(score, trial) for score, trial in ended if score is not None]
     if sweep.comparable:
-        finished = [trial for trial in finished if math.isfinite(scores[trial.directory] or 0.0)]
-        finished.sort(key=lambda trial: -(scores[trial.directory] or 0.0))
+        scored = sorted((pair for pair in scored if math.isfinite(pair[0])), key=lambda pair: -pair[0])
+    finished = [trial for _, trial in scored]
     files = []
     if finished:
         files += [_save(sweep, "curves", draw_curves(sweep, finished))]

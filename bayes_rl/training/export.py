@@ -248,8 +248,8 @@ def export_agent(
         average: export the moving average of the weights (`--model.objective.target ema`), not the newest weights.
             Intervals of returns, which were fitted to the newest weights, are left out.
         overwrite: replace `output` if it exists.
-        half: write the weights as float16: half the bytes. Each weight changes by at most 0.05 %, or by 3e-8 if it is
-            smaller than 6e-5, so that a few actions may change.
+        half: write matrices and kernels of the networks as float16, which nearly halves the file. Each number changes
+            by at most 0.05 %, or by 3e-8 if it is smaller than 6e-5, so that the actions in a few states may change.
 
     Returns:
         The export, as `read_export` reads it.
@@ -293,12 +293,17 @@ def _weights(state: Mapping[str, Tensor], average: bool) -> dict[str, Tensor]:
 
 
 def _half(name: str, tensor: Tensor) -> Tensor:
-    """Return a matrix of the networks as float16, and any other tensor unchanged: biases and variances are few."""
+    """Return a tensor of the networks with two axes or more as float16, and any other tensor, which is small, unchanged.
+
+    Raises:
+        ValueError: if a finite number exceeds the range of float16.
+    """
     if not name.startswith("twin.") or tensor.dim() < 2 or tensor.dtype != torch.float32:
         return tensor
-    if (tensor.half().isinf() & tensor.isfinite()).any():
+    half = tensor.half()
+    if (half.isinf() & tensor.isfinite()).any():
         raise ValueError(f"{name} holds numbers beyond {torch.finfo(torch.float16).max:g}; drop --half")
-    return tensor.half()
+    return half
 
 
 def _header(saved: Mapping[str, Any], average: bool) -> dict[str, str]:

@@ -1,12 +1,12 @@
-"""DeepSea by members that learn at once: the episodes that their exploration needs by itself.
+"""Episodes of DeepSea that exploration needs if the values of all members are exact after every round of episodes.
 
     python -m benchmarks exact_members [--sizes 10 20 30 50 100] [--members 5 10 20]
 
 A member has a value of its own for each action that nobody has taken, drawn from a Gaussian, as a prior function gives
 it. All other values follow exactly from the transitions that any member has seen, by value iteration from the last row
-up. Ten environments play an episode each by a member that is drawn at random, then all values are computed again. There
-are no networks, no step sizes and no forgetting: what an agent with as many members and the same prior needs beyond
-these episodes, it needs because it learns slowly.
+up. In each round ten environments play one episode each, every one by a member that is drawn at random. Then all values
+are computed again. There are no networks, no step sizes and no forgetting. An agent with as many members and the same
+prior that needs more episodes needs them because its values are not exact.
 """
 
 from __future__ import annotations
@@ -22,20 +22,26 @@ from benchmarks.runner import Benchmark, Cell, Options, Row, markdown
 
 ENVIRONMENTS = 10
 GAMMA = 0.99
-SUCCESS_ABOVE = 0.5  # return; that of the treasure is 1 less the cost of the way
+SUCCESS_ABOVE = 0.5  # return; the treasure pays 1, and the moves to the right cost 0.01 in all
 
 
 class ExactMembers:
-    """Values of all members in DeepSea, exact wherever a transition has been seen.
+    """Q-values of all members in DeepSea.
+
+    The value of an action that has been taken is its reward plus the discounted best value of the next cell. That of
+    another action is a random number of the member.
 
     Args:
         size: N, the rows and columns of the sea.
-        members: K.
+        members: K, the number of members.
         prior_scale: standard deviation of the value of an action that has not been taken, in return units.
         rng: generator of these values.
 
     Attributes:
+        prior: random values of the members, `[N, K, N, 2]`, by row, member, column and action, in return units.
         seen: whether the action has been taken in the cell, `[N, N, 2]`, by row, column and action.
+        reward: reward of the action where it has been taken, `[N, N, 2]`.
+        next_column: column that the action leads to where it has been taken, `[N, N, 2]`.
     """
 
     def __init__(self, size: int, members: int, prior_scale: float, rng: np.random.Generator) -> None:
@@ -84,7 +90,7 @@ def first_success(size: int, members: int, prior_scale: float, seed: int, limit:
 
 
 def cells(options: Options, rows: list[Row]) -> list[Cell]:
-    """Return all runs, the shortest first."""
+    """Return all runs, small seas first."""
     return [
         {"size": size, "members": members, "seed": seed}
         for size in sorted(options.sizes)
@@ -100,7 +106,7 @@ def measure(cell: Cell, options: Options) -> Row:
 
 
 def table(rows: list[Row]) -> str:
-    """Return the median episode of the first success, with the least and the greatest of the seeds, as Markdown."""
+    """Return median, least and greatest first success of the seeds that succeed, as Markdown, and how many do so."""
     lines = []
     for size in sorted({row["size"] for row in rows}):
         line: Row = {"N": size}

@@ -54,6 +54,14 @@ def test_frames_before_a_visit_do_not_finish_it(tmp_path: Path) -> None:
     assert read_run(path).matrix().isnan().any(1).tolist() == [False, False, True]
 
 
+def test_one_validation_within_the_only_epoch_of_a_visit_does_not_finish_the_visit(tmp_path: Path) -> None:
+    path = sequence(tmp_path / "a", {-1: [(0, 0)], 0: [(5, 2)]}, frames_per_task=EPOCH)
+    validations = np.load(path / "metrics.npy")
+    validations["frames"] /= 4
+    np.save(path / "metrics.npy", validations)
+    assert read_run(path).ends()[1] is None
+
+
 @pytest.mark.parametrize("count", range(1, 9))
 def test_validations_within_an_epoch_do_not_finish_a_visit_early(tmp_path: Path, count: int) -> None:
     """A validation after each quarter of an epoch: eight in the two epochs of a visit."""
