@@ -293,7 +293,7 @@ def _weights(state: Mapping[str, Tensor], average: bool) -> dict[str, Tensor]:
 
 
 def _half(name: str, tensor: Tensor) -> Tensor:
-    """Return a tensor of the networks with two axes or more as float16, and any other tensor, which is small, unchanged.
+    """Return a tensor of the networks with two axes or more as float16, and any other tensor unchanged.
 
     Raises:
         ValueError: if a finite number exceeds the range of float16.
