@@ -20,6 +20,20 @@ from bayes_rl.types import AGENT_ARGUMENTS
 from bayes_rl.utils.settings import leaves
 from bayes_rl.utils.version_0_1 import in_present_groups
 
+OPTIONS_OF_DATA = (
+    "env_kwargs",
+    "observation",
+    "channels",
+    "grey",
+    "num_envs",
+    "frame_stack",
+    "updates_per_step",
+    "rules",
+    "replay",
+    "epsilon",
+)
+"""Options and groups below `data` that change what an agent learns from. Two runs that differ in them are no seeds."""
+
 
 class ReportError(ValueError):
     """Input that cannot be reported. Its text is one line that names the file, the key or the value."""
@@ -154,6 +168,8 @@ def read_run(path: Path) -> Run:
         chosen = {key: value for key, value in chosen.items() if key not in METHOD_OPTIONS}
     shared = ("curriculum.task_conditioning", "curriculum.keep_replays")
     chosen |= {key: str(setting(f"data.{key}", object, "none")) for key in shared}
+    collected = leaves({key: value for key, value in setting("data", dict).items() if key in OPTIONS_OF_DATA})
+    chosen |= {key: str(value) for key, value in collected.items() if key != "replay.device"}
     frames, visit = column("frames"), column("visit") if several else np.zeros(len(rows))
     if not ((np.diff(frames) > 0).all() and np.isfinite(visit).all()):
         raise ReportError(f"{path / 'metrics.npy'}: frames must increase, and visit be a number")

@@ -171,13 +171,14 @@ def logged_tags(agent: VariationalActorCritic, data: ReplayDataModule) -> set[st
     has_posterior = layers or agent.weight_posterior is not None
     posterior = ("std_mean", "log_var_min", "log_var_max") if has_posterior else ()
     prefixes = [f"val/{name}/" for name in data.curriculum.names] if data.num_tasks > 1 else ["val/"]
-    scores = [score_names(data.game, data.novel_states(task).kinds) for task in range(data.num_tasks)]
+    games = data.curriculum.names if data.num_tasks > 1 else [data.game]
+    scores = [score_names(game, data.novel_states(task).kinds) for task, game in enumerate(games)]
     return {
         *TRAINING_TAGS,
         *(f"kl/{name}" for name in layers),
         *(f"posterior/{name}" for name in posterior),
         *(f"{prefix}{score}" for prefix, names in zip(prefixes, scores, strict=True) for score in names),
-        *(("val/human_normalised",) if data.num_tasks > 1 and "human_normalised" in scores[0] else ()),
+        *(("val/human_normalised",) if data.num_tasks > 1 and all("human_normalised" in x for x in scores) else ()),
     }
 
 

@@ -308,6 +308,26 @@ def test_labels_tell_what_differs(tmp_path: Path) -> None:
     ]
 
 
+def test_runs_that_learn_from_other_data_are_no_seeds_of_one_agent(tmp_path: Path) -> None:
+    first, second = (
+        read_run(sequence(tmp_path / f"{seed}", seed=seed, replay={"gamma": gamma}, rules={"sticky_actions": 0.25}))
+        for seed, gamma in ((1, 0.9), (2, 0.99))
+    )
+    assert list(label_runs([first, second])) == ["fine-tuning, replay.gamma 0.9", "fine-tuning, replay.gamma 0.99"]
+    elsewhere = read_run(sequence(tmp_path / "gpu", seed=3, replay={"gamma": 0.9, "device": "cuda"}))
+    assert len(label_runs([first, elsewhere])) == 2  # the rules of one are not known
+    other_rules = read_run(sequence(tmp_path / "r", replay={"gamma": 0.9}, rules={"sticky_actions": 0.0}))
+    assert list(label_runs([first, other_rules])) == [
+        "fine-tuning, rules.sticky_actions 0.25",
+        "fine-tuning, rules.sticky_actions 0.0",
+    ]
+    same = [
+        read_run(sequence(tmp_path / f"on_{device}", replay={"gamma": 0.9, "device": device}))
+        for device in ("cpu", "cuda")
+    ]
+    assert list(label_runs(same)) == ["fine-tuning"]  # where minibatches are made changes nothing
+
+
 def test_names_of_tasks(tmp_path: Path) -> None:
     path = sequence(tmp_path / "a", tasks=("ALE/Breakout-v5", "MinAtar/Breakout-v1"))
     with pytest.raises(ValueError, match="no validations in a column 'breakout/return_mean'"):

@@ -200,3 +200,21 @@ def test_a_long_line_of_the_report_goes_on_below_its_words() -> None:
         "       MiB), 1.2 MiB for replay",
     ]
     assert forecast.wrapped(report, 80) == report
+
+
+def test_each_game_of_a_sequence_has_the_tags_of_its_own_scores() -> None:
+    def tags(*names: str) -> set[str]:
+        kinds = SimpleNamespace(kinds=())
+        data: Any = SimpleNamespace(
+            game=names[0],
+            num_tasks=len(names),
+            curriculum=SimpleNamespace(names=names),
+            novel_states=lambda task: kinds,
+        )
+        agent: Any = SimpleNamespace(twin=torch.nn.Identity(), weight_posterior=None)
+        return {tag for tag in forecast.logged_tags(agent, data) if tag.endswith("human_normalised")}
+
+    of_breakout, of_all = "val/breakout/human_normalised", "val/human_normalised"
+    assert tags("breakout", "pong") == {of_breakout, "val/pong/human_normalised", of_all}
+    assert tags("breakout", "no_human_played_it") == {of_breakout}  # no mean without the score of a game
+    assert tags("no_human_played_it", "breakout") == {of_breakout}
