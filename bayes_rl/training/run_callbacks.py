@@ -15,12 +15,13 @@ from bayes_rl.training.callbacks.graceful_stop import GracefulStop
 from bayes_rl.training.callbacks.learning_curve import LearningCurve
 from bayes_rl.training.callbacks.progress import FrameProgress
 from bayes_rl.training.callbacks.resource_report import ResourceReport
+from bayes_rl.training.callbacks.score_lines import ScoreLines
 from bayes_rl.training.callbacks.stream_metrics import StreamMetrics
 from bayes_rl.training.callbacks.tensorboard_pages import TensorBoardPages
 from bayes_rl.training.callbacks.uncertainty_picture import UncertaintyPicture
 from bayes_rl.training.callbacks.video_writer import VideoWriter
 
-OF_ONE_RANK = (ResourceReport, FrameProgress)
+OF_ONE_RANK = (ResourceReport, ScoreLines, FrameProgress)
 """Callbacks that print, which the other ranks of a run do without."""
 
 
@@ -60,6 +61,7 @@ def make_callbacks(
         VideoWriter(),
         GracefulStop(),
         ResourceReport(),
+        ScoreLines(),
         ErrorLog(Path(os.path.relpath(run))),
     ]
     return [*callbacks, FrameProgress()] if progress_bar else callbacks

@@ -13,7 +13,6 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from tqdm.auto import tqdm
 
-from bayes_rl.evaluation.game_metrics import LABELS
 from bayes_rl.training.run_directory import data_of
 
 REST = 54
@@ -36,7 +35,7 @@ def fitting(status: dict[str, str], description: str, columns: int) -> dict[str,
 class FrameProgress(ProgressBar):
     """Progress bar of the whole run in environment frames: rate, time left, epsilon, latest return and score.
 
-    A log file, or another program that reads the output, gets the lines of the validations and no bar.
+    A log file, or another program that reads the output, gets no bar.
 
     Args:
         refresh_seconds: least time between two redraws, in seconds.
@@ -96,21 +95,6 @@ class FrameProgress(ProgressBar):
         status["epsilon"] = f"{stream.epsilon:.2f}"
         self._bar.set_postfix(fitting(status, description, shutil.get_terminal_size().columns), refresh=False)
         self._bar.update(max(0, min(stream.frames, self._bar.total or stream.frames) - self._bar.n))
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print a line with the scores."""
-        if trainer.state.fn != "fit" or self._bar is None:
-            return
-        scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        data = data_of(trainer)
-        line = f"{data.stream.frames:>10,} frames: "
-        if data.num_tasks > 1:
-            played = [(name, scores.get(f"val/{name}/return_mean")) for name in data.curriculum.names]
-            self._bar.write(line + ", ".join(f"{name} {score:.1f}" for name, score in played if score is not None))
-            return
-        line += f"score {scores['val/return_mean']:.1f} over {scores['val/games']:.0f} games"
-        others = (f"{LABELS[key]} {scores[f'val/{key}']:.1f}" for key in ("return_median", "return_iqm"))
-        self._bar.write(f"{line} ({', '.join(others)})")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the bar."""
