@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.helpers import one_parser
 
 
 @pytest.fixture(autouse=True)
@@ -17,3 +20,10 @@ def _same_start_for_every_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     torch.manual_seed(0)
     torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def shared_parser() -> Iterator[None]:
+    """Let the command lines of all tests with this fixture be read by one parser."""
+    with one_parser.one_parser():
+        yield

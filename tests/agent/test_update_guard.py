@@ -15,6 +15,8 @@ from bayes_rl.errors import RunError
 from tests.helpers.command_line import SHORT, failure_of, run
 from tests.helpers.slow_cases import slow_but
 
+pytestmark = pytest.mark.usefixtures("shared_parser")
+
 
 def poison_batch(monkeypatch: pytest.MonkeyPatch, updates: set[int], value: float = float("nan")) -> None:
     """Make a reward of the minibatches of these updates (from 0) something else."""

@@ -10,6 +10,8 @@ import pytest
 from tests.helpers.command_line import ROOT, TINY, run, saved
 from tests.helpers.slow_cases import slow_but
 
+pytestmark = pytest.mark.usefixtures("shared_parser")
+
 QUICK = [
     *TINY[:4],
     *("--trainer.log_every_n_steps=10", "--trainer.max_epochs=1", "--data.frames_per_epoch=160", "--data.num_envs=2"),

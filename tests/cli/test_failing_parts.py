@@ -23,6 +23,8 @@ from bayes_rl.training.callbacks.video_writer import record_game
 from tests.helpers.command_line import TINY, run
 from tests.helpers.run_directories import sequence
 
+pytestmark = pytest.mark.usefixtures("shared_parser")
+
 SHORT = [*TINY, "--trainer.max_epochs=1", "--data.frames_per_epoch=200"]
 
 

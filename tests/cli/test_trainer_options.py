@@ -17,6 +17,8 @@ from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.cli import main
 from tests.helpers.command_line import SHORTEST, UPDATES
 
+pytestmark = pytest.mark.usefixtures("shared_parser")
+
 QUICK, ALL = 15, 200
 """Numbers of generated command lines of the quick and of the slow test."""
 

@@ -20,7 +20,7 @@ DEEP_SEA = [
     *(*SHORTEST, *QUICK, "--data.env=bayes_rl/DeepSea-v0", "--data.env_kwargs={size: 4, one_hot: false}"),
     "--data.rules.sticky_actions=0",
 ]
-pytestmark = pytest.mark.pictures
+pytestmark = [pytest.mark.pictures, pytest.mark.usefixtures("shared_parser")]
 RANKING = {"error_correlation", "error_correlation_low", "error_correlation_high", "risk_coverage_area"}
 RUNS = {
     "cartpole": ([*TINY, *QUICK], {"noise", "shuffled"}),

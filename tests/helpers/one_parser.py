@@ -28,6 +28,9 @@ def _setup_once(self: LightningCLI, add_subcommands: bool, main: dict[str, Any],
 
 @contextmanager
 def one_parser() -> Iterator[None]:
-    """Make the parser of a verb once in this process. A test that trains builds its own, as a user's command does."""
+    """Make the parser of a verb once in this process.
+
+    Most tests of a life cycle, and those of a user's modules and of README, build one for each command, as a user does.
+    """
     with mock.patch.object(LightningCLI, "setup_parser", _setup_once):
         yield

@@ -12,6 +12,7 @@ from typing import Any
 from bayes_rl.cli import app
 from bayes_rl.utils.side_thread import SIDE_THREAD
 from tests.helpers.command_line import SHORTEST
+from tests.helpers.pictures import without_figures
 
 TWO = ["--trainer.devices=2", "--trainer.accelerator=cpu"]
 SHORT = ["fit", *SHORTEST, *TWO, "--data.evaluation.games=4", "--trainer.log_every_n_steps=5"]
@@ -43,7 +44,8 @@ def run_commands(commands: list[tuple[str, list[str]]]) -> list[dict[str, Any]]:
         Path(folder).mkdir(parents=True, exist_ok=True)
         os.chdir(folder)
         sys.argv = ["bayes-rl", *words]
-        done = app.run(cls=_Recording)
+        with without_figures():
+            done = app.run(cls=_Recording)
         assert isinstance(done, _Recording)
         values = {key: float(value) for key, value in done.trainer.callback_metrics.items()}
         found.append({"agent": done.digest, "cores": SIDE_THREAD._cores, **values})

@@ -43,6 +43,8 @@ from bayes_rl.utils.stop_signals import STOP, Stopped
 from tests.helpers.command_line import error_of
 from tests.helpers.killed_saves import killed_at
 
+pytestmark = pytest.mark.usefixtures("shared_parser")
+
 ROOT = Path(cli.__file__).parents[2]
 TINY = [
     f"--config={ROOT / 'tests/configs/cartpole.yaml'}",

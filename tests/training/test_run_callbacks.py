@@ -14,6 +14,8 @@ from bayes_rl.training.run_callbacks import make_callbacks
 from tests.helpers.command_line import TINY, run, weights
 from tests.helpers.slow_cases import slow_but
 
+pytestmark = pytest.mark.usefixtures("shared_parser")
+
 INTERVALS = {
     "each epoch": [],
     "half an epoch": ["--trainer.val_check_interval=0.5"],

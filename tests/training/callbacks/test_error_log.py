@@ -15,6 +15,8 @@ from bayes_rl.evaluation.games import Games
 from tests.helpers.command_line import SHORT, failure_of, run
 from tests.helpers.slow_cases import slow_but
 
+pytestmark = pytest.mark.usefixtures("shared_parser")
+
 
 class Fragile(gym.Env[Any, Any]):
     """Counts its steps; what happens at which is the class's."""

@@ -12,8 +12,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.helpers.command_line import SHORTEST, run, weights
+from tests.helpers.pictures import save_one_pixel
 
-pytestmark = pytest.mark.pictures
+pytestmark = [pytest.mark.pictures, pytest.mark.usefixtures("shared_parser")]
 
 TASKS = ["MinAtar/Breakout-v1", "MinAtar/Freeway-v1"]
 TWO_TASKS = [
@@ -76,6 +77,7 @@ def test_a_picture_that_fails_costs_a_line_and_nothing_else(
 
 
 def test_validate_draws_no_game(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", save_one_pixel)
     run(monkeypatch, "fit", *SHORTEST, "--trainer.max_epochs=1")
     drawn: list[Any] = []
     monkeypatch.setattr("bayes_rl.reporting.game_figure.draw_game", lambda *a: drawn.append(a))

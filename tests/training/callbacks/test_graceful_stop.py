@@ -20,6 +20,8 @@ from benchmarks.reliability.crash import compare
 from tests.helpers.command_line import TINY, TWO_TASKS, run, saved
 from tests.helpers.slow_cases import slow_but
 
+pytestmark = pytest.mark.usefixtures("shared_parser")
+
 LAST = Path("runs/cartpole/version_0/checkpoints/last.ckpt")
 SMALL = [*TINY, "--data.frames_per_epoch=400", "--data.evaluation.games=2"]
 HALVES = [*SMALL, "--trainer.val_check_interval=0.5"]

@@ -1,0 +1,5 @@
+"""Fixtures of the tests of networks."""
+
+from tests.helpers.pictures import _figures_are_not_rendered
+
+__all__ = ["_figures_are_not_rendered"]
