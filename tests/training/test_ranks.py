@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from pytorch_lightning.strategies import DDPStrategy
@@ -12,21 +15,39 @@ from bayes_rl.training.rank_strategy import RankStrategy
 from tests.helpers.agents import equal
 from tests.helpers.big_batch import CASES, OfRank, train_all, trained
 from tests.helpers.rank_process import call_on_ranks
+from tests.helpers.slow_cases import slow_but
+
+
+def name_of(case: tuple[str, bool]) -> str:
+    agent, double = case
+    return f"{agent}-{'float64' if double else 'float32'}"
+
+
+QUICK = [
+    *("mean_field-float64", "mean_field-float32", "process-float64", "natural-float64", "ewc-float64"),
+    "shared_random_pairs-float64",
+]
+"""One case of each way in which an update is exchanged."""
 
 
 @pytest.fixture(scope="module")
-def of_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[OfRank]:
+def of_two_ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[OfRank]:
+    """What two processes have trained: the agents of the tests that were selected."""
     function = f"{train_all.__module__}:{train_all.__name__}"
-    return call_on_ranks(2, function, tmp_path_factory.mktemp("ranks"), CASES)
+    selected = {item.callspec.params["case"] for item in request.session.items if _has_case(item)}
+    return call_on_ranks(2, function, tmp_path_factory.mktemp("ranks"), [case for case in CASES if case in selected])
 
 
-@pytest.mark.parametrize(
-    ("agent", "double"), CASES, ids=lambda part: {True: "float64", False: "float32"}.get(part, part)
-)
-def test_two_ranks_are_one_big_batch(agent: str, double: bool, of_two_ranks: list[OfRank]) -> None:
+def _has_case(item: Any) -> bool:
+    return item.originalname == test_two_ranks_are_one_big_batch.__name__ and item.path == Path(__file__)
+
+
+@pytest.mark.parametrize("case", slow_but(CASES, *QUICK, id=name_of))
+def test_two_ranks_are_one_big_batch(case: tuple[str, bool], of_two_ranks: list[OfRank]) -> None:
     """The same samples with the same noise, 16 on each rank and 32 in one process: 50 updates."""
+    agent, double = case
     alone = trained(agent, double)
-    first, second = (rank.trained[agent, double] for rank in of_two_ranks)
+    first, second = (rank.trained[case] for rank in of_two_ranks)
     assert equal(first, second)
     for name, expected in alone.items():
         if expected.is_floating_point() and not name.endswith(".return_fit"):  # no games were played
