@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import struct
@@ -23,11 +24,13 @@ from bayes_rl.training.export import ExportError, export_agent, load_agent, load
 from tests.helpers.command_line import ROOT, error_of, run
 from tests.helpers.options import merged
 
+pytestmark = pytest.mark.usefixtures("shared_parser")
+
 SMALL = [
-    "--trainer.max_epochs=2",
+    "--trainer.max_epochs=1",
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
-    "--data.frames_per_epoch=400",
+    "--data.frames_per_epoch=200",
     "--data.replay.min_size=100",
     "--data.replay.capacity=2000",
     "--data.evaluation.games=3",
@@ -47,12 +50,9 @@ AGENTS = {
     ],
     "tasks": [
         *("--config", str(ROOT / "configs/continual.yaml"), *SMALL, "--data.rules.max_episode_frames=60"),
-        *("--data.curriculum.frames_per_task=400", "--data.tasks=[MinAtar/Breakout-v1, MinAtar/Freeway-v1]"),
-        *(
-            "--data.curriculum.task_conditioning=heads",
-            "--model.consolidation.method=vcl",
-            "--model.consolidation.fisher_samples=8",
-        ),
+        *("--data.tasks=[MinAtar/Breakout-v1, MinAtar/Freeway-v1]", "--data.curriculum.frames_per_task=200"),
+        *("--trainer.max_epochs=2", "--data.curriculum.task_conditioning=heads"),
+        *("--model.consolidation.method=vcl", "--model.consolidation.fisher_samples=8"),
     ],
 }
 State = dict[str, Tensor]
@@ -72,14 +72,25 @@ def _bits(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64).nan_to_num(nan=12345.678)
 
 
-@pytest.fixture(scope="module", params=AGENTS)
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """Name and last checkpoint of a tiny run, in a folder of its own."""
-    folder = tmp_path_factory.mktemp(request.param)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.chdir(folder)
-        run(monkeypatch, "fit", *AGENTS[request.param])
-    return request.param, next(folder.glob("runs/*/version_0/checkpoints/last.ckpt"))
+@pytest.fixture(scope="module")
+def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Function from the name of an agent to the last checkpoint of its tiny run, which is made once."""
+
+    @functools.cache
+    def checkpoint_of(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.chdir(folder)
+            run(monkeypatch, "fit", *AGENTS[name])
+        return next(folder.glob("runs/*/version_0/checkpoints/last.ckpt"))
+
+    return checkpoint_of
+
+
+@pytest.fixture(params=AGENTS)
+def trained(request: pytest.FixtureRequest, train: Callable[[str], Path]) -> tuple[str, Path]:
+    """Name and last checkpoint of a tiny run."""
+    return request.param, train(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -120,21 +131,40 @@ def sound(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 # ------------------------------------------------------------------------------------------------ it plays the same
+PLAYED = [
+    (agent, verb, configured) for agent in AGENTS for verb in ("validate", "test") for configured in (False, True)
+]
+"""Agent, verb, and whether the command names the configuration."""
+
+
+def plays_with_every_test(agent: str, verb: str, configured: bool) -> bool:
+    """All ways of playing with one agent, and one way with an agent of several tasks."""
+    return agent == "cartpole" or (agent, verb, configured) == ("tasks", "test", False)
+
+
+@pytest.mark.parametrize(
+    ("trained", "verb", "configured"),
+    [pytest.param(*case, marks=() if plays_with_every_test(*case) else pytest.mark.slow) for case in PLAYED],
+    indirect=["trained"],
+)
 def test_an_export_plays_as_its_checkpoint(
-    trained: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: tuple[str, Path],
+    verb: str,
+    configured: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """`validate` and `test`, without a configuration and with it: every number is the same."""
     name, checkpoint = trained
     monkeypatch.chdir(tmp_path)
     commands.export([str(checkpoint), "agent.safetensors"])
-    for verb in ("validate", "test"):
-        for configuration in ([], AGENTS[name]):
-            quiet = [] if configuration else ["--trainer.enable_progress_bar=false"]
-            one = run(monkeypatch, verb, *configuration, *quiet, f"--ckpt_path={checkpoint}")
-            two = run(monkeypatch, verb, *configuration, *quiet, "--ckpt_path=agent.safetensors")
-            assert same(scores(one), scores(two))
-            assert len(scores(two)) > 10
-            assert two.model.frames == one.model.frames > 0
+    words = AGENTS[name] if configured else ["--trainer.enable_progress_bar=false"]
+    one = run(monkeypatch, verb, *words, f"--ckpt_path={checkpoint}")
+    two = run(monkeypatch, verb, *words, "--ckpt_path=agent.safetensors")
+    assert same(scores(one), scores(two))
+    assert len(scores(two)) > 10
+    assert two.model.frames == one.model.frames > 0
     assert "checkpoint      agent.safetensors" in capsys.readouterr().out
 
 
