@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,12 +86,23 @@ def test_four_ranks_train_and_stay_equal(tmp_path: Path) -> None:
     assert not any(torch.equal(a, b) for i, a in enumerate(stacks) for b in stacks[:i])
 
 
+VALIDATION = ["validate", "--data.evaluation.games=12", *TWO]
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of two ranks."""
+def run_and_validation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """The folder of a run of two ranks, and what each rank says of a validation of the last checkpoint."""
     folder = tmp_path_factory.mktemp("two")
-    call_on_ranks(2, CALL, folder, [(str(folder), SHORT)])
-    return folder
+    last = folder / "runs/game/version_0/checkpoints/last.ckpt"
+    commands = [(str(folder), SHORT), (str(folder / "validated"), [*VALIDATION, f"--ckpt_path={last}"])]
+    found = call_on_ranks(2, CALL, folder, commands)  # one group of processes: each takes seconds to begin
+    return folder, [of_rank[1] for of_rank in found]
+
+
+@pytest.fixture(scope="module")
+def finished(run_and_validation: tuple[Path, list[dict[str, Any]]]) -> Path:
+    """The folder of a run of two ranks."""
+    return run_and_validation[0]
 
 
 @pytest.fixture
@@ -118,11 +130,18 @@ def test_another_number_of_ranks_is_refused_and_can_collect_again(
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_games_are_shared_out_and_joined(
-    ranks: int, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ranks: int,
+    run_and_validation: tuple[Path, list[dict[str, Any]]],
+    copied: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every score, coverage, correlation and area of all ranks is that of one process, and on all the same."""
-    words = ["validate", f"--ckpt_path={copied}", "--data.evaluation.games=12", *TWO, f"--trainer.devices={ranks}"]
-    first, *others = (of_rank[0] for of_rank in call_on_ranks(ranks, CALL, tmp_path, [(str(tmp_path), words)]))
+    words = [*VALIDATION, f"--ckpt_path={copied}", f"--trainer.devices={ranks}"]
+    found = run_and_validation[1]
+    if ranks != 2:
+        found = [of_rank[0] for of_rank in call_on_ranks(ranks, CALL, tmp_path, [(str(tmp_path), words)])]
+    first, *others = map(dict, found)
     alone = run(monkeypatch, *words, "--trainer.devices=1").trainer.callback_metrics
     for other in others:
         assert differences(first, other) == []

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.command_line import TWO_TASKS, curves, error_of, run, weights
+from tests.helpers.command_line import TWO_TASKS as OFTEN_UPDATED
+from tests.helpers.command_line import curves, error_of, run, weights
+
+pytestmark = pytest.mark.usefixtures("shared_parser")
+
+TWO_TASKS = [
+    *(*OFTEN_UPDATED, "--data.updates_per_step=0.05", "--model.consolidation.fisher_samples=8"),
+    "--data.evaluation.games=1",
+]
+"""Options of a run of two tasks with few updates and games: these tests are about what happens between tasks."""
 
 
 def test_a_sequence_plays_all_tasks_and_keeps_an_agent_of_each_end(
@@ -107,8 +116,9 @@ def test_the_posterior_of_a_task_is_the_prior_of_the_next(monkeypatch: pytest.Mo
         "--model.consolidation.method=vcl",
         "--model.network.bayesian=all",
         "--model.consolidation.ewc_lambda=null",
+        "--data.curriculum.frames_per_task=400",
     ]
-    run(monkeypatch, "fit", *vcl, "--trainer.max_epochs=2")
+    run(monkeypatch, "fit", *vcl, "--trainer.max_epochs=1")
     state = weights(Path("runs/continual/version_0/checkpoints/last.ckpt"))
     means = [name for name in state if name.startswith("twin.") and name.endswith("weight_mu")]
     assert means
@@ -124,7 +134,7 @@ def test_the_posterior_of_a_task_is_the_prior_of_the_next(monkeypatch: pytest.Mo
         log_var = state[f"{stem}weight_log_var"].clamp(-11, 11)
         torch.testing.assert_close(state[f"{stem}prior_precision"], (-log_var).exp())
     run(monkeypatch, "fit", *vcl, "--ckpt_path=last")
-    later = weights(Path("runs/continual/version_0/checkpoints/end_of_task_epoch=1.ckpt"))
+    later = weights(Path("runs/continual/version_0/checkpoints/end_of_task_epoch=0.ckpt"))
     assert all(torch.equal(state[name], later[name]) for name in means)
 
 
