@@ -145,6 +145,7 @@ CONTRADICTIONS = {
 }
 
 
+@pytest.mark.usefixtures("shared_parser")
 def test_options_that_contradict_the_checkpoint_stop_and_harm_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,6 +209,7 @@ def test_ewc_of_pixels_under_mixed_precision(monkeypatch: pytest.MonkeyPatch) ->
     assert int(module.consolidator.ewc.consolidations) == 2
 
 
+@pytest.mark.slow
 def test_a_lost_replay_is_an_error_that_says_how_to_go_on(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for file in (copied / "replay/rank0").iterdir():
         file.unlink()
@@ -278,9 +280,11 @@ def test_deterministic_algorithms_are_enough(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("config", slow_but(CONFIGS, *QUICK_CONFIGS, id=lambda p: p.stem))
 def test_every_configuration_runs(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = ["--trainer.fast_dev_run=true", "--trainer.enable_progress_bar=false", "--data.replay.min_size=64"]
-    small += ["--data.replay.batch_size=4", "--data.replay.capacity=2000", "--data.rules.max_episode_frames=200"]
+    small += ["--data.replay.batch_size=4", "--data.replay.capacity=2000", "--data.rules.max_episode_frames=60"]
+    small += ["--data.evaluation.games=1"]
     own = {
-        "seed": ["--model.network.hidden_dim=16"],
+        "quickstart": ["--model.network.random_features=16"],
+        "seed": ["--model.network.hidden_dim=16", "--model.consolidation.fisher_samples=4"],
         "fast_gpu": ["--data.num_envs=8", "--data.replay.device=cpu", "--model.compile=none"],
     }
     run(monkeypatch, "fit", "--config", str(config), *small, *own.get(config.stem, []))

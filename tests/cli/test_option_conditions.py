@@ -9,6 +9,7 @@ from pytorch_lightning import Trainer
 
 from bayes_rl.cli.option_conditions import VERBS, conditions
 from tests.helpers.command_line import ROOT, error_of, run
+from tests.helpers.slow_cases import slow_but
 
 pytestmark = pytest.mark.usefixtures("shared_parser")
 
@@ -87,7 +88,11 @@ IDLE: dict[str, tuple[list[str], str]] = {
 """Typed option to options beside it, and the condition that the error names."""
 
 
-@pytest.mark.parametrize("option", IDLE)
+FIRST = {condition: option for option, (_, condition) in reversed(IDLE.items())}.values()
+"""The first option of each condition."""
+
+
+@pytest.mark.parametrize("option", slow_but(IDLE, *FIRST))
 @pytest.mark.usefixtures("not_trained")
 def test_a_typed_option_without_effect_is_refused_with_its_condition(
     option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

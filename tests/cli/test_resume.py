@@ -24,6 +24,8 @@ from tests.helpers.command_line import ROOT, error_of, run
 from tests.helpers.equal_runs import checkpoint, comparable_curves, differences, referenced
 from tests.helpers.slow_cases import slow_but
 
+pytestmark = pytest.mark.usefixtures("shared_parser")
+
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.log_every_n_steps=5"]
 SMALL = ["--data.replay.capacity=2000", "--data.replay.min_size=100", "--data.replay.batch_size=8", "--data.num_envs=4"]
 SMALL += ["--model.network.hidden_dim=16", "--data.evaluation.games=2", "--data.rules.max_episode_frames=400"]
@@ -47,7 +49,7 @@ def run_in(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> BayesC
 
 
 # ------------------------------------------------------------------------------------------------------- in parts
-@pytest.mark.parametrize("game", slow_but(GAMES, "minatar", "cartpole"))
+@pytest.mark.parametrize("game", slow_but(GAMES, "minatar"))
 def test_one_epoch_and_two_more_are_three_in_one_go(game: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = [*GAMES[game], *QUIET, *SMALL, "--trainer.precision=32-true", "--name=game"]
     run_in(tmp_path / "straight", monkeypatch, "fit", *options, "--trainer.max_epochs=3")

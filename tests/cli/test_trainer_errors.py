@@ -14,6 +14,9 @@ import torch
 from bayes_rl.cli import app, main
 from bayes_rl.cli.arguments import whole_numbers
 from tests.helpers.command_line import SHORTEST, UPDATES, error_of, run
+from tests.helpers.slow_cases import slow_but
+
+pytestmark = pytest.mark.usefixtures("shared_parser")
 
 
 class Failing(pl.Callback):
@@ -41,7 +44,7 @@ FAILURES = {
 MONITOR = ["--trainer.callbacks=EarlyStopping"]
 
 
-@pytest.mark.parametrize("hook", FAILURES)
+@pytest.mark.parametrize("hook", slow_but(FAILURES, "on_train_batch_end", "on_validation_end", "on_train_end"))
 def test_an_error_of_a_callback_is_one_line_and_loses_no_update(
     hook: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,9 +118,10 @@ def test_the_error_names_the_key_that_was_typed(
 def test_the_closing_table_names_places_that_exist(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(monkeypatch, "fit", *SHORTEST, "--trainer.logger=false")
+    one_epoch = [*SHORTEST, "--trainer.max_epochs=1"]
+    run(monkeypatch, "fit", *one_epoch, "--trainer.logger=false")
     assert "TensorBoard" not in capsys.readouterr().out
-    run(monkeypatch, "fit", *SHORTEST, "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=curves")
+    run(monkeypatch, "fit", *one_epoch, "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=curves")
     printed = capsys.readouterr().out
     assert "TensorBoard" not in printed
     (place,) = re.findall(r"^CSV +(\S+)$", printed, re.M)

@@ -58,6 +58,7 @@ def test_it_learns_by_the_command_line(tmp_path: Path, monkeypatch: pytest.Monke
         "--model.network.encoder=two_layers",
         "--model.network.bayesian=all",
         "--trainer.max_epochs=1",
+        "--data.frames_per_epoch=160",
     )
     state = weights(next(tmp_path.rglob("last.ckpt")))
     assert state["twin.trunks.0.layers.1.weight_mu"].shape == (8, 4)

@@ -89,6 +89,7 @@ def fill_in_the_second_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_disk")
+@pytest.mark.slow
 def test_a_disk_that_fills_up_in_training_stops_the_run_and_keeps_its_checkpoint(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

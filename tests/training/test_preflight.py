@@ -16,6 +16,9 @@ from bayes_rl.cli import app as cli
 from bayes_rl.errors import ConfigError
 from bayes_rl.training import preflight as forecast
 from tests.helpers.command_line import error_of, run
+from tests.helpers.slow_cases import slow_but
+
+pytestmark = pytest.mark.usefixtures("shared_parser")
 
 ROOT = Path(cli.__file__).parents[2]
 SMALL = [
@@ -42,7 +45,7 @@ def refusal(
     return line
 
 
-@pytest.mark.parametrize("config", ["cartpole", "minatar"])
+@pytest.mark.parametrize("config", slow_but(["cartpole", "minatar"], "cartpole"))
 def test_a_forecast_comes_true(
     config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

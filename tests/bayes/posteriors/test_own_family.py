@@ -18,6 +18,7 @@ from tests.helpers.examples import example
 
 NAME = "scaled_mean_field"
 FAMILY = [f"--model.posterior.family={NAME}", "--data.num_envs=2", "--data.frames_per_epoch=160"]
+FAMILY += ["--data.evaluation.games=1"]
 
 
 @pytest.fixture(autouse=True)

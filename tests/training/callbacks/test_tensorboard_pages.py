@@ -16,6 +16,8 @@ from tensorboard.plugins.hparams import metadata
 from bayes_rl.training.tensorboard_layout import CHARTS
 from tests.helpers.command_line import SHORTEST, TINY, run
 
+pytestmark = pytest.mark.usefixtures("shared_parser")
+
 TASKS = [
     "--data.tasks=[MinAtar/Breakout-v1, MinAtar/Freeway-v1]",
     *("--data.num_envs=2", "--data.frame_stack=1", "--data.rules.frame_skip=1", "--data.frames_per_epoch=80"),
@@ -82,7 +84,8 @@ def test_every_curve_of_the_layout_is_logged(case: str, monkeypatch: pytest.Monk
 
 def test_options_configuration_and_pictures_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     typed = ["--seed_everything=7", "--model.optimizer.critic_lr=0.002", "--data.updates_per_step=0.25"]
-    run(monkeypatch, "fit", *TINY, *typed)
+    few_updates = ["--data.frames_per_epoch=160", "--data.evaluation.games=1"]
+    run(monkeypatch, "fit", *TINY, *few_updates, *typed)
     found = events("runs/cartpole/version_0")
     experiment, session = options_of(found)
     assert session.hparams["seed_everything"].number_value == 7
