@@ -55,10 +55,10 @@ def modules_after(statement: str) -> set[str]:
     return set(json.loads(done.stdout))
 
 
-@pytest.mark.parametrize("package", ["bayes_rl", "bayes_rl.bayes", "bayes_rl.losses", "bayes_rl.networks"])
-def test_the_learning_half_loads_no_emulator_and_no_trainer(package: str) -> None:
-    loaded = modules_after(f"import {package}")
-    assert package in loaded
+def test_the_learning_half_loads_no_emulator_and_no_trainer() -> None:
+    packages = ["bayes_rl", "bayes_rl.bayes", "bayes_rl.losses", "bayes_rl.networks"]
+    loaded = modules_after(f"import {', '.join(packages)}")  # one process: each takes seconds to begin
+    assert loaded.issuperset(packages)
     assert not loaded & {"ale_py", "gymnasium", "minatar", "pytorch_lightning"}
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import functools
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+import pytorch_lightning as pl
 import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -20,6 +20,7 @@ from markdown_it.token import Token
 from bayes_rl import VariationalActorCritic
 from bayes_rl.bayes.kl import bayesian_layers
 from bayes_rl.cli import main
+from tests.helpers.pictures import save_one_pixel
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,14 +51,6 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if line.startswith("bayes-rl")]
 
 
-def run(words: list[str], folder: Path) -> str:
-    """Run a Python command in `folder` and return what it printed; fail with that text if it failed."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_readme_fits_on_two_screens() -> None:
     assert len(README.encode()) <= 7168
 
@@ -84,6 +77,7 @@ def test_make_verbs_of_readme_exist() -> None:
 
 def test_commands_of_readme_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", save_one_pixel)  # half a second a picture
     verbs = [words[1] for words in commands()]
     assert verbs == ["fit", "fit", "validate", "predict", "predict", "report", "export"]
     for words in commands():
@@ -115,10 +109,12 @@ def test_commands_of_readme_run_in_their_order(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("code", blocks("python"), ids=["first"])
-def test_python_example_of_readme_runs_as_written(code: str, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("default")  # as in a process of its own
+def test_python_example_of_readme_runs_as_written(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning's `fast_dev_run` bounds the example, which is otherwise run to the letter."""
-    small = "import pytorch_lightning as pl, functools\npl.Trainer = functools.partial(pl.Trainer, fast_dev_run=True)\n"
-    run(["-c", small + code], tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pl, "Trainer", functools.partial(pl.Trainer, fast_dev_run=True))
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
 
 
 def parse(page: Path) -> list[Token]:

@@ -24,6 +24,7 @@ import bayes_rl
 from bayes_rl.cli import commands
 from bayes_rl.reporting.report import find_bounds, label_runs, measure
 from bayes_rl.reporting.runs import Run, read_run
+from tests.helpers.pictures import save_one_pixel
 from tests.helpers.run_directories import (
     EPOCH,
     HALF,
@@ -35,6 +36,13 @@ from tests.helpers.run_directories import (
     single,
     tables,
 )
+
+
+@pytest.fixture(autouse=True)
+def _figures_are_not_rendered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Render figures in tests with the marker `pictures` alone."""
+    if not request.node.get_closest_marker("pictures"):
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", save_one_pixel)
 
 
 def references(path: Path, content: object = REFERENCES) -> list[str]:
@@ -376,6 +384,7 @@ def test_without_a_validation_before_training(tmp_path: Path) -> None:
 # Pictures
 
 
+@pytest.mark.pictures
 def test_pictures_are_png_and_not_blank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     alone = [single(tmp_path / env, env, (0, 5, 10)) for env in ("breakout", "pong")]
     runs = [sequence(tmp_path / "a"), sequence(tmp_path / "b", method="vcl"), sequence(tmp_path / "c", method="ewc")]
@@ -394,6 +403,7 @@ def test_pictures_are_png_and_not_blank(tmp_path: Path, capsys: pytest.CaptureFi
 # As a command
 
 
+@pytest.mark.slow
 def test_the_verb_in_a_process_of_its_own(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-m", "bayes_rl", "report", "a"]
     sequence(tmp_path / "a")
