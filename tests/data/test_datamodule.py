@@ -105,7 +105,7 @@ def test_an_agent_is_trained_and_tested_from_python() -> None:
         num_envs=4,
         frame_stack=1,
         rules={"frame_skip": 1, "sticky_actions": 0},
-        frames_per_epoch=400,
+        frames_per_epoch=200,
         replay={"min_size": 100},
         evaluation={"games": 2},
     )
@@ -117,7 +117,7 @@ def test_an_agent_is_trained_and_tested_from_python() -> None:
         warnings.simplefilter("ignore", pl.utilities.warnings.PossibleUserWarning)
         trainer.fit(agent, datamodule=data)
         (scores,) = trainer.test(agent, datamodule=data, verbose=False)
-    assert trainer.global_step == 200  # an update for each four agent steps
+    assert trainer.global_step == 100  # an update for each four agent steps
     assert any(not torch.equal(a, b) for a, b in zip(before, agent.parameters(), strict=True))
     assert scores["test/return_mean"] > 0
 

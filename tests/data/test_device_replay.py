@@ -23,6 +23,8 @@ from bayes_rl.errors import ConfigError
 from bayes_rl.training import preflight as forecast
 from bayes_rl.types import Transition
 
+pytestmark = pytest.mark.usefixtures("shared_parser")
+
 CPU = torch.device("cpu")
 ROOT = Path(cli.__file__).parents[2]
 SCREENS = {"pixels": ((1, 3, 3), np.uint8), "planes": ((2, 2, 3), np.uint8), "vector": ((5,), np.float32)}
@@ -179,7 +181,7 @@ TINY = [
     *(
         "--model.network.hidden_dim=16",
         "--data.evaluation.games=1",
-        "--data.rules.max_episode_frames=200",
+        "--data.rules.max_episode_frames=60",
         "--trainer.precision=32-true",
     ),
     *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
@@ -189,11 +191,11 @@ TINY = [
 def test_a_run_with_a_copy_is_the_run_without_one_also_in_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three epochs in one go without a copy; one, and two more, with it: the same weights and optimizer."""
-    fit(monkeypatch, tmp_path / "plain", *TINY, "--trainer.max_epochs=3")
+    """Two epochs in one go without a copy; one, and one more, with it: the same weights and optimizer."""
+    fit(monkeypatch, tmp_path / "plain", *TINY, "--trainer.max_epochs=2")
     monkeypatch.setattr(ReplayDataModule, "_copy_device", CPU)
     fit(monkeypatch, tmp_path / "copied", *TINY, "--trainer.max_epochs=1")
-    more = fit(monkeypatch, tmp_path / "copied", "--ckpt_path=last", "--trainer.max_epochs=3")
+    more = fit(monkeypatch, tmp_path / "copied", "--ckpt_path=last", "--trainer.max_epochs=2")
     assert type(more.datamodule.stream.replay) is DeviceReplay
     paths = [tmp_path / name / "runs/game/version_0/checkpoints/last.ckpt" for name in ("plain", "copied")]
     one, two = (torch.load(path, weights_only=True) for path in paths)

@@ -277,10 +277,10 @@ def test_the_frequency_of_random_actions_is_epsilon() -> None:
     """Among 5 actions of which the policy always takes the first: within 4 standard errors, each action."""
     epsilon, steps = 0.3, 3000
     envs = ScriptedEnvs(4)
-    stream = stream_of(envs, epsilon=EpsilonSchedule(epsilon, epsilon, 0), updates_per_step=0.25, replay_min_size=8)
+    stream = stream_of(envs, epsilon=EpsilonSchedule(epsilon, epsilon, 0), updates_per_step=1 / 16, replay_min_size=8)
     stream._prefill()
     begin = len(envs.log)
-    take(stream, steps)
+    take(stream, steps // 4)
     actions = np.concatenate([a for name, a in envs.log[begin:] if name == "send"])
     assert len(actions) == 4 * steps
     for action in range(5):
@@ -292,10 +292,10 @@ def test_the_frequency_of_random_actions_is_epsilon() -> None:
 def test_environments_explore_independently() -> None:
     """Two environments are both random at once with probability epsilon squared."""
     envs = ScriptedEnvs(2)
-    stream = stream_of(envs, epsilon=EpsilonSchedule(0.5, 0.5, 0), updates_per_step=0.5)
+    stream = stream_of(envs, epsilon=EpsilonSchedule(0.5, 0.5, 0), updates_per_step=1 / 8)
     stream._prefill()
     begin = len(envs.log)
-    take(stream, 2500)
+    take(stream, 625)  # a fourth as many minibatches as steps
     moved = np.array([a != 0 for name, a in envs.log[begin:] if name == "send"])
     error = math.sqrt(0.16 * 0.84 / len(moved))
     assert abs(moved.all(1).mean() - 0.16) < 4 * error
@@ -336,10 +336,10 @@ def test_draws_act_where_chance_does_not() -> None:
     for epsilon, kind in ((0.0, ScriptedEnvs), (0.3, ScriptedEnvs), (0.3, RestartingEnvs)):
         envs = kind(4)
         schedule = EpsilonSchedule(epsilon, epsilon, 0)
-        stream = stream_of(envs, epsilon=schedule, draw_policy=draw_policy, updates_per_step=0.25, replay_min_size=8)
+        stream = stream_of(envs, epsilon=schedule, draw_policy=draw_policy, updates_per_step=1 / 16, replay_min_size=8)
         stream._prefill()
         begin = len(envs.log)
-        take(stream, 2000)
+        take(stream, 500)  # a fourth as many minibatches as steps
         actions = np.concatenate([a for name, a in envs.log[begin:] if name == "send"])
         error = math.sqrt(epsilon / 5 * (1 - epsilon / 5) / len(actions))
         assert abs((actions == 4).mean() - epsilon / 5) <= 4 * error
@@ -513,7 +513,8 @@ def builder(
     [
         *[(CARTPOLE, 3, 1 / 3, n, by_draw) for n in (30, 100, 331) for by_draw in (False, True)],
         *[(CARTPOLE, 1, 2.0, n, False) for n in (30, 100, 331)],  # two batches a step
-        *[(BREAKOUT, 2, 0.5, 331, by_draw) for by_draw in (False, True)],
+        pytest.param(BREAKOUT, 2, 0.5, 331, False, marks=pytest.mark.slow),
+        (BREAKOUT, 2, 0.5, 331, True),
     ],
     ids=lambda x: x.env if isinstance(x, EnvSettings) else str(x),
 )
@@ -546,7 +547,10 @@ def test_a_resumed_stream_goes_on_bit_for_bit(
     resumed.envs.close()
 
 
-@pytest.mark.parametrize(("by_draw", "epsilon"), [(False, RANDOM), (True, EpsilonSchedule(0.8, 0.8, 0))])
+@pytest.mark.parametrize(
+    ("by_draw", "epsilon"),
+    [(False, RANDOM), pytest.param(True, EpsilonSchedule(0.8, 0.8, 0), marks=pytest.mark.slow)],
+)
 def test_a_stream_saved_while_games_restart_resumes_bit_for_bit(
     tmp_path: Path, by_draw: bool, epsilon: EpsilonSchedule
 ) -> None:
