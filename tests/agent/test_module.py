@@ -305,7 +305,13 @@ def learner(target: str, actor_loss: str, **settings: Any) -> VariationalActorCr
     )
 
 
-@pytest.mark.parametrize(("target", "actor_loss"), COMBINATIONS)
+@pytest.mark.parametrize(
+    ("target", "actor_loss"),
+    [
+        pytest.param(*both, marks=() if both in (("ema", "cross_entropy"), ("other", "dpg")) else pytest.mark.slow)
+        for both in COMBINATIONS
+    ],
+)
 @pytest.mark.parametrize("shared_trunk", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_bandit_is_solved(target: str, actor_loss: str, shared_trunk: bool) -> None:
     """One state, terminal rewards [0, 1, 0]: Q is the reward of each action, and the best action is 1."""

@@ -500,8 +500,12 @@ def test_learned_noise_becomes_the_scatter_of_the_targets() -> None:
 
 @pytest.mark.parametrize(
     ("likelihood", "family"),
-    [("hl_gauss", {}), ("hl_gauss", MEMBERS), ("hl_gauss", LOW_RANK), ("two_hot", {})],
-    ids=["hl_gauss mean_field", "hl_gauss members", "hl_gauss low_rank", "two_hot mean_field"],
+    [
+        pytest.param("hl_gauss", {}, id="hl_gauss mean_field"),
+        pytest.param("hl_gauss", MEMBERS, id="hl_gauss members", marks=pytest.mark.slow),
+        pytest.param("hl_gauss", LOW_RANK, id="hl_gauss low_rank", marks=pytest.mark.slow),
+        pytest.param("two_hot", {}, id="two_hot mean_field"),
+    ],
 )
 def test_histograms_learn_a_fixed_batch(likelihood: str, family: dict[str, Any]) -> None:
     nlls = []

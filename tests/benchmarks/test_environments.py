@@ -18,6 +18,7 @@ def _no_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environments, "find_spec", lambda name: None)
 
 
+@pytest.mark.slow
 def test_rows_are_added_to_those_that_stand_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "speed.json"
     for envs in ("2", "1"):

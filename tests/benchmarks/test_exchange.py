@@ -53,6 +53,7 @@ def test_ranks_compute_but_for_the_time_of_the_exchange() -> None:
     assert computing_share(2, 1.0, 0, 0.1, 1e12) == pytest.approx(1 / (1 + 2 * 0.1 * (1 + SMALL)))
 
 
+@pytest.mark.slow
 def test_two_processes_average() -> None:
     (cell, *_) = cells(argparse.Namespace(ranks=[2]), [])
     low, middle, high = measure(cell, argparse.Namespace(rounds=3))["milliseconds"]

@@ -208,6 +208,7 @@ def test_a_failed_verdict_is_the_exit_status(tmp_path: Path, capsys: pytest.Capt
 
 
 # --------------------------------------------------------------------------------------------------- child processes
+@pytest.mark.slow
 def test_children_measure_and_a_failed_one_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """DeepSea of size 4 is measured; there is no DeepSea of size 0."""
     deep_sea = importlib.import_module("benchmarks.learning.deep_sea").BENCHMARK

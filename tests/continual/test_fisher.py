@@ -266,7 +266,7 @@ def exact_categorical(twin: TwinActorCritic, samples: Samples) -> Parameters:
     return slow_fisher(twin, samples, scores)
 
 
-@pytest.mark.parametrize("shared_trunk", [True, False])
+@pytest.mark.parametrize("shared_trunk", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_the_score_of_categorical_critics_averages_to_the_exact_fisher(shared_trunk: bool) -> None:
     """Over evenly spaced numbers instead of random ones: each bin's frequency is right to 1 / 4000."""
     twin = make_twin("mlp", shared_trunk, likelihood="hl_gauss")

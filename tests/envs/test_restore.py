@@ -8,6 +8,7 @@ import pytest
 from bayes_rl.envs.base import UNSEEDED, ActionHistory, EnvSettings, Step
 from bayes_rl.envs.kinds import make_envs
 from tests.helpers.playing import copied, ended, equal, everyone, script, until_reset
+from tests.helpers.slow_cases import slow_but
 
 INVADERS_CROP = (13, 197, 15, 135)
 
@@ -30,7 +31,8 @@ def short(settings: EnvSettings) -> str:
     return f"{settings.env} sticky {settings.sticky_actions}{' fire' if settings.auto_fire else ''}"
 
 
-each_kind = pytest.mark.parametrize("settings", SETTINGS, ids=short)
+QUICK = [name for name in map(short, SETTINGS) if name != "breakout sticky 0.0"]
+each_kind = pytest.mark.parametrize("settings", slow_but(SETTINGS, *QUICK, id=short))
 
 
 @each_kind

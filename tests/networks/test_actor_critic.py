@@ -159,8 +159,14 @@ def test_a_plain_trunk_is_evaluated_once_for_all_draws(name: str) -> None:
     assert rows == [BATCH, BATCH]
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize("shared_trunk", [True, False])
+@pytest.mark.parametrize(
+    ("name", "shared_trunk"),
+    [
+        pytest.param(name, shared, marks=pytest.mark.slow if name == "pseudo_resnet" and not shared else ())
+        for name in ENCODERS
+        for shared in (True, False)
+    ],
+)
 def test_layers_have_unique_keys_that_a_copy_shares(name: str, shared_trunk: bool) -> None:
     """A target network takes the same draws, whatever has become of its weights."""
     twin = make_twin(name, shared_trunk, "all", "low_rank")
@@ -525,8 +531,14 @@ def test_kl_without_bayesian_layers_is_zero_and_with_them_trains_all_of_them() -
 INITIAL = [("nature", (4, 84, 84), 512), ("minatar", (6, 10, 10), 128), ("mlp", (4,), 128)]
 
 
-@pytest.mark.parametrize(("encoder", "shape", "hidden_dim"), INITIAL, ids=[name for name, *_ in INITIAL])
-@pytest.mark.parametrize("kind", ["heads", "all"])
+@pytest.mark.parametrize(
+    ("encoder", "shape", "hidden_dim", "kind"),
+    [
+        pytest.param(*case, kind, id=f"{kind}-{case[0]}", marks=pytest.mark.slow if case[0] == "nature" else ())
+        for case in INITIAL
+        for kind in ("heads", "all")
+    ],
+)
 def test_bayesian_and_plain_networks_start_from_equal_values(
     encoder: str, shape: tuple[int, ...], hidden_dim: int, kind: str
 ) -> None:

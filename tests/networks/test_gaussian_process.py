@@ -98,13 +98,13 @@ def test_the_noise_of_a_state_unlike_all_others_is_that_of_the_replay() -> None:
 
 
 def test_before_the_first_datum_the_posterior_is_the_prior() -> None:
-    process = make_process(features=2000)
+    process = make_process(features=1000)
     found = std_of(process, torch.randn(50, INPUTS), torch.ones(50, ACTIONS))
     torch.testing.assert_close(found, torch.full((50, ACTIONS), 2.0), rtol=0.1, atol=0)
     process.update_posterior(1e6)
     assert process.mean_variance == 0
     assert process.divergence == 0
-    torch.testing.assert_close(process.root, torch.eye(2000).repeat(ACTIONS, 1, 1))
+    torch.testing.assert_close(process.root, torch.eye(1000).repeat(ACTIONS, 1, 1))
 
 
 def test_a_temperature_of_four_counts_every_fourth_datum() -> None:
