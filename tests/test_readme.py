@@ -109,7 +109,7 @@ def test_commands_of_readme_run_in_their_order(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("code", blocks("python"), ids=["first"])
-@pytest.mark.filterwarnings("default")  # as in a process of its own
+@pytest.mark.filterwarnings("ignore")  # which Lightning gives and the example does not cause
 def test_python_example_of_readme_runs_as_written(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning's `fast_dev_run` bounds the example, which is otherwise run to the letter."""
     monkeypatch.chdir(tmp_path)

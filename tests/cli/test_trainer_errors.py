@@ -44,7 +44,7 @@ FAILURES = {
 MONITOR = ["--trainer.callbacks=EarlyStopping"]
 
 
-@pytest.mark.parametrize("hook", slow_but(FAILURES, "on_train_batch_end", "on_validation_end", "on_train_end"))
+@pytest.mark.parametrize("hook", slow_but(FAILURES, "on_train_batch_end", "on_validation_end"))
 def test_an_error_of_a_callback_is_one_line_and_loses_no_update(
     hook: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

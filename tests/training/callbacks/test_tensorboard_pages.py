@@ -15,6 +15,7 @@ from tensorboard.plugins.hparams import metadata
 
 from bayes_rl.training.tensorboard_layout import CHARTS
 from tests.helpers.command_line import SHORTEST, TINY, run
+from tests.helpers.slow_cases import slow_but
 
 pytestmark = pytest.mark.usefixtures("shared_parser")
 
@@ -59,7 +60,7 @@ def options_of(found: EventAccumulator) -> Any:
     return experiment, metadata.parse_session_start_info_plugin_data(contents[metadata.SESSION_START_INFO_TAG])
 
 
-@pytest.mark.parametrize("case", FITS)
+@pytest.mark.parametrize("case", slow_but(FITS, "bayesian", "tasks"))
 def test_every_curve_of_the_layout_is_logged(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run(monkeypatch, "fit", *FITS[case])
     found = events("runs/game/version_0")
