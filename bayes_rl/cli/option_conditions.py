@@ -136,6 +136,14 @@ def conditions() -> list[Condition]:
             "with --data.epsilon.decay_frames above 0",
         ),
         Condition(
+            in_group("data.draws", "start", "end", "decay_frames"),
+            lambda o: o.model.exploration != "epsilon",
+            "with --model.exploration thompson or both",
+        ),
+        Condition(
+            ("data.draws.start",), lambda o: o.data.draws.decay_frames > 0, "with --data.draws.decay_frames above 0"
+        ),
+        Condition(
             in_group("data.curriculum", "frames_per_task", "cycles", "task_conditioning", "keep_replays"),
             several_tasks,
             "with several --data.tasks",
@@ -150,8 +158,8 @@ def conditions() -> list[Condition]:
         ),
         Condition(
             ("data.curriculum.epsilon_at_switch",),
-            lambda o: o.model.exploration != "thompson",
-            "with --model.exploration epsilon or both",
+            lambda o: o.model.exploration != "thompson" or o.data.draws.decay_frames > 0,
+            "with --model.exploration epsilon or both, or --data.draws.decay_frames above 0",
         ),
         reads_rule("auto_fire"),
         reads_rule("full_action_space"),

@@ -24,7 +24,7 @@ class CurriculumSettings:
         cycles: number of passes through all tasks.
         task_conditioning: part of the networks that each task has for itself: none, gains (a gain and a bias for each
             feature and task, as Kirkpatrick et al. 2017), or heads (output layers for each task).
-        epsilon_at_switch: restart or continue the schedule of epsilon at a task switch.
+        epsilon_at_switch: restart or continue the schedules of epsilon and of draws at a task switch.
         keep_replays: learn from the replays of earlier tasks as well (rehearsal).
 
     Raises:

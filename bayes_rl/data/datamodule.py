@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bayes_rl.data.curriculum import CurriculumSettings, make_curriculum
 from bayes_rl.data.device_replay import DeviceReplay
-from bayes_rl.data.exploration import EpsilonSchedule
+from bayes_rl.data.exploration import DrawSchedule, EpsilonSchedule
 from bayes_rl.data.n_step import return_bounds
 from bayes_rl.data.replay import ReplayBuffer, ReplaySettings
 from bayes_rl.data.stream import ReplayStream, StreamLoader
@@ -103,6 +103,7 @@ class ReplayDataModule(pl.LightningDataModule):
         rules: rules of an episode.
         replay: replay, minibatches and n-step returns.
         epsilon: probability of a random action.
+        draws: probability that an episode is played by a posterior draw, where the agent explores by draws.
         curriculum: training on several tasks.
         evaluation: whole games per validation, and their videos.
         refill_replay: collect a new replay when a run resumes, instead of requiring the old one.
@@ -131,6 +132,7 @@ class ReplayDataModule(pl.LightningDataModule):
         rules: EpisodeRules = EpisodeRules(),
         replay: ReplaySettings = ReplaySettings(),
         epsilon: EpsilonSchedule = EpsilonSchedule(),
+        draws: DrawSchedule = DrawSchedule(),
         curriculum: CurriculumSettings = CurriculumSettings(),
         evaluation: GameSettings = GameSettings(),
         refill_replay: bool = False,
@@ -139,6 +141,7 @@ class ReplayDataModule(pl.LightningDataModule):
         super().__init__()
         rules = as_settings(EpisodeRules, rules, "data.rules")
         self.epsilon = as_settings(EpsilonSchedule, epsilon, "data.epsilon")
+        self.draws = as_settings(DrawSchedule, draws, "data.draws")
         self.replay_settings = as_settings(ReplaySettings, replay, "data.replay")
         self.curriculum_settings = as_settings(CurriculumSettings, curriculum, "data.curriculum")
         self.evaluation = as_settings(GameSettings, evaluation, "data.evaluation")
@@ -147,6 +150,7 @@ class ReplayDataModule(pl.LightningDataModule):
             "rules": asdict(rules),
             "replay": asdict(self.replay_settings),
             "epsilon": asdict(self.epsilon),
+            "draws": asdict(self.draws),
             "curriculum": asdict(self.curriculum_settings),
             "evaluation": asdict(self.evaluation),
         }
@@ -278,6 +282,7 @@ class ReplayDataModule(pl.LightningDataModule):
             world_size=ranks,
             refill_replay=self.refill_replay,
             draw_policy=agent.act_by_draw if agent.explores_by_draw else None,
+            draws=self.draws,
             keep_replays=self.curriculum_settings.keep_replays,
             restart_epsilon=self.curriculum_settings.epsilon_at_switch == "restart",
         )

@@ -1,9 +1,10 @@
-"""Exploration: schedule of epsilon, random numbers, and seeds of posterior draws."""
+"""Exploration: schedules of random actions and of draws, random numbers, and seeds of posterior draws."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,37 @@ BLOCK = 64
 
 
 @dataclass(frozen=True)
-class EpsilonSchedule:
+class LinearSchedule:
+    """Probability that is linear in frames from `start` to `end`, then constant.
+
+    Args:
+        start: probability before the first frame of learning, after the random prefill, in [0, 1].
+        end: probability after the decay, in [0, 1].
+        decay_frames: environment frames of the decay; 0 means `end` from the start.
+
+    Raises:
+        ConfigError: a probability outside [0, 1], or a negative number of frames.
+    """
+
+    option: ClassVar[str]
+    start: float
+    end: float
+    decay_frames: int
+
+    def __post_init__(self) -> None:
+        for key, value in (("start", self.start), ("end", self.end)):
+            check(0 <= value <= 1, f"{self.option}.{key}", value, "must be a probability in [0, 1]")
+        frames = self.decay_frames
+        check(frames >= 0, f"{self.option}.decay_frames", frames, "must be zero or more frames")
+
+    def __call__(self, frames: int) -> float:
+        """Return the probability after `frames` environment frames of learning."""
+        progress = min(1.0, frames / self.decay_frames) if self.decay_frames else 1.0
+        return self.start + progress * (self.end - self.start)
+
+
+@dataclass(frozen=True)
+class EpsilonSchedule(LinearSchedule):
     """Probability of a random action: linear in frames from `start` to `end`, then constant.
 
     Args:
@@ -28,24 +59,32 @@ class EpsilonSchedule:
         ConfigError: a probability outside [0, 1], or a negative number of frames.
     """
 
+    option = "data.epsilon"
     start: float = 1.0
     end: float = 0.01
     decay_frames: int = 100_000
 
-    def __post_init__(self) -> None:
-        for key, value in (("start", self.start), ("end", self.end)):
-            check(0 <= value <= 1, f"data.epsilon.{key}", value, "must be a probability in [0, 1]")
-        check(
-            self.decay_frames >= 0,
-            "data.epsilon.decay_frames",
-            self.decay_frames,
-            "must be zero or more frames",
-        )
 
-    def __call__(self, frames: int) -> float:
-        """Return epsilon after `frames` environment frames of learning."""
-        progress = min(1.0, frames / self.decay_frames) if self.decay_frames else 1.0
-        return self.start + progress * (self.end - self.start)
+@dataclass(frozen=True)
+class DrawSchedule(LinearSchedule):
+    """Probability that an episode is played by a posterior draw: linear in frames, then constant.
+
+    The other episodes are greedy by the mean of the posterior. Each episode has a fixed number u in [0, 1), and is
+    played by its draw while u is below the probability: no state has to be saved.
+
+    Args:
+        start: probability before the first frame of learning, after the random prefill, in [0, 1].
+        end: probability after the decay, in [0, 1].
+        decay_frames: environment frames of the decay; 0 means `end` from the start.
+
+    Raises:
+        ConfigError: a probability outside [0, 1], or a negative number of frames.
+    """
+
+    option = "data.draws"
+    start: float = 1.0
+    end: float = 1.0
+    decay_frames: int = 0
 
 
 class ExplorationNoise:
@@ -83,3 +122,9 @@ def draw_seed(seed: int, env: int, episode: int) -> int:
         episode: number of the episode.
     """
     return derived_seed(Domain.EPISODE_DRAW, seed, 0, env, episode)
+
+
+@lru_cache(maxsize=4096)
+def episode_number(seed: int) -> float:
+    """Return the number u in [0, 1) of the episode whose draw has the seed `seed` (see `DrawSchedule`)."""
+    return derived_seed(Domain.PLAYED_BY_DRAW, seed) / 2**31

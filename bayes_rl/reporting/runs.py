@@ -31,6 +31,7 @@ OPTIONS_OF_DATA = (
     "rules",
     "replay",
     "epsilon",
+    "draws",
 )
 """Options and groups below `data` that change what an agent learns from. Two runs that differ in them are no seeds."""
 

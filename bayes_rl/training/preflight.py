@@ -159,7 +159,14 @@ TRAINING_TAGS = (
         "train/clamped_targets",
         "train/skipped_updates",
     ),
-    *("train/frozen_share", "train/epsilon", "train/episodes", "train/agent_steps", "train/updates"),
+    *(
+        "train/frozen_share",
+        "train/epsilon",
+        "train/draw_share",
+        "train/episodes",
+        "train/agent_steps",
+        "train/updates",
+    ),
     *("train/return_mean", "time/fps", "train/actor_lr", "train/critic_lr", "step"),
 )
 """Tags of training that every run logs."""

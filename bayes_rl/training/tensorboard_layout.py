@@ -28,7 +28,7 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "Objective": ("train/elbo_loss",),
         "Uncertainty": (f"{GAMES}epistemic_std_mean",),
         "Speed": ("time/fps",),
-        "Exploration": ("train/epsilon", f"{GAMES}greedy_disagreement"),
+        "Exploration": ("train/epsilon", "train/draw_share", f"{GAMES}greedy_disagreement"),
     },
     "Scores of whole games": {
         "Human-normalised": (f"{GAMES}human_normalised",),

@@ -25,6 +25,7 @@ class Domain(IntEnum):
     NOVEL_STATES = 13
     RESAMPLED_GAMES = 14
     NOISE_OF_RANK = 15
+    PLAYED_BY_DRAW = 16
 
 
 def seed_sequence(domain: Domain, *name: int) -> np.random.SeedSequence:

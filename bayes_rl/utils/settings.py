@@ -36,7 +36,7 @@ def as_settings(cls: type[T], value: T | Mapping[str, Any], option: str) -> T:
 
 GROUPS = {
     "model": ("network", "posterior", "likelihood", "objective", "consolidation", "optimizer"),
-    "data": ("rules", "replay", "epsilon", "curriculum", "evaluation"),
+    "data": ("rules", "replay", "epsilon", "draws", "curriculum", "evaluation"),
 }
 """Section of the options to its groups."""
 

@@ -33,7 +33,7 @@ from bayes_rl.training.checkpoint_io import versions
 from benchmarks.learning.silent_run import silence_lightning
 from benchmarks.learning.sparse_suite import report
 from benchmarks.learning.sparse_suite.other_libraries import is_installed
-from benchmarks.learning.sparse_suite.tasks import ARMS, GRIDS, TASKS, find_task, options_of
+from benchmarks.learning.sparse_suite.tasks import ARMS, GRIDS, TASKS, find_task, grid_of, options_of
 from benchmarks.learning.sparse_suite.training import train
 from benchmarks.runner import Benchmark, Cell, Options, Row, markdown, read_rows
 
@@ -71,7 +71,7 @@ def cells(options: Options, rows: list[Row]) -> list[Cell]:
             for seed in options.seeds or SEARCH_SEEDS
             for arm in arms
             if arm in GRIDS and ARMS[arm].learns(task)
-            for setting in GRIDS[arm]
+            for setting in grid_of(find_task(task), arm)
         ]
     chosen = report.chosen_settings(options.search_rows)
     found = []
@@ -80,7 +80,7 @@ def cells(options: Options, rows: list[Row]) -> list[Cell]:
             setting = ""
             if searched := ARMS[arm].searched:
                 source = report.source_of_setting(task, searched, chosen)
-                setting = chosen[source, searched] if source else next(iter(GRIDS[searched]))
+                setting = chosen[source, searched] if source else next(iter(grid_of(find_task(task), searched)))
             found += [cell(task, arm, seed, setting, search=False) for seed in options.seeds or find_task(task).seeds]
     return found
 

@@ -27,7 +27,8 @@ Row = dict[str, Any]
 def made_up(task: str, arm: str, seed: int, area: float, setting: str = "", search: bool = False) -> Row:
     """Return the row of a run with a given area, whose agent succeeded in its episode 3 and solved nothing."""
     searched = tasks.ARMS[arm].searched
-    cell = sparse.cell(task, arm, seed, setting or (next(iter(tasks.GRIDS[searched])) if searched else ""), search)
+    first = next(iter(tasks.grid_of(tasks.find_task(task), searched))) if searched else ""
+    cell = sparse.cell(task, arm, seed, setting or first, search)
     frames = tasks.find_task(task).frames
     result = training.summary(tasks.find_task(task), [frames // 2], [0.0], [1.0])
     result |= {"area": area, "first_success_episode": 3, "first_success_frames": 30}
@@ -168,7 +169,7 @@ def test_a_task_without_a_search_takes_the_setting_of_its_like() -> None:
 
 
 def test_every_searched_arm_has_equally_many_settings() -> None:
-    assert {arm.searched for arm in tasks.ARMS.values()} - {""} == set(tasks.GRIDS)
+    assert {arm.searched for arm in tasks.ARMS.values()} - {""} == set(tasks.GRIDS) - {"process"}
     assert len({len(grid) for grid in tasks.GRIDS.values()}) == 1
     cells = sparse.cells(options_of_command(search=True, only=["deep_sea_10", "default", "epsilon"]), [])
     runs = {(cell["arm"], cell["setting"], cell["seed"]) for cell in cells}
@@ -194,7 +195,8 @@ OURS = [arm for arm in tasks.ARMS if not arm.startswith("sb3")]
     + [(task, arm) for task in ("deep_sea_20", "door_key") for arm in OURS[1:]],
 )
 def test_every_run_can_be_prepared(task: str, arm: str) -> None:
-    setting = next(iter(tasks.GRIDS[tasks.ARMS[arm].searched])) if tasks.ARMS[arm].searched else ""
+    searched = tasks.ARMS[arm].searched
+    setting = next(iter(tasks.grid_of(tasks.TASKS[task], searched))) if searched else ""
     options = tasks.options_of(tasks.TASKS[task], tasks.ARMS[arm], setting)
     data, agent, trainer = prepare_run(tasks.configuration(tasks.TASKS[task], options), 1)
     shipped = arm == "default" and not tasks.TASKS[task].agent  # explores by draws of its process and at random
@@ -204,17 +206,24 @@ def test_every_run_can_be_prepared(task: str, arm: str) -> None:
     assert data.seed == 1
 
 
-def test_a_setting_multiplies_the_scale_that_the_agent_of_the_task_has() -> None:
-    """Members have the scale 1, a process that of its configuration, which an arm of members changes."""
-    scales = {
-        (task, arm): tasks.options_of(tasks.TASKS[task], tasks.ARMS[arm], "prior3")[tasks.PRIOR_SCALE]
-        for task in ("deep_sea_20", "atari_freeway")
-        for arm in ("default", "ensemble")
-    }
-    of_process = tasks.configuration(tasks.TASKS["atari_freeway"], {})["model"]["network"]["prior_function_scale"]
-    assert scales.pop(("atari_freeway", "default")) == pytest.approx(3 * of_process)
-    assert [*scales.values()] == [3, 3, 3]
-    assert tasks.options_of(tasks.TASKS["deep_sea_20"], tasks.ARMS["no_prior"], "")[tasks.PRIOR_SCALE] == 0
+def test_members_are_searched_by_their_prior_and_a_process_by_the_schedule_of_its_draws() -> None:
+    def options(task: str, arm: str, setting: str) -> dict[str, Any]:
+        return tasks.options_of(tasks.find_task(task), tasks.ARMS[arm], setting)
+
+    assert options("deep_sea_20", "default", "prior3")[tasks.PRIOR_SCALE] == 3
+    assert options("deep_sea_20", "ensemble", "prior10")[tasks.PRIOR_SCALE] == 10
+    assert options("deep_sea_20", "no_prior", "")[tasks.PRIOR_SCALE] == 0
+    of_process = options("atari_freeway", "default", "draws30_decay5")
+    assert tasks.PRIOR_SCALE not in of_process  # that of the configuration
+    assert of_process["data.draws.end"] == 0
+    assert of_process["data.draws.decay_frames"] == 300_000
+    assert of_process["data.epsilon.decay_frames"] == 50_000
+    for task in tasks.TASKS.values():
+        grid = tasks.grid_of(task, "default")
+        assert (grid is tasks.GRIDS["default"]) == (
+            task.config == "deep_sea" or "MountainCar-v0" in task.options.values()
+        )
+        assert len(grid) == len(tasks.grid_of(task, "epsilon"))
 
 
 @pytest.mark.parametrize(

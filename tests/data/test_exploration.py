@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bayes_rl.agent.behaviour import critic_of_draw
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.data.datamodule import ReplayDataModule
-from bayes_rl.data.exploration import BLOCK, EpsilonSchedule, ExplorationNoise, draw_seed
+from bayes_rl.data.exploration import BLOCK, DrawSchedule, EpsilonSchedule, ExplorationNoise, draw_seed, episode_number
 from bayes_rl.envs.base import episode_seed
 from bayes_rl.errors import ConfigError
 from tests.helpers.agents import make_trainer
@@ -44,6 +45,24 @@ def test_epsilon_is_linear_and_then_constant(start: float, end: float, decay: in
 def test_an_impossible_schedule_is_named(values: tuple[float, float, int], word: str) -> None:
     with pytest.raises(ConfigError, match=f"--data.epsilon.{word}: "):
         EpsilonSchedule(*values)
+    with pytest.raises(ConfigError, match=f"--data.draws.{word}: "):
+        DrawSchedule(*values)
+
+
+def test_every_episode_is_played_by_a_draw_unless_a_schedule_says_otherwise() -> None:
+    assert [DrawSchedule()(frames) for frames in (0, 10, 10**9)] == [1.0] * 3
+    assert [DrawSchedule(1.0, 0.5, 100)(frames) for frames in (0, 50, 100, 200)] == [1.0, 0.75, 0.5, 0.5]
+
+
+def test_numbers_of_episodes_are_uniform_and_independent_of_the_draw() -> None:
+    count = 4000
+    numbers = np.array([episode_number(seed) for seed in range(count)])
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    for share in (0.1, 0.5, 0.9):
+        assert abs((numbers < share).mean() - share) < 4 * math.sqrt(share * (1 - share) / count)
+    critics = np.array([critic_of_draw(seed) for seed in range(count)])
+    assert abs(np.corrcoef(numbers, critics)[0, 1]) < 4 / math.sqrt(count)
 
 
 # ------------------------------------------------------------------ chance

@@ -14,7 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from bayes_rl.data.exploration import EpsilonSchedule, ExplorationNoise, draw_seed
+from bayes_rl.data.exploration import DrawSchedule, EpsilonSchedule, ExplorationNoise, draw_seed
 from bayes_rl.data.n_step import LAST_SCREEN, TRUNCATED
 from bayes_rl.data.stream import ReplayStream
 from bayes_rl.envs.base import EnvSettings, episode_seed
@@ -345,6 +345,56 @@ def test_draws_act_where_chance_does_not() -> None:
         assert abs((actions == 4).mean() - epsilon / 5) <= 4 * error
 
 
+def test_a_share_of_the_episodes_is_played_by_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An episode is played by its draw or by the mean to its end, and as many by a draw as the schedule says."""
+    share, by_draw, by_mean = 0.3, 1, 0
+    envs = ScriptedEnvs(8)
+
+    def draw_policy(observations: torch.Tensor, seeds: list[int]) -> torch.Tensor:
+        return torch.full((len(seeds),), by_draw)
+
+    draws = DrawSchedule(share, share, 0)
+    stream = stream_of(envs, draw_policy=draw_policy, draws=draws, updates_per_step=1 / 16, replay_min_size=8)
+    stream._prefill()
+    begun, send = envs.episode.copy(), envs.send
+    played: dict[tuple[int, int], set[int]] = {}
+
+    def recorded(actions: NDArray[np.int64]) -> NDArray[np.int64]:
+        for env, action in enumerate(actions.tolist()):
+            if envs.episode[env] > begun[env]:  # else the prefill has begun it
+                played.setdefault((env, int(envs.episode[env])), set()).add(action)
+        return send(actions)
+
+    monkeypatch.setattr(envs, "send", recorded)
+    take(stream, 200)
+    assert stream.draw_share == share
+    assert len(played) > 200
+    assert all(actions in ({by_draw}, {by_mean}) for actions in played.values())
+    found = np.mean([actions == {by_draw} for actions in played.values()])
+    assert abs(found - share) < 4 * math.sqrt(share * (1 - share) / len(played))
+
+
+def test_draws_give_way_to_the_mean_as_scheduled() -> None:
+    asked: list[str] = []
+
+    def policy(observations: torch.Tensor) -> torch.Tensor:
+        asked.append("mean")
+        return first_action(observations)
+
+    def draw_policy(observations: torch.Tensor, seeds: list[int]) -> torch.Tensor:
+        asked.append("draw")
+        return first_action(observations)
+
+    envs = ScriptedEnvs(4)
+    schedule = DrawSchedule(1.0, 0.0, 100 * 4 * 4)  # 100 steps of four environments, four frames each
+    stream = stream_of(envs, None, policy, draw_policy=draw_policy, draws=schedule, updates_per_step=0.25)
+    take(stream, 150)
+    assert stream.draw_share == 0
+    assert asked[0] == "draw"  # before the schedule begins, every episode has a draw
+    assert asked[-20:] == ["mean"] * 20
+    assert stream_of(ScriptedEnvs(4)).draw_share == 0  # nothing draws
+
+
 # --------------------------------------------------------------------------------------------------- counters
 
 
@@ -463,6 +513,7 @@ def test_ranks_play_the_games_of_one_process(ranks: int, by_draw: bool) -> None:
             return (policy(observations) + torch.tensor(seeds)) % envs.num_actions
 
         options: dict[str, Any] = {"draw_policy": draw_policy if by_draw else None}
+        options["draws"] = DrawSchedule(1, 0.2, 2000)
         stream = stream_of(envs, None, policy, EpsilonSchedule(1, 0.2, 2000), **options, **of_rank)
         for step in range(300):
             stream.steps_after_prefill = max(0, step - 50)
@@ -503,6 +554,7 @@ def builder(
         epsilon = EpsilonSchedule(1.0, 0.0, 300 * num_envs * settings.frame_skip)
         options.setdefault("frame_skip", settings.frame_skip)
         options["draw_policy"] = by_seed(envs.num_actions) if by_draw else None
+        options["draws"] = DrawSchedule(1.0, 0.2, 300 * num_envs * settings.frame_skip)
         return stream_of(envs, replay, policy, epsilon, batches_per_epoch=100, **options)
 
     return build

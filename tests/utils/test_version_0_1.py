@@ -34,7 +34,10 @@ NEW_IN_MODEL = {
         "consolidation.fisher_newest",
     ),
 }
-NEWER = {"model": NEW_IN_MODEL, "data": set[str]()}  # without an old name
+NEWER = {
+    "model": NEW_IN_MODEL,
+    "data": {f"draws.{name}" for name in ("start", "end", "decay_frames")},
+}  # without an old name
 
 
 @pytest.mark.parametrize("section", CLASSES)

@@ -32,6 +32,7 @@ class StreamMetrics(Callback):
         values = {
             "time/fps": (frames - self._mark[1]) / max(now - self._mark[0], 1e-9),
             "train/epsilon": stream.epsilon,
+            "train/draw_share": stream.draw_share,
             "train/episodes": float(episodes),
             "train/agent_steps": float(stream.agent_steps),
             "train/updates": float(stream.updates),

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from bayes_rl.metrics.intervals import FEWEST_RUNS, jackknife_interval, leave_one_out
 from bayes_rl.reporting.figures import INTERVALS, estimate
 from bayes_rl.reporting.figures import table as markdown_table
-from benchmarks.learning.sparse_suite.tasks import ARMS, GRIDS, TASKS, find_task, options_of
+from benchmarks.learning.sparse_suite.tasks import ARMS, TASKS, find_task, grid_of, options_of
 from benchmarks.runner import Row
 
 NOT_RUN = "not run"
@@ -85,7 +85,7 @@ def chosen_settings(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
     """
     chosen = {}
     for task, arm in dict.fromkeys((row["task"], row["arm"]) for row in rows):
-        found: dict[str, dict[int, float]] = {setting: {} for setting in GRIDS[arm]}
+        found: dict[str, dict[int, float]] = {setting: {} for setting in grid_of(find_task(task), arm)}
         for row in of(rows, task, arm):
             setting = row["setting"]
             if setting in found and row["options"] == options_of(find_task(task), ARMS[arm], setting):
@@ -213,7 +213,7 @@ def search_table(rows: Sequence[Row]) -> str:
     chosen = chosen_settings(rows)
     lines = []
     for task, arm in sorted({(row["task"], row["arm"]) for row in rows}, key=lambda pair: (order(pair[0]), pair[1])):
-        for setting in GRIDS[arm]:
+        for setting in grid_of(find_task(task), arm):
             found = [row for row in of(rows, task, arm) if row["setting"] == setting]
             if not found:
                 lines.append([task, arm, setting, "", NOT_RUN, "", "", ""])

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import reduce
-from operator import getitem
 from typing import Any
 
 import yaml
@@ -23,10 +21,6 @@ OptionValues = Mapping[str, Any]
 
 class Share(float):
     """Value of an option as a share of the task's budget of frames."""
-
-
-class Multiple(float):
-    """Value of an option as a multiple of its value without the searched setting."""
 
 
 # Ten members with prior functions. Their draws bootstrap from themselves: the uncertainty of a state includes that of
@@ -209,8 +203,20 @@ RANDOM_ACTIONS: OptionValues = {
 
 GRIDS: dict[str, dict[str, OptionValues]] = {
     "default": {
-        **{f"prior{scale}": {PRIOR_SCALE: Multiple(scale)} for scale in (3, 1, 10)},
-        "prior3_random50": {PRIOR_SCALE: Multiple(3), **RANDOM_ACTIONS},
+        **{f"prior{scale}": {PRIOR_SCALE: scale} for scale in (3, 1, 10)},
+        "prior3_random50": {PRIOR_SCALE: 3, **RANDOM_ACTIONS},
+    },
+    # The share of episodes that are played by draws falls to 0, as epsilon falls. Draws find the reward; the episodes
+    # after that are played by what was learned.
+    "process": {
+        f"draws{100 * share:g}_decay{100 * random:g}": {
+            "data.draws.end": 0,
+            "data.draws.decay_frames": Share(share),
+            "data.epsilon.decay_frames": Share(random),
+            "data.epsilon.end": 0.01,
+        }
+        for share in (0.3, 0.1)
+        for random in (0.05, 0.5)
     },
     "epsilon": {
         f"decay{100 * share:g}_end{100 * end:g}": {
@@ -223,7 +229,13 @@ GRIDS: dict[str, dict[str, OptionValues]] = {
     "sb3_dqn": _SB3_GRID,
     "sb3_qrdqn": _SB3_GRID,
 }
-"""Settings of every searched arm, equally many for each. The first one is used where no search chooses."""
+"""Settings of every searched arm, equally many for each. The first one is used where no search chooses. Those of the
+default arm are `default` on tasks with members and `process` on the others; see `grid_of`."""
+
+
+def grid_of(task: Task, arm: str) -> Mapping[str, OptionValues]:
+    """Return the settings of a searched arm on a task, by name."""
+    return GRIDS["process"] if arm == "default" and task.agent is not MEMBERS else GRIDS[arm]
 
 
 def options_of(task: Task, arm: Arm, setting: str) -> dict[str, Any]:
@@ -234,24 +246,15 @@ def options_of(task: Task, arm: Arm, setting: str) -> dict[str, Any]:
         arm: by which agent.
         setting: name in the grid of the arm; "" for an arm without a search.
     """
-    chosen = GRIDS[arm.searched][setting] if arm.searched else {}
+    chosen = grid_of(task, arm.searched)[setting] if arm.searched else {}
     if arm.library != "bayes_rl":
-        return _values(chosen, {}, task.frames)
-    before = {**task.options, **task.agent, **arm.options}
-    without = configuration(task, before)
-    return {**before, **_values(chosen, without, task.frames), **arm.fixed}
+        return _values(chosen, task.frames)
+    return {**task.options, **task.agent, **arm.options, **_values(chosen, task.frames), **arm.fixed}
 
 
-def _values(setting: OptionValues, without: Mapping[str, Any], frames: int) -> dict[str, Any]:
-    """Return a setting with numbers for shares of `frames`, and for multiples of the configuration `without` it."""
-    found = dict(setting)
-    for key, value in setting.items():
-        if isinstance(value, Share):
-            found[key] = round(value * frames)
-        elif isinstance(value, Multiple):
-            before: Any = reduce(getitem, key.split("."), without)
-            found[key] = round(value * before, 6)
-    return found
+def _values(setting: OptionValues, frames: int) -> dict[str, Any]:
+    """Return a setting with numbers for shares of `frames`."""
+    return {key: round(value * frames) if isinstance(value, Share) else value for key, value in setting.items()}
 
 
 def configuration(task: Task, options: OptionValues) -> dict[str, Any]:
