@@ -71,7 +71,7 @@ def record_game(data: ReplayDataModule, agent: VariationalActorCritic, task: int
     """Play one game of a task, and return the path of its video, or the reason why there is none."""
     games = data.games("predict", 1, task)
     try:
-        game = games.play(partial(agent.act, task=task))[0]
+        game = games.play(partial(agent.act, task=task), partial(agent.estimate_values, task=task))[0]
     except RunError as error:  # the environment failed in a game that no score depends on
         return f"no video: {error}"
     return try_video(games, game, run / "videos", data.evaluation.fps)
