@@ -69,8 +69,9 @@ class EpsilonSchedule(LinearSchedule):
 class DrawSchedule(LinearSchedule):
     """Probability that an episode is played by a posterior draw: linear in frames, then constant.
 
-    The other episodes are greedy by the mean of the posterior. Each episode has a fixed number u in [0, 1), and is
-    played by its draw while u is below the probability: no state has to be saved.
+    The other episodes play the greedy actions of the actors, as validations do. Each episode has a fixed number u in
+    [0, 1), and is played by its draw while u is below the probability: no state has to be saved. An episode that runs
+    while the probability passes u changes to the other policy.
 
     Args:
         start: probability before the first frame of learning, after the random prefill, in [0, 1].

@@ -1,4 +1,4 @@
-"""Training stream: act, step, store, sample. The stream has all counters and the schedule of epsilon."""
+"""Training stream: act, step, store, sample. The stream has all counters and the schedules of epsilon and of draws."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class ReplayStream(IterableDataset[Batch]):
 
     Attributes:
         vector_steps: steps of all environments together. A vector step is one agent step of each environment.
-        steps_after_prefill: vector steps without those of the prefills. Updates and epsilon follow this number.
+        steps_after_prefill: vector steps without those of the prefills. Updates and schedules follow this number.
         task_began: `steps_after_prefill` at the start of the current task.
         updates: minibatches yielded.
         finished_episodes: episodes of this rank that ended.
@@ -274,7 +274,7 @@ class ReplayStream(IterableDataset[Batch]):
         seeds = [draw_seed(self.seed, env, episode) for env, episode in named] if share else []
         by_draw = np.array([episode_number(seed) < share for seed in seeds] if share else False)
         actions = random_actions
-        # Each policy sees all observations, because a captured graph has one shape.
+        # Each policy sees all observations: `draw_policy` keeps one draw for each environment.
         if not by_draw.all():
             actions = self.policy(observations).numpy()
         if self.draw_policy is not None and by_draw.any():

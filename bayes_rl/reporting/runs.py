@@ -33,7 +33,10 @@ OPTIONS_OF_DATA = (
     "epsilon",
     "draws",
 )
-"""Options and groups below `data` that change what an agent learns from. Two runs that differ in them are no seeds."""
+"""Options and groups below `data` that change what an agent learns from, beside some of `data.curriculum`. Two runs
+that differ in them are not two seeds of one agent."""
+ALWAYS_DRAWS = {"start": 1.0, "end": 1.0, "decay_frames": 0}
+"""`data.draws` of runs that are older than this group: the defaults."""
 
 
 class ReportError(ValueError):
@@ -167,9 +170,10 @@ def read_run(path: Path) -> Run:
     chosen: dict[str, object] = {key: str(value) for key, value in options.items() if key not in decided}
     if method == "none":
         chosen = {key: value for key, value in chosen.items() if key not in METHOD_OPTIONS}
-    shared = ("curriculum.task_conditioning", "curriculum.keep_replays")
-    chosen |= {key: str(setting(f"data.{key}", object, "none")) for key in shared}
-    collected = leaves({key: value for key, value in setting("data", dict).items() if key in OPTIONS_OF_DATA})
+    shared = {"task_conditioning": "none", "keep_replays": "none", "epsilon_at_switch": "restart"}
+    chosen |= {f"curriculum.{key}": str(setting(f"data.curriculum.{key}", object, old)) for key, old in shared.items()}
+    data = {"draws": ALWAYS_DRAWS, **setting("data", dict)}
+    collected = leaves({key: value for key, value in data.items() if key in OPTIONS_OF_DATA})
     chosen |= {key: str(value) for key, value in collected.items() if key != "replay.device"}
     frames, visit = column("frames"), column("visit") if several else np.zeros(len(rows))
     if not ((np.diff(frames) > 0).all() and np.isfinite(visit).all()):

@@ -72,7 +72,7 @@ class StillData(ReplayDataModule):
     def setup(self, stage: str) -> None:
         """Provide the numbers of a stream that the callbacks read."""
         self.stream: Any = SimpleNamespace(
-            frames=0, epsilon=0.1, recent_returns=[0.0], finished_episodes=0, agent_steps=0, updates=0
+            frames=0, epsilon=0.1, draw_share=0.0, recent_returns=[0.0], finished_episodes=0, agent_steps=0, updates=0
         )
 
     def sample_transitions(self, count: int, newest: float) -> Transition:
@@ -111,8 +111,15 @@ class StillData(ReplayDataModule):
         return None
 
 
-def fit(agent: VariationalActorCritic, data: StillData, precision: str) -> dict[str, list[float]]:
-    """Return the seconds of an update in every turn, by name; `fit` has the callbacks that act in every update."""
+def fit(agent: VariationalActorCritic, data: StillData, precision: str, log_every: int = 100) -> dict[str, list[float]]:
+    """Return the seconds of an update in every turn, by name; `fit` has the callbacks that act in every update.
+
+    Args:
+        agent: learns.
+        data: minibatches and turns.
+        precision: of Lightning.
+        log_every: updates between two points of a curve.
+    """
     with tempfile.TemporaryDirectory() as directory:
         saving = [KeptCheckpoint(directory, save_top_k=0, monitor=name) for name in ("val/return_mean", None)]
         trainer = pl.Trainer(
@@ -120,7 +127,7 @@ def fit(agent: VariationalActorCritic, data: StillData, precision: str) -> dict[
             precision=precision,  # type: ignore[arg-type]
             max_epochs=1,
             limit_val_batches=0,
-            log_every_n_steps=100,
+            log_every_n_steps=log_every,
             enable_model_summary=False,
             default_root_dir=directory,
             logger=TensorBoardLogger(directory, default_hp_metric=False),

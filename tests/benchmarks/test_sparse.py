@@ -218,6 +218,11 @@ def test_members_are_searched_by_their_prior_and_a_process_by_the_schedule_of_it
     assert of_process["data.draws.end"] == 0
     assert of_process["data.draws.decay_frames"] == 300_000
     assert of_process["data.epsilon.decay_frames"] == 50_000
+    for arm in ("ensemble", "all_bayesian", "no_prior", "mean_field"):  # of members, which nothing else lets explore
+        setting = "draws30_decay5" if tasks.ARMS[arm].searched else ""
+        of_arm = tasks.configuration(tasks.TASKS["atari_freeway"], options("atari_freeway", arm, setting))
+        assert of_arm["model"]["exploration"] == "thompson"
+        assert of_arm["data"].get("draws", {}).get("end", 1) == 1
     for task in tasks.TASKS.values():
         grid = tasks.grid_of(task, "default")
         assert (grid is tasks.GRIDS["default"]) == (

@@ -39,6 +39,10 @@ IDLE: dict[str, tuple[list[str], str]] = {
     "data.curriculum.keep_replays=false": ([], "several --data.tasks"),
     "data.curriculum.task_conditioning=none": ([], "several --data.tasks"),
     "data.curriculum.epsilon_at_switch=continue": ([], "several --data.tasks"),
+    "data.curriculum.epsilon_at_switch=restart": (
+        ["--data.tasks=[CartPole-v1, Acrobot-v1]", "--model.exploration=thompson"],
+        "--data.draws.decay_frames above 0",
+    ),
     "data.evaluation.render=human": ([], "in the verb predict"),
     "data.refill_replay=true": ([], "--ckpt_path"),
     "allow_overrides=true": ([], "--ckpt_path"),
@@ -93,10 +97,12 @@ IDLE: dict[str, tuple[list[str], str]] = {
 
 
 FIRST = {condition: option for option, (_, condition) in reversed(IDLE.items())}.values()
-"""The first option of each condition."""
+"""The first option of each condition in words."""
+SAME_WORDS = "data.curriculum.epsilon_at_switch=continue", "model.objective.kl_temperature=0.5"
+"""Options of further conditions, whose words are those of others."""
 
 
-@pytest.mark.parametrize("option", slow_but(IDLE, *FIRST))
+@pytest.mark.parametrize("option", slow_but(IDLE, *FIRST, *SAME_WORDS))
 @pytest.mark.usefixtures("not_trained")
 def test_a_typed_option_without_effect_is_refused_with_its_condition(
     option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from bayes_rl.data.curriculum import Curriculum, CurriculumSettings, make_curriculum
-from bayes_rl.data.exploration import EpsilonSchedule
+from bayes_rl.data.exploration import DrawSchedule, EpsilonSchedule
 from bayes_rl.data.replay import ReplayBuffer
 from bayes_rl.data.stream import ReplayStream
 from bayes_rl.envs.base import EnvSettings, VectorEnvs
@@ -81,6 +81,8 @@ def stream_of(keep: bool = False, restart: bool = True) -> ReplayStream:
         replay_min_size=30,
         frame_skip=1,
         seed=4,
+        draw_policy=lambda observations, seeds: torch.zeros(len(observations), dtype=torch.int64),
+        draws=DrawSchedule(1.0, 0.0, 60),
         keep_replays=keep,
         restart_epsilon=restart,
     )
@@ -96,11 +98,11 @@ def test_a_switch_leaves_the_old_games_and_fills_the_new_replay_at_random_first(
     old = stream.envs
     assert seen(list(stream)) == {0}
     frames, episodes = stream.frames, stream.episodes.copy()
-    assert stream.epsilon == pytest.approx(0.5)  # 10 of 20 vector steps
+    assert stream.epsilon == stream.draw_share == pytest.approx(0.5)  # 10 of 20 vector steps
     stream.switch(1, *scripted(10))
     assert old.pending is None  # type: ignore[attr-defined]
     assert len(stream.replay) == 0
-    assert stream.epsilon == 1.0
+    assert stream.epsilon == stream.draw_share == 1.0
     assert (stream.episodes == episodes).all()  # so that no seed is used twice
     batches = list(stream)
     assert seen(batches) == {1}
@@ -109,16 +111,17 @@ def test_a_switch_leaves_the_old_games_and_fills_the_new_replay_at_random_first(
     assert batches[-1].frames - batches[0].frames == 27  # ten updates, one for three steps of three environments
     assert batches[0].frames - frames >= 27  # the prefill
     assert stream.updates == 20
-    assert stream.epsilon == pytest.approx(0.5)
+    assert stream.epsilon == stream.draw_share == pytest.approx(0.5)
 
 
-def test_epsilon_can_go_on_where_it_was() -> None:
+def test_epsilon_and_draws_can_go_on_where_they_were() -> None:
     stream = stream_of(restart=False)
     list(stream)
     stream.switch(1, *scripted(10))
     assert stream.epsilon == 1.0  # the prefill
+    assert stream.draw_share == pytest.approx(0.5)
     list(stream)
-    assert stream.epsilon == pytest.approx(0.0)
+    assert stream.epsilon == stream.draw_share == pytest.approx(0.0)
 
 
 def test_kept_replays_are_rehearsed_in_equal_shares_and_counted_as_data() -> None:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from matplotlib.image import imread
 
 import bayes_rl
 from bayes_rl.cli import commands
+from bayes_rl.data.exploration import DrawSchedule
 from bayes_rl.reporting.report import find_bounds, label_runs, measure
 from bayes_rl.reporting.runs import Run, read_run
 from tests.helpers.pictures import save_one_pixel
@@ -334,6 +336,19 @@ def test_runs_that_learn_from_other_data_are_no_seeds_of_one_agent(tmp_path: Pat
         for device in ("cpu", "cuda")
     ]
     assert list(label_runs(same)) == ["fine-tuning"]  # where minibatches are made changes nothing
+    old, always, falling = (
+        read_run(sequence(tmp_path / f"draws{number}", **data))
+        for number, data in enumerate(({}, {"draws": asdict(DrawSchedule())}, {"draws": asdict(DrawSchedule(1, 0, 9))}))
+    )
+    assert list(label_runs([old, always])) == ["fine-tuning"]
+    assert len(label_runs([always, falling])) == 2
+    switches = [
+        read_run(
+            sequence(tmp_path / switch, curriculum={"epsilon_at_switch": switch, "cycles": 1, "frames_per_task": 9})
+        )
+        for switch in ("restart", "continue")
+    ]
+    assert len(label_runs(switches)) == 2
 
 
 def test_names_of_tasks(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def _bits(value: float) -> Tensor:
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Function from the name of an agent to the last checkpoint of its tiny run, which is made once."""
+    """Return a function from the name of an agent to the last checkpoint of its tiny run, which is made once."""
 
     @functools.cache
     def checkpoint_of(name: str) -> Path:
@@ -138,7 +138,7 @@ PLAYED = [
 
 
 def plays_with_every_test(agent: str, verb: str, configured: bool) -> bool:
-    """All ways of playing with one agent, and one way with an agent of several tasks."""
+    """Return whether a case runs with every test: all ways with one agent, and one with an agent of several tasks."""
     return agent == "cartpole" or (agent, verb, configured) == ("tasks", "test", False)
 
 

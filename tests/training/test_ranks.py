@@ -32,7 +32,7 @@ QUICK = [
 
 @pytest.fixture(scope="module")
 def of_two_ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[OfRank]:
-    """What two processes have trained: the agents of the tests that were selected."""
+    """Return what two processes have trained: the agents of the tests that were selected."""
     function = f"{train_all.__module__}:{train_all.__name__}"
     selected = {item.callspec.params["case"] for item in request.session.items if _has_case(item)}
     return call_on_ranks(2, function, tmp_path_factory.mktemp("ranks"), [case for case in CASES if case in selected])

@@ -14,7 +14,7 @@ from bayes_rl.utils.ranks import gather_from_ranks, sum_over_ranks
 
 
 class StreamMetrics(Callback):
-    """Log of the streams of all ranks: returns in training, epsilon, frames per second and counters."""
+    """Log of the streams of all ranks: returns in training, epsilon, share of draws, frames per second and counters."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the measurement of frames per second."""

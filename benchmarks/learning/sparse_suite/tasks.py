@@ -155,6 +155,9 @@ NO_PRIOR: OptionValues = {PRIOR_SCALE: 0}
 # system, a grid seen in part, and a game on planes.
 OTHER_LIBRARIES = ("deep_sea_20", "mountain_car", "door_key", "minatar_freeway")
 
+# Members act by draws alone, to the end: with a share of 0 nothing would explore.
+ALWAYS_DRAWS: OptionValues = {"data.draws.end": 1, "data.draws.decay_frames": 0}
+
 ARMS: dict[str, Arm] = {
     "default": Arm({}, "default"),
     "epsilon": Arm(
@@ -173,6 +176,7 @@ ARMS: dict[str, Arm] = {
         "default",
         # The standard deviation of a weight within a member is exp(-10).
         {
+            **ALWAYS_DRAWS,
             "model.objective.kl_temperature": 0,
             "model.posterior.init_log_var": -20,
             "model.posterior.log_var_limit": 20,
@@ -181,7 +185,7 @@ ARMS: dict[str, Arm] = {
     "no_prior": Arm({**MEMBERS, **NO_PRIOR}),
     "mean_field": Arm({**MEMBERS, **NO_PRIOR, "model.posterior.family": "mean_field"}),
     # From 2 (MiniGrid) to 5 (DeepSea).
-    "all_bayesian": Arm(MEMBERS, "default", {"model.network.bayesian": "all"}, slowness=4),
+    "all_bayesian": Arm(MEMBERS, "default", {**ALWAYS_DRAWS, "model.network.bayesian": "all"}, slowness=4),
     "sb3_dqn": Arm({}, "sb3_dqn", tasks=OTHER_LIBRARIES, library="DQN"),
     "sb3_qrdqn": Arm({}, "sb3_qrdqn", tasks=OTHER_LIBRARIES, library="QRDQN"),
 }
