@@ -7,7 +7,7 @@ What a checkpoint holds of the data, and how a resumed run restores it, is in `s
 from bayes_rl.data.curriculum import Curriculum, CurriculumSettings
 from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.data.device_replay import DeviceReplay
-from bayes_rl.data.exploration import DrawSchedule, EpsilonSchedule, ExplorationNoise
+from bayes_rl.data.exploration import DrawSchedule, EpsilonSchedule, ExplorationNoise, LinearSchedule
 from bayes_rl.data.replay import ReplayBuffer, ReplaySettings
 from bayes_rl.data.stream import ReplayStream
 
@@ -18,6 +18,7 @@ __all__ = [
     "DrawSchedule",
     "EpsilonSchedule",
     "ExplorationNoise",
+    "LinearSchedule",
     "ReplayBuffer",
     "ReplayDataModule",
     "ReplaySettings",

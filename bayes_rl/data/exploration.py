@@ -25,6 +25,9 @@ class LinearSchedule:
         end: probability after the decay, in [0, 1].
         decay_frames: environment frames of the decay; 0 means `end` from the start.
 
+    Attributes:
+        option: name of the group of options, for errors.
+
     Raises:
         ConfigError: a probability outside [0, 1], or a negative number of frames.
     """
