@@ -98,7 +98,8 @@ IDLE: dict[str, tuple[list[str], str]] = {
 
 FIRST = {condition: option for option, (_, condition) in reversed(IDLE.items())}.values()
 """The first option of each condition in words."""
-SAME_WORDS = "data.curriculum.epsilon_at_switch=continue", "model.objective.kl_temperature=0.5"
+SAME_WORDS = [f"data.curriculum.epsilon_at_switch={word}" for word in ("continue", "restart")]
+SAME_WORDS += ["model.objective.kl_temperature=0.5"]
 """Options of further conditions, whose words are those of others."""
 
 
@@ -137,6 +138,15 @@ ACTING = [
     ["--model.consolidation.online_decay=0.5", "--model.consolidation.method=online_ewc", EWC[1]],
     ["--model.posterior.family=low_rank", "--model.posterior.size=3", "--model.posterior.num_draws=3"],
     ["--model.posterior.family=members", "--model.posterior.size=3", "--model.exploration=thompson"],
+    [
+        *(
+            "--data.draws.start=0.9",
+            "--data.draws.end=0",
+            "--data.draws.decay_frames=5",
+            "--model.exploration=thompson",
+        ),
+        *("--data.tasks=[CartPole-v1, Acrobot-v1]", "--data.curriculum.epsilon_at_switch=continue"),
+    ],
     ["--model.likelihood.family=two_hot", "--model.likelihood.value_range=[-3,3]", "--model.likelihood.num_bins=21"],
     ["--model.likelihood.family=learned_gaussian", "--model.likelihood.noise_std=0.5"],
     ["--model.objective.tau=0.5", "--model.objective.policy_temperature=0.5", "--model.objective.kl_temperature=0"],
