@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +31,7 @@ class LinearSchedule:
         ConfigError: a probability outside [0, 1], or a negative number of frames.
     """
 
-    option: ClassVar[str]
+    option = "data"  # without a type: it is no field
     start: float
     end: float
     decay_frames: int
