@@ -284,7 +284,7 @@ class ReplayDataModule(pl.LightningDataModule):
             draw_policy=agent.act_by_draw if agent.explores_by_draw else None,
             draws=self.draws,
             keep_replays=self.curriculum_settings.keep_replays,
-            restart_epsilon=self.curriculum_settings.epsilon_at_switch == "restart",
+            restart_schedules=self.curriculum_settings.epsilon_at_switch == "restart",
         )
 
     def check_ranks(self, ranks: int, training: bool = True) -> None:

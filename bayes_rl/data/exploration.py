@@ -31,7 +31,7 @@ class LinearSchedule:
         ConfigError: a probability outside [0, 1], or a negative number of frames.
     """
 
-    option = "data"  # without a type: it is no field
+    option = "data"  # without a type, and so no field of the dataclass
     start: float
     end: float
     decay_frames: int
@@ -71,9 +71,9 @@ class EpsilonSchedule(LinearSchedule):
 class DrawSchedule(LinearSchedule):
     """Probability that an episode is played by a posterior draw: linear in frames, then constant.
 
-    The other episodes play the greedy actions of the actors, as validations do. Each episode has a fixed number u in
-    [0, 1), and is played by its draw while u is below the probability: no state has to be saved. An episode that runs
-    while the probability passes u changes to the other policy.
+    The other episodes play the greedy actions of the actors, as validations do. Each episode has a fixed uniform number
+    u in [0, 1). At every step, the draw acts if u is below the present probability. No state has to be saved. An
+    episode changes its policy if the probability passes u while the episode runs.
 
     Args:
         start: probability before the first frame of learning, after the random prefill, in [0, 1].
@@ -128,6 +128,10 @@ def draw_seed(seed: int, env: int, episode: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def episode_number(seed: int) -> float:
-    """Return the number u in [0, 1) of the episode whose draw has the seed `seed` (see `DrawSchedule`)."""
-    return derived_seed(Domain.PLAYED_BY_DRAW, seed) / 2**31
+def episode_uniform(seed_of_draw: int) -> float:
+    """Return the uniform number u in [0, 1) of an episode (see `DrawSchedule`).
+
+    Args:
+        seed_of_draw: result of `draw_seed` for the episode.
+    """
+    return derived_seed(Domain.PLAYED_BY_DRAW, seed_of_draw) / 2**31

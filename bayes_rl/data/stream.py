@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
-from bayes_rl.data.exploration import DrawSchedule, EpsilonSchedule, ExplorationNoise, draw_seed, episode_number
+from bayes_rl.data.exploration import DrawSchedule, EpsilonSchedule, ExplorationNoise, draw_seed, episode_uniform
 from bayes_rl.data.replay import ReplayBuffer
 from bayes_rl.envs.base import ActionHistory, Step, VectorEnvs, episode_seed
 from bayes_rl.envs.monitored import MonitoredEnvs
@@ -68,11 +68,11 @@ class ReplayStream(IterableDataset[Batch]):
         world_size: number of processes, each with E environments; frames are counted over all of them.
         refill_replay: collect a new replay when a state is loaded, instead of requiring the old one.
         draw_policy: function from observations to greedy actions by one posterior draw per environment and episode,
-            used instead of `policy` in the episodes of `draws`; None for none.
+            used instead of `policy` in the episodes of `draws`; None if no draw acts.
         draws: schedule of the probability that an episode is played by `draw_policy`.
         keep_replays: learn from the replays of finished tasks as well; each minibatch comes from one replay, drawn
             uniformly.
-        restart_epsilon: restart the schedules of epsilon and of draws at a task switch.
+        restart_schedules: restart the schedules of epsilon and of draws at a task switch.
 
     Attributes:
         vector_steps: steps of all environments together. A vector step is one agent step of each environment.
@@ -103,11 +103,11 @@ class ReplayStream(IterableDataset[Batch]):
         draw_policy: DrawPolicy | None = None,
         draws: DrawSchedule = DrawSchedule(),
         keep_replays: bool = False,
-        restart_epsilon: bool = True,
+        restart_schedules: bool = True,
     ) -> None:
         self.policy, self.draw_policy, self.epsilon_schedule = policy, draw_policy, epsilon
         self.draws = draws
-        self.keep_replays, self.restart_epsilon = keep_replays, restart_epsilon
+        self.keep_replays, self.restart_schedules = keep_replays, restart_schedules
         self.batch_size, self.updates_per_step = batch_size, updates_per_step
         self.batches_per_epoch, self.replay_min_size = batches_per_epoch, replay_min_size
         self.frame_skip, self.seed, self.rank, self.world_size = frame_skip, seed, rank, world_size
@@ -177,7 +177,7 @@ class ReplayStream(IterableDataset[Batch]):
     @property
     def _scheduled_frames(self) -> int:
         """Environment frames of learning that the schedules count."""
-        steps = self.steps_after_prefill - (self.task_began if self.restart_epsilon else 0)
+        steps = self.steps_after_prefill - (self.task_began if self.restart_schedules else 0)
         return steps * self.total_envs * self.frame_skip
 
     def __len__(self) -> int:
@@ -270,15 +270,15 @@ class ReplayStream(IterableDataset[Batch]):
     def _act(self, random_actions: NDArray[np.int64], explore: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Return the policy's actions, replaced by `random_actions` where `explore` is set, `[E]`."""
         observations, share = self.stack.observations(), self.draw_share
-        named = zip(self.env_numbers, self.episodes.tolist(), strict=True)
-        seeds = [draw_seed(self.seed, env, episode) for env, episode in named] if share else []
-        by_draw = np.array([episode_number(seed) < share for seed in seeds] if share else False)
-        actions = random_actions
-        # Each policy sees all observations: `draw_policy` keeps one draw for each environment.
+        if self.draw_policy is None or not share:
+            return np.where(explore, random_actions, self.policy(observations).numpy())
+        episodes = zip(self.env_numbers, self.episodes.tolist(), strict=True)
+        seeds = [draw_seed(self.seed, env, episode) for env, episode in episodes]
+        # `draw_policy` keeps one draw for each environment, and therefore sees all observations.
+        actions = self.draw_policy(observations, seeds).numpy()
+        by_draw = np.array([episode_uniform(seed) < share for seed in seeds])  # `[E]`
         if not by_draw.all():
-            actions = self.policy(observations).numpy()
-        if self.draw_policy is not None and by_draw.any():
-            actions = np.where(by_draw, self.draw_policy(observations, seeds).numpy(), actions)
+            actions = np.where(by_draw, actions, self.policy(observations).numpy())
         return np.where(explore, random_actions, actions)
 
     def finish_step(self) -> None:

@@ -84,7 +84,7 @@ def stream_of(keep: bool = False, restart: bool = True) -> ReplayStream:
         draw_policy=lambda observations, seeds: torch.zeros(len(observations), dtype=torch.int64),
         draws=DrawSchedule(1.0, 0.0, 60),
         keep_replays=keep,
-        restart_epsilon=restart,
+        restart_schedules=restart,
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from bayes_rl.agent.behaviour import critic_of_draw
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.data.datamodule import ReplayDataModule
-from bayes_rl.data.exploration import BLOCK, DrawSchedule, EpsilonSchedule, ExplorationNoise, draw_seed, episode_number
+from bayes_rl.data.exploration import BLOCK, DrawSchedule, EpsilonSchedule, ExplorationNoise, draw_seed, episode_uniform
 from bayes_rl.envs.base import episode_seed
 from bayes_rl.errors import ConfigError
 from tests.helpers.agents import make_trainer
@@ -56,7 +56,7 @@ def test_every_episode_is_played_by_a_draw_unless_a_schedule_says_otherwise() ->
 
 def test_numbers_of_episodes_are_uniform_and_independent_of_the_draw() -> None:
     count = 4000
-    numbers = np.array([episode_number(seed) for seed in range(count)])
+    numbers = np.array([episode_uniform(seed) for seed in range(count)])
     assert numbers.min() >= 0
     assert numbers.max() < 1
     for share in (0.1, 0.5, 0.9):
