@@ -33,6 +33,9 @@ ARRAYS = ("episodes", "lives", "episode_return", "episode_seeds", "restarting")
 """Attributes of a stream that its state holds as tensors, `[E]` each."""
 
 
+UPDATES_PER_COUNT = 8
+"""Updates between two counts of the transitions of all ranks."""
+
 BYTES_BESIDE = 2**16
 """Least size of a step's screens that a second thread stores: smaller ones take less time than a change of thread."""
 
@@ -135,6 +138,7 @@ class ReplayStream(IterableDataset[Batch]):
         self._pending_actions: NDArray[np.int64] | None = None  # None if no step is pending
         self._screens: NDArray[Any] = np.zeros(0)  # newest screens, `[E, *screen_shape]` after the first reset
         self._started = False
+        self._num_data: int | None = None  # as last counted over all ranks
         self._early: tuple[int, Transition] | None = None  # the next update's minibatch, if it was made already
         # A copy of the replay on a device is written by one thread only.
         step_bytes = count * math.prod(envs.screen_shape) * envs.screen_dtype.itemsize
@@ -194,9 +198,18 @@ class ReplayStream(IterableDataset[Batch]):
             task, transition = self._early or self._minibatch()
             self._early = None
             self.updates += 1
-            (num_data,) = sum_over_ranks(len(self.replay) + sum(len(earlier) for _, earlier in self.finished))
             learned = self.steps_after_prefill * self.total_envs * self.frame_skip
-            yield Batch(transition, num_data, self.frames, task, learned)
+            yield Batch(transition, self._count_data(), self.frames, task, learned)
+
+    def _count_data(self) -> int:
+        """Return the number of transitions in the replays of all ranks; with several ranks, of one of the last updates.
+
+        A rank would otherwise wait for all others in the middle of every update.
+        """
+        if self.world_size == 1 or self._num_data is None or self.updates % UPDATES_PER_COUNT == 0:
+            own = len(self.replay) + sum(len(earlier) for _, earlier in self.finished)
+            (self._num_data,) = sum_over_ranks(own)
+        return self._num_data
 
     @property
     def _update_is_due(self) -> bool:
@@ -378,6 +391,7 @@ class ReplayStream(IterableDataset[Batch]):
             # Whether a step is pending. The last action of each history then belongs to the pending step, except where
             # the environment is `restarting`.
             "in_flight": self._pending_actions is not None,
+            "num_data": self._num_data,
             "stack": torch.from_numpy(self.stack.array.copy()),
             "replay": self.replay.state_dict(),
             "finished": [replay.state_dict() for _, replay in self.finished],
@@ -406,6 +420,7 @@ class ReplayStream(IterableDataset[Batch]):
     def _begin_anew(self) -> None:
         """Forget the games and the replays of a checkpoint."""
         self._started = False
+        self._num_data = None
         self.restarting[:] = False
         self.episode_return[:] = 0  # of games that are not continued
         self.finished.clear()  # replays of earlier tasks cannot be collected again
@@ -430,6 +445,7 @@ class ReplayStream(IterableDataset[Batch]):
         if self.refill_replay:
             self._begin_anew()
             return
+        self._num_data = state.get("num_data")  # version 0.1.0 has none
         self.replay.load_state_dict(state["replay"])
         for (_, replay), saved in zip(self.finished, state["finished"], strict=True):
             replay.load_state_dict(saved)

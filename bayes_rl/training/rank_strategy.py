@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from pytorch_lightning.strategies import DDPStrategy
+from torch import Tensor
+from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 
 from bayes_rl.errors import ConfigError
 from bayes_rl.training.checkpoint_io import AtomicCheckpointIO, read_rank_file, write_rank_file
-from bayes_rl.utils.ranks import gather_from_ranks
+from bayes_rl.utils.ranks import average_in_place, gather_from_ranks, share_memory, unshare_memory
 from bayes_rl.utils.stop_signals import STOP
 
 SYNCHRONISE_BUFFERS = next(
@@ -35,12 +39,16 @@ class RankStrategy(DDPStrategy):
     A checkpoint has what all ranks share. Each rank writes its own state to a file beside it, `NAME.rank0.HASH` and so
     on. The checkpoint's manifest lists these files: they count once the manifest names them.
 
-    Buffers are not broadcast before every update, because the agent keeps them equal on all ranks. DDP looks for
-    parameters without a gradient if an update can leave out networks; all ranks leave out the same ones.
+    Ranks on the processors of one machine average their gradients by shared memory once a backward pass has ended, and
+    need no DDP. All other ranks average them by DDP. Buffers are not broadcast before every update, because the agent
+    keeps them equal on all ranks. DDP looks for parameters without a gradient if an update can leave out networks; all
+    ranks leave out the same ones.
 
     Args:
-        options: of Lightning's strategy.
+        options: of Lightning's strategy. With options of DDP, gradients are averaged by DDP.
     """
+
+    _averaged: list[Parameter] | None = None  # parameters whose gradients this strategy averages itself
 
     def setup_distributed(self) -> None:
         """Begin the exchange between ranks, of GPU tensors by NCCL and of counters on the processors by Gloo."""
@@ -49,11 +57,34 @@ class RankStrategy(DDPStrategy):
         super().setup_distributed()
 
     def configure_ddp(self) -> None:
-        """Wrap the agent, with the options of DDP that it needs."""
+        """Share memory with the other ranks, or wrap the agent, with the options of DDP that it needs."""
+        if self.num_nodes == 1 and self.root_device.type == "cpu" and not self._ddp_kwargs:
+            module = self.lightning_module
+            assert module is not None
+            assert self._timeout is not None
+            trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+            capacity = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+            if share_memory(capacity, self._timeout.total_seconds()):
+                self._averaged = trained
+                for tensor in chain(module.parameters(), module.buffers()):
+                    dist.broadcast(tensor.detach(), 0)  # as DDP does
+                return
         leaves_out = getattr(self.lightning_module, "leaves_out_networks", True)
         needed = {SYNCHRONISE_BUFFERS: False, "find_unused_parameters": leaves_out}
         self._ddp_kwargs = {**needed, **self._ddp_kwargs}
         super().configure_ddp()
+
+    def post_backward(self, closure_loss: Tensor) -> None:
+        """Average the gradients over ranks, unless DDP has done so."""
+        super().post_backward(closure_loss)
+        if self._averaged is not None:
+            average_in_place([parameter.grad for parameter in self._averaged if parameter.grad is not None])
+
+    def teardown(self) -> None:
+        """Give the shared memory back."""
+        unshare_memory()
+        self._averaged = None
+        super().teardown()
 
     @contextlib.contextmanager
     def block_backward_sync(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback
 from bayes_rl.training.callbacks.checkpoints import KeptCheckpoint, TaskEnds
 from bayes_rl.training.callbacks.error_log import ErrorLog
 from bayes_rl.training.callbacks.game_picture import GamePicture
+from bayes_rl.training.callbacks.garbage_collection import GarbageCollection
 from bayes_rl.training.callbacks.graceful_stop import GracefulStop
 from bayes_rl.training.callbacks.learning_curve import LearningCurve
 from bayes_rl.training.callbacks.progress import FrameProgress
@@ -60,6 +61,7 @@ def make_callbacks(
         GamePicture(),
         VideoWriter(),
         GracefulStop(),
+        GarbageCollection(),
         ResourceReport(),
         ScoreLines(),
         ErrorLog(Path(os.path.relpath(run))),

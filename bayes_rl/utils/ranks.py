@@ -1,7 +1,8 @@
 """Ranks: the processes of one run, and what they exchange beside gradients. One process alone exchanges nothing.
 
-A run of several processes is a run of torch's process group, which Lightning makes. All ranks must call the functions
-that exchange something in the same order.
+A run of several processes is a run of torch's process group, which Lightning makes. Ranks of one machine exchange
+tensors by memory that they share, once `share_memory` has been called; all else goes through the process group. All
+ranks must call the functions that exchange something in the same order.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from bayes_rl.utils.shared_memory import SharedMemory
 
 T = TypeVar("T")
 
@@ -27,12 +30,46 @@ def own_rank() -> int:
     return dist.get_rank() if num_ranks() > 1 else 0
 
 
+_memory: SharedMemory | None = None
+
+
+def share_memory(capacity: int, timeout: float) -> bool:
+    """Exchange tensors on processors by shared memory until `unshare_memory`, and return whether the system can do so.
+
+    All ranks must be processes of one machine.
+
+    Args:
+        capacity: bytes that a rank exchanges at once; more are exchanged in parts.
+        timeout: seconds of waiting for another rank after which an exchange fails.
+    """
+    global _memory
+    unshare_memory()
+    _memory = SharedMemory.of_ranks(own_rank(), num_ranks(), capacity, timeout, gather_from_ranks)
+    return _memory is not None
+
+
+def unshare_memory() -> None:
+    """Exchange all tensors by the process group again."""
+    global _memory
+    if _memory is not None:
+        _memory.close()
+    _memory = None
+
+
+def _combine(tensor: Tensor, largest: bool = False) -> None:
+    """Replace a contiguous tensor by its sum over ranks, or by the largest of each number."""
+    if _memory is not None and tensor.device.type == "cpu":
+        _memory.combine([tensor], torch.maximum if largest else torch.add)
+    else:
+        dist.all_reduce(tensor, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM)
+
+
 def sum_over_ranks(*numbers: int) -> tuple[int, ...]:
     """Return the sum over ranks of each whole number."""
     if num_ranks() == 1:
         return numbers
     total = torch.tensor(numbers, dtype=torch.int64)
-    dist.all_reduce(total)
+    _combine(total)
     return tuple(total.tolist())
 
 
@@ -41,22 +78,37 @@ def max_over_ranks(*numbers: int) -> tuple[int, ...]:
     if num_ranks() == 1:
         return numbers
     largest = torch.tensor(numbers, dtype=torch.int64)
-    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    _combine(largest, largest=True)
     return tuple(largest.tolist())
 
 
 def average_over_ranks(*tensors: Tensor) -> list[Tensor]:
     """Return the mean over ranks of each tensor. A mean has the same bits on every rank.
 
+    Args:
+        tensors: of one dtype and one device.
+    """
+    means = list(tensors) if num_ranks() == 1 else [tensor.clone() for tensor in tensors]
+    average_in_place(means)
+    return means
+
+
+def average_in_place(tensors: list[Tensor]) -> None:
+    """Replace each tensor by its mean over ranks.
+
     The tensors have one dtype and one device, because they are exchanged together: an exchange takes about as long for
     ten small tensors as for one.
     """
     if num_ranks() == 1:
-        return list(tensors)
+        return
+    if _memory is not None and tensors[0].device.type == "cpu":
+        _memory.combine(tensors, mean=True)
+        return
     together = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(together)
     parts = together.div_(num_ranks()).split([tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view(tensor.shape))
 
 
 def average_values_over_ranks(values: Mapping[str, Tensor | float], device: torch.device) -> dict[str, Tensor | float]:

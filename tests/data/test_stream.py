@@ -14,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from bayes_rl.data import stream as stream_module
 from bayes_rl.data.exploration import DrawSchedule, EpsilonSchedule, ExplorationNoise, draw_seed
 from bayes_rl.data.n_step import LAST_SCREEN, TRUNCATED
 from bayes_rl.data.stream import ReplayStream
@@ -447,7 +448,8 @@ def test_frames_count_every_environment_rank_and_skip() -> None:
             assert stream.agent_steps == sends * 3 * world_size
             assert batch.frames == stream.frames == sends * 3 * world_size * 5 >= last
             last = batch.frames
-            assert batch.num_data == len(stream.replay)  # no other process is there to add to it
+            if world_size == 1:
+                assert batch.num_data == len(stream.replay)
 
 
 def test_learning_begins_when_enough_is_stored() -> None:
@@ -597,6 +599,36 @@ def test_a_resumed_stream_goes_on_bit_for_bit(
     assert list(resumed.recent_returns) == list(stream.recent_returns)
     assert resumed.finished_episodes == stream.finished_episodes
     resumed.envs.close()
+
+
+def test_ranks_count_their_transitions_at_every_eighth_update_and_not_anew_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ranks hold as many transitions. One process knows its number at every update, without an exchange."""
+    counted: list[int] = []
+
+    def sum_over_ranks(*numbers: int) -> tuple[int, ...]:
+        if len(numbers) == 1:  # and not at the prefill
+            counted.append(stream.updates)
+        return tuple(2 * number for number in numbers)
+
+    monkeypatch.setattr(stream_module, "sum_over_ranks", sum_over_ranks)
+    build = builder(CARTPOLE, tmp_path, 2, world_size=2, updates_per_step=0.25)
+    stream = build()
+    first = [batch.num_data for batch in take(stream, 13)]
+    assert counted == [1, 8]
+    assert len(set(first[:7])) == len(set(first[7:])) == 1
+    assert first[0] < first[7]
+    state = through_a_file(stream.state_dict())
+    straight = [batch.num_data for batch in take(stream, 5)]
+    stream.finish_step()
+    counted.clear()
+    stream = build()
+    stream.load_state_dict(state)
+    assert [batch.num_data for batch in take(stream, 5)] == straight
+    assert counted == [16]
+    alone = take(builder(CARTPOLE, tmp_path / "alone", 2, updates_per_step=0.25)(), 5)
+    assert len({batch.num_data for batch in alone}) == 5
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from bayes_rl.training.callbacks.graceful_stop import GracefulStop
 from bayes_rl.training.rank_strategy import RankStrategy
 from bayes_rl.types import Batch
 from bayes_rl.utils.ranks import OwnNoise, average_over_ranks, average_values_over_ranks, num_ranks, own_rank
+from bayes_rl.utils.shared_memory import SharedMemory
 from bayes_rl.utils.stop_signals import STOP, Stopped
 from tests.helpers.agents import EWC, LOW_RANK, MEMBERS, NATURAL, PROCESS, EachUpdate, fit, make_batch, make_module
 from tests.helpers.options import merged
@@ -42,6 +43,7 @@ AGENTS: dict[str, dict[str, Any]] = {
     "random_pairs": merged(RANDOM_PAIRS, EWC),
     "shared_random_pairs": merged(RANDOM_PAIRS, MEMBERS, {"network": {"shared_trunk": True}}),
     "moving_average": {"objective": {"target": "ema"}},
+    "by_ddp": merged(RANDOM_PAIRS, MEMBERS),  # as ranks on several machines or GPUs
 }
 
 CASES = [(agent, double) for agent in AGENTS for double in (True, False) if agent != "compiled" or not double]
@@ -86,7 +88,8 @@ def trained(agent: str, double: bool) -> dict[str, Tensor]:
             torch.manual_seed(1)
             several: dict[str, Any] = {}
             if num_ranks() > 1:
-                several = {"strategy": RankStrategy(), "devices": num_ranks()}
+                options = {"bucket_cap_mb": 25} if agent == "by_ddp" else {}
+                several = {"strategy": RankStrategy(**options), "devices": num_ranks()}
             fit(module, own, EachUpdate(_end_a_task), **several, precision="64-true" if double else "32-true")
         finally:
             torch.set_default_dtype(torch.float32)
@@ -120,15 +123,17 @@ def trained_with_faults() -> dict[str, Any]:
     return {"skipped": module.guard.skipped, "state": state}
 
 
+EXCHANGES: list[tuple[Any, str]] = [(dist, "all_reduce"), (dist, "broadcast"), (SharedMemory, "combine")]
+"""Functions by which ranks exchange tensors."""
+
+
 class Signal(pl.Callback):
-    """Signal to the last rank during an update, and record of what the ranks exchange beside gradients."""
+    """Signal to the last rank during an update, and record of what the ranks exchange."""
 
     def __init__(self, update: int) -> None:
         self.update, self.exchanges = update, [0]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        exchange = dist.all_reduce, dist.broadcast
-
         def counted(function: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: Any, **kwargs: Any) -> Any:
                 self.exchanges[-1] += 1
@@ -136,7 +141,8 @@ class Signal(pl.Callback):
 
             return call
 
-        dist.all_reduce, dist.broadcast = map(counted, exchange)
+        for owner, name in EXCHANGES:
+            setattr(owner, name, counted(getattr(owner, name)))
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self.exchanges.append(0)
@@ -148,17 +154,17 @@ def trained_until_signal() -> tuple[int, list[int]]:
     """Train until a signal to the last rank stops all, and return the number of updates, and of exchanges in each."""
     callback = Signal(update=9)
     batches = make_batches()
-    before = dist.all_reduce, dist.broadcast, graceful_stop.SECONDS
     module = make_module(PROCESS)
-    graceful_stop.SECONDS = 1e6
     settings = {"strategy": RankStrategy(), "devices": num_ranks(), "log_every_n_steps": 5}
-    with STOP.listening():
+    with STOP.listening(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graceful_stop, "SECONDS", 1e6)
+        for owner, name in EXCHANGES:  # the callback replaces them
+            patch.setattr(owner, name, getattr(owner, name))
         try:
             fit(module, batches, callback, GracefulStop(), **settings)
         except Stopped:
             pass
         finally:
-            dist.all_reduce, dist.broadcast, graceful_stop.SECONDS = before
             STOP.received = None
     return module.trainer.global_step, callback.exchanges[1:]
 
@@ -171,6 +177,25 @@ def averages() -> dict[str, Tensor]:
     return {**named, "matrix": matrix, "vector": vector}
 
 
+class Wrapped(pl.Callback):
+    """Record of whether DDP wraps the agent."""
+
+    found: bool
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.found = trainer.model is not pl_module
+
+
+def wrapped() -> dict[str, bool]:
+    """Return whether DDP wraps an agent, by the options of the strategy."""
+    found = {}
+    for name, options in {"as usual": {}, "with options": {"bucket_cap_mb": 25}}.items():
+        callback = Wrapped()
+        fit(make_module(), make_batches()[:1], callback, strategy=RankStrategy(**options), devices=num_ranks())
+        found[name] = callback.found
+    return found
+
+
 class OfRank(NamedTuple):
     """Results of one rank."""
 
@@ -178,9 +203,11 @@ class OfRank(NamedTuple):
     faults: dict[str, Any]
     until_signal: tuple[int, list[int]]
     averages: dict[str, Tensor]
+    wrapped: dict[str, bool]
 
 
 def train_all(cases: list[tuple[str, bool]]) -> OfRank:
     """Train the agents of all cases, one with faults, and one until a signal, in a group of processes."""
     dist.init_process_group("gloo")
-    return OfRank({case: trained(*case) for case in cases}, trained_with_faults(), trained_until_signal(), averages())
+    agents = {case: trained(*case) for case in cases}
+    return OfRank(agents, trained_with_faults(), trained_until_signal(), averages(), wrapped())

@@ -25,7 +25,7 @@ def name_of(case: tuple[str, bool]) -> str:
 
 QUICK = [
     *("mean_field-float64", "mean_field-float32", "process-float64", "natural-float64", "ewc-float64"),
-    "shared_random_pairs-float64",
+    *("shared_random_pairs-float64", "by_ddp-float64"),
 ]
 """One case of each way in which an update is exchanged."""
 
@@ -71,7 +71,10 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_update(of_two_ranks: list
 def test_an_update_exchanges_little_beside_gradients(of_two_ranks: list[OfRank]) -> None:
     """One tensor each of signals, of values to log, and of what the Gaussian process observes; the stream is a list."""
     expected = [
-        (number % MOST_UPDATES == 0) + (number % 5 == 0) + ((number - 1) % UPDATES_PER_OBSERVATION == 0)
+        1  # the gradients
+        + (number % MOST_UPDATES == 0)
+        + (number % 5 == 0)
+        + ((number - 1) % UPDATES_PER_OBSERVATION == 0)
         for number in range(1, 17)
     ]
     for rank in of_two_ranks:
@@ -82,6 +85,11 @@ def test_averages_over_ranks_are_those_of_each_number(of_two_ranks: list[OfRank]
     for rank in of_two_ranks:
         found = {name: value.tolist() for name, value in rank.averages.items()}
         assert found == {"whole": 0.5, "tensor": 1.5, "matrix": [[0.5] * 3] * 2, "vector": [0.0, 0.5, 1.0, 1.5]}
+
+
+def test_ranks_of_one_machine_share_memory_unless_ddp_has_options(of_two_ranks: list[OfRank]) -> None:
+    for rank in of_two_ranks:
+        assert rank.wrapped == {"as usual": False, "with options": True}
 
 
 @pytest.mark.parametrize(("device", "expected"), [("cuda", "cpu:gloo,cuda:nccl"), ("cpu", None)])
