@@ -12,6 +12,7 @@ from benchmarks.speed import exchange
 from benchmarks.speed.exchange import (
     SIZES,
     SMALL,
+    WAYS,
     cells,
     computing_share,
     fitted,
@@ -32,15 +33,20 @@ def test_a_ring_sends_every_byte_twice_in_steps() -> None:
 
 def test_latency_and_rate_of_two_ranks_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
-        {"ranks": ranks, "values": values, "milliseconds": [0, 1000 * ring_seconds(ranks, 4 * values, 5e-5, 2e9), 0]}
+        {
+            **{"ranks": ranks, "values": values, "way": way},
+            "milliseconds": [0, 1000 * ring_seconds(ranks, 4 * values, 5e-5, 2e9) if way == "gloo" else 0.1, 0],
+        }
         for ranks in (2, 4)
         for values in SIZES
+        for way in WAYS
     ]
     assert fitted(rows) == pytest.approx((5e-5, 2e9))
     assert summarize(rows) == [{"latency_microseconds": 50.0, "megabytes_per_second": 2000.0}]
     assert summarize(rows[1:]) == []
     monkeypatch.setattr(exchange, "RESULTS", tmp_path)
     assert table(rows).count("\n|") == 14
+    assert table(rows).count("| 0.1 (0 to 0)") == 10
     of_one = {"task": "a", "arm": "one_rank_one_core", "seconds": 4.0, "updates": 100, "gradients": 10**6}
     (tmp_path / "ranks.json").write_text(json.dumps({"measurements": [of_one]}))
     assert table(rows).count("\n|") == 18
@@ -54,7 +60,8 @@ def test_ranks_compute_but_for_the_time_of_the_exchange() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_average() -> None:
-    (cell, *_) = cells(argparse.Namespace(ranks=[2]), [])
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_average(way: str) -> None:
+    (cell, *_) = [cell for cell in cells(argparse.Namespace(ranks=[2]), []) if cell["way"] == way]
     low, middle, high = measure(cell, argparse.Namespace(rounds=3))["milliseconds"]
     assert 0 < low <= middle <= high
