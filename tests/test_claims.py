@@ -39,7 +39,6 @@ import yaml
 
 from benchmarks.learning import exact_members, posterior
 from benchmarks.learning.sparse_suite.report import welch_interval
-from benchmarks.runner import markdown
 from benchmarks.speed import exchange, libraries, ranks, update_rate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,14 +118,13 @@ def continual_rows() -> list[Row]:
 
 
 def exchange_rows() -> list[Row]:
-    """Return the times of the exchange beside those of a ring, and the shares of many ranks that follow from them."""
+    """Return the times of the exchange, by Gloo beside those of a ring, and the shares of many ranks by Gloo."""
     measured, of_ranks = rows_of("exchange.json#measurements"), rows_of("ranks.json#measurements")
     latency, rate = exchange.fitted(measured)
-    rings = [1000 * exchange.ring_seconds(row["ranks"], 4 * row["values"], latency, rate) for row in measured]
-    times = [
-        {**row, "ring": round(ring, 3), "to_ring": row["milliseconds"][1] / ring}
-        for row, ring in zip(measured, rings, strict=True)
-    ]
+    times = []
+    for row in measured:
+        ring = 1000 * exchange.ring_seconds(row["ranks"], 4 * row["values"], latency, rate)
+        times.append({**row, "to_ring": row["milliseconds"][1] / ring} if row["way"] == "gloo" else row)
     return times + exchange.predictions(measured, of_ranks)
 
 
@@ -136,13 +134,12 @@ def table_rows() -> list[Row]:
     Rows of 0.1.0 without a number of agent steps per update have an update per 4.
     """
     tables = {}
-    pages = {"libraries": libraries, "update_rate": update_rate, "ranks": ranks, "exact_members": exact_members}
+    pages = {
+        **{"libraries": libraries, "update_rate": update_rate, "ranks": ranks, "exchange": exchange},
+        "exact_members": exact_members,
+    }
     for page, benchmark in pages.items():
         tables[page] = benchmark.table([{"steps_per_update": 4, **row} for row in rows_of(f"{page}.json#measurements")])
-    summary, rows = rows_of("exchange.json#summary"), rows_of("exchange")
-    times, shares = ([row for row in rows if ("network" in row) == of_many] for of_many in (False, True))
-    columns = ["ranks", "values", "milliseconds", "ring"]
-    tables["exchange"] = "\n".join((markdown(summary), markdown(times, columns), markdown(shares)))
     return [{"page": page, "table": plain_text(table)} for page, table in tables.items()]
 
 

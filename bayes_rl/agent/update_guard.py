@@ -22,7 +22,7 @@ class UpdateGuard:
     A fused optimizer on a GPU skips an update by its `found_inf`: weights, averages and step counters do not change,
     and the CPU does not wait for the device. For any other optimizer, the guard removes the gradients. A gradient
     scaler skips updates itself and adapts its scale to them, so that under a scaler only losses are tested. An update
-    that is not finite on one rank is skipped on all: it makes the gradients that DDP has averaged NaN on every rank.
+    that is not finite on one rank is skipped on all: it makes the averaged gradients NaN on every rank.
 
     Attributes:
         skipped: number of all skipped updates.

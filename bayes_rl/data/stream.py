@@ -202,9 +202,10 @@ class ReplayStream(IterableDataset[Batch]):
             yield Batch(transition, self._count_data(), self.frames, task, learned)
 
     def _count_data(self) -> int:
-        """Return the number of transitions in the replays of all ranks; with several ranks, of one of the last updates.
+        """Return the number of transitions in the replays of all ranks.
 
-        A rank would otherwise wait for all others in the middle of every update.
+        With several ranks, the number is up to seven updates old. Otherwise every rank would wait for all others
+        between its games and its update.
         """
         if self.world_size == 1 or self._num_data is None or self.updates % UPDATES_PER_COUNT == 0:
             own = len(self.replay) + sum(len(earlier) for _, earlier in self.finished)

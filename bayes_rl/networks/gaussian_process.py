@@ -119,7 +119,7 @@ class GaussianProcess(nn.Module):
             moments, total, known = average_over_ranks(
                 (features.t() * chosen[:, None]) @ features / len(x),
                 log_noise.where(finite, 0.0).sum(),
-                finite.sum(dtype=torch.float32),
+                finite.sum(dtype=log_noise.dtype),
             )
             self.count += 1
             rate = self.count.reciprocal().clamp_min(SLOWEST_RATE)

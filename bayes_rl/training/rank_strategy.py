@@ -1,19 +1,20 @@
-"""Lightning's DDP strategy with checkpoints of all ranks."""
+"""Strategy of several ranks: averages of gradients, and checkpoints of all ranks."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import zlib
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
+from pytorch_lightning.overrides.distributed import _sync_module_states
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from bayes_rl.errors import ConfigError
 from bayes_rl.training.checkpoint_io import AtomicCheckpointIO, read_rank_file, write_rank_file
@@ -61,24 +62,34 @@ class RankStrategy(DDPStrategy):
         if self.num_nodes == 1 and self.root_device.type == "cpu" and not self._ddp_kwargs:
             module = self.lightning_module
             assert module is not None
-            assert self._timeout is not None
             trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
             capacity = sum(parameter.numel() * parameter.element_size() for parameter in trained)
-            if share_memory(capacity, self._timeout.total_seconds()):
+            if share_memory(capacity, None if self._timeout is None else self._timeout.total_seconds()):
                 self._averaged = trained
-                for tensor in chain(module.parameters(), module.buffers()):
-                    dist.broadcast(tensor.detach(), 0)  # as DDP does
+                _sync_module_states(module)
                 return
         leaves_out = getattr(self.lightning_module, "leaves_out_networks", True)
         needed = {SYNCHRONISE_BUFFERS: False, "find_unused_parameters": leaves_out}
         self._ddp_kwargs = {**needed, **self._ddp_kwargs}
         super().configure_ddp()
 
-    def post_backward(self, closure_loss: Tensor) -> None:
-        """Average the gradients over ranks, unless DDP has done so."""
-        super().post_backward(closure_loss)
-        if self._averaged is not None:
-            average_in_place([parameter.grad for parameter in self._averaged if parameter.grad is not None])
+    def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute gradients, and average them over ranks before any callback sees them, as DDP does."""
+        if self._averaged is None:
+            return super().backward(closure_loss, optimizer, *args, **kwargs)
+        module, precision = self.lightning_module, self.precision_plugin
+        assert module is not None
+        closure_loss = precision.pre_backward(closure_loss, module)
+        precision.backward(closure_loss, module, optimizer, *args, **kwargs)
+        self._average_gradients(self._averaged)
+        return precision.post_backward(closure_loss, module)
+
+    def _average_gradients(self, parameters: list[Parameter]) -> None:
+        """Average the gradients of those parameters that have one: the same ones on all ranks."""
+        key = zlib.crc32(bytes(parameter.grad is not None for parameter in parameters))
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
+            average_in_place([gradient for gradient in gradients if gradient.dtype == dtype], key)
 
     def teardown(self) -> None:
         """Give the shared memory back."""

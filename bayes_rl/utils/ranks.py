@@ -19,6 +19,8 @@ from bayes_rl.utils.shared_memory import SharedMemory
 
 T = TypeVar("T")
 
+_memory: SharedMemory | None = None  # while ranks of one machine share memory
+
 
 def num_ranks() -> int:
     """Return the number of processes of this run."""
@@ -30,17 +32,15 @@ def own_rank() -> int:
     return dist.get_rank() if num_ranks() > 1 else 0
 
 
-_memory: SharedMemory | None = None
-
-
-def share_memory(capacity: int, timeout: float) -> bool:
-    """Exchange tensors on processors by shared memory until `unshare_memory`, and return whether the system can do so.
-
-    All ranks must be processes of one machine.
+def share_memory(capacity: int, timeout: float | None) -> bool:
+    """Exchange tensors on processors by shared memory until `unshare_memory`.
 
     Args:
         capacity: bytes that a rank exchanges at once; more are exchanged in parts.
-        timeout: seconds of waiting for another rank after which an exchange fails.
+        timeout: seconds of waiting for another rank after which an exchange fails; None waits for ever.
+
+    Returns:
+        Whether the ranks share memory now. They cannot if they are on several machines.
     """
     global _memory
     unshare_memory()
@@ -49,7 +49,7 @@ def share_memory(capacity: int, timeout: float) -> bool:
 
 
 def unshare_memory() -> None:
-    """Exchange all tensors by the process group again."""
+    """Close the shared memory, if there is one, and exchange all tensors by the process group again."""
     global _memory
     if _memory is not None:
         _memory.close()
@@ -93,16 +93,20 @@ def average_over_ranks(*tensors: Tensor) -> list[Tensor]:
     return means
 
 
-def average_in_place(tensors: list[Tensor]) -> None:
+def average_in_place(tensors: list[Tensor], key: int = 0) -> None:
     """Replace each tensor by its mean over ranks.
 
     The tensors have one dtype and one device, because they are exchanged together: an exchange takes about as long for
     ten small tensors as for one.
+
+    Args:
+        tensors: written in place.
+        key: number of 32 bits that tells which tensors they are. Ranks that share memory compare it.
     """
-    if num_ranks() == 1:
+    if num_ranks() == 1 or not tensors:
         return
     if _memory is not None and tensors[0].device.type == "cpu":
-        _memory.combine(tensors, mean=True)
+        _memory.combine(tensors, mean=True, key=key)
         return
     together = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(together)

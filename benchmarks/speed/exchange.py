@@ -140,7 +140,7 @@ def predictions(rows: list[Row], of_ranks: list[Row]) -> list[Row]:
     for task in dict.fromkeys(row["task"] for row in of_ranks):
         alone = [row for row in of_ranks if row["task"] == task and row["arm"] == "one_rank_one_core"]
         seconds = statistics.median(row["seconds"] / row["updates"] for row in alone)
-        for network, (latency, rate) in {"this machine": fitted(rows), "10 Gbit/s": ETHERNET}.items():
+        for network, (latency, rate) in {"Gloo here": fitted(rows), "10 Gbit/s": ETHERNET}.items():
             shares = {
                 f"{ranks} ranks": round(computing_share(ranks, seconds, alone[0]["gradients"], latency, rate), 3)
                 for ranks in (2, 8, 64)

@@ -21,6 +21,7 @@ from bayes_rl.training.callbacks import graceful_stop
 from bayes_rl.training.callbacks.graceful_stop import GracefulStop
 from bayes_rl.training.rank_strategy import RankStrategy
 from bayes_rl.types import Batch
+from bayes_rl.utils import shared_memory
 from bayes_rl.utils.ranks import OwnNoise, average_over_ranks, average_values_over_ranks, num_ranks, own_rank
 from bayes_rl.utils.shared_memory import SharedMemory
 from bayes_rl.utils.stop_signals import STOP, Stopped
@@ -43,7 +44,8 @@ AGENTS: dict[str, dict[str, Any]] = {
     "random_pairs": merged(RANDOM_PAIRS, EWC),
     "shared_random_pairs": merged(RANDOM_PAIRS, MEMBERS, {"network": {"shared_trunk": True}}),
     "moving_average": {"objective": {"target": "ema"}},
-    "by_ddp": merged(RANDOM_PAIRS, MEMBERS),  # as ranks on several machines or GPUs
+    "by_ddp": merged(RANDOM_PAIRS, MEMBERS),  # ranks on several machines and on GPUs use DDP
+    "accumulated": merged(RANDOM_PAIRS, EWC),  # an update by two minibatches, of which each trains one pair
 }
 
 CASES = [(agent, double) for agent in AGENTS for double in (True, False) if agent != "compiled" or not double]
@@ -86,10 +88,10 @@ def trained(agent: str, double: bool) -> dict[str, Tensor]:
             cut: Callable[[Tensor], Tensor] = lambda x: x[part]  # noqa: E731
             own = [batch._replace(transition=batch.transition.map(cut)) for batch in batches]
             torch.manual_seed(1)
-            several: dict[str, Any] = {}
+            several: dict[str, Any] = {"accumulate_grad_batches": 2 if agent == "accumulated" else 1}
             if num_ranks() > 1:
                 options = {"bucket_cap_mb": 25} if agent == "by_ddp" else {}
-                several = {"strategy": RankStrategy(**options), "devices": num_ranks()}
+                several |= {"strategy": RankStrategy(**options), "devices": num_ranks()}
             fit(module, own, EachUpdate(_end_a_task), **several, precision="64-true" if double else "32-true")
         finally:
             torch.set_default_dtype(torch.float32)
@@ -187,11 +189,14 @@ class Wrapped(pl.Callback):
 
 
 def wrapped() -> dict[str, bool]:
-    """Return whether DDP wraps an agent, by the options of the strategy."""
+    """Return whether DDP wraps an agent: as usual, with options of DDP, and if rank 0 can make no memory."""
     found = {}
-    for name, options in {"as usual": {}, "with options": {"bucket_cap_mb": 25}}.items():
-        callback = Wrapped()
-        fit(make_module(), make_batches()[:1], callback, strategy=RankStrategy(**options), devices=num_ranks())
+    for name in ("as usual", "with options", "without memory"):
+        callback, options = Wrapped(), {"bucket_cap_mb": 25} if name == "with options" else {}
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "without memory":
+                patch.setattr(shared_memory, "prepare", lambda *_: (-1, ""))
+            fit(make_module(), make_batches()[:1], callback, strategy=RankStrategy(**options), devices=num_ranks())
         found[name] = callback.found
     return found
 

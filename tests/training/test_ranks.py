@@ -25,7 +25,7 @@ def name_of(case: tuple[str, bool]) -> str:
 
 QUICK = [
     *("mean_field-float64", "mean_field-float32", "process-float64", "natural-float64", "ewc-float64"),
-    *("shared_random_pairs-float64", "by_ddp-float64"),
+    *("shared_random_pairs-float64", "by_ddp-float64", "accumulated-float64"),
 ]
 """One case of each way in which an update is exchanged."""
 
@@ -87,9 +87,9 @@ def test_averages_over_ranks_are_those_of_each_number(of_two_ranks: list[OfRank]
         assert found == {"whole": 0.5, "tensor": 1.5, "matrix": [[0.5] * 3] * 2, "vector": [0.0, 0.5, 1.0, 1.5]}
 
 
-def test_ranks_of_one_machine_share_memory_unless_ddp_has_options(of_two_ranks: list[OfRank]) -> None:
+def test_ranks_of_one_machine_share_memory_if_they_can_unless_ddp_has_options(of_two_ranks: list[OfRank]) -> None:
     for rank in of_two_ranks:
-        assert rank.wrapped == {"as usual": False, "with options": True}
+        assert rank.wrapped == {"as usual": False, "with options": True, "without memory": True}
 
 
 @pytest.mark.parametrize(("device", "expected"), [("cuda", "cpu:gloo,cuda:nccl"), ("cpu", None)])

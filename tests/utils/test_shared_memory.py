@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
+import signal
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from bayes_rl.errors import RunError
 from bayes_rl.utils import shared_memory
 from bayes_rl.utils.shared_memory import SharedMemory
 
+RANK: ContextVar[int] = ContextVar("RANK")
+"""Rank of the present thread."""
+
 
 def on_ranks(
-    ranks: int, work: Callable[[SharedMemory, int], Any], capacity: int = 4096, timeout: float = 20
+    ranks: int,
+    work: Callable[[SharedMemory, int], Any],
+    capacity: int = 4096,
+    timeout: float | None = 20,
+    closes: bool = True,
 ) -> list[Any]:
-    """Return what a function of a memory and its rank returns on each rank; None on all if there is no memory."""
+    """Return what a function of a memory and its rank returns on each rank.
+
+    An error takes the place of a result, and None if there is no memory.
+    """
     texts, barrier = [""] * ranks, threading.Barrier(ranks, timeout=20)
 
     def gather(rank: int, text: str) -> list[str]:
@@ -37,16 +49,35 @@ def on_ranks(
         return found
 
     def run(rank: int) -> Any:
-        memory = SharedMemory.of_ranks(rank, ranks, capacity, timeout, functools.partial(gather, rank))
+        RANK.set(rank)
+        try:
+            memory = SharedMemory.of_ranks(rank, ranks, capacity, timeout, functools.partial(gather, rank))
+        except RuntimeError as error:
+            return error
         if memory is None:
             return None
         try:
             return work(memory, rank)
         finally:
-            memory.close()
+            if closes:
+                memory.close()
 
     with ThreadPoolExecutor(ranks) as pool:
         return [future.result(60) for future in [pool.submit(run, rank) for rank in range(ranks)]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Folder of temporary files, in which nothing may be left; nor may a file stay open."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    files = Path("/proc/self/fd")
+    gc.collect()  # what earlier tests have left
+    before = len(os.listdir(files)) if files.is_dir() else 0
+    yield tmp_path
+    assert not list(tmp_path.iterdir())
+    if before:
+        gc.collect()
+        assert len(os.listdir(files)) <= before
 
 
 def tensors_of(rank: int, seed: int) -> list[Tensor]:
@@ -110,7 +141,7 @@ def test_a_rank_that_ends_fails_the_others_at_once() -> None:
         if rank == 1:
             return "ended"
         begin = time.perf_counter()
-        with pytest.raises(RunError, match="another rank has ended"):
+        with pytest.raises(RuntimeError, match="the connection to rank 1 has ended"):
             memory.combine([torch.ones(3)])
         assert time.perf_counter() - begin < 10
         return "failed"
@@ -118,13 +149,13 @@ def test_a_rank_that_ends_fails_the_others_at_once() -> None:
     assert on_ranks(3, work) == ["failed", "ended", "failed"]
 
 
-def test_a_rank_that_keeps_silent_fails_the_others_in_the_end() -> None:
+def test_a_rank_that_is_silent_fails_the_others_in_the_end() -> None:
     done = threading.Event()
 
     def work(memory: SharedMemory, rank: int) -> bool:
         if rank == 1:
             return done.wait(20)
-        with pytest.raises(RunError, match=r"a rank has sent nothing for 0\.2 s"):
+        with pytest.raises(RuntimeError, match=r"rank 1 timed out: it sent nothing for 0\.2 s"):
             memory.combine([torch.ones(3)])
         done.set()
         return True
@@ -132,37 +163,92 @@ def test_a_rank_that_keeps_silent_fails_the_others_in_the_end() -> None:
     assert on_ranks(2, work, timeout=0.2) == [True, True]
 
 
-def test_ranks_that_exchange_different_tensors_fail() -> None:
+@pytest.mark.parametrize("different", ["size", "key"])
+def test_ranks_that_exchange_different_tensors_fail(different: str) -> None:
+    """Tensors of one size can be others, such as gradients of two networks alike: their keys differ."""
+
     def work(memory: SharedMemory, rank: int) -> str:
-        with pytest.raises(RunError, match="exchanges") as error:
-            memory.combine([torch.ones(3 + rank)])
+        with pytest.raises(RuntimeError, match="exchanges") as error:
+            memory.combine([torch.ones(3 + rank * (different == "size"))], key=7 + rank)
         return str(error.value)
 
-    assert on_ranks(2, work) == ["rank 1 exchanges 4 numbers and rank 0 3", "rank 0 exchanges 3 numbers and rank 1 4"]
+    assert on_ranks(2, work, timeout=None) == [
+        f"rank 1 exchanges {4 if different == 'size' else 3} numbers, and rank 0 other 3",
+        f"rank 0 exchanges 3 numbers, and rank 1 other {4 if different == 'size' else 3}",
+    ]
 
 
-def no_file() -> int:
-    raise OSError("no memory")
+def test_tensors_of_several_dtypes_are_refused() -> None:
+    """One of them would lose digits without a word."""
+
+    def work(memory: SharedMemory, rank: int) -> bool:
+        with pytest.raises(ValueError, match="one dtype"):
+            memory.combine([torch.ones(3), torch.ones(3, dtype=torch.float64)])
+        return True
+
+    assert on_ranks(2, work) == [True, True]
 
 
-@pytest.mark.parametrize("missing", ["file", "room", "path"])
-def test_without_memory_or_sockets_all_ranks_do_without(
-    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def shared(memory: SharedMemory, rank: int) -> str:
+    return "shared"
+
+
+def fail(*_: Any) -> NoReturn:
+    raise OSError("not here")
+
+
+@pytest.mark.parametrize("name", ["memory_file", "ftruncate"])
+def test_without_memory_all_ranks_do_without(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os if name == "ftruncate" else shared_memory, name, fail)
+    assert on_ranks(3, shared) == [None, None, None]
+
+
+def test_without_a_folder_all_ranks_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere/at/all")
+    assert on_ranks(2, shared) == [None, None]
+
+
+def test_without_a_path_that_is_short_enough_all_ranks_do_without(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / ("long" * 30 if missing == "path" else "short")
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    if missing == "file":
-        monkeypatch.setattr(shared_memory, "memory_file", no_file)
-    if missing == "room":
-        monkeypatch.setattr(os, "ftruncate", lambda file, size: no_file())
-    assert on_ranks(3, lambda memory, rank: "shared") == [None, None, None]
-    assert not list(folder.iterdir())
+    deep = folder / ("long" * 30)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    assert on_ranks(2, shared) == [None, None]
+    deep.rmdir()
+
+
+def test_if_one_rank_has_no_socket_all_ranks_do_without(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listen = shared_memory.listen
+    monkeypatch.setattr(shared_memory, "listen", lambda path, *rest: None if path.name == "1" else listen(path, *rest))
+    assert on_ranks(3, shared) == [None, None, None]
+
+
+def test_ranks_of_two_machines_share_no_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_memory, "machine", lambda: f"machine {RANK.get() // 2}")
+    assert on_ranks(2, shared) == ["shared", "shared"]
+    assert on_ranks(4, shared) == [None] * 4
+
+
+@pytest.mark.parametrize(("function", "failing"), [("connect", 1), ("connect", 0), ("pass_on", 0)])
+def test_a_rank_that_fails_while_ranks_connect_fails_the_others(
+    function: str, failing: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = getattr(shared_memory, function)
+
+    def called(*arguments: Any) -> Any:
+        return fail() if RANK.get() == failing else original(*arguments)
+
+    monkeypatch.setattr(shared_memory, function, called)
+    monkeypatch.setattr(shared_memory, "GREETING_SECONDS", 0.3)
+    errors = on_ranks(2, shared)
+    assert [str(error) for error in errors] == ["the connection to another rank has failed"] * 2
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_nothing_is_left_in_the_file_system(in_memory: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def test_nothing_is_in_the_file_system_while_ranks_share_memory(
+    in_memory: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not in_memory:
         monkeypatch.delattr(os, "memfd_create", raising=False)
 
@@ -170,12 +256,30 @@ def test_nothing_is_left_in_the_file_system(in_memory: bool, tmp_path: Path, mon
         numbers = torch.ones(2)
         memory.combine([numbers])
         assert numbers.tolist() == [2, 2]
-        return list(tmp_path.iterdir())  # while the memory is in use
+        memory.combine([numbers])  # all ranks have made their memory
+        return list(folder.iterdir())
 
-    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else None
     assert on_ranks(2, work) == [[], []]
-    if before is not None:
-        assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="no processes by fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_child_process_that_lives_longer_does_not_keep_others_waiting() -> None:
+    first, second = on_ranks(2, lambda memory, rank: memory, closes=False)
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+        os._exit(0)
+    try:
+        first.close()
+        begin = time.perf_counter()
+        with pytest.raises(RuntimeError, match="the connection to rank 0 has ended"):
+            second.combine([torch.ones(1)])
+        assert time.perf_counter() - begin < 10
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        second.close()
 
 
 def test_a_message_can_come_in_pieces() -> None:

@@ -8,26 +8,30 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 ALLOCATIONS = 10_000
-"""Objects that are made and not freed before Python looks for cycles among the youngest; Python's own is 700."""
+"""Objects that are made and not freed before Python searches the youngest for cycles; Python 3.11 has 700."""
 
 
 class GarbageCollection(Callback):
-    """Lets Python look for garbage less often while an agent is trained.
+    """Callback that lets Python search for garbage less often while an agent is trained.
 
-    Python frees most objects at once, and only cycles of objects need a search. An update allocates thousands of small
+    Python frees most objects at once, and only cycles of objects need a search. An update makes thousands of small
     objects that form no cycles, and a search takes milliseconds. With several ranks, all ranks wait for the one that
-    searches. Objects that exist before the training are never searched.
+    searches. Objects that exist before the training are not searched.
     """
 
     def __init__(self) -> None:
-        self._thresholds: tuple[int, int, int] | None = None
+        self._thresholds: tuple[int, int, int] | None = None  # those from before the training, while it runs
+        self._freezes = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Search once, exclude what is left, and search less often from now on."""
-        self._thresholds = gc.get_threshold()
+        self._thresholds = youngest, *others = gc.get_threshold()
+        self._freezes = not gc.get_freeze_count()  # otherwise `unfreeze` would undo what the user has frozen
         gc.collect()
-        gc.freeze()
-        gc.set_threshold(max(ALLOCATIONS, self._thresholds[0]), *self._thresholds[1:])
+        if self._freezes:
+            gc.freeze()
+        if youngest:  # 0 switches the search off
+            gc.set_threshold(max(ALLOCATIONS, youngest), *others)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Search as before the training."""
@@ -40,5 +44,6 @@ class GarbageCollection(Callback):
     def _restore(self) -> None:
         if self._thresholds is not None:
             gc.set_threshold(*self._thresholds)
-            gc.unfreeze()
+            if self._freezes:
+                gc.unfreeze()
         self._thresholds = None

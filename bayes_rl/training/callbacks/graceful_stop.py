@@ -14,7 +14,7 @@ from bayes_rl.utils.ranks import max_over_ranks, num_ranks
 from bayes_rl.utils.stop_signals import PATIENCE_WITH_RANKS, STOP, Stopped
 
 MOST_UPDATES = 8
-"""Greatest number of updates from one exchange of the ranks' signals to the next; one takes 1 ms on a processor."""
+"""Greatest number of updates from one exchange of the ranks' signals to the next; by Gloo, one takes 1 ms."""
 SECONDS = 2.0
 """Seconds between two exchanges, if `MOST_UPDATES` take longer."""
 

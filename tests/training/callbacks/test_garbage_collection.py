@@ -36,11 +36,21 @@ def test_training_searches_less_often_and_what_follows_as_before(fails: bool) ->
     assert (gc.get_threshold(), gc.get_freeze_count()) == (before, frozen)
 
 
-def test_a_higher_threshold_of_the_user_stays() -> None:
+@pytest.mark.parametrize("youngest", [10**6, 0])
+def test_a_higher_threshold_of_the_user_stays_and_0_which_means_never(youngest: int) -> None:
     before, look = gc.get_threshold(), Look(fails=False)
-    gc.set_threshold(10**6, 7, 8)
+    gc.set_threshold(youngest, 7, 8)
     try:
         fit(make_module(), [make_batch()], GarbageCollection(), look)
-        assert look.found == gc.get_threshold() == (10**6, 7, 8)
+        assert look.found == gc.get_threshold() == (youngest, 7, 8)
     finally:
         gc.set_threshold(*before)
+
+
+def test_what_the_user_has_frozen_stays_frozen() -> None:
+    gc.freeze()
+    try:
+        fit(make_module(), [make_batch()], GarbageCollection())
+        assert gc.get_freeze_count() > 1000
+    finally:
+        gc.unfreeze()
