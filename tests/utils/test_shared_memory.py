@@ -285,6 +285,6 @@ def test_a_child_process_that_lives_longer_does_not_keep_others_waiting() -> Non
 def test_a_message_can_come_in_pieces() -> None:
     first, second = socket.socketpair()
     with first, second:
-        threading.Timer(0.05, second.sendall, [b"lo"]).start()
-        second.sendall(b"hel")
-        assert shared_memory.receive(first, 5) == b"hello"
+        threading.Timer(0.05, second.sendall, [b"six"]).start()
+        second.sendall(b"sixty")
+        assert shared_memory.receive(first, 8) == b"sixtysix"
