@@ -7,6 +7,7 @@ agent. Here every rank writes its tensors into the shared memory, and the ranks 
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import os
 import socket
@@ -18,25 +19,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-ALIGNMENT = 64  # bytes; the length of a cache line
-GREETING_SECONDS = 60.0  # patience with ranks that connect
+ALIGNMENT = 64  # bytes; a slot begins on a cache line of its own, and can hold numbers of any dtype
+GREETING_SECONDS = 60.0  # a rank that takes longer to connect has failed
 
 
 class SharedMemory:
     """Memory of the ranks of one machine, by which they combine tensors.
 
     Every rank has a slot, and there is one more slot for the result. A rank copies its tensors to its slot, and waits
-    until all ranks have done so. Then it combines its part of all slots, in the order of the ranks, waits again, and
-    copies the result. The result has the same bits on every rank.
+    until all ranks have done so. Each rank combines one of R equal parts: it reads this part of every slot, in the
+    order of the ranks, and writes to the slot of the result. Then it waits again, and copies the whole result. The
+    result has the same bits on every rank.
 
-    The ranks wait by messages: each sends the size and the key of its tensors to all others by sockets. If a process
-    ends, its sockets close, and the other ranks stop waiting. The memory has no name in the file system, so that a
-    process that is killed leaves nothing behind.
+    To wait, a rank sends a message to every other rank, and reads one from each. The message holds the size of the
+    tensors and a key, a number that identifies them. If a process ends, its sockets close, and the other ranks stop
+    waiting. The memory has no name in the file system, so that no file stays if a process is killed.
 
     Args:
         rank: number of this process, from 0.
         slots: memory that all ranks see, `[R + 1, capacity]` uint8, for R ranks.
-        peers: number of each other rank to a socket that is connected to that rank.
+        peers: sockets to all other ranks, by the number of the rank.
     """
 
     def __init__(self, rank: int, slots: Tensor, peers: dict[int, socket.socket]) -> None:
@@ -54,7 +56,7 @@ class SharedMemory:
             ranks: R, number of processes, >= 2.
             capacity: bytes of a slot.
             timeout: seconds of waiting for another rank after which an exchange fails; None waits for ever.
-            gather: function of this rank's text that waits for all ranks, and returns their texts in order.
+            gather: function that sends this rank's text to all ranks, and returns all texts in the order of ranks.
 
         Returns:
             None on all ranks, if they are not on one machine, have different capacities, or if the system has no
@@ -63,26 +65,28 @@ class SharedMemory:
         Raises:
             RuntimeError: if a rank ends, or is silent for a minute, while the ranks connect.
         """
-        capacity = -(-capacity // ALIGNMENT) * ALIGNMENT
-        with contextlib.ExitStack() as until_made, contextlib.ExitStack() as peers_of_failure:
-            file, folder = prepare((ranks + 1) * capacity, until_made) if rank == 0 else (-1, "")
-            (folder, *_) = gather(folder)
+        capacity = math.ceil(capacity / ALIGNMENT) * ALIGNMENT
+        peers: dict[int, socket.socket] = {}
+        with contextlib.ExitStack() as temporary:
+            file, folder = make_file_and_folder((ranks + 1) * capacity, temporary) if rank == 0 else (-1, "")
+            folder = gather(folder)[0]
             if not folder:
                 return None
-            listener = listen(Path(folder, str(rank)), ranks, until_made)
-            places = gather(f"{machine()} {capacity}" if listener is not None else "")
-            if listener is None or "" in places or len(set(places)) > 1:
+            listener = listen(Path(folder, str(rank)), ranks, temporary)
+            # Ranks connect once all of them listen, and only if all of them can.
+            found = gather(f"{machine()} {capacity}" if listener is not None else "")
+            if listener is None or "" in found or len(set(found)) > 1:
                 return None
-            peers: dict[int, socket.socket] = {}
-            peers_of_failure.callback(close_all, peers)
             try:
                 connect(rank, ranks, Path(folder), listener, peers)
-                file = pass_on(file, rank, peers, until_made)
-            except OSError as error:
-                raise RuntimeError("the connection to another rank has failed") from error
-            memory = mmap.mmap(file, (ranks + 1) * capacity)
-            gather("")  # all ranks are connected: the folder can go
-            peers_of_failure.pop_all()
+                file = share_file(file, rank, peers, temporary)
+                memory = mmap.mmap(file, (ranks + 1) * capacity)
+                gather("")  # the folder stays until all ranks are connected
+            except BaseException as error:
+                close_all(peers)
+                if isinstance(error, OSError):
+                    raise RuntimeError("the connection to another rank has failed") from error
+                raise
         for peer in peers.values():
             peer.settimeout(timeout)
         return cls(rank, torch.frombuffer(memory, dtype=torch.uint8).view(ranks + 1, capacity), peers)
@@ -102,8 +106,8 @@ class SharedMemory:
             tensors: on the processor, of one dtype; written in place. Those that do not fit into a slot are combined in
                 parts.
             operation: function of two tensors with the argument `out`, as `torch.add` or `torch.maximum`.
-            mean: divide the result by the number of ranks.
-            key: number of 32 bits that tells what is exchanged. Ranks with different keys fail.
+            mean: divide the result by the number of ranks; for sums only.
+            key: number of 32 bits that identifies the tensors. The exchange fails if ranks pass different keys.
 
         Raises:
             ValueError: if the tensors have several dtypes.
@@ -113,16 +117,16 @@ class SharedMemory:
         if len({tensor.dtype for tensor in flat}) > 1:
             raise ValueError("tensors that are combined have one dtype")
         sizes = [tensor.numel() for tensor in flat]
-        memory = self._slots.view(flat[0].dtype)
-        if sum(sizes) > memory.shape[1]:
+        size, memory = sum(sizes), self._slots.view(flat[0].dtype)
+        if size > memory.shape[1]:
             together = torch.cat(flat)
             for part in together.split(memory.shape[1]):
                 self.combine([part], operation, mean, key)
             results = together.split(sizes)
         else:
-            *slots, result = memory[:, : sum(sizes)].unbind()
+            *slots, result = memory[:, :size].unbind()
             torch.cat(flat, out=slots[self._rank])
-            self._wait(sum(sizes), key)
+            self._wait(size, key)  # no rank reads a slot before it is written
             first, second, *others = (slot.tensor_split(len(slots))[self._rank] for slot in slots)
             own = result.tensor_split(len(slots))[self._rank]
             operation(first, second, out=own)
@@ -130,39 +134,48 @@ class SharedMemory:
                 operation(own, other, out=own)
             if mean:
                 own.div_(len(slots))
-            self._wait(sum(sizes), key)
+            # No rank copies the result before all parts are written. A rank that goes on writes to its own slot alone
+            # before the next wait: the others can still copy the result.
+            self._wait(size, key)
             results = result.split(sizes)
         torch._foreach_copy_(tensors, [new.view(tensor.shape) for tensor, new in zip(tensors, results, strict=True)])
 
     def close(self) -> None:
-        """Close the sockets. The memory is free once the last rank has closed or ended."""
+        """Close the sockets. The system frees the memory when the last rank has closed it or ended.
+
+        Closing twice does nothing.
+        """
         close_all(self._peers)
         _OPEN.discard(self)
-        del self._slots
+        self._slots = self._slots[:0]
 
     def _wait(self, size: int, key: int) -> None:
-        """Wait until all ranks have come to this point of an exchange of `size` numbers."""
+        """Wait until all ranks have called this function with the same size and key."""
         message = size.to_bytes(8, "little") + key.to_bytes(4, "little")
         for peer in self._peers.values():
-            with contextlib.suppress(OSError):  # a rank that has ended is found out by reading
+            with contextlib.suppress(OSError):  # if the rank has ended, reading says so below
                 peer.sendall(message)
         for rank, peer in self._peers.items():
             try:
-                found = receive(peer, len(message))
+                received = receive(peer, len(message))
             except TimeoutError as error:
                 raise RuntimeError(f"rank {rank} timed out: it sent nothing for {peer.gettimeout():g} s") from error
             except OSError as error:
                 raise RuntimeError(f"the connection to rank {rank} has ended") from error
-            if found != message:
-                numbers = int.from_bytes(found[:8], "little")
-                raise RuntimeError(f"rank {rank} exchanges {numbers} numbers, and rank {self._rank} other {size}")
+            if received != message:
+                numbers, other_key = (int.from_bytes(part, "little") for part in (received[:8], received[8:]))
+                raise RuntimeError(
+                    f"ranks {self._rank} and {rank} exchange different tensors: {size} numbers (key {key}) and "
+                    f"{numbers} numbers (key {other_key})"
+                )
 
 
 _OPEN: weakref.WeakSet[SharedMemory] = weakref.WeakSet()
-"""Memories of this process. A child process that lives longer must not hold their sockets open."""
+"""Memories of this process."""
 
 
 def _close_in_child() -> None:
+    """Close a child's copies of the sockets. Otherwise other ranks would not notice that its parent has ended."""
     for memory in list(_OPEN):
         memory.close()
 
@@ -172,7 +185,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def machine() -> str:
-    """Return a name of this machine since it was started."""
+    """Return an identifier of this machine, which changes when the machine is started again."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return boot.read_text().strip() if boot.is_file() else socket.gethostname()
 
@@ -183,8 +196,8 @@ def close_all(peers: dict[int, socket.socket]) -> None:
         peer.close()
 
 
-def prepare(size: int, stack: contextlib.ExitStack) -> tuple[int, str]:
-    """Make a file of `size` bytes without a name, and a folder for sockets, until the stack closes.
+def make_file_and_folder(size: int, stack: contextlib.ExitStack) -> tuple[int, str]:
+    """Make a file of `size` bytes without a name, and a folder for sockets. The stack removes both.
 
     Returns:
         Descriptor of the file and path of the folder; -1 and "" if the system has no such file or folder.
@@ -193,7 +206,7 @@ def prepare(size: int, stack: contextlib.ExitStack) -> tuple[int, str]:
         file = memory_file()
         stack.callback(os.close, file)
         os.ftruncate(file, size)
-        if hasattr(os, "posix_fallocate"):  # otherwise, writing to memory that is not there would end the process
+        if hasattr(os, "posix_fallocate"):  # if memory ran out later, writing to it would end the process
             os.posix_fallocate(file, 0, size)
         folder = tempfile.TemporaryDirectory(prefix="bayes_rl_", ignore_cleanup_errors=True)
         return file, stack.enter_context(folder)
@@ -210,7 +223,10 @@ def memory_file() -> int:
 
 
 def listen(path: Path, ranks: int, stack: contextlib.ExitStack) -> socket.socket | None:
-    """Return a socket that other ranks can connect to by its path until the stack closes; None if there is none."""
+    """Return a socket that other ranks can connect to by its path; None if the system cannot make one.
+
+    The stack closes the socket.
+    """
     if not hasattr(socket, "send_fds"):
         return None
     listener = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -228,10 +244,11 @@ def connect(rank: int, ranks: int, folder: Path, listener: socket.socket, peers:
 
     Args:
         rank: number of this process.
-        ranks: number of all.
-        folder: of the sockets, each named by its rank.
+        ranks: number of ranks.
+        folder: folder of the sockets; the name of a socket is its rank.
         listener: socket of this rank.
-        peers: number of each other rank to the socket that is connected to it; filled by this function.
+        peers: filled by this function, so that the caller can close the sockets after a failure: sockets to all other
+            ranks, by the number of the rank.
 
     Raises:
         OSError: if a rank cannot be reached or does not answer.
@@ -247,15 +264,17 @@ def connect(rank: int, ranks: int, folder: Path, listener: socket.socket, peers:
         peers[int.from_bytes(receive(peer, 8), "little")] = peer
 
 
-def pass_on(file: int, rank: int, peers: dict[int, socket.socket], stack: contextlib.ExitStack) -> int:
-    """Send the descriptor of a file from rank 0 to all other ranks, and return it there until the stack closes.
+def share_file(file: int, rank: int, peers: dict[int, socket.socket], stack: contextlib.ExitStack) -> int:
+    """Send the file of rank 0 to all ranks, and return this rank's descriptor of the file.
+
+    On the other ranks, the stack closes the descriptor.
 
     Raises:
         OSError: if rank 0 does not answer or has ended.
     """
     if rank == 0:
         for peer in peers.values():
-            socket.send_fds(peer, [b"m"], [file])
+            socket.send_fds(peer, [b"m"], [file])  # a descriptor goes along with a byte
         return file
     _, files, _, _ = socket.recv_fds(peers[0], 1, 1)
     if not files:

@@ -195,7 +195,7 @@ def wrapped() -> dict[str, bool]:
         callback, options = Wrapped(), {"bucket_cap_mb": 25} if name == "with options" else {}
         with pytest.MonkeyPatch.context() as patch:
             if name == "without memory":
-                patch.setattr(shared_memory, "prepare", lambda *_: (-1, ""))
+                patch.setattr(shared_memory, "make_file_and_folder", lambda *_: (-1, ""))
             fit(make_module(), make_batches()[:1], callback, strategy=RankStrategy(**options), devices=num_ranks())
         found[name] = callback.found
     return found

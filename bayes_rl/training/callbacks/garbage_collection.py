@@ -24,7 +24,7 @@ class GarbageCollection(Callback):
         self._freezes = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Search once, exclude what is left, and search less often from now on."""
+        """Search for garbage once. From now on, search new objects only, and search less often."""
         self._thresholds = youngest, *others = gc.get_threshold()
         self._freezes = not gc.get_freeze_count()  # otherwise `unfreeze` would undo what the user has frozen
         gc.collect()
