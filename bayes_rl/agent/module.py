@@ -50,7 +50,7 @@ from bayes_rl.networks.gaussian_process import GaussianProcess
 from bayes_rl.networks.layer_factory import LayerFactory
 from bayes_rl.networks.settings import NetworkSettings
 from bayes_rl.types import AgentArguments, Batch, Transition, ValueEstimate
-from bayes_rl.utils.ranks import OwnNoise, average_values_over_ranks, gather_from_ranks, num_ranks
+from bayes_rl.utils.ranks import OwnNoise, average_values_over_ranks, num_ranks
 from bayes_rl.utils.seeds import Domain, derived_seed
 from bayes_rl.utils.settings import as_settings
 
@@ -60,7 +60,9 @@ UPDATES_PER_OBSERVATION, UPDATES_PER_POSTERIOR = 8, 200
 Shorter intervals take more time. The moments average about the last 1000 observed minibatches, those of 8000 updates.
 """
 STATES_OF_UNITS = 1024
-"""States of the replay that choose the units of the features of a Gaussian process."""
+"""States of the replay that choose the units of the features of a Gaussian process, of all ranks."""
+STATES_OF_MINIBATCH = 64
+"""Those of them that the process observes at once, of all ranks."""
 
 
 class VariationalActorCritic(LowOverheadModule):
@@ -304,14 +306,13 @@ class VariationalActorCritic(LowOverheadModule):
     def _begin_observing(self, process: GaussianProcess, batch: Batch) -> None:
         """Choose the units of the process's features anew, and observe a sample of the replay by these features.
 
-        The replay changes with the policy. The units are chosen anew each time the number of updates has doubled.
+        The replay changes with the policy. The units are chosen anew each time the number of updates has doubled. Each
+        rank draws its share of the sample from its own replay.
         """
-        sample = getattr(self._data, "sample_transitions", None)  # a plain loader of minibatches has no replay
-        if sample is None:
-            transition = Transition.cat(gather_from_ranks(batch.transition.map(Tensor.cpu)))
-        else:
-            transition = sample(STATES_OF_UNITS, newest=1.0)
-        chunks = [chunk.map(lambda x: x.to(self.device)) for chunk in transition.split(64)]
+        sample = getattr(self._data, "sample_own_transitions", None)  # a plain loader of minibatches has no replay
+        own = batch.transition if sample is None else sample(STATES_OF_UNITS, newest=1.0)
+        size = max(1, STATES_OF_MINIBATCH // num_ranks())
+        chunks = [chunk.map(lambda x: x.to(self.device)) for chunk in own.split(size)]
         process.restart([self.twin.prepare(chunk.observation) for chunk in chunks])
         for chunk in chunks:
             with self._forward_context():

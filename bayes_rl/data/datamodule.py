@@ -346,12 +346,16 @@ class ReplayDataModule(pl.LightningDataModule):
             count: number of transitions; of several ranks as many of each, or a few more.
             newest: share of the replay, its newest part, to draw from, in (0, 1]; at least `count` transitions.
         """
+        own = self.sample_own_transitions(count, newest)
+        return own if num_ranks() == 1 else Transition.cat(gather_from_ranks(own.map(Tensor.cpu)))
+
+    def sample_own_transitions(self, count: int, newest: float) -> Transition:
+        """Draw this rank's share of what `sample_transitions` returns. The ranks exchange nothing."""
         seed = seed_sequence(Domain.SAMPLED_TRANSITIONS, self.seed, self.stream.rank, self.stream.updates)
         rng = np.random.default_rng(seed)
         replay, share = self.stream.replay, -(-count // num_ranks())
         newest_windows = None if newest == 1 else max(share, math.ceil(newest * replay.num_windows))
-        sample = replay.sample(share, rng, newest_windows)
-        return sample if num_ranks() == 1 else Transition.cat(gather_from_ranks(sample.map(Tensor.cpu)))
+        return replay.sample(share, rng, newest_windows)
 
     @property
     def slack(self) -> int:

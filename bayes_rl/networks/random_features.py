@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayes_rl.bayes.layers import linear
+from bayes_rl.utils.ranks import average_over_ranks, num_ranks
 
 LARGEST_SIDE = 24
 """Images with a longer side are averaged over squares first: a feature of every pixel would cost as much as a trunk."""
@@ -60,13 +61,14 @@ class RandomFourierFeatures(nn.Module):
 
     @torch.no_grad()
     def measure(self, states: Sequence[Tensor]) -> None:
-        """Choose the units.
+        """Choose the units. The states of all ranks are one sample.
 
         Args:
-            states: observations that `TwinActorCritic.prepare` returned, `[B, ...]` each, two or more in all.
+            states: observations of this rank that `TwinActorCritic.prepare` returned, `[B, ...]` each, two or more in
+                all. All ranks have as many.
         """
         with torch.autocast(self.inverse_unit.device.type, enabled=False):
-            variance = torch.cat([self._inputs(x) for x in states]).var(0)
+            variance = variance_over_ranks(torch.cat([self._inputs(x) for x in states]))
         # Equal states have no distance: differences of rounding must not become features.
         variance = torch.where(variance.sum() > 1e-12, variance, 1 / len(variance))
         inverse_unit = variance.maximum(self._smallest_variance * variance.mean()).rsqrt()
@@ -77,3 +79,19 @@ class RandomFourierFeatures(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             phases = linear(self._inputs(x) * self.inverse_unit, self.weight, self.phase)
             return math.sqrt(2 / len(self.weight)) * phases.cos()
+
+
+def variance_over_ranks(x: Tensor) -> Tensor:
+    """Return the unbiased variance of each column, over the rows of all ranks.
+
+    With n rows on each of R ranks, whose variances have the mean V and whose means have the biased variance B, it is
+    ((n - 1) R V + n R B) / (n R - 1). For one rank it has the bits of `Tensor.var`.
+
+    Args:
+        x: `[n, columns]`, n >= 2, of as many rows on all ranks.
+    """
+    ranks, rows = num_ranks(), num_ranks() * len(x)
+    variance, mean = torch.var_mean(x, 0)
+    within, middle = average_over_ranks(variance, mean)
+    (between,) = average_over_ranks((mean - middle).square())
+    return within + (rows * between - (ranks - 1) * within) / (rows - 1)

@@ -637,7 +637,7 @@ def test_updates_and_actions_have_the_same_bits_with_a_second_thread(
         target = {"objective": {"target": "ema"}}
         module = make_module({"network": {"encoder": "nature"}}, target, options, observation_shape=shape)
         batch = make_batch(4, observation=screens[0], next_observation=screens[1])
-        monkeypatch.setattr(SampleData, "sample_transitions", None)  # its states are vectors
+        monkeypatch.setattr(SampleData, "sample_own_transitions", None)  # its states are vectors
         fit(module, [batch] * 3)
         results.append((module.state_dict(), module.behaviour.values_by_draw(screens[2], [1, 2, 3, 4], 0)))
     (one, values), (other, other_values) = results

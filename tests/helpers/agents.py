@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.types import Batch, Transition
+from bayes_rl.utils.ranks import num_ranks, own_rank
 from tests.helpers.options import merged
 
 ACTIONS = 3
@@ -79,6 +80,11 @@ class SampleData(pl.LightningDataModule):
         with torch.random.fork_rng():
             torch.manual_seed(3)
             return make_batch(count).transition
+
+    def sample_own_transitions(self, count: int, newest: float) -> Transition:
+        """Return this rank's part of the samples."""
+        part = slice(own_rank() * count // num_ranks(), (own_rank() + 1) * count // num_ranks())
+        return self.sample_transitions(count, newest).map(lambda x: x[part])
 
 
 class EachUpdate(pl.Callback):

@@ -17,6 +17,7 @@ from torch import Tensor
 from bayes_rl.agent import compilation
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.bayes import ops
+from bayes_rl.networks.random_features import variance_over_ranks
 from bayes_rl.training.callbacks import graceful_stop
 from bayes_rl.training.callbacks.graceful_stop import GracefulStop
 from bayes_rl.training.rank_strategy import RankStrategy
@@ -179,6 +180,19 @@ def averages() -> dict[str, Tensor]:
     return {**named, "matrix": matrix, "vector": vector}
 
 
+def rows() -> Tensor:
+    """Return the rows of all ranks. The second column grows from rank to rank, and the third one never changes."""
+    numbers = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    numbers[:, 1] += torch.arange(8.0)
+    numbers[:, 2] = 0.1
+    return numbers
+
+
+def variance() -> Tensor:
+    """Return the variance over the rows of all ranks, of which this rank has its part."""
+    return variance_over_ranks(rows().chunk(num_ranks())[own_rank()])
+
+
 class Wrapped(pl.Callback):
     """Record of whether DDP wraps the agent."""
 
@@ -208,6 +222,7 @@ class OfRank(NamedTuple):
     faults: dict[str, Any]
     until_signal: tuple[int, list[int]]
     averages: dict[str, Tensor]
+    variance: Tensor
     wrapped: dict[str, bool]
 
 
@@ -215,4 +230,4 @@ def train_all(cases: list[tuple[str, bool]]) -> OfRank:
     """Train the agents of all cases, one with faults, and one until a signal, in a group of processes."""
     dist.init_process_group("gloo")
     agents = {case: trained(*case) for case in cases}
-    return OfRank(agents, trained_with_faults(), trained_until_signal(), averages(), wrapped())
+    return OfRank(agents, trained_with_faults(), trained_until_signal(), averages(), variance(), wrapped())

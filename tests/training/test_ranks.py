@@ -13,7 +13,7 @@ from bayes_rl.agent.module import UPDATES_PER_OBSERVATION
 from bayes_rl.training.callbacks.graceful_stop import MOST_UPDATES
 from bayes_rl.training.rank_strategy import RankStrategy
 from tests.helpers.agents import equal
-from tests.helpers.big_batch import CASES, OfRank, train_all, trained
+from tests.helpers.big_batch import CASES, OfRank, rows, train_all, trained
 from tests.helpers.rank_process import call_on_ranks
 from tests.helpers.slow_cases import slow_but
 
@@ -85,6 +85,12 @@ def test_averages_over_ranks_are_those_of_each_number(of_two_ranks: list[OfRank]
     for rank in of_two_ranks:
         found = {name: value.tolist() for name, value in rank.averages.items()}
         assert found == {"whole": 0.5, "tensor": 1.5, "matrix": [[0.5] * 3] * 2, "vector": [0.0, 0.5, 1.0, 1.5]}
+
+
+def test_the_variance_over_ranks_is_that_of_all_rows(of_two_ranks: list[OfRank]) -> None:
+    for rank in of_two_ranks:
+        torch.testing.assert_close(rank.variance, rows().var(0))
+        assert rank.variance[2] == 0  # exactly, because rounding must not become a feature
 
 
 def test_ranks_of_one_machine_share_memory_if_they_can_unless_ddp_has_options(of_two_ranks: list[OfRank]) -> None:
