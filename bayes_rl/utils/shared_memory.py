@@ -31,18 +31,23 @@ class SharedMemory:
     order of the ranks, and writes to the slot of the result. Then it waits again, and copies the whole result. The
     result has the same bits on every rank.
 
+    Two ranks wait once, and read and write less memory. Each has two slots, and copies its tensors to one and the other
+    in turn. After the wait it combines its tensors with the other rank's slot. The other rank can write to this slot
+    again only after the next wait but one, and so after this rank has read it.
+
     To wait, a rank sends a message to every other rank, and reads one from each. The message holds the size of the
     tensors and a key, a number that identifies them. If a process ends, its sockets close, and the other ranks stop
     waiting. The memory has no name in the file system, so that no file stays if a process is killed.
 
     Args:
         rank: number of this process, from 0.
-        slots: memory that all ranks see, `[R + 1, capacity]` uint8, for R ranks.
+        slots: memory that all ranks see, `[S, capacity]` uint8, of `num_slots` slots.
         peers: sockets to all other ranks, by the number of the rank.
     """
 
     def __init__(self, rank: int, slots: Tensor, peers: dict[int, socket.socket]) -> None:
         self._rank, self._slots, self._peers = rank, slots, peers
+        self._second = False  # whether two ranks write to their second slots next
         _OPEN.add(self)
 
     @classmethod
@@ -68,7 +73,8 @@ class SharedMemory:
         capacity = math.ceil(capacity / ALIGNMENT) * ALIGNMENT
         peers: dict[int, socket.socket] = {}
         with contextlib.ExitStack() as temporary:
-            file, folder = make_file_and_folder((ranks + 1) * capacity, temporary) if rank == 0 else (-1, "")
+            size = num_slots(ranks) * capacity
+            file, folder = make_file_and_folder(size, temporary) if rank == 0 else (-1, "")
             folder = gather(folder)[0]
             if not folder:
                 return None
@@ -80,7 +86,7 @@ class SharedMemory:
             try:
                 connect(rank, ranks, Path(folder), listener, peers)
                 file = share_file(file, rank, peers, temporary)
-                memory = mmap.mmap(file, (ranks + 1) * capacity)
+                memory = mmap.mmap(file, size)
                 gather("")  # the folder stays until all ranks are connected
             except BaseException as error:
                 close_all(peers)
@@ -89,7 +95,7 @@ class SharedMemory:
                 raise
         for peer in peers.values():
             peer.settimeout(timeout)
-        return cls(rank, torch.frombuffer(memory, dtype=torch.uint8).view(ranks + 1, capacity), peers)
+        return cls(rank, torch.frombuffer(memory, dtype=torch.uint8).view(-1, capacity), peers)
 
     def combine(
         self,
@@ -123,6 +129,9 @@ class SharedMemory:
             for part in together.split(memory.shape[1]):
                 self.combine([part], operation, mean, key)
             results = together.split(sizes)
+        elif len(self._peers) == 1:
+            self._combine_two(tensors, flat, operation, mean, key)
+            return
         else:
             *slots, result = memory[:, :size].unbind()
             torch.cat(flat, out=slots[self._rank])
@@ -139,6 +148,26 @@ class SharedMemory:
             self._wait(size, key)
             results = result.split(sizes)
         torch._foreach_copy_(tensors, [new.view(tensor.shape) for tensor, new in zip(tensors, results, strict=True)])
+
+    def _combine_two(
+        self, tensors: list[Tensor], flat: list[Tensor], operation: Callable[..., Tensor], mean: bool, key: int
+    ) -> None:
+        """Combine tensors that fit into a slot, of two ranks, by one wait."""
+        sizes = [tensor.numel() for tensor in flat]
+        first = 2 * self._second
+        slots = self._slots.view(flat[0].dtype)[first : first + 2, : sum(sizes)]
+        self._second = not self._second
+        torch.cat(flat, out=slots[self._rank])
+        self._wait(sum(sizes), key)  # no rank reads a slot before it is written
+        for tensor, part in zip(tensors, slots[1 - self._rank].split(sizes), strict=True):
+            other = part.view(tensor.shape)
+            before, after = (
+                (tensor, other) if self._rank == 0 else (other, tensor)
+            )  # the order gives both the same bits
+            if mean:
+                torch.lerp(before, after, 0.5, out=tensor)  # reads and writes each number once
+            else:
+                operation(before, after, out=tensor)
 
     def close(self) -> None:
         """Close the sockets. The system frees the memory when the last rank has closed it or ended.
@@ -168,6 +197,11 @@ class SharedMemory:
                     f"ranks {self._rank} and {rank} exchange different tensors: {size} numbers (key {key}) and "
                     f"{numbers} numbers (key {other_key})"
                 )
+
+
+def num_slots(ranks: int) -> int:
+    """Return the number of slots: two of each of two ranks, and otherwise one of each rank and one for the result."""
+    return 4 if ranks == 2 else ranks + 1
 
 
 _OPEN: weakref.WeakSet[SharedMemory] = weakref.WeakSet()
