@@ -115,6 +115,25 @@ def test_sums_means_and_maxima_are_those_of_all_ranks(ranks: int, capacity: int)
                 assert torch.equal(results[rank][seed][number], results[0][seed][number])  # the same bits
 
 
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_rank_that_reads_late_reads_the_numbers_of_its_exchange(ranks: int) -> None:
+    """The other ranks have begun the next exchange, and have written to their slots."""
+
+    def work(memory: SharedMemory, rank: int) -> list[float]:
+        def late(first: Tensor, second: Tensor, out: Tensor) -> Tensor:
+            time.sleep(0.02 * rank)
+            return torch.add(first, second, out=out)
+
+        found = []
+        for number in range(4):
+            tensor = torch.tensor(float(number))
+            memory.combine([tensor], late)
+            found.append(tensor.item())
+        return found
+
+    assert on_ranks(ranks, work) == [[0.0, ranks * 1.0, ranks * 2.0, ranks * 3.0]] * ranks
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bfloat16])
 def test_numbers_keep_their_type(dtype: torch.dtype) -> None:
     def work(memory: SharedMemory, rank: int) -> Tensor:
