@@ -31,9 +31,9 @@ class SharedMemory:
     order of the ranks, and writes to the slot of the result. Then it waits again, and copies the whole result. The
     result has the same bits on every rank.
 
-    Two ranks wait once, and read and write less memory. Each has two slots, and copies its tensors to one and the other
-    in turn. After the wait it combines its tensors with the other rank's slot. The other rank can write to this slot
-    again only after the next wait but one, and so after this rank has read it.
+    Two ranks alone wait once, and read and write less memory. Each of them has two slots, one for every second
+    exchange. After the wait a rank combines its tensors with the other rank's slot. The other rank writes to this slot
+    again two exchanges later. Between them lies a wait, which this rank begins only once it has read the slot.
 
     To wait, a rank sends a message to every other rank, and reads one from each. The message holds the size of the
     tensors and a key, a number that identifies them. If a process ends, its sockets close, and the other ranks stop
@@ -41,7 +41,7 @@ class SharedMemory:
 
     Args:
         rank: number of this process, from 0.
-        slots: memory that all ranks see, `[S, capacity]` uint8, of `num_slots` slots.
+        slots: memory that all ranks see, `[num_slots(R), capacity]` uint8, for R ranks.
         peers: sockets to all other ranks, by the number of the rank.
     """
 
@@ -161,11 +161,10 @@ class SharedMemory:
         self._wait(sum(sizes), key)  # no rank reads a slot before it is written
         for tensor, part in zip(tensors, slots[1 - self._rank].split(sizes), strict=True):
             other = part.view(tensor.shape)
-            before, after = (
-                (tensor, other) if self._rank == 0 else (other, tensor)
-            )  # the order gives both the same bits
+            # Both ranks combine in the order of their numbers, so that both get the same bits.
+            before, after = (tensor, other) if self._rank == 0 else (other, tensor)
             if mean:
-                torch.lerp(before, after, 0.5, out=tensor)  # reads and writes each number once
+                torch.lerp(before, after, 0.5, out=tensor)  # by one pass over the memory
             else:
                 operation(before, after, out=tensor)
 
