@@ -64,8 +64,8 @@ class RandomFourierFeatures(nn.Module):
         """Choose the units. The states of all ranks are one sample.
 
         Args:
-            states: observations of this rank that `TwinActorCritic.prepare` returned, `[B, ...]` each, two or more in
-                all. All ranks have as many.
+            states: observations of this rank that `TwinActorCritic.prepare` returned, `[B, ...]` each. Every rank has
+                two or more observations, and as many as the others.
         """
         with torch.autocast(self.inverse_unit.device.type, enabled=False):
             variance = variance_over_ranks(torch.cat([self._inputs(x) for x in states]))

@@ -26,14 +26,15 @@ GREETING_SECONDS = 60.0  # a rank that takes longer to connect has failed
 class SharedMemory:
     """Memory of the ranks of one machine, by which they combine tensors.
 
-    Every rank has a slot, and there is one more slot for the result. A rank copies its tensors to its slot, and waits
-    until all ranks have done so. Each rank combines one of R equal parts: it reads this part of every slot, in the
-    order of the ranks, and writes to the slot of the result. Then it waits again, and copies the whole result. The
-    result has the same bits on every rank.
+    Three or more ranks have a slot each, and there is one more slot for the result. A rank copies its tensors to its
+    slot, and waits until all ranks have done so. Each rank combines one of R parts: it reads this part of every slot,
+    in the order of the ranks, and writes to the slot of the result. Then it waits again, and copies the whole result.
+    The result has the same bits on every rank.
 
     Two ranks alone wait once, and read and write less memory. Each of them has two slots, one for every second
     exchange. After the wait a rank combines its tensors with the other rank's slot. The other rank writes to this slot
-    again two exchanges later. Between them lies a wait, which this rank begins only once it has read the slot.
+    again in the next exchange but one. It gets there only after the wait of the next exchange, which this rank begins
+    once it has read the slot.
 
     To wait, a rank sends a message to every other rank, and reads one from each. The message holds the size of the
     tensors and a key, a number that identifies them. If a process ends, its sockets close, and the other ranks stop
@@ -109,10 +110,11 @@ class SharedMemory:
         All ranks call this function in the same order, with tensors of the same shapes.
 
         Args:
-            tensors: on the processor, of one dtype; written in place. Those that do not fit into a slot are combined in
-                parts.
+            tensors: on the processor, of one dtype, which share no memory; written in place. Those that do not fit into
+                a slot are combined in parts.
             operation: function of two tensors with the argument `out`, as `torch.add` or `torch.maximum`.
-            mean: divide the result by the number of ranks; for sums only.
+            mean: divide the sum by the number of ranks; for sums only. If a rank has an infinite number, the mean is
+                infinite or NaN.
             key: number of 32 bits that identifies the tensors. The exchange fails if ranks pass different keys.
 
         Raises:
@@ -130,7 +132,7 @@ class SharedMemory:
                 self.combine([part], operation, mean, key)
             results = together.split(sizes)
         elif len(self._peers) == 1:
-            self._combine_two(tensors, flat, operation, mean, key)
+            self._combine_two(tensors, flat, memory[:, :size], operation, mean, key)
             return
         else:
             *slots, result = memory[:, :size].unbind()
@@ -150,15 +152,29 @@ class SharedMemory:
         torch._foreach_copy_(tensors, [new.view(tensor.shape) for tensor, new in zip(tensors, results, strict=True)])
 
     def _combine_two(
-        self, tensors: list[Tensor], flat: list[Tensor], operation: Callable[..., Tensor], mean: bool, key: int
+        self,
+        tensors: list[Tensor],
+        flat: list[Tensor],
+        memory: Tensor,
+        operation: Callable[..., Tensor],
+        mean: bool,
+        key: int,
     ) -> None:
-        """Combine tensors that fit into a slot, of two ranks, by one wait."""
-        sizes = [tensor.numel() for tensor in flat]
-        first = 2 * self._second
-        slots = self._slots.view(flat[0].dtype)[first : first + 2, : sum(sizes)]
+        """Combine the tensors of two ranks by one wait.
+
+        Args:
+            tensors: see `combine`.
+            flat: tensors, `[size]` each.
+            memory: slots, `[4, total size]`, of the dtype of the tensors.
+            operation: see `combine`.
+            mean: see `combine`.
+            key: see `combine`.
+        """
+        slots = memory[2:] if self._second else memory[:2]
         self._second = not self._second
         torch.cat(flat, out=slots[self._rank])
-        self._wait(sum(sizes), key)  # no rank reads a slot before it is written
+        self._wait(slots.shape[1], key)  # no rank reads a slot before it is written
+        sizes = [tensor.numel() for tensor in flat]
         for tensor, part in zip(tensors, slots[1 - self._rank].split(sizes), strict=True):
             other = part.view(tensor.shape)
             # Both ranks combine in the order of their numbers, so that both get the same bits.
