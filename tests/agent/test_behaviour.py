@@ -19,12 +19,11 @@ from bayes_rl.agent.behaviour import VALUE_DRAWS, Behaviour, critic_of_draw
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.bayes.draws import draws_by_seed
 from bayes_rl.bayes.kl import bayesian_layers
-from bayes_rl.bayes.layers import BayesConv2d
+from bayes_rl.bayes.layers import BayesConv2d, linear
 from bayes_rl.evaluation.games import Game, GameLoader, Games
 from bayes_rl.evaluation.novel_states import KINDS
 from bayes_rl.metrics.calibration import LEVELS, ReturnFit, fit_returns
 from bayes_rl.networks.actor_critic import TwinActorCritic
-from bayes_rl.networks.layer_factory import OneHotLinear
 from bayes_rl.types import Batch, Transition
 from bayes_rl.utils.seeds import Domain, derived_seed
 from tests.helpers import agents
@@ -109,6 +108,13 @@ def test_acting_draws_no_random_numbers_and_leaves_no_graph(training: bool, fami
 
 
 # ------------------------------------------------------------------ by posterior draws
+class AnyLinear(nn.Linear):
+    """Linear layer whose input can be an integer that stands for its one-hot vector."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
 class DrawnNetwork:
     """Q-values by one draw of the weights: an ordinary network that has these weights."""
 
@@ -125,7 +131,7 @@ class DrawnNetwork:
                 weight = weight + (0.5 * layer.weight_log_var).exp() * noise[name]
             out, into, *kernel = weight.shape
             conv = isinstance(layer, BayesConv2d)
-            plain = nn.Conv2d(into, out, kernel[0], layer.stride, layer.padding) if conv else OneHotLinear(into, out)
+            plain = nn.Conv2d(into, out, kernel[0], layer.stride, layer.padding) if conv else AnyLinear(into, out)
             plain.load_state_dict({"weight": weight, "bias": bias})
             self.twin.set_submodule(name, plain)
         settings = self.twin.settings

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bayes_rl.bayes.layers import BayesConv2d
 from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.errors import ConfigError
-from bayes_rl.networks.layer_factory import LayerFactory, OneHotLinear
+from bayes_rl.networks.layer_factory import FeatureTable, LayerFactory
 
 
 def test_an_unknown_choice_of_bayesian_layers_names_the_nearest() -> None:
@@ -21,10 +22,27 @@ def test_the_table_of_integers_has_unit_variance_bayesian_or_not() -> None:
     settings = PosteriorSettings()
     for bayesian in ("none", "trunk"):
         first = LayerFactory(settings, bayesian, categories=400).first((1,), 100)
-        table = first.weight if isinstance(first, OneHotLinear) else first.weight_mu
+        table = first.weight if isinstance(first, FeatureTable) else first.weight_mu.mT
         assert isinstance(table, Tensor)
-        assert table.shape == (100, 400)
+        assert table.shape == (400, 100)
         assert abs(table.std().item() - 1) < 0.02  # 4 / sqrt(2 * 40,000)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+def test_a_feature_table_is_a_linear_layer_on_one_hot_vectors(dtype: torch.dtype) -> None:
+    table = FeatureTable(6, 4).double()
+    torch.nn.init.normal_(table.bias)
+    linear = torch.nn.Linear(6, 4).double()
+    linear.load_state_dict({"weight": table.weight.mT, "bias": table.bias})
+    numbers = torch.randint(6, (3, 8, 1))  # draws, batch; some numbers occur twice
+    found, expected = table(numbers.to(dtype)), linear(F.one_hot(numbers[..., 0], 6).double())
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    assert table.weight.grad is not None
+    assert linear.weight.grad is not None
+    torch.testing.assert_close(table.weight.grad, linear.weight.grad.mT, rtol=0, atol=1e-12)
+    torch.testing.assert_close(table.bias.grad, linear.bias.grad, rtol=0, atol=1e-12)
 
 
 def test_convolutions_keep_stride_and_padding() -> None:
