@@ -144,6 +144,9 @@ def conditions() -> list[Condition]:
             ("data.draws.start",), lambda o: o.data.draws.decay_frames > 0, "with --data.draws.decay_frames above 0"
         ),
         Condition(
+            ("data.replay.newest",), lambda o: o.data.replay.newest_share > 0, "with --data.replay.newest_share above 0"
+        ),
+        Condition(
             in_group("data.curriculum", "frames_per_task", "cycles", "task_conditioning", "keep_replays"),
             several_tasks,
             "with several --data.tasks",

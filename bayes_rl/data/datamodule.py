@@ -285,6 +285,8 @@ class ReplayDataModule(pl.LightningDataModule):
             draws=self.draws,
             keep_replays=self.curriculum_settings.keep_replays,
             restart_schedules=self.curriculum_settings.epsilon_at_switch == "restart",
+            newest_share=self.replay_settings.newest_share,
+            newest=-(-self.replay_settings.newest // ranks),
         )
 
     def check_ranks(self, ranks: int, training: bool = True) -> None:

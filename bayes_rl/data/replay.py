@@ -40,6 +40,9 @@ class ReplaySettings:
         device: device where minibatches are made: cpu, or cuda, by a copy of the replay in the GPU's memory.
         min_size: transitions collected at random before the first update.
         batch_size: transitions per minibatch.
+        newest_share: share of a minibatch that is drawn from the `newest` transitions, in [0, 1]; the rest is drawn
+            from all. A new transition is then learned soon, however large the replay is.
+        newest: number of the newest transitions, over all environments; all of them if the replay holds fewer.
         n_step: agent steps of the n-step return.
         gamma: discount per agent step, in [0, 1].
         life_loss: effect of a lost life on the learner: none, discount (of 0) or penalty (a reward of -1).
@@ -53,6 +56,8 @@ class ReplaySettings:
     device: str = "cpu"
     min_size: int = 5_000
     batch_size: int = 32
+    newest_share: float = 0.0
+    newest: int = 2_000
     n_step: int = 4
     gamma: float = 0.99
     life_loss: str = "discount"
@@ -65,6 +70,8 @@ class ReplaySettings:
         check(capacity >= batch, "data.replay.batch_size", batch, f"exceeds the replay of {capacity} slots")
         limit = f"must lie between 1 and the replay's capacity, {capacity}"
         check(1 <= self.min_size <= capacity, "data.replay.min_size", self.min_size, limit)
+        check(0 <= self.newest_share <= 1, "data.replay.newest_share", self.newest_share, "must lie in [0, 1]")
+        check(self.newest >= 1, "data.replay.newest", self.newest, "must be a positive number of transitions")
         check_choice("data.replay.device", self.device, REPLAY_DEVICES)
         check_return_rules(self.n_step, self.gamma, self.life_loss, self.reward_clip)
 
@@ -284,31 +291,44 @@ class ReplayBuffer:
             low = np.maximum(low, end - max(2, -(-newest // self.num_envs)))
         return low, np.maximum(end - low, 0)
 
-    def sample(self, batch_size: int, rng: np.random.Generator, newest: int | None = None) -> Transition:
-        """Draw transitions uniformly, with replacement.
+    def sample(
+        self, batch_size: int, rng: np.random.Generator, newest: int | None = None, newest_share: float = 1.0
+    ) -> Transition:
+        """Draw transitions with replacement.
 
         Args:
             batch_size: B, number of transitions.
             rng: generator of the slots' numbers.
             newest: number of the newest windows to draw from, over all environments; None for all.
+            newest_share: share of the transitions that are drawn from the newest windows, in [0, 1]. The rest, which
+                comes first in the minibatch, is drawn from all windows.
 
         Raises:
             RuntimeError: the replay holds no complete n-step window yet.
         """
-        low, count = self._window(newest)
-        ends = np.cumsum(count)
+        from_newest = 0 if newest is None else round(newest_share * batch_size)
+        parts = [(batch_size - from_newest, None), (from_newest, newest)]
+        drawn = [self._draw(count, rng, limit) for count, limit in parts if count]
+        return self.transitions(*map(np.concatenate, zip(*drawn, strict=True)))
+
+    def _draw(
+        self, count: int, rng: np.random.Generator, newest: int | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Draw slots that steps were taken from, uniformly: their rings and their numbers there, `[count]` each."""
+        low, windows = self._window(newest)
+        ends = np.cumsum(windows)
         if ends[-1] == 0:
             raise RuntimeError("nothing to sample: the replay holds no complete n-step window yet")
-        env = np.empty(batch_size, np.int64)
-        number = np.empty(batch_size, np.int64)
-        missing = np.arange(batch_size)
+        env = np.empty(count, np.int64)
+        number = np.empty(count, np.int64)
+        missing = np.arange(count)
         while len(missing):
             index = rng.integers(0, ends[-1], len(missing))
             ring = np.searchsorted(ends, index, side="right")
-            env[missing], number[missing] = ring, low[ring] + index - (ends[ring] - count[ring])
+            env[missing], number[missing] = ring, low[ring] + index - (ends[ring] - windows[ring])
             flags = self.files.flags[self._slot(env[missing], number[missing])]
             missing = missing[(flags & LAST_SCREEN) > 0]  # no step was taken from a final screen
-        return self.transitions(env, number)
+        return env, number
 
     def _slot(self, env: NDArray[np.int64], number: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the array index of slot `number` of ring `env`."""

@@ -76,6 +76,8 @@ class ReplayStream(IterableDataset[Batch]):
         keep_replays: learn from the replays of finished tasks as well; each minibatch comes from one replay, drawn
             uniformly.
         restart_schedules: restart the schedules of epsilon and of draws at a task switch.
+        newest_share: share of a minibatch that is drawn from the `newest` transitions of this rank.
+        newest: number of the newest transitions of this rank.
 
     Attributes:
         vector_steps: steps of all environments together. A vector step is one agent step of each environment.
@@ -107,11 +109,14 @@ class ReplayStream(IterableDataset[Batch]):
         draws: DrawSchedule = DrawSchedule(),
         keep_replays: bool = False,
         restart_schedules: bool = True,
+        newest_share: float = 0.0,
+        newest: int = 1,
     ) -> None:
         self.policy, self.draw_policy, self.epsilon_schedule = policy, draw_policy, epsilon
         self.draws = draws
         self.keep_replays, self.restart_schedules = keep_replays, restart_schedules
         self.batch_size, self.updates_per_step = batch_size, updates_per_step
+        self.newest_share, self.newest = newest_share, newest
         self.batches_per_epoch, self.replay_min_size = batches_per_epoch, replay_min_size
         self.frame_skip, self.seed, self.rank, self.world_size = frame_skip, seed, rank, world_size
         self.refill_replay = refill_replay
@@ -220,7 +225,7 @@ class ReplayStream(IterableDataset[Batch]):
         """Return the minibatch of the next update, and its task."""
         rng = self._minibatch_rng(self.rank)
         task, replay = self._choose_replay(rng if self.rank == 0 else self._minibatch_rng(0))
-        return task, replay.sample(self.batch_size, rng)
+        return task, replay.sample(self.batch_size, rng, self.newest, self.newest_share)
 
     def _minibatch_rng(self, rank: int) -> np.random.Generator:
         """Return the generator of a rank's next minibatch."""

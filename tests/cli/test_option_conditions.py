@@ -32,6 +32,7 @@ IDLE: dict[str, tuple[list[str], str]] = {
     "data.draws.decay_frames=5": (["--model.exploration=epsilon"], "--model.exploration thompson or both"),
     "data.draws.start=0.7": (["--model.exploration=both"], "--data.draws.decay_frames above 0"),
     "data.epsilon.start=0.7": (["--data.epsilon.decay_frames=0"], "--data.epsilon.decay_frames above 0"),
+    "data.replay.newest=9": ([], "--data.replay.newest_share above 0"),
     "data.rules.auto_fire=true": ([], "in an Atari game"),
     "data.rules.full_action_space=false": ([], "in an Atari game"),
     "data.curriculum.frames_per_task=800": ([], "several --data.tasks"),
@@ -136,6 +137,7 @@ ACTING = [
     ["--data.epsilon.start=0.5", "--data.epsilon.end=0.1", "--data.epsilon.decay_frames=5", "--model.exploration=both"],
     ["--model.consolidation.fisher=empirical", "--model.consolidation.fisher_samples=9", *EWC],
     ["--model.consolidation.online_decay=0.5", "--model.consolidation.method=online_ewc", EWC[1]],
+    ["--data.replay.newest=9", "--data.replay.newest_share=0.5"],
     ["--model.posterior.family=low_rank", "--model.posterior.size=3", "--model.posterior.num_draws=3"],
     ["--model.posterior.family=members", "--model.posterior.size=3", "--model.exploration=thompson"],
     [

@@ -177,6 +177,27 @@ def test_a_sample_of_the_newest_part_holds_all_of_it_and_nothing_older(steps: in
         assert sorted(set(number[env == e].tolist())) == sorted(wanted)
 
 
+@pytest.mark.parametrize(("newest_share", "from_newest"), [(0.0, 0), (0.25, 500), (1.0, 2000)])
+def test_a_share_of_a_sample_comes_from_the_newest_part(newest_share: float, from_newest: int) -> None:
+    rules, ring, newest = Rules(n_step=3, frame_stack=2), 100, 20
+    replay, recorder = replay_of(rules, 2, ring), Recorder(2)
+    play([replay, recorder], 300, 5, 2, p_end=0.2)
+    replay.sample(2000, np.random.default_rng(11), newest, newest_share)
+    env, number = replay.asked
+    is_new = number >= replay.written[env] - rules.n_step - newest // 2
+    rest = 2000 - from_newest
+    assert is_new[rest:].all()
+    # The rest is uniform over all windows, of which a tenth is new: six standard deviations.
+    assert abs(is_new[:rest].sum() - 0.1 * rest) <= 6 * (0.09 * rest) ** 0.5
+
+
+def test_without_a_share_of_the_newest_a_sample_is_the_uniform_one() -> None:
+    replay = replay_of(Rules(), 2, 30)
+    play([replay], 100, 0, 2)
+    uniform, share = (replay.sample(32, np.random.default_rng(1), *more) for more in ((), (5, 0.0)))
+    assert same_transitions(uniform, share)
+
+
 def test_a_sample_is_a_function_of_the_generator() -> None:
     replay = replay_of(Rules(), 2, 30)
     play([replay], 100, 0, 2)
