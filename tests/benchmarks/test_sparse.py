@@ -223,6 +223,10 @@ def test_members_are_searched_by_their_prior_and_a_process_by_the_schedule_of_it
         of_arm = tasks.configuration(tasks.TASKS["atari_freeway"], options("atari_freeway", arm, setting))
         assert of_arm["model"]["exploration"] == "thompson"
         assert of_arm["data"].get("draws", {}).get("end", 1) == 1
+    for arm in ("default", "ensemble", "no_prior", "mean_field", "all_bayesian"):
+        setting = "prior3" if tasks.ARMS[arm].searched else ""
+        sizes = [options(f"deep_sea_{size}", arm, setting)["model.posterior.size"] for size in (20, 100)]
+        assert sizes == [10, 20]  # an arm has as many members as the agent of the suite
     for task in tasks.TASKS.values():
         grid = tasks.grid_of(task, "default")
         assert (grid is tasks.GRIDS["default"]) == (
