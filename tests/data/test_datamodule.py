@@ -138,6 +138,41 @@ def test_the_data_module_says_what_the_networks_have_to_know() -> None:
     assert set(leaves(dict(data.hparams))) >= NETWORKS
 
 
+@pytest.mark.parametrize(("ranks", "newest"), [(1, 9), (2, 5)])
+def test_the_stream_learns_the_newest_transitions_of_its_rank(
+    ranks: int, newest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replay = {"min_size": 20, "capacity": 200, "batch_size": 8, "newest_share": 0.25, "newest": 9, "n_step": 1}
+    data = ReplayDataModule(
+        env="CartPole-v1", num_envs=2, frame_stack=1, rules={"frame_skip": 1, "sticky_actions": 0}, replay=replay
+    )
+    agent = SimpleNamespace(
+        act=lambda observations: torch.zeros(len(observations), dtype=torch.int64),
+        explores_at_random=True,
+        explores_by_draw=False,
+    )
+    strategy = SimpleNamespace(broadcast=lambda value: value)
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        world_size=ranks, global_rank=0, lightning_module=agent, strategy=strategy
+    )
+    data.setup("fit")
+    stream = data.stream
+    assert (stream.newest_share, stream.newest) == (0.25, newest)
+    asked: list[tuple[Any, ...]] = []
+
+    def recorded(*arguments: Any) -> Transition:
+        asked.append(arguments)
+        return sample(*arguments)
+
+    sample = stream.replay.sample
+    monkeypatch.setattr(stream.replay, "sample", recorded)
+    if ranks == 1:  # a stream of two ranks would wait for the other one
+        next(iter(stream))
+        size, _, *limits = asked[0]
+        assert (size, limits) == (8, [9, 0.25])
+    stream.envs.close()
+
+
 # ------------------------------------------------------------------ transitions for the Fisher information
 @pytest.mark.parametrize(("count", "newest", "expected"), [(10, 0.25, 100), (300, 0.25, 300), (10, 1.0, 400)])
 def test_fisher_transitions_come_from_the_newest_part_of_the_replay(count: int, newest: float, expected: int) -> None:

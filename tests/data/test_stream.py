@@ -557,6 +557,7 @@ def builder(
         options.setdefault("frame_skip", settings.frame_skip)
         options["draw_policy"] = by_seed(envs.num_actions) if by_draw else None
         options["draws"] = DrawSchedule(1.0, 0.2, 300 * num_envs * settings.frame_skip)
+        options["newest"] = 40
         return stream_of(envs, replay, policy, epsilon, batches_per_epoch=100, **options)
 
     return build
@@ -583,7 +584,8 @@ def test_a_resumed_stream_goes_on_bit_for_bit(
 ) -> None:
     """Killed after 60 batches more than were saved, then resumed from the same directory of the replay."""
     monkeypatch.setattr("bayes_rl.data.stream.BYTES_BESIDE", 0)  # a second thread stores steps and makes minibatches
-    build = builder(settings, tmp_path, num_envs, by_draw, updates_per_step=updates_per_step)
+    newest_share = 0.5 if by_draw else 0.0
+    build = builder(settings, tmp_path, num_envs, by_draw, updates_per_step=updates_per_step, newest_share=newest_share)
     stream = build()
     take(stream, saved_at)
     state = through_a_file(stream.state_dict())
