@@ -49,12 +49,12 @@ class ObjectiveTerms(NamedTuple):
 
     Attributes:
         nll: -log likelihood of the targets in nats, summed over the trained pairs, mean over draws and batch; a scalar.
-        kl: KL(q || prior) in nats, summed over all Bayesian weights; of one trained pair its part, to which half of a
-            shared trunk belongs; a scalar.
+        kl: KL(q || prior) in nats, summed over all Bayesian weights; a scalar. If one pair is trained, that of its heads
+            and half of that of a shared trunk.
         actor_loss: loss of the actors, summed over the trained pairs; a scalar.
         targets: TD targets of both pairs `[2, (D,) B]` in units of the training reward, without gradient.
-        output: logits and Q-values of the twin for the observations, by sampled weights, without gradient and without
-            the parameters that `TwinOutput` carries for the KL divergence.
+        output: logits and Q-values of the twin for the observations, without gradient and without the
+            parameters that `TwinOutput` carries for the KL divergence.
     """
 
     nll: Tensor
