@@ -59,6 +59,8 @@ class Batch(NamedTuple):
         frames: environment frames collected so far, over all ranks.
         task: number of the task that the minibatch comes from.
         learning_frames: environment frames collected since learning began, without the random prefills.
+        num_newest: number of transitions, at the end of the minibatch, that were drawn from the newest alone. The
+            others were drawn from all.
     """
 
     transition: Transition
@@ -66,6 +68,7 @@ class Batch(NamedTuple):
     frames: int
     task: int = 0
     learning_frames: int = 0
+    num_newest: int = 0
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`. Lightning calls this; without it, it would search batches for tensors."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import operator
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from bayes_rl.agent.low_overhead import LowOverheadModule, flushed_denormals
 from bayes_rl.agent.natural_gradient import IVON
 from bayes_rl.agent.objective import ObjectiveTerms, objective_terms, td_targets, total_loss
 from bayes_rl.agent.optimizer import (
+    align_state,
     can_fuse,
     make_ivon,
     make_optimizer,
@@ -214,6 +216,7 @@ class VariationalActorCritic(LowOverheadModule):
 
     def on_train_start(self) -> None:
         """Set the current task from the data module, log what the run should know, restore the random generators."""
+        align_state(self.trainer.optimizers[0])
         if self.consolidator is not None:
             rank_zero_info(self.consolidator.describe())
         bounds = getattr(self._data, "return_bounds", None)  # a plain loader of minibatches knows no bounds
@@ -298,7 +301,10 @@ class VariationalActorCritic(LowOverheadModule):
         if rest == 0 and posteriors.bit_count() <= 1:  # 0, 1, 2, 4, 8, ...
             self._begin_observing(process, batch)
         elif update % UPDATES_PER_OBSERVATION == 0:
-            self._observe_transitions(process, batch.transition, output)
+            # The moments are means over the replay: only transitions that were drawn from all of it count.
+            size = len(batch.transition.action) - batch.num_newest
+            drawn_from_all = batch.transition.map(operator.itemgetter(slice(size)))
+            self._observe_transitions(process, drawn_from_all, output.raw[..., :size, :, :])
         if rest == 0:
             process.update_posterior(batch.num_data / self.objective.kl_temperature)
 
@@ -317,10 +323,10 @@ class VariationalActorCritic(LowOverheadModule):
         for chunk in chunks:
             with self._forward_context():
                 output: TwinOutput = self.twin(chunk.observation, "mean", batch.task)
-            self._observe_transitions(process, chunk, output)
+            self._observe_transitions(process, chunk, output.raw)
 
-    def _observe_transitions(self, process: GaussianProcess, transition: Transition, output: TwinOutput) -> None:
-        noise = self.twin.likelihood.std(output.raw).mean(0).gather(-1, transition.action[:, None]).squeeze(-1)
+    def _observe_transitions(self, process: GaussianProcess, transition: Transition, raw: Tensor) -> None:
+        noise = self.twin.likelihood.std(raw).mean(0).gather(-1, transition.action[:, None]).squeeze(-1)
         process.observe(self.twin.prepare(transition.observation), transition.action, noise)
 
     @functools.cached_property

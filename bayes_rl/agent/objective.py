@@ -49,8 +49,8 @@ class ObjectiveTerms(NamedTuple):
 
     Attributes:
         nll: -log likelihood of the targets in nats, summed over the trained pairs, mean over draws and batch; a scalar.
-        kl: KL(q || prior) in nats, summed over all Bayesian weights; a scalar. If one pair is trained, that of its heads
-            and half of that of a shared trunk.
+        kl: KL(q || prior) in nats, summed over all Bayesian weights; a scalar. If one pair is trained, that of its
+            heads and half of that of a shared trunk.
         actor_loss: loss of the actors, summed over the trained pairs; a scalar.
         targets: TD targets of both pairs `[2, (D,) B]` in units of the training reward, without gradient.
         output: logits and Q-values of the twin for the observations, without gradient and without the

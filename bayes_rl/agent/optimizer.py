@@ -99,6 +99,22 @@ def parameter_groups(twin: TwinActorCritic, rates: dict[str, float], weight_deca
     ]
 
 
+@torch.no_grad()
+def align_state(optimizer: torch.optim.Optimizer) -> None:
+    """Give the averages of each parameter the layout in memory that the parameter has.
+
+    A fused step reads both in the order of memory and does not compare their layouts. A checkpoint of another version
+    can hold the averages in another one.
+
+    Args:
+        optimizer: whose state a checkpoint may have restored.
+    """
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 def scheduled_share(settings: OptimizerSettings, frames: int) -> float:
     """Return the share of the step sizes that the schedule leaves, in [0, 1].
 

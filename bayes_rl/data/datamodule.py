@@ -76,6 +76,16 @@ def single_task_settings(settings: EnvSettings, tasks: list[str] | None, spaces_
         raise
 
 
+def limited(count: int, limit: float) -> int:
+    """Return the number of minibatches of an epoch under the trainer's limit.
+
+    Args:
+        count: number without the limit.
+        limit: `trainer.limit_train_batches`, a share (float) or a number (int).
+    """
+    return int(count * limit) if isinstance(limit, float) else min(count, limit)
+
+
 class ReplayDataModule(pl.LightningDataModule):
     """Data module that streams n-step transitions from an env-stepping replay. Validation batches are whole games.
 
@@ -287,6 +297,7 @@ class ReplayDataModule(pl.LightningDataModule):
             restart_schedules=self.curriculum_settings.epsilon_at_switch == "restart",
             newest_share=self.replay_settings.newest_share,
             newest=-(-self.replay_settings.newest // ranks),
+            epoch_limit=limited(self.batches_per_epoch, trainer.limit_train_batches),
         )
 
     def check_ranks(self, ranks: int, training: bool = True) -> None:

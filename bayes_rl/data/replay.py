@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,11 @@ from bayes_rl.utils.files import FULL
 REPLAY_DEVICES = ("cpu", "cuda")
 
 
+def num_newest(batch_size: int, newest_share: float) -> int:
+    """Return how many transitions of a minibatch are drawn from the newest: rounded up, and not all of them."""
+    return min(math.ceil(round(newest_share * batch_size, 9)), batch_size - 1)
+
+
 @dataclass(frozen=True)
 class ReplaySettings:
     """Settings of the replay and of the transitions that it makes.
@@ -40,8 +46,8 @@ class ReplaySettings:
         device: device where minibatches are made: cpu, or cuda, by a copy of the replay in the GPU's memory.
         min_size: transitions collected at random before the first update.
         batch_size: transitions per minibatch.
-        newest_share: share of a minibatch that is drawn from the `newest` transitions, in [0, 1]; the rest is drawn
-            from all. A new transition is then learned soon, however large the replay is.
+        newest_share: share of a minibatch that is drawn from the `newest` transitions, in [0, 1), rounded up; the rest
+            is drawn from all. A new transition is then learned soon, however large the replay is.
         newest: number of the newest transitions, over all environments; all of them if the replay holds fewer.
         n_step: agent steps of the n-step return.
         gamma: discount per agent step, in [0, 1].
@@ -70,7 +76,7 @@ class ReplaySettings:
         check(capacity >= batch, "data.replay.batch_size", batch, f"exceeds the replay of {capacity} slots")
         limit = f"must lie between 1 and the replay's capacity, {capacity}"
         check(1 <= self.min_size <= capacity, "data.replay.min_size", self.min_size, limit)
-        check(0 <= self.newest_share <= 1, "data.replay.newest_share", self.newest_share, "must lie in [0, 1]")
+        check(0 <= self.newest_share < 1, "data.replay.newest_share", self.newest_share, "must lie in [0, 1)")
         check(self.newest >= 1, "data.replay.newest", self.newest, "must be a positive number of transitions")
         check_choice("data.replay.device", self.device, REPLAY_DEVICES)
         check_return_rules(self.n_step, self.gamma, self.life_loss, self.reward_clip)
@@ -292,7 +298,7 @@ class ReplayBuffer:
         return low, np.maximum(end - low, 0)
 
     def sample(
-        self, batch_size: int, rng: np.random.Generator, newest: int | None = None, newest_share: float = 1.0
+        self, batch_size: int, rng: np.random.Generator, newest: int | None = None, newest_share: float | None = None
     ) -> Transition:
         """Draw transitions with replacement.
 
@@ -300,13 +306,13 @@ class ReplayBuffer:
             batch_size: B, number of transitions.
             rng: generator of the slots' numbers.
             newest: number of the newest windows to draw from, over all environments; None for all.
-            newest_share: share of the transitions that are drawn from the newest windows, in [0, 1]. The rest, which
-                comes first in the minibatch, is drawn from all windows.
+            newest_share: share of the transitions that are drawn from the newest windows, in [0, 1); None draws all of
+                them there. The rest, which comes first in the minibatch, is drawn from all windows.
 
         Raises:
             RuntimeError: the replay holds no complete n-step window yet.
         """
-        from_newest = 0 if newest is None else round(newest_share * batch_size)
+        from_newest = batch_size if newest_share is None else num_newest(batch_size, newest_share)
         parts = [(batch_size - from_newest, None), (from_newest, newest)]
         drawn = [self._draw(count, rng, limit) for count, limit in parts if count]
         return self.transitions(*map(np.concatenate, zip(*drawn, strict=True)))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
 from bayes_rl.data.exploration import DrawSchedule, EpsilonSchedule, ExplorationNoise, draw_seed, episode_uniform
-from bayes_rl.data.replay import ReplayBuffer
+from bayes_rl.data.replay import ReplayBuffer, num_newest
 from bayes_rl.envs.base import ActionHistory, Step, VectorEnvs, episode_seed
 from bayes_rl.envs.monitored import MonitoredEnvs
 from bayes_rl.envs.observation_stack import ObservationStack
@@ -78,6 +78,7 @@ class ReplayStream(IterableDataset[Batch]):
         restart_schedules: restart the schedules of epsilon and of draws at a task switch.
         newest_share: share of a minibatch that is drawn from the `newest` transitions of this rank.
         newest: number of the newest transitions of this rank.
+        epoch_limit: minibatches after which the trainer ends an epoch early; None if it does not.
 
     Attributes:
         vector_steps: steps of all environments together. A vector step is one agent step of each environment.
@@ -111,12 +112,13 @@ class ReplayStream(IterableDataset[Batch]):
         restart_schedules: bool = True,
         newest_share: float = 0.0,
         newest: int = 1,
+        epoch_limit: int | None = None,
     ) -> None:
         self.policy, self.draw_policy, self.epsilon_schedule = policy, draw_policy, epsilon
         self.draws = draws
         self.keep_replays, self.restart_schedules = keep_replays, restart_schedules
         self.batch_size, self.updates_per_step = batch_size, updates_per_step
-        self.newest_share, self.newest = newest_share, newest
+        self.newest_share, self.newest, self.epoch_limit = newest_share, newest, epoch_limit
         self.batches_per_epoch, self.replay_min_size = batches_per_epoch, replay_min_size
         self.frame_skip, self.seed, self.rank, self.world_size = frame_skip, seed, rank, world_size
         self.refill_replay = refill_replay
@@ -144,7 +146,7 @@ class ReplayStream(IterableDataset[Batch]):
         self._screens: NDArray[Any] = np.zeros(0)  # newest screens, `[E, *screen_shape]` after the first reset
         self._started = False
         self._num_data: int | None = None  # as last counted over all ranks
-        self._early: tuple[int, Transition] | None = None  # the next update's minibatch, if it was made already
+        self._early: tuple[int, Transition, int] | None = None  # the next update's minibatch, if it was made already
         # A copy of the replay on a device is written by one thread only.
         step_bytes = count * math.prod(envs.screen_shape) * envs.screen_dtype.itemsize
         self._stores_beside = type(replay) is ReplayBuffer and step_bytes >= BYTES_BESIDE
@@ -195,16 +197,17 @@ class ReplayStream(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         self._prefill()
         # The end of the epoch depends on counters alone, so that a resumed run finishes the epoch in which it stopped.
-        epoch_end = (self.updates // self.batches_per_epoch + 1) * self.batches_per_epoch
+        length = min(self.batches_per_epoch, self.epoch_limit or self.batches_per_epoch)
+        epoch_end = (self.updates // length + 1) * length
         while self.updates < epoch_end:
             while not self._update_is_due:
                 self.steps_after_prefill += 1
                 self.step_environments(learning=True)
-            task, transition = self._early or self._minibatch()
+            task, transition, newest = self._early or self._minibatch()
             self._early = None
             self.updates += 1
             learned = self.steps_after_prefill * self.total_envs * self.frame_skip
-            yield Batch(transition, self._count_data(), self.frames, task, learned)
+            yield Batch(transition, self._count_data(), self.frames, task, learned, newest)
 
     def _count_data(self) -> int:
         """Return the number of transitions in the replays of all ranks.
@@ -221,11 +224,13 @@ class ReplayStream(IterableDataset[Batch]):
     def _update_is_due(self) -> bool:
         return self.updates < int(self.steps_after_prefill * self.total_envs * self.updates_per_step)
 
-    def _minibatch(self) -> tuple[int, Transition]:
-        """Return the minibatch of the next update, and its task."""
+    def _minibatch(self) -> tuple[int, Transition, int]:
+        """Return the task of the next update, its minibatch, and the number of its newest transitions."""
         rng = self._minibatch_rng(self.rank)
         task, replay = self._choose_replay(rng if self.rank == 0 else self._minibatch_rng(0))
-        return task, replay.sample(self.batch_size, rng, self.newest, self.newest_share)
+        share = self.newest_share if replay is self.replay else 0.0  # nothing is new in the replay of a finished task
+        transition = replay.sample(self.batch_size, rng, self.newest, share)
+        return task, transition, num_newest(self.batch_size, share)
 
     def _minibatch_rng(self, rank: int) -> np.random.Generator:
         """Return the generator of a rank's next minibatch."""
@@ -453,6 +458,8 @@ class ReplayStream(IterableDataset[Batch]):
             return
         self._num_data = state.get("num_data")  # version 0.1.0 has none
         self.replay.load_state_dict(state["replay"])
+        # A run that collected a new replay on an earlier resume has left out the replays of the tasks before.
+        self.finished = self.finished[len(self.finished) - len(state["finished"]) :]
         for (_, replay), saved in zip(self.finished, state["finished"], strict=True):
             replay.load_state_dict(saved)
         self._started = self.vector_steps > 0

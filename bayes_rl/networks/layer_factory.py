@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_rl.bayes.draws import Draws, WeightMode
-from bayes_rl.bayes.layers import BayesConv2d, BayesLayer, BayesLinear
+from bayes_rl.bayes.layers import BayesConv2d, BayesLayer, BayesLinear, linear
 from bayes_rl.bayes.posteriors import MeanField, PosteriorFamily, make_family
 from bayes_rl.bayes.settings import PosteriorSettings
 from bayes_rl.errors import check, check_choice
@@ -54,25 +54,21 @@ def apply(module: nn.Module, x: Tensor, weight_mode: WeightMode) -> Tensor:
     return module(x)
 
 
-class FeatureTable(nn.Module):
-    """Table with one row of features for each value of an integer `[..., 1]`, each of unit variance, and a bias.
+class OneHotLinear(nn.Linear):
+    """Linear layer on the one-hot vector of an integer `[..., 1]`: a table of features, each of unit variance.
 
-    It is a linear layer on the one-hot vector of the integer. The rows lie one after the other in memory, so that
-    looking up a minibatch and adding up its gradient touch only the rows of the minibatch.
-
-    Args:
-        categories: number of rows.
-        features: length of a row.
+    The features of an integer lie next to each other in memory, as a lookup and its gradient need them. In the layout
+    of a linear layer, every gradient would be transposed.
     """
 
-    def __init__(self, categories: int, features: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(categories, features))
-        self.bias = nn.Parameter(torch.zeros(features))
+    def reset_parameters(self) -> None:
+        """Draw features of unit variance."""
+        self.weight = nn.Parameter(torch.randn(self.in_features, self.out_features).t())
+        nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the features of integers `[..., 1]`, `[..., features]`."""
-        return nn.functional.embedding(x[..., 0].long(), self.weight) + self.bias
+        """Return the features of integers `[..., 1]`."""
+        return linear(x, self.weight, self.bias)
 
 
 class TaskAffine(BayesianModule):
@@ -187,9 +183,9 @@ class LayerFactory:
         if self.bayesian in ("all", "trunk"):
             scale = replace(self.settings, init_scale=self.settings.init_scale * math.sqrt(3 * self.categories))
             layer = BayesLinear(self.categories, out_features, scale, self.sequential)
-            nn.init.zeros_(layer.bias)  # like that of `FeatureTable`
+            nn.init.zeros_(layer.bias)  # like that of `OneHotLinear`
             return self._gained(layer, out_features)
-        return self._gained(FeatureTable(self.categories, out_features), out_features)
+        return self._gained(OneHotLinear(self.categories, out_features), out_features)
 
 
 def channels_last(images: Tensor) -> Tensor:

@@ -44,7 +44,9 @@ class RandomFourierFeatures(nn.Module):
         super().__init__()
         is_image = len(observation_shape) == 3
         self.pooling = math.ceil(max(observation_shape[1:]) / LARGEST_SIDE) if is_image else 1
-        sides = [side // self.pooling for side in observation_shape[1:]]
+        # A side that is shorter than the square becomes one mean.
+        self.square = [min(self.pooling, side) for side in observation_shape[1:]]
+        sides = [side // length for side, length in zip(observation_shape[1:], self.square, strict=True)]
         inputs = math.prod([observation_shape[0], *sides])
         self.weight = nn.Parameter(torch.randn(count, inputs) / length_scale, requires_grad=False)
         self.phase = nn.Parameter(2 * math.pi * torch.rand(count), requires_grad=False)
@@ -55,8 +57,8 @@ class RandomFourierFeatures(nn.Module):
         x = x.float()
         if self.pooling > 1:  # by a convolution, which is faster than torch's pooling where channels are last
             channels = x.shape[1]
-            kernel = x.new_full((channels, 1, self.pooling, self.pooling), self.pooling**-2)
-            x = F.conv2d(x, kernel, stride=self.pooling, groups=channels)
+            kernel = x.new_full((channels, 1, *self.square), 1 / math.prod(self.square))
+            x = F.conv2d(x, kernel, stride=self.square, groups=channels)
         return x.flatten(1)
 
     @torch.no_grad()

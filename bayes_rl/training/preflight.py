@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.bayes.kl import bayesian_layers
-from bayes_rl.data.datamodule import ReplayDataModule
+from bayes_rl.data.datamodule import ReplayDataModule, limited
 from bayes_rl.data.device_replay import copy_bytes
 from bayes_rl.data.replay_files import replay_layout
 from bayes_rl.errors import check, did_you_mean
@@ -103,8 +103,7 @@ class _Counter(io.RawIOBase):
 
 def updates_per_epoch(trainer: pl.Trainer, data: ReplayDataModule) -> int:
     """Return the number of updates of an epoch under the trainer's limit."""
-    limit, count = trainer.limit_train_batches, data.batches_per_epoch
-    return int(count * limit) if isinstance(limit, float) else min(count, limit)
+    return limited(data.batches_per_epoch, trainer.limit_train_batches)
 
 
 def updates_of(trainer: pl.Trainer, data: ReplayDataModule) -> int | None:
@@ -118,7 +117,7 @@ def updates_of(trainer: pl.Trainer, data: ReplayDataModule) -> int | None:
 
 def frames_of(updates: int, trainer: pl.Trainer, data: ReplayDataModule) -> int:
     """Return the environment frames of a run of `updates` updates, with those collected before learning."""
-    epochs = max(1, -(-updates // data.batches_per_epoch))
+    epochs = max(1, -(-updates // max(1, updates_per_epoch(trainer, data))))
     prefill = (1 + data.curriculum.visit(epochs - 1)) * data.replay_settings.min_size * data.settings.frame_skip
     return prefill + round(updates * data.settings.frame_skip / data.updates_per_step)
 

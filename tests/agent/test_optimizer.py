@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from bayes_rl.agent.optimizer import scheduled_share, set_rates
+from bayes_rl.agent.optimizer import align_state, scheduled_share, set_rates
 from bayes_rl.agent.settings import OptimizerSettings
 from bayes_rl.errors import ConfigError
 
@@ -40,6 +41,31 @@ def test_both_step_sizes_follow_the_schedule() -> None:
     settings = OptimizerSettings(actor_lr=0.4, critic_lr=0.8, schedule="linear", decay_frames=100)
     set_rates(optimizer, settings, 25)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.3, 0.6, 0.6])
+
+
+def test_averages_of_another_layout_are_those_of_their_parameter_after_alignment() -> None:
+    """The oracle is the step that is not fused, which reads both by their indices."""
+
+    def trained(fused: bool, aligned: bool) -> tuple[Tensor, torch.optim.AdamW]:
+        torch.manual_seed(0)
+        parameter = nn.Parameter(torch.randn(5, 3).t())
+        optimizer = torch.optim.AdamW([parameter], lr=0.1, fused=fused)
+        for _ in range(2):
+            parameter.grad = torch.randn(5, 3).t()
+            optimizer.step()
+            state = optimizer.state[parameter]
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[key] = state[key].contiguous()
+            if aligned:
+                align_state(optimizer)
+        return parameter.detach(), optimizer
+
+    expected, _ = trained(fused=False, aligned=False)
+    found, optimizer = trained(fused=True, aligned=True)
+    torch.testing.assert_close(found, expected)
+    (state,) = optimizer.state.values()
+    assert state["exp_avg"].stride() == state["exp_avg_sq"].stride() == found.stride() == (1, 3)
+    assert not torch.allclose(trained(fused=True, aligned=False)[0], expected)  # else there would be nothing to align
 
 
 @pytest.mark.parametrize("key", ["warmup_frames", "hold_frames", "decay_frames", "final_share", "schedule"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +17,7 @@ from bayes_rl.data.stream import ReplayStream
 from bayes_rl.envs.base import EnvSettings, VectorEnvs
 from bayes_rl.errors import ConfigError
 from bayes_rl.types import Batch
-from tests.helpers.scripted_envs import ScriptedEnvs
+from tests.helpers.scripted_envs import ScriptedEnvs, through_a_file
 
 # ------------------------------------------------------------------ the order of tasks
 
@@ -60,19 +63,21 @@ def test_a_plan_that_does_not_fit_is_refused(key: str, arguments: tuple[int, int
 # ------------------------------------------------------------------ the stream
 
 
-def scripted(first: int, envs: int = 3) -> tuple[VectorEnvs, ReplayBuffer]:
+def scripted(first: int, envs: int = 3, directory: Path | None = None) -> tuple[VectorEnvs, ReplayBuffer]:
     """Games whose screens say `first` + environment, and an empty replay."""
 
     class Other(ScriptedEnvs):
         def _screens(self) -> NDArray[np.uint8]:
             return (super()._screens() + np.array([first, 0, 0])).astype(np.uint8)
 
-    return Other(envs), ReplayBuffer(600, envs, (3,), np.dtype(np.uint8), frame_stack=1, n_step=1)
+    return Other(envs), ReplayBuffer(
+        600, envs, (3,), np.dtype(np.uint8), frame_stack=1, n_step=1, slack=100, directory=directory
+    )
 
 
-def stream_of(keep: bool = False, restart: bool = True) -> ReplayStream:
+def stream_of(keep: bool = False, restart: bool = True, directory: Path | None = None, **options: Any) -> ReplayStream:
     return ReplayStream(
-        *scripted(0),
+        *scripted(0, directory=directory),
         lambda observations: torch.zeros(len(observations), dtype=torch.int64),
         EpsilonSchedule(1.0, 0.0, 60),
         batch_size=8,
@@ -85,6 +90,7 @@ def stream_of(keep: bool = False, restart: bool = True) -> ReplayStream:
         draws=DrawSchedule(1.0, 0.0, 60),
         keep_replays=keep,
         restart_schedules=restart,
+        **options,
     )
 
 
@@ -139,6 +145,43 @@ def test_kept_replays_are_rehearsed_in_equal_shares_and_counted_as_data() -> Non
     assert [task for task, _ in stream.finished] == [0, 1]
     held = [len(replay) for replay in (stream.finished[0][1], stream.finished[1][1], stream.replay)]
     assert batches[-1].num_data == sum(held)
+
+
+def test_nothing_is_new_in_the_replay_of_a_finished_task() -> None:
+    stream = stream_of(keep=True, newest_share=0.5, newest=30)
+    first = list(stream)
+    assert {batch.num_newest for batch in first} == {4}
+    stream.switch(1, *scripted(10))
+    batches = [batch for _ in range(5) for batch in stream]
+    assert {(batch.task, batch.num_newest) for batch in batches} == {(0, 0), (1, 4)}
+
+
+def test_a_run_that_was_refilled_once_resumes_with_the_replays_that_it_has(tmp_path: Path) -> None:
+    """The refill leaves out the replay of task 0; the replay of task 1, which ended later, is there."""
+
+    def at_task(task: int, folder: Path, **options: Any) -> ReplayStream:
+        stream = stream_of(True, directory=folder / "0", **options)
+        for number in range(1, task + 1):
+            stream.switch(number, *scripted(10 * number, directory=folder / str(number)))
+        return stream
+
+    first = at_task(0, tmp_path / "before")
+    list(first)
+    first.switch(1, *scripted(10, directory=tmp_path / "before" / "1"))
+    list(first)
+    refilled = at_task(1, tmp_path, refill_replay=True)
+    refilled.load_state_dict(through_a_file(first.state_dict()))
+    list(refilled)
+    assert not refilled.finished
+    refilled.switch(2, *scripted(20, directory=tmp_path / "2"))
+    list(refilled)
+    state = through_a_file(refilled.state_dict())
+    resumed = at_task(2, tmp_path)
+    resumed.envs.repeatable = False  # its games begin anew
+    resumed.load_state_dict(state)
+    assert [task for task, _ in resumed.finished] == [1]
+    assert len(resumed.finished[0][1]) == len(refilled.finished[0][1]) > 0
+    assert seen([batch for _ in range(3) for batch in resumed]) == {1, 2}
 
 
 @pytest.mark.parametrize(

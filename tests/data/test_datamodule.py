@@ -21,7 +21,7 @@ from bayes_rl.envs.base import EnvSettings, VectorEnvs
 from bayes_rl.errors import ConfigError
 from bayes_rl.types import Transition
 from bayes_rl.utils.settings import leaves
-from tests.helpers.agents import SampleData, fit, make_batch, make_module
+from tests.helpers.agents import SampleData, fit, make_batch, make_module, make_trainer
 
 MINATAR = ["MinAtar/Breakout-v1", "MinAtar/Freeway-v1", "MinAtar/SpaceInvaders-v1"]
 
@@ -122,6 +122,31 @@ def test_an_agent_is_trained_and_tested_from_python() -> None:
     assert scores["test/return_mean"] > 0
 
 
+def test_every_epoch_under_a_limit_of_updates_ends_by_a_validation() -> None:
+    class Validations(pl.Callback):
+        def __init__(self) -> None:
+            self.at: list[int] = []
+
+        def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            self.at.append(trainer.global_step)
+
+    data = ReplayDataModule(
+        env="CartPole-v1",
+        num_envs=4,
+        frame_stack=1,
+        rules={"frame_skip": 1, "sticky_actions": 0},
+        frames_per_epoch=40,
+        replay={"min_size": 20, "batch_size": 8},
+        evaluation={"games": 1},
+    )
+    agent = make_module(**data.agent_arguments())
+    validations = Validations()
+    limits = {"limit_train_batches": 6, "limit_val_batches": 1.0, "num_sanity_val_steps": 0, "max_epochs": 3}
+    trainer = make_trainer(validations, **limits)
+    trainer.fit(agent, datamodule=data)
+    assert validations.at == [6, 12, 18]
+
+
 def test_the_data_module_says_what_the_networks_have_to_know() -> None:
     data = ReplayDataModule(
         tasks=MINATAR,
@@ -153,11 +178,12 @@ def test_the_stream_learns_the_newest_transitions_of_its_rank(
     )
     strategy = SimpleNamespace(broadcast=lambda value: value)
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
-        world_size=ranks, global_rank=0, lightning_module=agent, strategy=strategy
+        world_size=ranks, global_rank=0, lightning_module=agent, strategy=strategy, limit_train_batches=0.5
     )
     data.setup("fit")
     stream = data.stream
     assert (stream.newest_share, stream.newest) == (0.25, newest)
+    assert stream.epoch_limit == stream.batches_per_epoch // 2
     asked: list[tuple[Any, ...]] = []
 
     def recorded(*arguments: Any) -> Transition:

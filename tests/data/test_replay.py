@@ -14,7 +14,7 @@ from scipy.stats import chi2
 from bayes_rl.data.curriculum import CurriculumSettings
 from bayes_rl.data.datamodule import ReplayDataModule
 from bayes_rl.data.exploration import EpsilonSchedule
-from bayes_rl.data.replay import ReplayBuffer, ReplaySettings
+from bayes_rl.data.replay import ReplayBuffer, ReplaySettings, num_newest
 from bayes_rl.errors import ConfigError
 from tests.helpers.replay_oracle import Recorder, Rules
 from tests.helpers.replays import (
@@ -177,8 +177,8 @@ def test_a_sample_of_the_newest_part_holds_all_of_it_and_nothing_older(steps: in
         assert sorted(set(number[env == e].tolist())) == sorted(wanted)
 
 
-@pytest.mark.parametrize(("newest_share", "from_newest"), [(0.0, 0), (0.25, 500), (1.0, 2000)])
-def test_a_share_of_a_sample_comes_from_the_newest_part(newest_share: float, from_newest: int) -> None:
+@pytest.mark.parametrize(("newest_share", "from_newest"), [(0.0, 0), (0.25, 500), (None, 2000)])
+def test_a_share_of_a_sample_comes_from_the_newest_part(newest_share: float | None, from_newest: int) -> None:
     rules, ring, newest = Rules(n_step=3, frame_stack=2), 100, 20
     replay, recorder = replay_of(rules, 2, ring), Recorder(2)
     play([replay, recorder], 300, 5, 2, p_end=0.2)
@@ -189,6 +189,16 @@ def test_a_share_of_a_sample_comes_from_the_newest_part(newest_share: float, fro
     assert is_new[rest:].all()
     # The rest is uniform over all windows, of which a tenth is new: six standard deviations.
     assert abs(is_new[:rest].sum() - 0.1 * rest) <= 6 * (0.09 * rest) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "newest_share", "expected"),
+    [(256, 0.5, 128), (32, 0.01, 1), (8, 0.05, 1), (8, 0.99, 7), (100, 0.07, 7), (1, 0.5, 0), (8, 0.0, 0)],
+)
+def test_the_newest_are_rounded_up_and_never_the_whole_minibatch(
+    batch_size: int, newest_share: float, expected: int
+) -> None:
+    assert num_newest(batch_size, newest_share) == expected
 
 
 def test_without_a_share_of_the_newest_a_sample_is_the_uniform_one() -> None:

@@ -720,6 +720,13 @@ def test_a_state_is_small_and_holds_tensors_and_primitives_only() -> None:
     assert buffer.tell() < 20_000
 
 
+def test_a_limit_of_the_trainer_shortens_every_epoch_and_not_every_second_one() -> None:
+    stream = stream_of(ScriptedEnvs(2), batches_per_epoch=10, epoch_limit=6)
+    assert [len(list(stream)) for _ in range(3)] == [6, 6, 6]
+    whole = stream_of(ScriptedEnvs(2), batches_per_epoch=10, epoch_limit=10)
+    assert [len(list(whole)) for _ in range(2)] == [10, 10]
+
+
 def test_a_stream_refilled_on_resume_collects_new_games_and_keeps_its_counters() -> None:
     stream = stream_of(ScriptedEnvs(2))
     take(stream, 60)

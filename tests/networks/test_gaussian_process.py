@@ -273,6 +273,15 @@ def test_an_update_of_several_minibatches_is_observed_once(monkeypatch: pytest.M
     assert updates == [0] * (STATES_OF_UNITS // 64) + [UPDATES_PER_OBSERVATION]
 
 
+def test_transitions_that_were_drawn_from_the_newest_alone_are_not_observed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would count as often as the replay is larger than the newest part of it."""
+    module, sizes = make_module(PROCESS), []
+    observe, batch = module.twin.process.observe, make_batch(6)._replace(num_newest=2)
+    monkeypatch.setattr(module.twin.process, "observe", lambda *x: (sizes.append([len(y) for y in x]), observe(*x)))
+    fit(module, [batch] * (UPDATES_PER_OBSERVATION + 1))
+    assert sizes[-1] == [4, 4, 4]
+
+
 def test_a_restart_forgets_what_was_observed() -> None:
     process, once, (first, second) = make_process(), make_process(), (data(), data())
     process.observe(*first)

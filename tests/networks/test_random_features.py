@@ -90,6 +90,15 @@ def test_large_images_are_averaged_over_squares() -> None:
     torch.testing.assert_close(small(y), math.sqrt(2 / 8) * torch.cos(y.flatten(1) @ small.weight.T + small.phase))
 
 
+def test_flat_planes_are_averaged_over_their_whole_shorter_side() -> None:
+    features = RandomFourierFeatures((2, 4, 120), 8, 1.0)
+    x = torch.rand(3, 2, 4, 120)
+    averages = F.avg_pool2d(x, (4, 5)).flatten(1)
+    features.measure([x])
+    expected = math.sqrt(2 / 8) * torch.cos(averages * features.inverse_unit @ features.weight.T + features.phase)
+    torch.testing.assert_close(features(x), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_features_and_their_unit_are_part_of_the_state() -> None:
     first, second = RandomFourierFeatures((3,), 8, 1.0), RandomFourierFeatures((3,), 8, 1.0)
     x = torch.randn(9, 3)

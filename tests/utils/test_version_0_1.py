@@ -36,7 +36,10 @@ NEW_IN_MODEL = {
 }
 NEWER = {
     "model": NEW_IN_MODEL,
-    "data": {f"draws.{name}" for name in ("start", "end", "decay_frames")},
+    "data": {
+        *(f"draws.{name}" for name in ("start", "end", "decay_frames")),
+        *("replay.newest_share", "replay.newest"),
+    },
 }  # without an old name
 
 
