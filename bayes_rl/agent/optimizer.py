@@ -101,10 +101,10 @@ def parameter_groups(twin: TwinActorCritic, rates: dict[str, float], weight_deca
 
 @torch.no_grad()
 def align_state(optimizer: torch.optim.Optimizer) -> None:
-    """Give the averages of each parameter the layout in memory that the parameter has.
+    """Copy Adam's averages of each parameter into the memory layout of the parameter.
 
-    A fused step reads both in the order of memory and does not compare their layouts. A checkpoint of another version
-    can hold the averages in another one.
+    A fused step walks a parameter and its averages in the order of memory, without comparing their strides. A
+    checkpoint of another version can hold averages with other strides.
 
     Args:
         optimizer: whose state a checkpoint may have restored.

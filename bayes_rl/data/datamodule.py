@@ -81,7 +81,7 @@ def limited(count: int, limit: float) -> int:
 
     Args:
         count: number without the limit.
-        limit: `trainer.limit_train_batches`, a share (float) or a number (int).
+        limit: `trainer.limit_train_batches`: a float is a share (1.0 is all), an integer a number (1 is one).
     """
     return int(count * limit) if isinstance(limit, float) else min(count, limit)
 

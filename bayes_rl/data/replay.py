@@ -33,7 +33,15 @@ REPLAY_DEVICES = ("cpu", "cuda")
 
 
 def num_newest(batch_size: int, newest_share: float) -> int:
-    """Return how many transitions of a minibatch are drawn from the newest: rounded up, and not all of them."""
+    """Return how many transitions of a minibatch are drawn from the newest alone: a share, rounded up.
+
+    At least one transition is always drawn from all.
+
+    Args:
+        batch_size: B, number of transitions.
+        newest_share: share of them, in [0, 1).
+    """
+    # Without the rounding to nine digits, the error of a product such as 0.07 * 100 would count as one more.
     return min(math.ceil(round(newest_share * batch_size, 9)), batch_size - 1)
 
 
@@ -46,8 +54,8 @@ class ReplaySettings:
         device: device where minibatches are made: cpu, or cuda, by a copy of the replay in the GPU's memory.
         min_size: transitions collected at random before the first update.
         batch_size: transitions per minibatch.
-        newest_share: share of a minibatch that is drawn from the `newest` transitions, in [0, 1), rounded up; the rest
-            is drawn from all. A new transition is then learned soon, however large the replay is.
+        newest_share: share of a minibatch that is drawn from the `newest` transitions, in [0, 1), rounded up; the rest,
+            at least one, is drawn from all. A new transition is then learned soon, however large the replay is.
         newest: number of the newest transitions, over all environments; all of them if the replay holds fewer.
         n_step: agent steps of the n-step return.
         gamma: discount per agent step, in [0, 1].
@@ -298,7 +306,7 @@ class ReplayBuffer:
         return low, np.maximum(end - low, 0)
 
     def sample(
-        self, batch_size: int, rng: np.random.Generator, newest: int | None = None, newest_share: float | None = None
+        self, batch_size: int, rng: np.random.Generator, newest: int | None = None, from_newest: int | None = None
     ) -> Transition:
         """Draw transitions with replacement.
 
@@ -306,13 +314,13 @@ class ReplayBuffer:
             batch_size: B, number of transitions.
             rng: generator of the slots' numbers.
             newest: number of the newest windows to draw from, over all environments; None for all.
-            newest_share: share of the transitions that are drawn from the newest windows, in [0, 1); None draws all of
-                them there. The rest, which comes first in the minibatch, is drawn from all windows.
+            from_newest: number of transitions that are drawn from the newest windows. They come last; those from all
+                windows come first. None: every transition is drawn from the newest windows.
 
         Raises:
             RuntimeError: the replay holds no complete n-step window yet.
         """
-        from_newest = batch_size if newest_share is None else num_newest(batch_size, newest_share)
+        from_newest = batch_size if from_newest is None else from_newest
         parts = [(batch_size - from_newest, None), (from_newest, newest)]
         drawn = [self._draw(count, rng, limit) for count, limit in parts if count]
         return self.transitions(*map(np.concatenate, zip(*drawn, strict=True)))
@@ -320,7 +328,7 @@ class ReplayBuffer:
     def _draw(
         self, count: int, rng: np.random.Generator, newest: int | None
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Draw slots that steps were taken from, uniformly: their rings and their numbers there, `[count]` each."""
+        """Draw slots uniformly among those that hold a step, and return their rings and numbers, `[count]` each."""
         low, windows = self._window(newest)
         ends = np.cumsum(windows)
         if ends[-1] == 0:

@@ -118,7 +118,7 @@ class ReplayStream(IterableDataset[Batch]):
         self.draws = draws
         self.keep_replays, self.restart_schedules = keep_replays, restart_schedules
         self.batch_size, self.updates_per_step = batch_size, updates_per_step
-        self.newest_share, self.newest, self.epoch_limit = newest_share, newest, epoch_limit
+        self.newest, self.num_newest, self.epoch_limit = newest, num_newest(batch_size, newest_share), epoch_limit
         self.batches_per_epoch, self.replay_min_size = batches_per_epoch, replay_min_size
         self.frame_skip, self.seed, self.rank, self.world_size = frame_skip, seed, rank, world_size
         self.refill_replay = refill_replay
@@ -225,12 +225,11 @@ class ReplayStream(IterableDataset[Batch]):
         return self.updates < int(self.steps_after_prefill * self.total_envs * self.updates_per_step)
 
     def _minibatch(self) -> tuple[int, Transition, int]:
-        """Return the task of the next update, its minibatch, and the number of its newest transitions."""
+        """Return the task of the next update, its minibatch, and how many of it come from the newest alone."""
         rng = self._minibatch_rng(self.rank)
         task, replay = self._choose_replay(rng if self.rank == 0 else self._minibatch_rng(0))
-        share = self.newest_share if replay is self.replay else 0.0  # nothing is new in the replay of a finished task
-        transition = replay.sample(self.batch_size, rng, self.newest, share)
-        return task, transition, num_newest(self.batch_size, share)
+        from_newest = self.num_newest if replay is self.replay else 0  # a finished task has no new transitions
+        return task, replay.sample(self.batch_size, rng, self.newest, from_newest), from_newest
 
     def _minibatch_rng(self, rank: int) -> np.random.Generator:
         """Return the generator of a rank's next minibatch."""
@@ -272,7 +271,7 @@ class ReplayStream(IterableDataset[Batch]):
         finish()
 
     def _finish(self, store_received: Callable[[], None], learning: bool) -> None:
-        """Store the received step, and make the next minibatch, if one is due: neither depends on the next actions."""
+        """Store the received step and, if an update is due, make its minibatch while the environments step on."""
         store_received()
         if learning and self._update_is_due:
             self._early = self._minibatch()

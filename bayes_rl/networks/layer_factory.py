@@ -55,10 +55,10 @@ def apply(module: nn.Module, x: Tensor, weight_mode: WeightMode) -> Tensor:
 
 
 class OneHotLinear(nn.Linear):
-    """Linear layer on the one-hot vector of an integer `[..., 1]`: a table of features, each of unit variance.
+    """Table of features of integers `[..., 1]`, in the form of a linear layer on their one-hot vectors.
 
-    The features of an integer lie next to each other in memory, as a lookup and its gradient need them. In the layout
-    of a linear layer, every gradient would be transposed.
+    The features are drawn with unit variance. The weight `[out, in]` is the transpose of a table `[in, out]` that is
+    contiguous in memory, so that neither a lookup nor its gradient has to copy a transposed table.
     """
 
     def reset_parameters(self) -> None:

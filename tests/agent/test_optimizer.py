@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from bayes_rl.agent.optimizer import align_state, scheduled_share, set_rates
 from bayes_rl.agent.settings import OptimizerSettings
 from bayes_rl.errors import ConfigError
+from tests.helpers.agents import fit, make_batch, make_module
 
 CASES = [
     ({}, 10**9, 1.0),
@@ -66,6 +68,24 @@ def test_averages_of_another_layout_are_those_of_their_parameter_after_alignment
     (state,) = optimizer.state.values()
     assert state["exp_avg"].stride() == state["exp_avg_sq"].stride() == found.stride() == (1, 3)
     assert not torch.allclose(trained(fused=True, aligned=False)[0], expected)  # else there would be nothing to align
+
+
+class OtherLayout(pl.Callback):
+    """Averages of the table in the layout of a linear layer, as of a checkpoint of version 0.1.0."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        weight = pl_module.twin.trunks[0].layers[0].weight  # type: ignore[union-attr,index]
+        averages = {"exp_avg": torch.zeros(weight.shape), "exp_avg_sq": torch.ones(weight.shape)}
+        trainer.optimizers[0].state[weight] = {"step": torch.tensor(1.0), **averages}
+
+
+def test_a_fit_begins_with_averages_in_the_layout_of_their_parameters() -> None:
+    module = make_module(observation_shape=(1,), num_categories=6)
+    batch = make_batch(observation=torch.randint(6, (6, 1)), next_observation=torch.randint(6, (6, 1)))
+    trainer = fit(module, [batch], OtherLayout())
+    weight = module.twin.trunks[0].layers[0].weight
+    assert weight.stride() != (6, 1)
+    assert trainer.optimizers[0].state[weight]["exp_avg"].stride() == weight.stride()
 
 
 @pytest.mark.parametrize("key", ["warmup_frames", "hold_frames", "decay_frames", "final_share", "schedule"])

@@ -98,17 +98,14 @@ def test_spaces_that_cannot_be_shared_are_refused_by_the_option_s_name(options: 
     assert str(error.value).startswith("--data.spaces_of: ")
 
 
+def cartpole(**options: Any) -> ReplayDataModule:
+    rules = {"frame_skip": 1, "sticky_actions": 0}
+    return ReplayDataModule(env="CartPole-v1", num_envs=4, frame_stack=1, rules=rules, **options)
+
+
 def test_an_agent_is_trained_and_tested_from_python() -> None:
     """The example of the documentation, with fewer frames."""
-    data = ReplayDataModule(
-        env="CartPole-v1",
-        num_envs=4,
-        frame_stack=1,
-        rules={"frame_skip": 1, "sticky_actions": 0},
-        frames_per_epoch=200,
-        replay={"min_size": 100},
-        evaluation={"games": 2},
-    )
+    data = cartpole(frames_per_epoch=200, replay={"min_size": 100}, evaluation={"games": 2})
     agent = VariationalActorCritic({"encoder": "mlp", "hidden_dim": 128}, **data.agent_arguments())
     before = [weight.clone() for weight in agent.parameters()]
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
@@ -130,15 +127,7 @@ def test_every_epoch_under_a_limit_of_updates_ends_by_a_validation() -> None:
         def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             self.at.append(trainer.global_step)
 
-    data = ReplayDataModule(
-        env="CartPole-v1",
-        num_envs=4,
-        frame_stack=1,
-        rules={"frame_skip": 1, "sticky_actions": 0},
-        frames_per_epoch=40,
-        replay={"min_size": 20, "batch_size": 8},
-        evaluation={"games": 1},
-    )
+    data = cartpole(frames_per_epoch=40, replay={"min_size": 20, "batch_size": 8}, evaluation={"games": 1})
     agent = make_module(**data.agent_arguments())
     validations = Validations()
     limits = {"limit_train_batches": 6, "limit_val_batches": 1.0, "num_sanity_val_steps": 0, "max_epochs": 3}
@@ -182,7 +171,7 @@ def test_the_stream_learns_the_newest_transitions_of_its_rank(
     )
     data.setup("fit")
     stream = data.stream
-    assert (stream.newest_share, stream.newest) == (0.25, newest)
+    assert (stream.num_newest, stream.newest) == (2 // ranks, newest)
     assert stream.epoch_limit == stream.batches_per_epoch // 2
     asked: list[tuple[Any, ...]] = []
 
@@ -195,7 +184,7 @@ def test_the_stream_learns_the_newest_transitions_of_its_rank(
     if ranks == 1:  # a stream of two ranks would wait for the other one
         next(iter(stream))
         size, _, *limits = asked[0]
-        assert (size, limits) == (8, [9, 0.25])
+        assert (size, limits) == (8, [9, 2])
     stream.envs.close()
 
 

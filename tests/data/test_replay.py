@@ -177,12 +177,12 @@ def test_a_sample_of_the_newest_part_holds_all_of_it_and_nothing_older(steps: in
         assert sorted(set(number[env == e].tolist())) == sorted(wanted)
 
 
-@pytest.mark.parametrize(("newest_share", "from_newest"), [(0.0, 0), (0.25, 500), (None, 2000)])
-def test_a_share_of_a_sample_comes_from_the_newest_part(newest_share: float | None, from_newest: int) -> None:
+@pytest.mark.parametrize(("asked", "from_newest"), [(0, 0), (500, 500), (None, 2000)])
+def test_a_share_of_a_sample_comes_from_the_newest_part(asked: int | None, from_newest: int) -> None:
     rules, ring, newest = Rules(n_step=3, frame_stack=2), 100, 20
     replay, recorder = replay_of(rules, 2, ring), Recorder(2)
     play([replay, recorder], 300, 5, 2, p_end=0.2)
-    replay.sample(2000, np.random.default_rng(11), newest, newest_share)
+    replay.sample(2000, np.random.default_rng(11), newest, asked)
     env, number = replay.asked
     is_new = number >= replay.written[env] - rules.n_step - newest // 2
     rest = 2000 - from_newest
@@ -204,7 +204,7 @@ def test_the_newest_are_rounded_up_and_never_the_whole_minibatch(
 def test_without_a_share_of_the_newest_a_sample_is_the_uniform_one() -> None:
     replay = replay_of(Rules(), 2, 30)
     play([replay], 100, 0, 2)
-    uniform, share = (replay.sample(32, np.random.default_rng(1), *more) for more in ((), (5, 0.0)))
+    uniform, share = (replay.sample(32, np.random.default_rng(1), *more) for more in ((), (5, 0)))
     assert same_transitions(uniform, share)
 
 
