@@ -10,9 +10,10 @@ their policies in every step (epsilon 0.05), as after the first sixth of a run. 
 - `same`: this version with the options of 0.1.0's quickstart, as far as it has them: mean-field heads, random actions;
 - `quickstart`: this version's quickstart, which has a Gaussian process and learns the noise of returns besides.
 
-Rows hold medians over rounds: milliseconds of wall clock for a cycle of one update and the agent steps before it, those
-of all threads and of the main thread on the processor, and the ratio of the earlier version's to each of them in the
-same round. On a machine that does other work the wall clock depends on that work; the load is stored.
+The first row is measured beside no other process of this benchmark, the second one beside a process that keeps one core
+busy. Rows hold medians over rounds: milliseconds of wall clock for a cycle of one update and the agent steps before it,
+those of all threads and of the main thread on the processor, and the ratio of the earlier version's to each of them in
+the same round. On a machine that does other work the wall clock depends on that work; the load is stored.
 """
 
 from __future__ import annotations
@@ -90,9 +91,21 @@ def turn(process: subprocess.Popen[str]) -> dict[str, float]:
     return {clock: 1000 * found[clock] / found["frames"] for clock in CLOCKS}
 
 
+@contextmanager
+def busy_processes(number: int) -> Iterator[None]:
+    """Keep as many cores busy as `number` says, each by a process of its own, inside the context."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
 def cells(options: Options, rows: list[Row]) -> list[Cell]:
-    """Return the one cell of this benchmark: its arms take turns."""
-    return [{"benchmark": "versions"}]
+    """Return the numbers of busy processes beside which the arms take turns."""
+    return [{"benchmark": "versions", "busy": busy} for busy in (0, 1)]
 
 
 def measure(cell: Cell, options: Options) -> Row:
@@ -100,6 +113,7 @@ def measure(cell: Cell, options: Options) -> Row:
     chosen = arms(options.earlier.resolve())
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
     with ExitStack() as stack:
+        stack.enter_context(busy_processes(cell["busy"]))
         fits = {
             name: stack.enter_context(fit(checkout, words, options.warm_up, options.updates))
             for name, (checkout, words) in chosen.items()
@@ -121,12 +135,15 @@ def measure(cell: Cell, options: Options) -> Row:
 
 def table(rows: list[Row]) -> str:
     """Return a line for each arm, as Markdown."""
-    lines = ["| arm | frames/s | wall, ms | all threads | main thread | speed | by main thread |", "|---|" + "---|" * 6]
+    lines = [
+        "| busy cores | arm | frames/s | wall, ms | all threads | main thread | speed | by main thread |",
+        "|" + "---|" * 8,
+    ]
     for row in rows:
         for name in ("earlier", "same", "quickstart"):
             times = " | ".join(f"{row[f'{name}_{clock}_ms']:.1f}" for clock in CLOCKS)
             speeds = f"{row[f'{name}_wall_speed']:.2f} | {row[f'{name}_main_speed']:.2f}"
-            lines.append(f"| {name} | {row[f'{name}_frames_per_second']} | {times} | {speeds} |")
+            lines.append(f"| {row['busy']} | {name} | {row[f'{name}_frames_per_second']} | {times} | {speeds} |")
     return "\n".join(lines) + "\n"
 
 
