@@ -316,7 +316,7 @@ class VariationalActorCritic(LowOverheadModule):
         rank draws its share of the sample from its own replay.
         """
         sample = getattr(self._data, "sample_own_transitions", None)  # a plain loader of minibatches has no replay
-        own = batch.transition if sample is None else sample(STATES_OF_UNITS, newest=1.0)
+        own = batch.transition if sample is None else sample(STATES_OF_UNITS, newest_share=1.0)
         size = max(1, STATES_OF_MINIBATCH // num_ranks())
         chunks = [chunk.map(lambda x: x.to(self.device)) for chunk in own.split(size)]
         process.restart([self.twin.prepare(chunk.observation) for chunk in chunks])

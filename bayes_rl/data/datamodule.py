@@ -350,25 +350,25 @@ class ReplayDataModule(pl.LightningDataModule):
         envs.repeatable = repeatable
         return envs, self._replay(envs, envs.num_envs, self._replay_directory(visit))
 
-    def sample_transitions(self, count: int, newest: float) -> Transition:
+    def sample_transitions(self, count: int, newest_share: float) -> Transition:
         """Draw transitions of the current task, such as those of its Fisher information, as a function of the update.
 
         Each rank draws its share from its replay. All ranks get the transitions of all.
 
         Args:
             count: number of transitions; of several ranks as many of each, or a few more.
-            newest: share of the replay, its newest part, to draw from, in (0, 1]; at least `count` transitions.
+            newest_share: share of the replay, its newest part, to draw from, in (0, 1]; at least `count` transitions.
         """
-        own = self.sample_own_transitions(count, newest)
+        own = self.sample_own_transitions(count, newest_share)
         return own if num_ranks() == 1 else Transition.cat(gather_from_ranks(own.map(Tensor.cpu)))
 
-    def sample_own_transitions(self, count: int, newest: float) -> Transition:
+    def sample_own_transitions(self, count: int, newest_share: float) -> Transition:
         """Draw this rank's share of what `sample_transitions` returns. The ranks exchange nothing."""
         seed = seed_sequence(Domain.SAMPLED_TRANSITIONS, self.seed, self.stream.rank, self.stream.updates)
         rng = np.random.default_rng(seed)
         replay, share = self.stream.replay, -(-count // num_ranks())
-        newest_windows = None if newest == 1 else max(share, math.ceil(newest * replay.num_windows))
-        return replay.sample(share, rng, newest_windows)
+        newest = None if newest_share == 1 else max(share, math.ceil(newest_share * replay.num_windows))
+        return replay.sample(share, rng, newest)
 
     @property
     def slack(self) -> int:

@@ -146,7 +146,7 @@ class ReplayStream(IterableDataset[Batch]):
         self._screens: NDArray[Any] = np.zeros(0)  # newest screens, `[E, *screen_shape]` after the first reset
         self._started = False
         self._num_data: int | None = None  # as last counted over all ranks
-        self._early: tuple[int, Transition, int] | None = None  # the next update's minibatch, if it was made already
+        self._next_minibatch: tuple[int, Transition, int] | None = None  # if it was made already
         # A copy of the replay on a device is written by one thread only.
         step_bytes = count * math.prod(envs.screen_shape) * envs.screen_dtype.itemsize
         self._stores_beside = type(replay) is ReplayBuffer and step_bytes >= BYTES_BESIDE
@@ -203,8 +203,8 @@ class ReplayStream(IterableDataset[Batch]):
             while not self._update_is_due:
                 self.steps_after_prefill += 1
                 self.step_environments(learning=True)
-            task, transition, newest = self._early or self._minibatch()
-            self._early = None
+            task, transition, newest = self._next_minibatch or self._minibatch()
+            self._next_minibatch = None
             self.updates += 1
             learned = self.steps_after_prefill * self.total_envs * self.frame_skip
             yield Batch(transition, self._count_data(), self.frames, task, learned, newest)
@@ -263,18 +263,18 @@ class ReplayStream(IterableDataset[Batch]):
         if not self._started:
             self._reset(np.ones(self.envs.num_envs, bool))
             self._started = True
-        finish: Callable[[], None] = partial(self._finish, store_received, learning)
+        finish: Callable[[], None] = partial(self._store_and_draw, store_received, learning)
         if self._stores_beside and not explore.all():
             finish = SIDE_THREAD.begin(finish).result  # or by this thread after `_send`
         self._send(random_actions if explore.all() else self._act(random_actions, explore))
         self.vector_steps += 1
         finish()
 
-    def _finish(self, store_received: Callable[[], None], learning: bool) -> None:
+    def _store_and_draw(self, store_received: Callable[[], None], learning: bool) -> None:
         """Store the received step and, if an update is due, make its minibatch while the environments step on."""
         store_received()
         if learning and self._update_is_due:
-            self._early = self._minibatch()
+            self._next_minibatch = self._minibatch()
 
     def _send(self, actions: NDArray[np.int64]) -> None:
         """Send actions, and record the actions that the environments execute."""
