@@ -78,41 +78,6 @@ def greedy(q_values: Tensor) -> Tensor:
     return F.one_hot(q_values.argmax(-1), q_values.shape[-1]).to(q_values.dtype)
 
 
-def soft_values(q_values: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return the policy softmax(Q / temperature), and the Q-values with the entropy of this policy.
-
-    The mean of the second tensor under the first is temperature x logsumexp(Q / temperature), the soft value of the
-    state (Haarnoja et al. 2017, arXiv:1702.08165).
-
-    Args:
-        q_values: `[..., A]`, in return units.
-        temperature: > 0, in return units.
-
-    Returns:
-        The probabilities of the actions, and Q - temperature x log(probability), `[..., A]` each.
-    """
-    log_probs = (q_values / temperature).log_softmax(-1)
-    return log_probs.exp(), q_values - temperature * log_probs
-
-
-def munchausen_reward(q_values: Tensor, action: Tensor, temperature: float) -> Tensor:
-    """Return temperature x log pi(a), at least -1, where pi is softmax(Q / temperature).
-
-    A share of it, added to the reward, makes the values of worse actions fall further below the best one (Vieillard et
-    al. 2020, arXiv:2007.14430, who take pi from the target network).
-
-    Args:
-        q_values: `[..., A]`, in return units.
-        action: `[...]` int64, the actions taken.
-        temperature: > 0, in return units.
-
-    Returns:
-        `[...]` in [-1, 0], without gradient.
-    """
-    log_probs = (q_values.detach() / temperature).log_softmax(-1)
-    return (temperature * log_probs.gather(-1, action[..., None]).squeeze(-1)).clamp(-1, 0)
-
-
 def dpg_loss(action_logits: Tensor, q_values: Tensor) -> Tensor:
     """Return the loss of the deterministic policy gradient: minus the batch mean of <softmax(logits), Q>.
 

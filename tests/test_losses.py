@@ -157,37 +157,6 @@ def test_negative_elbo_of_the_whole_data_set_is_minus_elbo_over_n() -> None:
 
 
 # ------------------------------------------------------------------ actors
-@pytest.mark.parametrize("temperature", [0.02, 0.5, 2.0])
-def test_soft_values_have_the_mean_of_the_logarithm_of_the_sum_of_exponentials(temperature: float) -> None:
-    """And the entropy of torch.distributions."""
-    q = normal(B, A)
-    probs, values = losses.soft_values(q, temperature)
-    policy = Categorical(logits=q / temperature)
-    torch.testing.assert_close(probs, policy.probs)
-    torch.testing.assert_close((probs * values).sum(-1), temperature * (q / temperature).logsumexp(-1))
-    torch.testing.assert_close((probs * (values - q)).sum(-1), temperature * policy.entropy())
-
-
-@pytest.mark.parametrize("temperature", [0.02, 0.5, 2.0])
-def test_the_munchausen_reward_is_the_scaled_logarithm_of_the_policy_and_at_least_minus_one(temperature: float) -> None:
-    q, action = normal(B, A).requires_grad_(), torch.tensor([0, 1, 2, 3, 1, 0])
-    reward = losses.munchausen_reward(q, action, temperature)
-    exact = temperature * Categorical(logits=q.detach() / temperature).log_prob(action)
-    torch.testing.assert_close(reward, exact.clamp(min=-1))
-    assert not reward.requires_grad
-    assert (exact < -1).any()  # the limit acts in some row
-
-
-def test_the_munchausen_reward_widens_gaps_between_actions_by_one_over_one_minus_its_share() -> None:
-    """The fixed point of a bandit with known rewards: Q(a) = r(a) + share x temperature x log pi(a)."""
-    rewards, temperature, share = torch.tensor([[0.3, 0.25, 0.1]]).double(), 0.05, 0.6
-    q = torch.zeros(1, 3).double()
-    for _ in range(200):
-        bonus = torch.cat([losses.munchausen_reward(q, torch.tensor([a]), temperature) for a in range(3)])
-        q = rewards + share * bonus[None]
-    torch.testing.assert_close(q - q.max(), (rewards - rewards.max()) / (1 - share))
-
-
 def test_dpg_gradient_is_the_exact_all_action_policy_gradient() -> None:
     logits, q = normal(B, A).requires_grad_(), 5 * normal(B, A)
     (gradient,) = torch.autograd.grad(losses.dpg_loss(logits, q), logits)

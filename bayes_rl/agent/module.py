@@ -26,7 +26,7 @@ from bayes_rl.agent.clamped_targets import ClampedTargetMonitor
 from bayes_rl.agent.compilation import compile_update
 from bayes_rl.agent.low_overhead import LowOverheadModule, flushed_denormals
 from bayes_rl.agent.natural_gradient import IVON
-from bayes_rl.agent.objective import ObjectiveTerms, add_munchausen, objective_terms, td_targets, total_loss
+from bayes_rl.agent.objective import ObjectiveTerms, objective_terms, td_targets, total_loss
 from bayes_rl.agent.optimizer import (
     align_state,
     can_fuse,
@@ -549,11 +549,8 @@ class VariationalActorCritic(LowOverheadModule):
         samples = TaskSamples(transition.observation, transition.action, targets, generator, self.task)
         self.consolidator.end_task(self.twin, samples)
 
-    @torch.no_grad()
     def _mean_targets(self, transition: Transition) -> Tensor:
-        targets = td_targets(self.twin, self.target_twin, transition, "mean", self.task, self.objective)
-        output = self.twin(transition.observation, "mean", self.task)
-        return add_munchausen(targets, output, transition, self.objective).values
+        return td_targets(self.twin, self.target_twin, transition, "mean", self.task, self.objective).values
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the counters and the state of the random generators to a checkpoint."""

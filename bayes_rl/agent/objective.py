@@ -91,7 +91,7 @@ def objective_terms(
     beside = target_twin is not None and twin.uses_side_thread(transition.observation)
     find_targets = begin(partial(td_targets, twin, target_twin, transition, weight_mode, task, settings), beside)
     output: TwinOutput = twin(_with_draw_axis(transition.observation, weight_mode), weight_mode, task)
-    targets = add_munchausen(find_targets(), output, transition, settings)
+    targets = find_targets()
     nll = critic_nll(twin, output, transition, targets, pairs)
     kl = twin.kl_divergence(pairs, output, task)
     return ObjectiveTerms(nll, kl, actor_loss(output, pairs, settings), targets.values, _detached(output))
@@ -142,40 +142,15 @@ def td_targets(
         return x.flip(0) if target_twin is None else x.mean(0, keepdim=True)
 
     probs, q_values = for_pairs(output.action_logits.softmax(-1)), for_pairs(output.q_values)
-    next_values = q_values
     if settings.bootstrap == "greedy":
         probs = losses.greedy(q_values)
-    elif settings.bootstrap == "soft":
-        probs, next_values = losses.soft_values(q_values, settings.policy_temperature)
     reward, discount = (x.expand(q_values.shape[:-1]) for x in (transition.reward, transition.discount))
-    values = losses.td_target(reward, discount, probs, next_values).expand(2, *q_values.shape[1:-1])
+    values = losses.td_target(reward, discount, probs, q_values).expand(2, *q_values.shape[1:-1])
     variance = None
     if twin.likelihood.bootstraps_variance:
         std = for_pairs(twin.likelihood.std(output.raw))
         variance = losses.bootstrapped_variance(discount, probs, q_values, std).expand_as(values)
     return Targets(values, variance)
-
-
-def add_munchausen(
-    targets: Targets, output: TwinOutput, transition: Transition, settings: ObjectiveSettings
-) -> Targets:
-    """Add the Munchausen reward of the first action of each transition to the targets, if the settings ask for it.
-
-    The policy is that of the newest values, which are there already; those of the moving average would take a forward
-    pass of their own.
-
-    Args:
-        targets: targets of both pairs, without the reward.
-        output: outputs of the twin for the observations of `transition`.
-        transition: the minibatch.
-        settings: settings of the objective.
-    """
-    if not settings.munchausen:
-        return targets
-    q_values = output.q_values.mean(0)  # `[(D,) B, A]`
-    action = transition.action.expand(q_values.shape[:-1])
-    reward = losses.munchausen_reward(q_values, action, settings.policy_temperature)
-    return targets._replace(values=targets.values + settings.munchausen * reward)
 
 
 def learned_targets(output: TwinOutput, action: Tensor, targets: Tensor) -> Tensor:

@@ -20,10 +20,7 @@ class ObjectiveSettings:
     Args:
         kl_temperature: T, weight of KL / N, >= 0; 1 is the ELBO of the regression on the present TD targets, 0 plain
             maximum likelihood. With a fixed noise only T x noise_std^2 counts.
-        bootstrap: value of the next state: that of the `actor`'s policy, that of the `greedy` action, or the `soft`
-            value of softmax(Q / policy_temperature), which counts its entropy.
-        munchausen: share of the Munchausen reward, policy_temperature x log(policy), in the targets, in [0, 1); needs
-            `soft` (Vieillard et al. 2020, arXiv:2007.14430).
+        bootstrap: action whose value is the value of the next state: the `actor`'s policy, or the `greedy` action.
         target: networks that give the TD targets: the `other` pair (the original), or a moving average of both (`ema`).
         tau: weight of the newest parameters in the moving average, per update, in (0, 1].
         actor_loss: `dpg`, the exact policy gradient, or `cross_entropy` to softmax(Q / policy_temperature).
@@ -38,7 +35,6 @@ class ObjectiveSettings:
 
     kl_temperature: float = 1.0
     bootstrap: str = "actor"
-    munchausen: float = 0.0
     target: str = "ema"
     tau: float = 0.005
     actor_loss: str = "cross_entropy"
@@ -50,11 +46,7 @@ class ObjectiveSettings:
         check_choice("model.objective.target", self.target, ("other", "ema"))
         check_choice("model.objective.actor_loss", self.actor_loss, ("dpg", "cross_entropy"))
         check_choice("model.objective.update_pairs", self.update_pairs, ("both", "random"))
-        check_choice("model.objective.bootstrap", self.bootstrap, ("actor", "greedy", "soft"))
-        key, share = "model.objective.munchausen", self.munchausen
-        check(0 <= share < 1, key, share, "must be at least 0 and below 1")
-        message = "adds to soft values; add --model.objective.bootstrap soft"
-        check(not share or self.bootstrap == "soft", key, share, message)
+        check_choice("model.objective.bootstrap", self.bootstrap, ("actor", "greedy"))
         check(
             self.policy_temperature > 0,
             "model.objective.policy_temperature",

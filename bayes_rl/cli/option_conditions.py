@@ -176,8 +176,8 @@ def conditions() -> list[Condition]:
         ),
         Condition(
             ("model.objective.policy_temperature",),
-            lambda o: o.model.objective.actor_loss == "cross_entropy" or o.model.objective.bootstrap == "soft",
-            "with --model.objective.actor_loss cross_entropy, or --model.objective.bootstrap soft",
+            lambda o: o.model.objective.actor_loss == "cross_entropy",
+            "with --model.objective.actor_loss cross_entropy",
         ),
         Condition(
             in_group("model.posterior", *of_every_weight),

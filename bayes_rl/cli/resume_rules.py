@@ -31,7 +31,7 @@ NETWORKS = {"tasks", "spaces_of", "curriculum.task_conditioning"}
 LEARNING = {
     *("exploration", "posterior.num_draws", "consolidation.optimizer_at_switch", "consolidation.critic_at_switch"),
     *("objective.kl_temperature", "objective.bootstrap", "objective.tau", "objective.actor_loss"),
-    *("objective.policy_temperature", "objective.entropy_weight", "objective.update_pairs", "objective.munchausen"),
+    *("objective.policy_temperature", "objective.entropy_weight", "objective.update_pairs"),
 }
 """Model options that no saved state depends on; a resumed run may change them with `--allow_overrides`."""
 

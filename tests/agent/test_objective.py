@@ -9,10 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import Categorical, MultivariateNormal, Normal
+from torch.distributions import MultivariateNormal, Normal
 from torch.distributions import kl_divergence as distribution_kl
 
-from bayes_rl import losses
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.agent.objective import Targets, critic_nll, objective_terms, td_targets, total_loss
 from bayes_rl.bayes.draws import Draws, WeightMode
@@ -208,7 +207,7 @@ def test_the_loss_is_the_sum_of_its_named_parts(actor_loss: str) -> None:
     else:
         goal = (mean_q / module.objective.policy_temperature).softmax(-1)
         actor = -sum(goal @ LOGITS[i].log_softmax(-1) for i in range(2))
-    entropy = sum(Categorical(logits=LOGITS[i]).entropy() for i in range(2))
+    entropy = sum(torch.distributions.Categorical(logits=LOGITS[i]).entropy() for i in range(2))
     expected = nll + kl_divergence(module.twin).detach() / batch.num_data + actor - 0.3 * entropy
     # The slope of the nll in Q is at most |Q - r| / noise^2 < 40; noise of 1e-4 in each of 12 draws.
     torch.testing.assert_close(step(module, batch), expected, rtol=1e-5, atol=6 * 40 * FLOOR_STD)
@@ -344,19 +343,11 @@ def brute_force_loss(module: VariationalActorCritic, batch: Batch, seed: int) ->
                 mu, value = (
                     (probs[1 - pair], q[1 - pair]) if objective.target == "other" else (probs.mean(0), q.mean(0))
                 )
-                temperature = objective.policy_temperature
-                values_of = {
-                    "actor": (mu * value).sum(-1),
-                    "greedy": value.max(-1).values,
-                    "soft": temperature * (value / temperature).logsumexp(-1),
-                }
-                bootstraps.append(values_of[objective.bootstrap])
+                bootstraps.append(value.max(-1).values if objective.bootstrap == "greedy" else (mu * value).sum(-1))
         logits, raw, prior = answer(twin, t.observation, index, [[n[d] for n in kind] for kind in noise])
         values = (twin.likelihood.value(raw) + prior).mean(0).detach()
         for pair in pairs:
-            log_pi = Categorical(logits=values / objective.policy_temperature).log_prob(t.action)
-            extra = objective.munchausen * (objective.policy_temperature * log_pi).clamp(min=-1)
-            goal = t.reward + extra + t.discount * bootstraps[pair] - prior[rows, t.action]
+            goal = t.reward + t.discount * bootstraps[pair] - prior[rows, t.action]
             total = total + twin.likelihood.nll(raw[pair][rows, t.action], goal).mean() / d_count
             log_mu = logits[pair].log_softmax(-1)
             if objective.actor_loss == "dpg":
@@ -373,12 +364,6 @@ OBJECTIVES: list[dict[str, Any]] = [
     {},
     {"objective": {"target": "other", "actor_loss": "dpg", "entropy_weight": 0.2}, "network": {"shared_trunk": False}},
     {"objective": {"bootstrap": "greedy"}},
-    {"objective": {"bootstrap": "soft", "munchausen": 0.9}},
-    {"objective": {"bootstrap": "soft", "target": "other"}, "network": {"shared_trunk": False}},
-    merged(
-        LOW_RANK,
-        {"network": {"prior_function_scale": 1.0}, "objective": {"bootstrap": "soft", "munchausen": 0.5}},
-    ),
     {
         "objective": {"bootstrap": "greedy", "target": "other", "kl_temperature": 0.3},
         "likelihood": {"family": "learned_gaussian"},
@@ -444,18 +429,6 @@ def test_loss_and_gradients_equal_a_loop_over_draws_and_pairs(settings: dict[str
         torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-5)
         for name, gradient in gradients(module.twin).items():
             torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
-
-
-def test_targets_for_consolidation_are_those_of_an_update_by_mean_weights() -> None:
-    """Among them the Munchausen reward, which both pairs get alike."""
-    objective = {"bootstrap": "soft", "munchausen": 0.7, "policy_temperature": 0.5}
-    module = make_module(objective=objective, network={"bayesian": "none"})
-    t = make_batch().transition
-    terms = objective_terms(module.twin, module.target_twin, t, "mean", (0, 1), 0, module.objective)
-    assert torch.equal(module._mean_targets(t), terms.targets)
-    reward = losses.munchausen_reward(module.twin(t.observation).q_values.mean(0), t.action, 0.5)
-    torch.testing.assert_close(terms.targets - targets_of(module, t, "mean").values, 0.7 * reward.expand(2, 6))
-    assert reward.abs().min() > 0.01
 
 
 @WITH_DRAWS

@@ -197,7 +197,6 @@ RANGES: dict[str, list[Any]] = {
     "model.objective.tau": [0, -1, 1.5, NAN, INF, 1e30],
     "model.objective.policy_temperature": [0, -1, NAN, INF],
     "model.objective.entropy_weight": [-1, NAN, INF],
-    "model.objective.munchausen": [-0.1, 1, 0.5, NAN, INF],
     "model.consolidation.ewc_lambda": [-1, NAN, INF, 3],
     "model.consolidation.online_decay": [-0.1, 1.5, NAN, INF],
     "model.optimizer.actor_lr": [0, -1, NAN, INF],

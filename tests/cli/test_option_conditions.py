@@ -75,7 +75,7 @@ IDLE: dict[str, tuple[list[str], str]] = {
     ),
     "model.objective.policy_temperature=0.5": (
         ["--model.objective.actor_loss=dpg"],
-        "--model.objective.actor_loss cross_entropy, or --model.objective.bootstrap soft",
+        "--model.objective.actor_loss cross_entropy",
     ),
     "model.likelihood.noise_std=0.5": (
         HISTOGRAM,

@@ -28,7 +28,6 @@ OPTIMIZER = ("family", "precision_rate", "schedule", "warmup_frames", "hold_fram
 NEW_IN_MODEL = {
     *(f"optimizer.{name}" for name in OPTIMIZER),
     *(
-        "objective.munchausen",
         "network.random_features",
         "network.length_scale",
         "network.width",
