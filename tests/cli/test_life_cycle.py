@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from bayes_rl.agent.module import VariationalActorCritic
 from bayes_rl.cli import app as cli
@@ -295,6 +296,19 @@ def test_every_configuration_runs(config: Path, monkeypatch: pytest.MonkeyPatch)
 def test_every_line_of_a_configuration_says_why(config: Path) -> None:
     for line in config.read_text().splitlines():
         assert re.fullmatch(r"#.*|(?:  )?\w+:|seed_everything: \d+|(?:  ){1,2}\w+: \S.* # .+", line), line
+
+
+def test_the_quickstart_is_the_configuration_of_all_atari_games_with_a_smaller_budget() -> None:
+    """A line of `quickstart` stands in `atari`, too, unless it says how long to train."""
+    quickstart, atari = (ROOT / f"configs/{name}.yaml" for name in ("quickstart", "atari"))
+    pairs = list(zip(quickstart.read_text().splitlines(), atari.read_text().splitlines(), strict=True))
+    others = {line.split(":")[0].strip() for line, other in pairs[1:] if line != other}
+    assert others == {"max_epochs", "frames_per_epoch", "hold_frames", "decay_frames"}
+    for path in (quickstart, atari):
+        config = yaml.safe_load(path.read_text())
+        steps = config["model"]["optimizer"]
+        frames = config["trainer"]["max_epochs"] * config["data"]["frames_per_epoch"]
+        assert steps["hold_frames"] + steps["decay_frames"] == frames
 
 
 def test_every_option_has_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
