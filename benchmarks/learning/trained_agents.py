@@ -4,7 +4,7 @@
     python -m benchmarks trained_agents --agents minatar --test_games 20
     python -m benchmarks trained_agents --most 0           # the table from the files alone
 
-Each agent is the best checkpoint of `bayes-rl fit --config NAME`, seed 1 (`quickstart`: seed 101), exported by
+Each agent is the best checkpoint of `bayes-rl fit --config NAME`, seed 1 (`quickstart`: seed 4), exported by
 
     bayes-rl export runs/NAME/version_0/checkpoints/best.ckpt bayes_rl/trained_agents/NAME.safetensors
 

@@ -101,9 +101,9 @@ print("actions of the best checkpoint:", best.act(states).tolist())
 #
 # ![Score of whole greedy games of Breakout against environment frames](../results/quickstart_curve.png)
 #
-# The picture is the run of seed 1 at commit `eb29451`. The best checkpoint has a mean score of 27.80 (14 to 41; random
-# 1.7, human 30.5) over 20 whole greedy games with sticky actions. The run took 12 minutes on two cores of an AMD EPYC,
-# without the installation. Version 0.1.0 scored 19.85 (seed 1, commit `334aa1b`).
+# The picture is the run of seed 1 at commit `eda3066`. The best checkpoint has a mean score of 31.25 (14 to 47; random
+# 1.7, human 30.5) over 20 whole greedy games with sticky actions; over seeds 1 to 5 the mean is 32.64
+# ([scores](../results/scores.md)). Version 0.1.0 scored 19.85 (seed 1, commit `334aa1b`).
 #
 # Without make:
 #
