@@ -75,7 +75,7 @@ class StillData(ReplayDataModule):
             frames=0, epsilon=0.1, draw_share=0.0, recent_returns=[0.0], finished_episodes=0, agent_steps=0, updates=0
         )
 
-    def sample_own_transitions(self, count: int, newest: float) -> Transition:
+    def sample_own_transitions(self, count: int, newest_share: float) -> Transition:
         """Return the first transitions of the minibatch."""
         return self.batch.transition.map(lambda x: x[:count])
 

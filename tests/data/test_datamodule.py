@@ -236,9 +236,9 @@ def test_the_agent_takes_the_newest_quarter_unless_told_otherwise() -> None:
         asked: list[float] = []
 
         class Data(SampleData):
-            def sample_transitions(self, count: int, newest: float) -> Transition:
-                asked.append(newest)  # noqa: B023
-                return super().sample_transitions(count, newest)
+            def sample_transitions(self, count: int, newest_share: float) -> Transition:
+                asked.append(newest_share)  # noqa: B023
+                return super().sample_transitions(count, newest_share)
 
         fit(module, [make_batch()], data=Data)
         assert asked == [share]

@@ -76,15 +76,15 @@ class SampleData(pl.LightningDataModule):
     def val_dataloader(self) -> Stream:
         return Stream([])
 
-    def sample_transitions(self, count: int, newest: float) -> Transition:
+    def sample_transitions(self, count: int, newest_share: float) -> Transition:
         with torch.random.fork_rng():
             torch.manual_seed(3)
             return make_batch(count).transition
 
-    def sample_own_transitions(self, count: int, newest: float) -> Transition:
+    def sample_own_transitions(self, count: int, newest_share: float) -> Transition:
         """Return this rank's part of the samples."""
         part = slice(own_rank() * count // num_ranks(), (own_rank() + 1) * count // num_ranks())
-        return self.sample_transitions(count, newest).map(lambda x: x[part])
+        return self.sample_transitions(count, newest_share).map(lambda x: x[part])
 
 
 class EachUpdate(pl.Callback):
