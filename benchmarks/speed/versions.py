@@ -3,12 +3,12 @@
     git worktree add --detach ../earlier 852c601
     python -m benchmarks versions ../earlier [--rounds 20] [--updates 25] [--warm-up 60]
 
-Each version is a fit in a process of its own that learns for a few updates and waits while the others do. All act by
-their policies in every step (epsilon 0.05), as after the first sixth of a run. The arms:
+Each version is a fit in a process of its own that learns for a few updates and waits while the others do. All start
+with epsilon 0.05, so that 95 % of the actions come from the policy. The arms:
 
 - `earlier`: the quickstart of the other checkout, with that checkout's code;
-- `same`: this version with the options of 0.1.0's quickstart, as far as it has them: mean-field heads, random actions;
-- `quickstart`: this version's quickstart, which has a Gaussian process and learns the noise of returns besides.
+- `same`: this version with the options of 0.1.0's quickstart: all channels, mean-field heads, random actions;
+- `quickstart`: this version's quickstart, with half the channels, a Gaussian process and learned noise of returns.
 
 The first row is measured beside no other process of this benchmark, the second one beside a process that keeps one core
 busy. Rows hold medians over rounds: milliseconds of wall clock for a cycle of one update and the agent steps before it,
@@ -34,12 +34,14 @@ from benchmarks.runner import ROOT, Benchmark, Cell, Options, Row
 SCRIPT = Path(__file__).with_name("fit_in_turns.py")
 CLOCKS = ("wall", "cpu", "main")
 SAME = {
+    "model.network.width": "1",
     "model.network.bayesian": "heads",
     "model.network.prior_function_scale": "0",
     "model.exploration": "epsilon",
     "model.likelihood.family": "gaussian",
+    "model.optimizer.schedule": "constant",
 }
-"""Options of 0.1.0's quickstart that this version's quickstart has not."""
+"""Options of 0.1.0's quickstart that take other time than those of this version's quickstart."""
 
 
 def arms(earlier: Path) -> dict[str, tuple[Path, list[str]]]:
