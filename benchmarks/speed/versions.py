@@ -3,7 +3,7 @@
     git worktree add --detach ../earlier 852c601
     python -m benchmarks versions ../earlier [--rounds 20] [--updates 25] [--warm-up 60]
 
-Each version is a fit in a process of its own that learns for a few updates and waits while the others do. All start
+Each arm is a fit in a process of its own that learns for a few updates and waits while the others do. All start
 with epsilon 0.05, so that 95 % of the actions come from the policy. The arms:
 
 - `earlier`: the quickstart of the other checkout, with that checkout's code;
@@ -11,9 +11,10 @@ with epsilon 0.05, so that 95 % of the actions come from the policy. The arms:
 - `quickstart`: this version's quickstart, with half the channels, a Gaussian process and learned noise of returns.
 
 The first row is measured beside no other process of this benchmark, the second one beside a process that keeps one core
-busy. Rows hold medians over rounds: milliseconds of wall clock for a cycle of one update and the agent steps before it,
-those of all threads and of the main thread on the processor, and the ratio of the earlier version's to each of them in
-the same round. On a machine that does other work the wall clock depends on that work; the load is stored.
+busy. A row holds the milliseconds of a cycle, which is one update and the agent steps before it: by the wall clock, by
+the processor time of all threads, and by that of the main thread. A speed is the time of `earlier` divided by the time
+of the arm in the same round, so that above 1 is faster. All numbers are medians over rounds. On a machine that does other
+work the wall clock depends on that work; the load is stored.
 """
 
 from __future__ import annotations
