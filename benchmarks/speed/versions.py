@@ -13,8 +13,8 @@ with epsilon 0.05, so that 95 % of the actions come from the policy. The arms:
 The first row is measured beside no other process of this benchmark, the second one beside a process that keeps one core
 busy. A row holds the milliseconds of a cycle, which is one update and the agent steps before it: by the wall clock, by
 the processor time of all threads, and by that of the main thread. A speed is the time of `earlier` divided by the time
-of the arm in the same round, so that above 1 is faster. All numbers are medians over rounds. On a machine that does other
-work the wall clock depends on that work; the load is stored.
+of the arm in the same round, so that above 1 is faster. All numbers are medians over rounds. On a machine that does
+other work the wall clock depends on that work; the load is stored.
 """
 
 from __future__ import annotations
